@@ -1,0 +1,123 @@
+"""Records and the Arrow schemas of every table that leaves the pipeline.
+
+A *record* is one clip as its catalog describes it.  The plan adds what training will read (prompts)
+and where it goes (shard, position); the manifest adds what encoding found (frames, byte span,
+provenance).  All times are seconds, all byte spans are of the shard's tar file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+SPLITS = ("train", "valid", "test")
+
+RECORD = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("dataset", pa.string()),
+        ("native_id", pa.string()),
+        ("group_id", pa.string()),
+        ("split", pa.string()),
+        ("audio_uri", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("tags", pa.list_(pa.string())),
+        ("captions", pa.list_(pa.string())),
+        ("title", pa.string()),
+        ("artist", pa.string()),
+        ("genre", pa.string()),
+        ("bpm", pa.float64()),
+        ("license", pa.string()),
+        ("license_url", pa.string()),
+        ("attribution", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+
+PLAN = pa.schema(
+    [
+        *RECORD,
+        pa.field("prompts", pa.list_(pa.string())),
+        pa.field("shard", pa.int32()),
+        pa.field("position", pa.int32()),
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("dataset", pa.string()),
+        ("native_id", pa.string()),
+        ("source", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+MANIFEST = pa.schema(
+    [
+        *RECORD,
+        pa.field("prompts", pa.list_(pa.string())),
+        pa.field("prompt_tokens", pa.list_(pa.int32())),
+        pa.field("shard", pa.int32()),
+        pa.field("position", pa.int32()),
+        pa.field("shard_key", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("frames", pa.int32()),
+        pa.field("duration_s", pa.float64()),
+        pa.field("codec_id", pa.string()),
+        pa.field("text_encoder_id", pa.string()),
+        pa.field("source_sample_rate", pa.int32()),
+        pa.field("source_sha256", pa.string()),
+    ]
+)
+
+
+@dataclass(slots=True)
+class Record:
+    """One clip, as its catalog describes it; the fields of `RECORD`.
+
+    `start_s`/`end_s` are the part of `audio_uri` to cut, None for the file's own start or end.
+    `group_id` says what must not straddle splits (`youtube:ID`, `freesound:ID`, `artist:NAME`),
+    in one namespace for all datasets.  `source` is `FILE:LINE` of the catalog row.
+    """
+
+    dataset: str
+    native_id: str
+    group_id: str
+    split: str
+    audio_uri: str
+    source: str
+    start_s: float | None = None
+    end_s: float | None = None
+    tags: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    title: str | None = None
+    artist: str | None = None
+    genre: str | None = None
+    bpm: float | None = None
+    license: str | None = None
+    license_url: str | None = None
+    attribution: str | None = None
+    sample_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.sample_id:
+            self.sample_id = sample_id(self.dataset, self.native_id, self.start_s, self.end_s)
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sample_id(dataset: str, native_id: str, start_s: float | None, end_s: float | None) -> str:
+    """32 hex digits (blake2b-128) that name a sample everywhere: no dots, safe as a tar key."""
+    span = [None if seconds is None else round(seconds * 1000) for seconds in (start_s, end_s)]
+    key = json.dumps([dataset, native_id, *span], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,170 @@
+"""Reading what the pipeline wrote: the manifest, and one sample by one range read.
+
+A data folder, as a reader sees it:
+
+    manifest.parquet            a row per sample: record, prompts, shard, byte span, frames
+    summary.json                what is in it, and which codec and text encoder made it
+    shards/000123-<sha12>.tar   ID.codes.npy  int16 [K, T]
+                                ID.json       record, prompts with token counts, provenance
+                                ID.text.npy   float16 [sum L_i, D]
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import AttuneError
+from common.storage import Store, open_store
+
+MEMBERS = ("codes.npy", "json", "text.npy")
+"""The members of one sample, in the order in which they lie in the tar."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip as the model sees it.
+
+    codes: int16 [K, T], K codebooks at the codec's frame rate.
+    text: one float16 [L_i, D] array of encoder states per prompt.
+    record: the content of `ID.json`.
+    """
+
+    sample_id: str
+    codes: npt.NDArray[np.int16]
+    text: list[npt.NDArray[np.float16]]
+    record: dict[str, Any]
+
+
+class ShardDataset:
+    """Random access to a finished set of shards; made by `ShardDataset.open`."""
+
+    def __init__(self, store: Store, manifest: pa.Table, summary: dict[str, Any]) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.summary = summary
+        self._sample_ids = manifest["sample_id"].to_pylist()
+        self._shard_keys = manifest["shard_key"].combine_chunks().dictionary_encode()
+        self._offsets = manifest["offset"].to_numpy()
+        self._lengths = manifest["length"].to_numpy()
+
+    @classmethod
+    def open(cls, data_dir: str | Path) -> ShardDataset:
+        """Read `manifest.parquet` (rows in the order of shard, then position) and `summary.json`.
+
+        Raises:
+            AttuneError: the pipeline has not finished there.
+        """
+        store = open_store_to_read(data_dir)
+        summary = read_summary(store)
+        try:
+            manifest = pq.read_table(pa.BufferReader(store.read("manifest.parquet")))
+        except FileNotFoundError:
+            raise AttuneError(_not_finished(store, "manifest.parquet")) from None
+        except pa.ArrowInvalid as error:
+            raise AttuneError(f"{store.uri}/manifest.parquet: not readable: {error}") from error
+        return cls(store, manifest, summary)
+
+    def __len__(self) -> int:
+        return len(self._sample_ids)
+
+    def read(self, i: int) -> Sample:
+        """Sample of manifest row `i`, by one range read.
+
+        Raises:
+            AttuneError: the bytes there are not that sample's; names sample and shard.
+        """
+        sample_id = self._sample_ids[i]
+        shard_key = str(self._shard_keys[i].as_py())
+        try:
+            data = self.store.read_range(shard_key, int(self._offsets[i]), int(self._lengths[i]))
+        except FileNotFoundError:
+            raise AttuneError(
+                f"{self.store.uri}/{shard_key}: shard is gone; sample {sample_id} lies in it"
+            ) from None
+        try:
+            return parse_sample(sample_id, data)
+        except ValueError as error:
+            raise AttuneError(
+                f"{self.store.uri}/{shard_key}: sample {sample_id} is corrupt: {error}; "
+                "see `python -m pipeline shards verify`"
+            ) from error
+
+    def read_many(self, indices: Iterable[int]) -> list[Sample]:
+        return [self.read(i) for i in indices]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(i) for i in range(len(self)))
+
+
+def open_store_to_read(data_dir: str | Path) -> Store:
+    """`open_store`, without making a folder that is not there.
+
+    Raises:
+        AttuneError: there is no such folder.
+    """
+    if "://" not in str(data_dir) and not Path(data_dir).expanduser().is_dir():
+        raise AttuneError(f"{data_dir}: no such data folder; run `python -m pipeline run` first")
+    return open_store(data_dir)
+
+
+def read_summary(store: Store) -> dict[str, Any]:
+    """`summary.json` of a finished run.
+
+    Raises:
+        AttuneError: there is none.
+    """
+    try:
+        summary: dict[str, Any] = json.loads(store.read("summary.json"))
+    except FileNotFoundError:
+        raise AttuneError(_not_finished(store, "summary.json")) from None
+    return summary
+
+
+def parse_sample(sample_id: str, data: bytes) -> Sample:
+    """The sample in `data`, the bytes of its three tar members.
+
+    Raises:
+        ValueError: saying what is wrong with them.
+    """
+    members: dict[str, bytes] = {}
+    try:
+        # The span ends at the last member's padding, without the end-of-archive blocks.
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for info in tar:
+                file = tar.extractfile(info)
+                members[info.name] = file.read() if file else b""
+    except tarfile.TarError as error:
+        raise ValueError(f"not a tar: {error}") from error
+    expected = [f"{sample_id}.{extension}" for extension in MEMBERS]
+    if list(members) != expected:
+        raise ValueError(f"expected members {expected}, found {list(members)}")
+    try:
+        codes = np.load(io.BytesIO(members[expected[0]]), allow_pickle=False)
+        record = json.loads(members[expected[1]])
+        states = np.load(io.BytesIO(members[expected[2]]), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"unreadable member: {error}") from error
+    if codes.dtype != np.int16 or codes.ndim != 2:
+        raise ValueError(f"codes: expected int16 [K, T], found {codes.dtype} {codes.shape}")
+    if states.dtype != np.float16 or states.ndim != 2:
+        raise ValueError(f"text: expected float16 [L, D], found {states.dtype} {states.shape}")
+    tokens = record.get("prompt_tokens") if isinstance(record, dict) else None
+    if not isinstance(tokens, list) or sum(tokens) != len(states):
+        raise ValueError(f"text: {len(states)} states for prompts of {tokens} tokens")
+    text = np.split(states, np.cumsum(tokens)[:-1]) if tokens else []
+    return Sample(sample_id, codes, text, record)
+
+
+def _not_finished(store: Store, name: str) -> str:
+    return f"{store.uri}: no {name} there; run `python -m pipeline run` to the end first"

@@ -1,0 +1,194 @@
+"""Object stores behind one small surface: a plain folder and `s3://bucket/prefix` behave the same.
+
+Keys are relative, `/`-separated and ASCII.  Two properties carry the commit protocol: `write`
+replaces an object atomically (a reader sees the old bytes or the new ones, never a part), and
+`create` is conditional (of several writers of one key exactly one wins).  obstore gives both, on
+local disks (temporary file + rename or hard link) and on S3 (`If-None-Match: *`), and retries
+transient faults by itself.  S3 endpoint, region and credentials come from the usual `AWS_*`
+environment variables.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PreconditionError,
+)
+from obstore.store import LocalStore, S3Store
+
+from common.errors import AttuneError
+
+
+class StorageError(AttuneError):
+    """The store refused or could not be reached, after its own retries."""
+
+
+class Store:
+    """One folder of objects; made by `open_store`."""
+
+    def __init__(self, uri: str, backend: Any) -> None:
+        self.uri = uri
+        self._backend = backend
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StorageError: any other failure.
+        """
+        with self._errors(key):
+            return bytes(obstore.get(self._backend, key).bytes())
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from byte `start`; raises as `read`, also when the object is shorter."""
+        if length == 0:
+            return b""
+        with self._errors(key):
+            data = bytes(obstore.get_range(self._backend, key, start=start, length=length))
+        if len(data) != length:
+            raise StorageError(
+                f"{self.uri}/{key}: asked for {length} bytes at {start}, found {len(data)}"
+            )
+        return data
+
+    def open(self, key: str) -> BinaryIO:
+        """A seekable binary file over the object, reading only the ranges that are asked for."""
+        with self._errors(key):
+            size = int(obstore.head(self._backend, key)["size"])
+        return io.BufferedReader(_RangeFile(self, key, size), buffer_size=1 << 18)
+
+    def write(self, key: str, data: bytes | Path) -> None:
+        """Create or atomically replace an object from bytes or a local file."""
+        self._put(key, data, "overwrite")
+
+    def create(self, key: str, data: bytes | Path) -> bool:
+        """Create an object only if there is none: False if there was one already.
+
+        After a lost response a retry can find its own object: a caller that gets False and must
+        know whose object it is reads it.
+        """
+        try:
+            self._put(key, data, "create")
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        """`(key, size in bytes)` of every object below folder `prefix`, sorted by key."""
+        with self._errors(prefix):
+            return sorted(
+                (str(meta["path"]), int(meta["size"]))
+                for batch in obstore.list(self._backend, prefix=prefix.rstrip("/") or None)
+                for meta in batch
+            )
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._errors(key):
+                obstore.head(self._backend, key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error if there is none."""
+        try:
+            with self._errors(key):
+                obstore.delete(self._backend, key)
+        except FileNotFoundError:
+            pass
+
+    def _put(self, key: str, data: bytes | Path, mode: Literal["create", "overwrite"]) -> None:
+        if not key.isascii() or key.startswith("/") or ".." in key.split("/"):
+            raise ValueError(f"bad object key {key!r}")
+        try:
+            obstore.put(self._backend, key, data, mode=mode)
+        except (AlreadyExistsError, PreconditionError):
+            raise
+        except BaseError as error:
+            raise StorageError(f"{self.uri}/{key}: {_first_line(error)}") from error
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (NotFoundError, FileNotFoundError):
+            raise FileNotFoundError(f"{self.uri}/{key}") from None
+        except BaseError as error:
+            raise StorageError(f"{self.uri}/{key}: {_first_line(error)}") from error
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+
+class _RangeFile(io.RawIOBase):
+    """An object as a file: each read is one range request."""
+
+    def __init__(self, store: Store, key: str, size: int) -> None:
+        self._store, self._key, self._size, self._position = store, key, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._position))
+        buffer[:length] = self._store.read_range(self._key, self._position, length)
+        self._position += length
+        return length
+
+
+def open_store(uri: str | Path) -> Store:
+    """Open a folder (made if it is missing) or `s3://bucket/prefix`.
+
+    Raises:
+        AttuneError: the scheme is not supported, or the path is a file.
+    """
+    text = str(uri).rstrip("/") or "/"
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme == "s3":
+        bucket, _, prefix = rest.partition("/")
+        if not bucket:
+            raise AttuneError(f"{text}: expected s3://bucket/prefix")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT", "")
+        backend = S3Store(
+            bucket,
+            prefix=prefix or None,
+            client_options={"allow_http": True} if endpoint.startswith("http://") else None,
+            retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=120)},
+        )
+        return Store(text, backend)
+    if separator and scheme != "file":
+        raise AttuneError(f"{text}: expected a folder or s3://bucket/prefix, found {scheme}://")
+    folder = Path(rest if separator else text).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise AttuneError(f"{folder}: expected a folder, found a file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AttuneError(f"{folder}: cannot make the folder: {error.strerror}") from error
+    return Store(str(folder), LocalStore(folder))
+
+
+def _first_line(error: Exception) -> str:
+    """The part of an obstore message that a person can use (it appends a debug dump)."""
+    return str(error).split("\n\nDebug source")[0].replace("\n", " ").strip()[:400]
