@@ -1,0 +1,213 @@
+"""EnCodec at run time: a Hugging Face `EncodecModel` folder in, codes and waveforms out.
+
+`codec_id` is the hash of the folder's two files; shards and checkpoints carry it, and nothing made
+with one codec is ever mixed with another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.errors import AttuneError
+
+BUILTIN = Path(__file__).parent / "assets" / "codecs"
+"""Codecs that ship with the package, named `builtin:FOLDER`."""
+
+WINDOW_S = 30.0
+"""Longer clips are encoded in windows that keep this many seconds of codes each."""
+LEFT_CONTEXT_S = 4.0
+"""Encoded before each window and discarded: lets the left-to-right LSTM settle."""
+RIGHT_CONTEXT_FRAMES = 50
+"""Encoded after each window and discarded: covers the convolutions' look-ahead."""
+
+
+def resolve_codec(path: str) -> Path:
+    """The folder that a codec reference names.
+
+    Raises:
+        AttuneError: no such folder, or it is not an `EncodecModel` folder.
+    """
+    if path.startswith("builtin:"):
+        folder = BUILTIN / path.removeprefix("builtin:")
+        if not folder.is_dir():
+            known = ", ".join(sorted(p.name for p in BUILTIN.glob("*") if p.is_dir())) or "none"
+            raise AttuneError(f"codec {path!r}: no such built-in codec (there is: {known})")
+    else:
+        folder = Path(path)
+        if not folder.is_dir():
+            folder = _from_hub(path)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise AttuneError(
+                f"codec {path!r}: {folder} has no {name}; expected a Hugging Face EncodecModel "
+                "folder as `python -m training codec` writes it"
+            )
+    return folder
+
+
+def codec_identity(path: str) -> str:
+    """Hash of the codec's two files, 16 hex digits; cheap, loads nothing into a model."""
+    folder = resolve_codec(path)
+    digest = hashlib.blake2b(digest_size=8)
+    for name in ("config.json", "model.safetensors"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def load_codec(path: str, device: str | torch.device = "cpu") -> Codec:
+    """Load a codec for inference.
+
+    Args:
+        path: `builtin:NAME`, a folder, or a hub id.
+        device: where it runs.
+
+    Raises:
+        AttuneError: missing or unsupported codec, with the reason.
+    """
+    from transformers import EncodecConfig, EncodecModel
+
+    folder = resolve_codec(path)
+    try:
+        settings = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise AttuneError(f"codec {path!r}: {folder / 'config.json'} is not JSON") from error
+    if settings.get("model_type") != "encodec":
+        raise AttuneError(
+            f"codec {path!r}: model_type is {settings.get('model_type')!r}, expected 'encodec'"
+        )
+    config = EncodecConfig.from_dict(settings)
+    if config.normalize or config.chunk_length_s or config.audio_channels != 1:
+        raise AttuneError(
+            f"codec {path!r}: only mono codecs without input normalization or chunking are "
+            "supported (the paper's 16 and 32 kHz ones)"
+        )
+    try:
+        model = EncodecModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AttuneError(f"codec {path!r}: cannot load weights: {reason}") from error
+    fold_weight_norm(model)
+    model.requires_grad_(False)
+    return Codec(model.eval().to(device), codec_identity(path), torch.device(device))
+
+
+@dataclass
+class Codec:
+    """A frozen codec on one device."""
+
+    model: torch.nn.Module
+    codec_id: str
+    device: torch.device
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return int(self.model.config.sampling_rate)
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.model.config.upsampling_ratios)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop
+
+    @property
+    def n_codebooks(self) -> int:
+        """K, the number of residual streams."""
+        return int(self.model.quantizer.num_quantizers)
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes per stream."""
+        return int(self.model.config.codebook_size)
+
+    @torch.inference_mode()
+    def encode(self, wav: Tensor) -> Tensor:
+        """Waveforms to codes.
+
+        Args:
+            wav: float32 [B, S] at `sample_rate`.
+
+        Returns:
+            int64 [B, K, T], T = ceil(S / hop).
+        """
+        latents = self.model.encoder(wav.to(self.device)[:, None])
+        return self.model.quantizer.encode(latents).transpose(0, 1)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes to waveforms.
+
+        Args:
+            codes: int64 [B, K, T], every value below `codebook_size`.
+
+        Returns:
+            float32 [B, T * hop].
+        """
+        latents = self.model.quantizer.decode(codes.to(self.device).transpose(0, 1))
+        return self.model.decoder(latents)[:, 0]
+
+    def encode_track(self, wav: NDArray[np.float32]) -> NDArray[np.int16]:
+        """One clip of any length to codes, by itself: its codes depend on nothing else.
+
+        Past `WINDOW_S` the clip is cut on exact hop multiples; each window is encoded with
+        `LEFT_CONTEXT_S` before and `RIGHT_CONTEXT_FRAMES` after it, whose codes are discarded.
+
+        Args:
+            wav: float32 [S] at `sample_rate`, S >= 1.
+
+        Returns:
+            int16 [K, ceil(S / hop)].
+        """
+        samples = torch.from_numpy(np.ascontiguousarray(wav, np.float32))
+        total = math.ceil(len(samples) / self.hop)
+        keep = round(WINDOW_S * self.frame_rate)
+        if total <= keep + RIGHT_CONTEXT_FRAMES:
+            return self.encode(samples[None])[0].to(torch.int16).cpu().numpy()
+        left = round(LEFT_CONTEXT_S * self.frame_rate)
+        pieces = []
+        for start in range(0, total, keep):
+            stop = min(total, start + keep)
+            first = max(0, start - left)
+            last = min(total, stop + RIGHT_CONTEXT_FRAMES)
+            window = samples[first * self.hop : last * self.hop]
+            codes = self.encode(window[None])[0]
+            pieces.append(codes[:, start - first : stop - first])
+        return torch.cat(pieces, dim=1).to(torch.int16).cpu().numpy()
+
+
+def fold_weight_norm(model: torch.nn.Module) -> None:
+    """Replace weight-norm parametrizations by the weights they stand for (same outputs)."""
+    from torch.nn.utils import parametrize
+
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+
+
+def _from_hub(path: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(path, allow_patterns=["config.json", "model.safetensors"])
+        )
+    except Exception as error:
+        raise AttuneError(
+            f"codec {path!r}: no such folder, and not to be had from the hub "
+            f"({type(error).__name__})"
+        ) from error

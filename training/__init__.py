@@ -1,0 +1,1 @@
+"""Training the codec and the language model, sampling, and judging what comes out."""

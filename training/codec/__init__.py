@@ -1,0 +1,1 @@
+"""Training EnCodec: generator, residual vector quantizer, losses, loop."""

@@ -1,0 +1,72 @@
+"""Audio for codec training: every clip of some folders in memory, random segments by step number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.audio import AudioError, check_audio, read_audio, resample
+from common.errors import AttuneError
+
+SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".m4a", ".mp4", ".webm", ".opus"}
+
+
+@dataclass(frozen=True)
+class AudioClips:
+    """Decoded clips and what was refused on the way."""
+
+    waves: tuple[NDArray[np.float32], ...]
+    refused: dict[str, int]
+    """Number of files by reason."""
+
+    @property
+    def samples(self) -> int:
+        return sum(len(wave) for wave in self.waves)
+
+
+def load_clips(folders: Sequence[str], sample_rate: int, min_duration_s: float) -> AudioClips:
+    """Decode and resample every audio file below the folders, in sorted order.
+
+    Raises:
+        AttuneError: a folder that is missing or has no usable audio.
+    """
+    waves, refused = [], {}
+    for folder in folders:
+        root = Path(folder)
+        if not root.is_dir():
+            raise AttuneError(f"codec training: {folder}: no such folder of audio")
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+        for path in paths:
+            try:
+                audio = read_audio(path)
+                check_audio(audio.wav, audio.sample_rate, min_duration_s, float("inf"))
+            except AudioError as error:
+                refused[error.reason] = refused.get(error.reason, 0) + 1
+                continue
+            waves.append(resample(audio.wav, audio.sample_rate, sample_rate))
+    if not waves:
+        raise AttuneError(f"codec training: no usable audio in {', '.join(folders)}")
+    return AudioClips(tuple(waves), refused)
+
+
+def segment_batch(
+    clips: AudioClips, segment: int, batch_size: int, seed: int, step: int
+) -> Tensor:
+    """Random segments, a pure function of (seed, step): float32 [B, segment].
+
+    Clips are drawn evenly, whatever their length; one shorter than a segment is zero-padded.
+    """
+    rng = np.random.default_rng((seed, step))
+    rows = np.zeros((batch_size, segment), np.float32)
+    for row in rows:
+        wave = clips.waves[int(rng.integers(len(clips.waves)))]
+        start = int(rng.integers(max(1, len(wave) - segment + 1)))
+        piece = wave[start : start + segment]
+        row[: len(piece)] = piece
+    return torch.from_numpy(rows)
