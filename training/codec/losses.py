@@ -16,7 +16,7 @@ class MultiScaleMelLoss(nn.Module):
     natural logarithms; the mean over windows.
     """
 
-    def __init__(self, sample_rate: int, windows: Sequence[int], floor: float = 1e-4):
+    def __init__(self, sample_rate: int, windows: Sequence[int], floor: float = 1e-3):
         super().__init__()
         self.windows = tuple(windows)
         self.floor = floor

@@ -1,0 +1,89 @@
+# The front door. Every target is a thin line over a command line that `--help` explains, and sets up
+# .venv by itself when that is missing or older than the dependency files.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+CONFIG ?=
+ARGS   ?=
+
+# One value per process is how glibc keeps the pages that the next step needs again.
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+
+NPROC  ?= 1
+NNODES ?= 1
+RDZV   ?=
+ifeq ($(NPROC)$(NNODES),11)
+LAUNCH := $(PY)
+else ifeq ($(NNODES),1)
+LAUNCH := $(VENV)/bin/torchrun --standalone --nproc-per-node $(NPROC)
+else
+LAUNCH := $(VENV)/bin/torchrun --nnodes $(NNODES) --nproc-per-node $(NPROC) --rdzv-backend c10d --rdzv-endpoint $(RDZV)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint typecheck format preprocess train-codec-sfx \
+        train-codec-music train-sfx train-music generate bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes the first time)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY)  ## install everything into .venv
+
+# CODEC=train makes a codec of its own first (about 80 minutes on one core) instead of the shipped one.
+DEMO_DIR  := $(if $(filter train,$(CODEC)),runs/demo-own-codec,runs/demo)
+DEMO_ARGS := run_dir=$(DEMO_DIR) $(if $(filter train,$(CODEC)),codec.path=$(DEMO_DIR)/codec) $(ARGS)
+demo: $(READY)  ## everything, end to end, on the embedded corpus -> runs/demo/report.html
+	$(PY) -m pipeline corpus --out $(DEMO_DIR)/corpus
+	$(if $(filter train,$(CODEC)),$(PY) -m training codec --config configs/demo.yaml $(DEMO_ARGS))
+	$(PY) -m pipeline run --config configs/demo.yaml $(DEMO_ARGS)
+	$(PY) -m training lm --config configs/demo.yaml $(DEMO_ARGS) lm.run=lm-rr
+	$(PY) -m training lm --config configs/demo.yaml $(DEMO_ARGS) lm.run=lm-baseline lm.rr.weight=0
+	$(PY) -m training report --config configs/demo.yaml $(DEMO_ARGS)
+
+test: $(READY)  ## every test that takes seconds; no GPU, no network
+	$(PY) -m pytest -m "not heavy" $(ARGS)
+
+test-all: $(READY)  ## the heavy ones as well
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+typecheck: $(READY)  ## mypy
+	$(PY) -m mypy
+
+format: $(READY)  ## rewrite files in the project's style
+	$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+preprocess: $(READY)  ## catalogs to shards on Ray: CONFIG=configs/sfx.yaml
+	$(PY) -m pipeline run --config $(or $(CONFIG),configs/sfx.yaml) $(ARGS)
+
+train-codec-sfx: $(READY)  ## EnCodec, 16 kHz
+	$(PY) -m training codec --config $(or $(CONFIG),configs/sfx.yaml) $(ARGS)
+
+train-codec-music: $(READY)  ## EnCodec, 32 kHz
+	$(PY) -m training codec --config $(or $(CONFIG),configs/music.yaml) $(ARGS)
+
+train-sfx: $(READY)  ## the language model for sound effects: NPROC= NNODES= RDZV=
+	$(LAUNCH) -m training lm --config $(or $(CONFIG),configs/sfx.yaml) $(ARGS)
+
+train-music: $(READY)  ## the language model for music
+	$(LAUNCH) -m training lm --config $(or $(CONFIG),configs/music.yaml) $(ARGS)
+
+PROMPT ?=
+generate: $(READY)  ## PROMPT="a dog barks" [CONFIG=configs/demo.yaml] [ARGS="--n 4"]
+	$(PY) -m training generate --config $(or $(CONFIG),configs/demo.yaml) --prompt "$(PROMPT)" $(ARGS)
+
+clean:  ## remove caches; runs/ stays
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
