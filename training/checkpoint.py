@@ -1,0 +1,178 @@
+"""Checkpoints of a training run.
+
+    RUN/config.json              what the run was started with
+    RUN/latest                   name of the newest finished checkpoint, replaced atomically
+    RUN/checkpoints/step-00001000/
+        state/                   weights, optimizer, EMA, step (PyTorch DCP: reshards on load)
+        model.safetensors        EMA weights, whole: all that generation needs
+        model.json               architecture, codec, text encoder, rates, step
+
+A checkpoint is written under another name and renamed when it is whole; `latest` follows after.  So
+whatever is killed whenever, `latest` names a checkpoint that can be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from common.errors import AttuneError
+from training.distributed import World, full
+from training.ema import ExponentialMovingAverage
+from training.lm.model import Architecture, LanguageModel
+
+
+class Checkpointer:
+    """Saves and restores one run; every process calls the same methods in the same order."""
+
+    def __init__(
+        self,
+        run: Path,
+        world: World,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: ExponentialMovingAverage,
+        keep: int,
+    ) -> None:
+        self._run = run
+        self._world = world
+        self._model = model
+        self._optimizer = optimizer
+        self._ema = ema
+        self._keep = keep
+
+    def save(self, step: int, description: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step` finished steps and point `latest` to it.
+
+        Args:
+            description: content of `model.json`, which gets `step` added.
+        """
+        folder = self._run / "checkpoints" / f"step-{step:08d}"
+        partial = folder.with_name(folder.name + ".partial")
+        if self._world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self._barrier()
+        state = self._state() | {"step": step, "ema_updates": self._ema.updates}
+        with _quiet():
+            dcp.save(state, checkpoint_id=partial / "state", no_dist=self._world.size == 1)
+        weights = {name: full(w).cpu() for name, w in self._ema.weights.items()}
+        if self._world.is_first:
+            save_file(weights, partial / "model.safetensors")
+            document = json.dumps(description | {"step": step}, indent=2) + "\n"
+            (partial / "model.json").write_text(document)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            write_atomically(self._run / "latest", folder.name + "\n")
+            self._prune()
+        self._barrier()
+        return folder
+
+    def load(self, folder: Path) -> int:
+        """Restore weights, optimizer and EMA in place; returns the number of finished steps.
+
+        Raises:
+            AttuneError: the checkpoint is damaged.
+        """
+        state: dict[str, Any] = self._state() | {"step": 0, "ema_updates": 0}
+        try:
+            with _quiet():
+                dcp.load(state, checkpoint_id=folder / "state", no_dist=self._world.size == 1)
+        except (OSError, dcp.api.CheckpointException, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise AttuneError(
+                f"checkpoint {folder}: cannot be loaded: {reason}; name an earlier one in "
+                f"{self._run / 'latest'} or start over with --fresh"
+            ) from error
+        set_model_state_dict(self._model, state["model"])
+        set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
+        self._ema.updates = state["ema_updates"]
+        return int(state["step"])
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": get_model_state_dict(self._model),
+            "optimizer": get_optimizer_state_dict(self._model, self._optimizer),
+            "ema": self._ema.weights,  # loaded in place
+        }
+
+    def _prune(self) -> None:
+        finished = sorted((self._run / "checkpoints").glob("step-????????"))
+        for folder in finished[: -self._keep]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _barrier(self) -> None:
+        if self._world.size > 1:
+            dist.barrier()
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest finished checkpoint of a run, if there is one.
+
+    Raises:
+        AttuneError: `latest` names a folder that is gone.
+    """
+    try:
+        name = (run / "latest").read_text().strip()
+    except FileNotFoundError:
+        return None
+    folder = run / "checkpoints" / name
+    if not (folder / "model.json").is_file():
+        raise AttuneError(
+            f"{run / 'latest'} names {name}, which is not in {folder.parent}; name another one "
+            "there or start over with --fresh"
+        )
+    return folder
+
+
+def load_for_inference(folder: Path) -> tuple[LanguageModel, dict[str, Any]]:
+    """The EMA model of a checkpoint, on the CPU in eval mode, and its `model.json`.
+
+    Raises:
+        AttuneError: missing or damaged files.
+    """
+    try:
+        description = json.loads((folder / "model.json").read_text())
+        model = LanguageModel(Architecture(**description["architecture"]))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AttuneError(f"checkpoint {folder}: cannot be loaded: {reason}") from error
+    return model.eval().requires_grad_(False), description
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file such that readers see the old or the new content, also after a crash."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns about running without a process group, which is meant here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,134 @@
+"""`python -m training`: train, generate."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
+from common.config import load_recipe
+from common.errors import AttuneError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Train codec and language model, generate and evaluate audio.",
+)
+
+
+@app.command()
+def lm(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete what this run has and start over.")
+    ] = False,
+) -> None:
+    """Train the language model (under torchrun: on all its processes); goes on where it stopped."""
+    from training.train import train
+
+    train(load_recipe(config, overrides or []), fresh=fresh)
+
+
+@app.command()
+def generate(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="What to make; may be repeated.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Text file with one prompt per line.")
+    ] = None,
+    run: Annotated[str, typer.Option("--run", help="Training run (default: lm.run).")] = "",
+    duration: Annotated[
+        float | None, typer.Option("--duration", help="Seconds (default: sampling.duration_s).")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Clips per prompt.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of each first clip.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the clips.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Generate clips: a wav each, and a json beside it that tells how it was made."""
+    from training.config import LMConfig, SamplingConfig
+    from training.lm.generate import Sampler
+
+    recipe = load_recipe(config, overrides or [])
+    wanted = _prompts(prompt or [], prompts)
+    sampling = recipe.section("sampling", SamplingConfig)
+    name = run or recipe.section("lm", LMConfig).run
+    sampler = Sampler.load(recipe, Path(recipe.run_dir) / name, device)
+    seconds = duration if duration is not None else min(sampling.duration_s, sampler.trained_s)
+    jobs = [(text, seed + i) for text in wanted for i in range(n)]
+    folder = out or Path(recipe.run_dir) / "generated" / name
+    print(
+        f"{len(jobs)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}",
+        file=sys.stderr,
+    )
+    wavs, _ = sampler.generate(
+        [text for text, _ in jobs], seconds, [number for _, number in jobs], sampling, _report
+    )
+    normalized = sampler.normalize([text for text, _ in jobs])
+    made = []
+    for i, ((text, number), plain, wav) in enumerate(zip(jobs, normalized, wavs, strict=True)):
+        facts = {
+            "prompt": text,
+            "normalized_prompt": plain,
+            "seed": number,
+            "duration_s": len(wav) / sampler.codec.sample_rate,
+            "sample_rate": sampler.codec.sample_rate,
+            "checkpoint": str(sampler.checkpoint),
+            "step": sampler.description["step"],
+            "codec_id": sampler.codec.codec_id,
+            "text_encoder_id": sampler.encoder.text_encoder_id,
+            "cfg": sampling.cfg,
+            "top_k": sampling.top_k,
+            "temperature": sampling.temperature,
+        }
+        made.append(_write(folder, f"{i:03d}-{_slug(text)}-seed{number}", wav, facts))
+    if as_json:
+        print_json(made)
+    else:
+        for facts in made:
+            print(facts["wav"])
+
+
+def _prompts(given: list[str], file: Path | None) -> list[str]:
+    prompts = list(given)
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise AttuneError(f"prompts {file}: cannot be read as text: {error}") from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise AttuneError("nothing to generate: give --prompt TEXT or --prompts FILE")
+    return prompts
+
+
+def _write(folder: Path, name: str, wav: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+    import soundfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.wav"
+    soundfile.write(path, np.clip(wav, -1.0, 1.0), facts["sample_rate"], subtype="PCM_16")
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
+    return facts | {"wav": str(path)}
+
+
+def _report(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == total else "\r"
+        print(f"step {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "prompt"

@@ -1,0 +1,127 @@
+"""The trainer's sections of a recipe: `lm` and `sampling`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.config import Section
+from training.lm.attention import Backend
+from training.lm.losses import Pool
+
+
+class ModelConfig(Section):
+    """Size of the decoder; streams, codes and text width come from the shards."""
+
+    d_model: int = Field(default=1024, ge=8, multiple_of=2)
+    n_layers: int = Field(default=24, ge=1)
+    n_heads: int = Field(default=16, ge=1)
+    ff_mult: int = Field(default=4, ge=1)
+    attention: Backend = "auto"
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads ({self.n_heads}) must divide d_model ({self.d_model})")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule (paper, section 4.2)."""
+
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate; the paper does not state its own."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.1, ge=0)
+    warmup: int = Field(default=4000, ge=0)
+    """Steps of linear warm-up."""
+    final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest global gradient norm."""
+
+
+class GuidanceConfig(Section):
+    """Training without text, for classifier-free guidance."""
+
+    dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of training without text."""
+    granularity: Literal["batch", "sample"] = "batch"
+    """`batch`: one draw per step for the whole global batch; `sample`: one per clip."""
+
+
+class RegularizationConfig(Section):
+    """Representation regularization (paper, section 3.2)."""
+
+    weight: float = Field(default=3.0, ge=0)
+    """Lambda; 0 trains without it."""
+    pool: Pool = "max"
+    scope: Literal["global", "local"] = "global"
+    """Pairs over the global batch, or within each process's share of it."""
+
+
+class LMConfig(Section):
+    """How the language model is trained; the defaults are the paper's."""
+
+    run: str = Field(default="lm", pattern=r"^[A-Za-z0-9._-]+$")
+    """Folder of this training run, below `run_dir`."""
+    model: ModelConfig = ModelConfig()
+    segment_s: float = Field(default=10.0, gt=0)
+    """Longest clip in seconds; longer ones are cropped at random."""
+    batch_size: int = Field(default=192, ge=1)
+    """Clips per step, over all processes."""
+    steps: int = Field(default=100_000, ge=1)
+    optim: OptimConfig = OptimConfig()
+    cfg: GuidanceConfig = GuidanceConfig()
+    rr: RegularizationConfig = RegularizationConfig()
+    stream_loss: Literal["mean", "sum"] = "mean"
+    """Over the K streams: `mean` is the practice (AudioGen, MusicGen), `sum` is what equation 1
+    writes; with `sum` the same lambda weighs rr K times less against cross-entropy."""
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    datasets: dict[str, float] = {}
+    """How often a dataset's clips come per epoch; 1 for those not named, 0 leaves one out."""
+    shuffle_window: int = Field(default=16384, ge=1)
+    """Clips shuffled together, out of consecutive shards of the epoch's shard order."""
+    precision: Literal["fp32", "medium", "bf16"] = "bf16"
+    """`bf16`: bf16 products, fp32 weights and optimizer. `fp32`: exact. `medium`: fp32 through
+    PyTorch's fastest fp32 matmuls, 1.3 to 1.7 times faster on CPUs without AMX and as accurate
+    there; bf16 inside on AMX, TF32 on GPUs."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads per process; 0 shares the machine's cores between the processes on it."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches read ahead."""
+    log_every: int = Field(default=10, ge=1)
+    valid_every: int = Field(default=0, ge=0)
+    """Steps between validations with EMA weights; 0 for none."""
+    valid_batches: int = Field(default=8, ge=1)
+    checkpoint_every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> LMConfig:
+        if self.batch_size < 2 and self.rr.weight > 0:
+            raise ValueError(
+                "batch_size must be at least 2 with rr.weight > 0: rr compares pairs of clips"
+            )
+        if self.optim.warmup >= self.steps:
+            raise ValueError(
+                f"optim.warmup ({self.optim.warmup}) must be shorter than steps ({self.steps})"
+            )
+        if any(weight < 0 for weight in self.datasets.values()):
+            raise ValueError("datasets: weights must not be negative")
+        return self
+
+
+class SamplingConfig(Section):
+    """How clips are generated."""
+
+    duration_s: float = Field(default=10.0, gt=0)
+    cfg: float = Field(default=3.0, ge=0)
+    """Guidance coefficient: 1 is plain conditional sampling, 0 unconditional."""
+    top_k: int = Field(default=250, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    """0 takes the likeliest code."""
+    batch_size: int = Field(default=16, ge=1)
+    """Clips generated together."""

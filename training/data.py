@@ -1,0 +1,275 @@
+"""Batches from shards, in an order that nothing but the seed decides.
+
+Position p of a run (p = step x global batch + place in the batch) lies in epoch p // N at index
+p % N.  What comes there is a function of (seed, epoch) alone, and which prompt and which crop are
+functions of (seed, epoch, sample).  So the state of the loader is one number, worker luck plays no
+part, and a run may go on with another number of processes.  Batches run on across the end of an
+epoch: every clip comes once per epoch, and every process makes the same number of steps.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.codec import codec_identity
+from common.config import Recipe
+from common.errors import AttuneError
+from common.shards import Sample, ShardDataset
+from common.text_encoder import text_encoder_identity
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a global batch.
+
+    codes: int64 [B, K, T], special token past a clip's end; lengths: int64 [B] in frames.
+    text: float32 [B, L, D] encoder states, zero past a prompt's end; text_mask: bool [B, L].
+    """
+
+    codes: Tensor
+    lengths: Tensor
+    text: Tensor
+    text_mask: Tensor
+    sample_ids: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            self.codes.to(device, non_blocking=True),
+            self.lengths.to(device, non_blocking=True),
+            self.text.to(device, non_blocking=True),
+            self.text_mask.to(device, non_blocking=True),
+            self.sample_ids,
+        )
+
+
+def check_shards(recipe: Recipe, summary: Mapping[str, Any]) -> None:
+    """Refuse shards that another codec, text encoder or sample rate made.
+
+    Raises:
+        AttuneError: naming both sides.
+    """
+    if summary["sample_rate"] != recipe.sample_rate:
+        raise AttuneError(
+            f"shards in {recipe.data_dir} are at {summary['sample_rate']} Hz, but sample_rate in "
+            f"{recipe.source_file} is {recipe.sample_rate}; use one of them for both"
+        )
+    found = codec_identity(recipe.codec.path)
+    if summary["codec_id"] != found:
+        raise AttuneError(
+            f"shards in {recipe.data_dir} were made by codec {summary['codec_id']}, but "
+            f"codec.path {recipe.codec.path} is {found}; rerun the pipeline with this codec or "
+            "name the one that made them"
+        )
+    found = text_encoder_identity(recipe.text_encoder)
+    if summary["text_encoder_id"] != found:
+        raise AttuneError(
+            f"shards in {recipe.data_dir} were made by text encoder {summary['text_encoder_id']}, "
+            f"but text_encoder {recipe.text_encoder.path} (max_length "
+            f"{recipe.text_encoder.max_length}) is {found}; rerun the pipeline with this encoder "
+            "or name the one that made them"
+        )
+
+
+class ClipOrder:
+    """Which manifest row comes at which position of the run."""
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        split: str,
+        seed: int,
+        window: int = 16384,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """
+        Args:
+            dataset: opened shards.
+            split: `train` or `valid`.
+            seed: decides every epoch's order.
+            window: clips shuffled together.
+            weights: per dataset, how often its clips come per epoch (1 if not named).
+
+        Raises:
+            AttuneError: no clip of that split, or a weight for a dataset that is not there.
+        """
+        manifest = dataset.manifest
+        self._rows = np.flatnonzero(pc.equal(manifest["split"], split).to_numpy())
+        if not len(self._rows):
+            raise AttuneError(
+                f"{dataset.store.uri}: no clip of split '{split}' among {len(dataset)}; "
+                "the catalogs' `split` decides"
+            )
+        self._shards = manifest["shard"].to_numpy()[self._rows]
+        self._seed = seed
+        self._window = window
+        self._weights = dict(weights or {})
+        self._datasets = np.asarray(manifest["dataset"].to_pylist())[self._rows]
+        unknown = sorted(set(self._weights) - set(self._datasets.tolist()))
+        if unknown:
+            raise AttuneError(
+                f"lm.datasets: no clip of '{unknown[0]}' in split '{split}'; there are "
+                f"{', '.join(sorted(set(self._datasets.tolist())))}"
+            )
+        self._cached: tuple[int, NDArray[np.int64]] | None = None
+        self.epoch_size = len(self._draw(0))
+        if not self.epoch_size:
+            raise AttuneError("lm.datasets: the weights leave no clip to train on")
+
+    def at(self, position: int) -> tuple[int, int]:
+        """Epoch and manifest row of a position."""
+        epoch, index = divmod(position, self.epoch_size)
+        return epoch, int(self.epoch(epoch)[index])
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Manifest rows of one epoch in order, int64 `[N]`."""
+        if self._cached is None or self._cached[0] != epoch:
+            self._cached = (epoch, self._draw(epoch))
+        return self._cached[1]
+
+    def _draw(self, epoch: int) -> NDArray[np.int64]:
+        rng = _rng(self._seed, "order", epoch)
+        picked = self._weighted(rng)
+        shards = np.unique(self._shards)
+        rank = np.empty(int(shards.max()) + 1, dtype=np.int64)
+        rank[shards] = rng.permutation(len(shards))
+        picked = picked[np.argsort(rank[self._shards[picked]], kind="stable")]
+        for start in range(0, len(picked), self._window):
+            rng.shuffle(picked[start : start + self._window])
+        return self._rows[picked]
+
+    def _weighted(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Places in `_rows`, each dataset's as often as its weight says; same size every epoch."""
+        if not self._weights:
+            return np.arange(len(self._rows))
+        parts = []
+        for name in sorted(set(self._datasets.tolist())):
+            places = np.flatnonzero(self._datasets == name)
+            wanted = round(self._weights.get(name, 1.0) * len(places))
+            passes, rest = divmod(wanted, len(places))
+            parts += [places] * passes + [rng.permutation(places)[:rest]]
+        return np.sort(np.concatenate(parts))
+
+
+class Loader:
+    """Batches of one process, read ahead by one thread."""
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        order: ClipOrder,
+        *,
+        segment_s: float,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        prefetch: int = 4,
+    ) -> None:
+        """
+        Args:
+            segment_s: longest clip in seconds; longer ones are cropped.
+            batch_size: clips of the global batch; `world` divides it.
+            prefetch: batches read ahead.
+        """
+        self._dataset = dataset
+        self._order = order
+        self._frames = max(1, round(segment_s * dataset.summary["frame_rate"]))
+        self._special = int(dataset.summary["codebook_size"])
+        self._seed = seed
+        self._batch_size = batch_size
+        self._share = batch_size // world
+        self._rank = rank
+        self._prefetch = prefetch
+
+    @property
+    def segment_frames(self) -> int:
+        """Longest clip in frames."""
+        return self._frames
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This process's batches for steps `first_step`...`last_step - 1`."""
+        pending: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as reader:
+            try:
+                for step in range(first_step, last_step):
+                    pending.append(reader.submit(self.batch, step))
+                    if len(pending) > self._prefetch:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of the global batch of one step."""
+        start = step * self._batch_size + self._rank * self._share
+        clips = []
+        for position in range(start, start + self._share):
+            epoch, row = self._order.at(position)
+            sample = self._dataset.read(row)
+            clips.append((sample.sample_id, *self._cut(sample, epoch)))
+        return collate(clips, self._special)
+
+    def _cut(self, sample: Sample, epoch: int) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
+        """One crop of the codes and one of the prompts, by (seed, epoch, sample)."""
+        if not sample.text:
+            raise AttuneError(f"sample {sample.sample_id}: no prompt in its shard")
+        rng = _rng(self._seed, "clip", epoch, int(sample.sample_id[:16], 16))
+        prompt = int(rng.integers(len(sample.text)))
+        spare = sample.codes.shape[1] - self._frames
+        start = int(rng.integers(spare + 1)) if spare > 0 else 0
+        return sample.codes[:, start : start + self._frames], sample.text[prompt]
+
+
+def collate(clips: list[tuple[str, NDArray[np.int16], NDArray[np.float16]]], special: int) -> Batch:
+    """Pad clips to the longest: (id, codes int16 `[K, T_i]`, text float16 `[L_i, D]`) each."""
+    ids, codes, texts = zip(*clips, strict=True)
+    frames = max(c.shape[1] for c in codes)
+    tokens = max(len(t) for t in texts)
+    padded = np.full((len(clips), codes[0].shape[0], frames), special, dtype=np.int64)
+    states = np.zeros((len(clips), tokens, texts[0].shape[1]), dtype=np.float32)
+    for i, (code, text) in enumerate(zip(codes, texts, strict=True)):
+        padded[i, :, : code.shape[1]] = code
+        states[i, : len(text)] = text
+    lengths = torch.tensor([c.shape[1] for c in codes])
+    text_lengths = torch.tensor([len(t) for t in texts])
+    return Batch(
+        torch.from_numpy(padded),
+        lengths,
+        torch.from_numpy(states),
+        torch.arange(tokens) < text_lengths[:, None],
+        ids,
+    )
+
+
+def dropped_text(
+    seed: int, step: int, batch_size: int, dropout: float, granularity: str
+) -> NDArray[np.bool_]:
+    """Which clips of a global batch train without text: bool `[batch_size]`.
+
+    A function of (seed, step), so that all processes agree and a resumed run goes on alike.
+    """
+    rng = _rng(seed, "cfg", step)
+    if granularity == "batch":
+        return np.full(batch_size, rng.random() < dropout)
+    return rng.random(batch_size) < dropout
+
+
+def _rng(seed: int, purpose: str, *keys: int) -> np.random.Generator:
+    """A generator of its own for each purpose and key."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *keys])

@@ -1,0 +1,56 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+class ExponentialMovingAverage:
+    """Bias-corrected average: after t updates, sum of d^(t-i) w_i over sum of d^(t-i).
+
+    Kept in corrected form, updated by `ema += (1 - d) / (1 - d^t) (w - ema)`: after the first
+    update it equals the weights, so early checkpoints are not drawn to the initialization.  Sharded
+    parameters stay sharded.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._model = model
+        self.weights = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model's weights as they are now."""
+        self.updates += 1
+        share = (1 - self.decay) / (1 - self.decay**self.updates)
+        current = [_local(parameter.detach()) for parameter in self._model.parameters()]
+        torch._foreach_lerp_([_local(w) for w in self.weights.values()], current, share)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model holds the average inside the block, its own weights again after it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            mine, theirs = _local(self.weights[name]), _local(parameter.detach())
+            kept = theirs.clone()
+            theirs.copy_(mine)
+            mine.copy_(kept)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

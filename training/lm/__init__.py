@@ -1,0 +1,1 @@
+"""The language model: architecture, delay pattern, losses, generation."""

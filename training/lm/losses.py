@@ -1,0 +1,80 @@
+"""The training objective: cross-entropy per stream and representation regularization.
+
+Pure functions of tensors; nothing here knows of models, files or processes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.lm.patterns import IGNORE
+
+Pool = Literal["max", "average"]
+
+
+def stream_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of each stream (the inner sums of equations 1 and 2).
+
+    Sums and counts, not means: they add up over the processes of a global batch.
+
+    Args:
+        logits: `[B, S, K, V]`.
+        targets: int64 `[B, K, S]`, `IGNORE` where there is none.
+
+    Returns:
+        sums float32 `[K]` in nats, and counts of targets int64 `[K]`.
+    """
+    targets = targets.transpose(1, 2)  # [B, S, K], as the head lays its logits out
+    losses = F.cross_entropy(
+        logits.flatten(0, 2).float(), targets.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    sums = losses.view(-1, targets.shape[-1]).sum(0)
+    return sums, (targets != IGNORE).flatten(0, 1).sum(0)
+
+
+def pool(states: Tensor, mask: Tensor, how: Pool) -> Tensor:
+    """One vector per sequence (the paper's F), in fp32; zeros where nothing is valid.
+
+    Args:
+        states: `[B, L, D]`.
+        mask: bool `[B, L]`, True for valid places.
+
+    Returns:
+        float32 `[B, D]`.
+    """
+    states = states.float()
+    mask = mask[:, :, None]
+    if how == "max":
+        pooled = states.masked_fill(~mask, float("-inf")).amax(dim=1)
+        return torch.where(mask.any(dim=1), pooled, 0.0)
+    return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def similarity(vectors: Tensor) -> Tensor:
+    """Cosine similarities (equations 3 and 4) of all pairs: float32 `[B, B]` of `[B, D]`."""
+    unit = F.normalize(vectors.float(), dim=-1, eps=1e-8)
+    # Full fp32 whatever the precision of the model: this is a few kFLOP.
+    with torch.autocast(unit.device.type, enabled=False):
+        return unit @ unit.T
+
+
+def representation_regularization(audio: Tensor, text: Tensor) -> Tensor:
+    """L_rr (equation 5): do clips differ from each other as their prompts do?
+
+    Args:
+        audio: pooled decoder states `[B, D]`, through which gradients flow.
+        text: pooled text states `[B, D']`, held fixed.
+
+    Returns:
+        A float32 scalar; 0 for fewer than two samples, which have no pairs.
+    """
+    batch = audio.shape[0]
+    if batch < 2:
+        return audio.sum() * 0.0
+    difference = similarity(text.detach()) - similarity(audio)
+    off_diagonal = ~torch.eye(batch, dtype=torch.bool, device=audio.device)
+    return (difference.square() * off_diagonal).sum() / (batch * (batch - 1))

@@ -1,0 +1,374 @@
+"""Language-model training, top to bottom: set up, resume, step, log, save.
+
+Each step is one draw of "with or without text" for the whole global batch (`lm.cfg`), one forward,
+cross-entropy per stream, on steps without text the representation regularization on top
+(equation 6), one AdamW step, one EMA update.  The same code runs in one process and under torchrun.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.config import Recipe
+from common.errors import AttuneError
+from common.shards import ShardDataset
+from training.allocator import keep_freed_memory
+from training.checkpoint import Checkpointer, latest_checkpoint, write_atomically
+from training.config import LMConfig
+from training.data import Batch, ClipOrder, Loader, check_shards, dropped_text
+from training.distributed import World, full, gather_rows, shard, start, sum_over_processes
+from training.ema import ExponentialMovingAverage
+from training.lm.losses import pool, representation_regularization, stream_losses
+from training.lm.model import Architecture, LanguageModel
+from training.lm.patterns import delay, valid_steps
+from training.optim import (
+    build_optimizer,
+    fill_missing_gradients,
+    learning_rate,
+    set_learning_rate,
+)
+from training.progress import Progress
+
+_MAY_CHANGE = {"threads", "prefetch", "log_every", "checkpoint_every", "keep"}
+_MAY_CHANGE |= {"valid_every", "valid_batches"}
+"""Keys of `lm` that do not decide what is trained; a run may go on with others."""
+
+
+def train(recipe: Recipe, *, fresh: bool = False) -> Path:
+    """Train the language model of a recipe, or go on where it stopped.
+
+    Args:
+        recipe: with an `lm` section and finished shards in `data_dir`.
+        fresh: delete what this run has so far and start over.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        AttuneError: shards and recipe do not fit, or the run was started with another config.
+    """
+    # 1. Recipe, shards, processes
+    config = recipe.section("lm", LMConfig)
+    dataset = ShardDataset.open(recipe.data_dir)
+    check_shards(recipe, dataset.summary)
+    keep_freed_memory()
+    world = start(config.threads)
+    if config.batch_size % world.size:
+        raise AttuneError(
+            f"lm.batch_size {config.batch_size} cannot be shared by {world.size} processes"
+        )
+    if config.precision == "medium":
+        torch.set_float32_matmul_precision("medium")
+    order = ClipOrder(dataset, "train", recipe.seed, config.shuffle_window, config.datasets)
+    loader = _loader(dataset, order, recipe, config, world)
+
+    # 2. Model, optimizer, average
+    arch = architecture(config, dataset.summary)
+    model = LanguageModel(arch, config.model.attention)
+    model.initialize(recipe.seed)
+    model.to(world.device)
+    shard(model, world, config.precision)
+    optimizer = build_optimizer(model, config.optim)
+    ema = ExponentialMovingAverage(model, config.ema_decay)
+
+    # 3. Go on where the run stopped
+    run = Path(recipe.run_dir) / config.run
+    checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep)
+    description = describe(recipe, config, arch, dataset.summary)
+    folder = _claim(run, recipe, config, description, dataset.summary, world, fresh)
+    done = checkpointer.load(folder) if folder else 0
+    if world.is_first:
+        _announce(run, model, config, order, world, done)
+    if done >= config.steps:
+        return run
+
+    # 4. Train
+    step_fn = TrainingStep(model, config, arch, world, recipe.seed)
+    progress = Progress(run, done, config.steps) if world.is_first else None
+    clock, tokens = time.monotonic(), 0.0
+    for step, batch in enumerate(loader.batches(done, config.steps), start=done):
+        set_learning_rate(optimizer, learning_rate(step, config.steps, config.optim))
+        outcome = step_fn(batch.to(world.device), step)
+        fill_missing_gradients(model)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update()
+
+        finished = step + 1
+        tokens += config.batch_size * batch.codes.shape[1] * batch.codes.shape[2]
+        regular = finished % config.log_every == 0 or finished == config.steps
+        if regular or outcome.dropped > 0:
+            row = {"step": finished, **outcome.row(world)}
+            row |= {"grad_norm": float(full(norm)), "lr": optimizer.param_groups[0]["lr"]}
+            row["tokens_per_s"] = round(tokens / (time.monotonic() - clock), 1)
+            if not math.isfinite(row["loss"] + row["grad_norm"]):
+                raise AttuneError(
+                    f"step {finished}: loss {row['loss']}, gradient norm {row['grad_norm']}; "
+                    f"lower lm.optim.lr; the last good checkpoint is in {run / 'latest'}"
+                )
+            if progress:
+                progress.log(row, say=regular)
+            if regular:
+                clock, tokens = time.monotonic(), 0.0
+        if config.valid_every and finished % config.valid_every == 0:
+            with ema.applied():
+                row = validate(model, dataset, recipe, config, world)
+            if progress:
+                progress.log({"step": finished, **row})
+        if finished % config.checkpoint_every == 0 or finished == config.steps:
+            checkpointer.save(finished, description)
+    if progress:
+        progress.close()
+        print(f"done: {run} (EMA weights in {latest_checkpoint(run)})", flush=True)
+    return run
+
+
+class TrainingStep:
+    """Forward, loss and backward of one step."""
+
+    def __init__(
+        self, model: LanguageModel, config: LMConfig, arch: Architecture, world: World, seed: int
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._arch = arch
+        self._world = world
+        self._seed = seed
+
+    def __call__(self, batch: Batch, step: int) -> Outcome:
+        """Leave the gradient of the global batch's objective in the parameters."""
+        config, world = self._config, self._world
+        dropped = dropped_text(
+            self._seed, step, config.batch_size, config.cfg.dropout, config.cfg.granularity
+        )
+        logits, hidden, targets = _forward(self._model, batch, dropped, config, world, self._arch)
+        sums, counts = stream_losses(logits, targets)
+        counts = sum_over_processes(counts, world).clamp(min=1)
+        objective = (
+            (sums / counts).mean() if config.stream_loss == "mean" else (sums / counts).sum()
+        )
+        # FSDP averages gradients over processes; the objective is a sum over them.
+        objective = objective * world.size
+        rr = None
+        if dropped.any():
+            rr = self._regularization(batch, hidden, dropped)
+            if config.rr.weight > 0:
+                objective = objective + config.rr.weight * rr
+        objective.backward()
+        return Outcome(sums.detach() / counts, rr, float(dropped.mean()))
+
+    def _regularization(self, batch: Batch, hidden: Tensor, dropped: NDArray[np.bool_]) -> Tensor:
+        """L_rr over the clips whose text was dropped (all of the batch with one draw for it)."""
+        how, world = self._config.rr, self._world
+        context = nullcontext() if how.weight > 0 else torch.no_grad()
+        with context:
+            mask = valid_steps(batch.lengths, self._arch.n_codebooks, hidden.shape[1])
+            audio = pool(hidden, mask, how.pool)
+            text = pool(batch.text, batch.text_mask, how.pool)
+            chosen = torch.from_numpy(dropped).to(audio.device)
+            if how.scope == "global":
+                audio, text = gather_rows(audio, world), gather_rows(text, world)
+            else:
+                chosen = chosen.view(world.size, -1)[world.rank]
+            return representation_regularization(audio[chosen], text[chosen])
+
+
+class Outcome:
+    """What one step came to, still on the device."""
+
+    def __init__(self, shares: Tensor, rr: Tensor | None, dropped: float) -> None:
+        self._shares = shares
+        self._rr = None if rr is None else rr.detach()
+        self.dropped = dropped
+        """Share of the global batch that trained without text."""
+
+    def row(self, world: World) -> dict[str, Any]:
+        """Losses over the global batch (all processes must call this)."""
+        losses = sum_over_processes(self._shares, world).tolist()
+        row = {"loss": sum(losses) / len(losses), "loss_per_stream": losses}
+        row["dropped"] = self.dropped
+        if self._rr is not None:
+            # Equal on all processes with scope global; their mean with scope local.
+            row["rr"] = float(sum_over_processes(self._rr, world)) / world.size
+        return row
+
+
+@torch.no_grad()
+def validate(
+    model: LanguageModel, dataset: ShardDataset, recipe: Recipe, config: LMConfig, world: World
+) -> dict[str, float]:
+    """Mean cross-entropy on the `valid` split, with and without text."""
+    order = ClipOrder(dataset, "valid", recipe.seed)
+    loader = _loader(dataset, order, recipe, config, world)
+    batches = min(config.valid_batches, math.ceil(order.epoch_size / config.batch_size))
+    row = {}
+    for name, drop in (("valid_loss", False), ("valid_loss_uncond", True)):
+        dropped = np.full(config.batch_size, drop)
+        total, count = torch.zeros((), device=world.device), 0
+        for batch in loader.batches(0, batches):
+            batch = batch.to(world.device)
+            logits, _, targets = _forward(model, batch, dropped, config, world, model.arch)
+            sums, counts = stream_losses(logits, targets)
+            total += sum_over_processes(sums.sum(), world)
+            count += int(sum_over_processes(counts.sum(), world))
+        row[name] = float(total) / count
+    return row
+
+
+def architecture(config: LMConfig, summary: dict[str, Any]) -> Architecture:
+    """The decoder's shape: size from the recipe, streams, codes and text width from the shards."""
+    size = config.model
+    return Architecture(
+        d_model=size.d_model,
+        n_layers=size.n_layers,
+        n_heads=size.n_heads,
+        ff_mult=size.ff_mult,
+        n_codebooks=int(summary["n_codebooks"]),
+        codebook_size=int(summary["codebook_size"]),
+        text_dim=int(summary["text_dim"]),
+    )
+
+
+def describe(
+    recipe: Recipe, config: LMConfig, arch: Architecture, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Content of `model.json`: all that generation must know about a model."""
+    return {
+        "architecture": arch.as_dict(),
+        "codec_id": summary["codec_id"],
+        "text_encoder_id": summary["text_encoder_id"],
+        "prompt_policy": summary.get("prompt_policy", "lemmas"),
+        "sample_rate": summary["sample_rate"],
+        "frame_rate": summary["frame_rate"],
+        "segment_s": config.segment_s,
+        "recipe": recipe.name,
+        "run": config.run,
+    }
+
+
+def _forward(
+    model: LanguageModel,
+    batch: Batch,
+    dropped: NDArray[np.bool_],
+    config: LMConfig,
+    world: World,
+    arch: Architecture,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, hidden states and targets of this process's share of a batch."""
+    inputs, targets = delay(batch.codes, batch.lengths, arch.special)
+    text: Tensor | None = batch.text
+    mask: Tensor | None = batch.text_mask
+    if dropped.all():
+        # Nobody in the global batch has text: all processes skip cross-attention alike.
+        text = mask = None
+    elif dropped.any():
+        mine = torch.from_numpy(dropped).view(world.size, -1)[world.rank].to(inputs.device)
+        mask = batch.text_mask & ~mine[:, None]
+    with _precision(config, world):
+        logits, hidden = model(inputs, text, mask)
+    return logits, hidden, targets
+
+
+def _precision(config: LMConfig, world: World) -> AbstractContextManager[Any]:
+    if config.precision == "bf16":
+        return torch.autocast(world.device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _loader(
+    dataset: ShardDataset, order: ClipOrder, recipe: Recipe, config: LMConfig, world: World
+) -> Loader:
+    return Loader(
+        dataset,
+        order,
+        segment_s=config.segment_s,
+        seed=recipe.seed,
+        batch_size=config.batch_size,
+        rank=world.rank,
+        world=world.size,
+        prefetch=config.prefetch,
+    )
+
+
+def _claim(
+    run: Path,
+    recipe: Recipe,
+    config: LMConfig,
+    description: dict[str, Any],
+    summary: dict[str, Any],
+    world: World,
+    fresh: bool,
+) -> Path | None:
+    """Check that the run's folder is this recipe's; the checkpoint to go on from, if any.
+
+    Raises:
+        AttuneError: the run was started with another config.
+    """
+    started = {
+        "lm": config.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "model": description,
+        "plan_hash": summary.get("plan_hash"),
+    }
+    path = run / "config.json"
+    if world.is_first:
+        if fresh:
+            for part in ("checkpoints", "tb"):
+                shutil.rmtree(run / part, ignore_errors=True)
+            for name in ("latest", "log.jsonl", "config.json"):
+                (run / name).unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and latest_checkpoint(run):
+            _check_same(json.loads(path.read_text()), started, run)
+        write_atomically(path, json.dumps(started, indent=2) + "\n")
+    sum_over_processes(torch.zeros(1, device=world.device), world)  # all wait for the first
+    return latest_checkpoint(run)
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    for key, old in _flat(before).items():
+        new = _flat(now).get(key)
+        if old != new and key.removeprefix("lm.") not in _MAY_CHANGE:
+            raise AttuneError(
+                f"run {run} was started with {key} = {old!r}, now it is {new!r}; name another run "
+                "(lm.run=...) or start this one over with --fresh"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _announce(
+    run: Path, model: LanguageModel, config: LMConfig, order: ClipOrder, world: World, done: int
+) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rr = f"rr {config.rr.weight:g} x {config.rr.pool}-pooled" if config.rr.weight else "no rr"
+    print(
+        f"{run}: {parameters / 1e6:.1f}M parameters, {order.epoch_size} clips, batch "
+        f"{config.batch_size} on {world.size} x {world.device.type} ({config.precision}), "
+        f"{config.steps} steps = {config.steps * config.batch_size / order.epoch_size:.1f} epochs, "
+        f"{rr}, text dropped {config.cfg.dropout:.0%}",
+        flush=True,
+    )
+    if done:
+        what = "nothing to do" if done >= config.steps else "going on"
+        print(f"{done} steps are done: {what}", flush=True)
