@@ -135,14 +135,14 @@ def _decode(
                 samples = sound.read(max(stop - start, 0), dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 # The header was understood: what fails after it is a damaged body.
-                raise AudioError("truncated", f"{path}: {error}") from error
+                raise AudioError("truncated", f"{path}: {error.error_string}") from error
             if len(samples) < stop - start:
                 raise AudioError(
                     "truncated", f"{path}: {len(samples)} of {stop - start} samples decode"
                 )
     except soundfile.LibsndfileError as error:
         file.seek(0)
-        return _decode_container(file, path, start_s, end_s, str(error))
+        return _decode_container(file, path, start_s, end_s, error.error_string)
     return _downmix(samples), rate
 
 

@@ -1,0 +1,62 @@
+"""AudioCaps: `audiocap_id,youtube_id,start_time,caption`; clips of 10 s from `start_time`.
+
+Validation and test lists have five rows per clip: they become one record with five captions.  Audio
+lies in one folder as `YTID_START.ext` (whole seconds), `YTID.ext` or `Y<YTID>.ext`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from common.schema import Record
+from pipeline.catalogs.base import AudioRoot, Catalog, Merged, Outcome, Refusal, Split, refuse
+from pipeline.catalogs.tables import Row, read_csv
+
+
+class AudioCaps(Catalog):
+    dataset: Literal["audiocaps"] = "audiocaps"
+    captions: Path
+    """train.csv, val.csv or test.csv."""
+    audio: Path
+    split: Split = "train"
+
+    def sources(self) -> list[Path]:
+        return [self.captions]
+
+    def read(self) -> Iterator[Outcome]:
+        root = AudioRoot(self.audio)
+        required = ("youtube_id", "start_time", "caption")
+        clips: dict[tuple[str, str], list[Row]] = {}
+        for row in read_csv(self.captions, required):
+            youtube_id = row.values.get("youtube_id", "")
+            start = row.values.get("start_time", "")
+            if row.error or not youtube_id or not start.isdigit():
+                detail = row.error or f"youtube_id {youtube_id!r}, start_time {start!r}"
+                yield Refusal(
+                    self.label, youtube_id, row.source, "catalog", "malformed_row", detail,
+                    group_id=f"youtube:{youtube_id}", split=self.split,
+                )  # fmt: skip
+            else:
+                clips.setdefault((youtube_id, start), []).append(row)
+        for (youtube_id, start), rows in clips.items():
+            yield self._outcome(youtube_id, start, rows, root)
+            yield from (Merged(row.source) for row in rows[1:])
+
+    def _outcome(self, youtube_id: str, start: str, rows: list[Row], root: AudioRoot) -> Outcome:
+        record = Record(
+            dataset=self.label,
+            native_id=f"{youtube_id}_{start}",
+            group_id=f"youtube:{youtube_id}",
+            split=self.split,
+            audio_uri="",
+            source=rows[0].source,
+            captions=[row.values["caption"] for row in rows],
+        )
+        path = root.by_stem(f"{youtube_id}_{start}", youtube_id, f"Y{youtube_id}")
+        if path is None:
+            detail = f"no {youtube_id}_{start}.* in {root.folder}"
+            return refuse(record, "catalog", "missing_audio", detail)
+        record.audio_uri = path
+        return record

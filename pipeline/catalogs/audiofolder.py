@@ -1,0 +1,97 @@
+"""A plain folder in Hugging Face AudioFolder form: audio beside `metadata.csv` or `metadata.jsonl`.
+
+The metadata has `file_name` (relative to its own folder) and any of: `text`, `caption`,
+`description` or `caption_1..` (captions); `tags`, `keywords`, `labels` or `label` (tags; `;`-joined
+in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`.  It lies in the
+root, or one in each split folder (`train/`, `validation/`, `test/`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import AttuneError
+from common.schema import SPLITS, Record
+from pipeline.catalogs.base import AudioRoot, Catalog, Outcome, Refusal, Split, locate
+from pipeline.catalogs.tables import Row, read_csv, read_jsonl
+
+_SPLIT_NAMES = {
+    "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
+    "test": "test", "eval": "test",
+}  # fmt: skip
+_CAPTION = re.compile(r"^(text|caption|description)(_\d+)?$")
+_TAGS = ("tags", "keywords", "labels", "label")
+
+
+class AudioFolder(Catalog):
+    dataset: Literal["audiofolder"] = "audiofolder"
+    root: Path
+    split: Split = "train"
+    """For files that neither their folder nor their row puts into a split."""
+
+    def sources(self) -> list[Path]:
+        return [path for path, _ in self._metadata_files()]
+
+    def read(self) -> Iterator[Outcome]:
+        for path, split in self._metadata_files():
+            audio = AudioRoot(path.parent)
+            is_csv = path.suffix == ".csv"
+            for row in read_csv(path, ("file_name",)) if is_csv else read_jsonl(path):
+                yield self._outcome(row, split, audio)
+
+    def _metadata_files(self) -> list[tuple[Path, str]]:
+        folders = [(self.root, str(self.split))]
+        folders += [(self.root / name, split) for name, split in _SPLIT_NAMES.items()]
+        found = [
+            (folder / name, split)
+            for folder, split in folders
+            for name in ("metadata.csv", "metadata.jsonl")
+            if (folder / name).is_file()
+        ]
+        if not found:
+            raise AttuneError(
+                f"{self.root}: no metadata.csv or metadata.jsonl there or in train/, validation/, "
+                "test/; expected a folder in AudioFolder form"
+            )
+        return found
+
+    def _outcome(self, row: Row, split: str, audio: AudioRoot) -> Outcome:
+        values = row.values
+        name = values.get("file_name")
+        problem = row.error
+        if not problem and (not isinstance(name, str) or not name):
+            problem = f"file_name: expected a file name, found {name!r}"
+        split = _SPLIT_NAMES.get(str(values.get("split") or split), str(values.get("split")))
+        if not problem and split not in SPLITS:
+            problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r}"
+        if problem:
+            return Refusal(
+                self.label, str(name or ""), row.source, "catalog", "malformed_row", problem
+            )
+        native_id = str((audio.folder / str(name)).relative_to(self.root.expanduser().absolute()))
+        captions = [text for key in values if _CAPTION.match(key) for text in _texts(values[key])]
+        record = Record(
+            dataset=self.label,
+            native_id=native_id,
+            group_id=str(values.get("group") or f"{self.label}:{native_id}"),
+            split=split,
+            audio_uri="",
+            source=row.source,
+            tags=[tag for key in _TAGS for tag in _texts(values.get(key), separator=";")],
+            captions=captions,
+            title=values.get("title") or None,
+            artist=values.get("artist") or None,
+            genre=values.get("genre") or None,
+            license=values.get("license") or None,
+        )
+        return locate(record, audio, str(name))
+
+
+def _texts(value: Any, separator: str | None = None) -> list[str]:
+    if isinstance(value, str) and separator:
+        value = value.split(separator)
+    values = value if isinstance(value, list) else [value]
+    return [str(item).strip() for item in values if item is not None and str(item).strip()]

@@ -1,0 +1,49 @@
+"""ESC-50 (and ESC-10 in its layout): `ROOT/meta/esc50.csv` and `ROOT/audio/`.
+
+The category is the tag.  One fold is held out as test split; clips cut from one Freesound recording
+(`src_file`) share a group and, in the originals, a fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from common.schema import Record
+from pipeline.catalogs.base import AudioRoot, Catalog, Outcome, Refusal, locate
+from pipeline.catalogs.tables import Row, read_csv
+
+
+class Esc50(Catalog):
+    dataset: Literal["esc50"] = "esc50"
+    root: Path
+    test_fold: int = Field(default=5, ge=1, le=5)
+
+    def sources(self) -> list[Path]:
+        return [self.root / "meta" / "esc50.csv"]
+
+    def read(self) -> Iterator[Outcome]:
+        audio = AudioRoot(self.root / "audio")
+        required = ("filename", "fold", "category", "src_file")
+        for row in read_csv(self.sources()[0], required):
+            yield self._outcome(row, audio)
+
+    def _outcome(self, row: Row, audio: AudioRoot) -> Outcome:
+        name, fold = row.values.get("filename", ""), row.values.get("fold", "")
+        if row.error or not name or fold not in ("1", "2", "3", "4", "5"):
+            detail = row.error or f"filename {name!r}, fold {fold!r}"
+            return Refusal(self.label, name, row.source, "catalog", "malformed_row", detail)
+        record = Record(
+            dataset=self.label,
+            native_id=name,
+            group_id=f"freesound:{row.values['src_file']}",
+            split="test" if int(fold) == self.test_fold else "train",
+            audio_uri="",
+            source=row.source,
+            tags=[row.values["category"].replace("_", " ")],
+            attribution=f"https://freesound.org/s/{row.values['src_file']}/",
+        )
+        return locate(record, audio, name)

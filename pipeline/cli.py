@@ -1,0 +1,107 @@
+"""`python -m pipeline`: run, plan, status, and a look into the shards."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import Any
+
+import typer
+
+from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
+from common.config import Recipe, load_recipe
+from common.storage import open_store
+from pipeline.config import PipelineConfig
+from pipeline.shards_cli import shards_app
+
+app = typer.Typer(
+    help="From catalogs and audio to token shards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(shards_app, name="shards")
+
+
+@app.command()
+def run(
+    config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
+) -> None:
+    """Plan, embed, encode and finalize; goes on where it was left.
+
+    Runs on a Ray of its own, or on the cluster at RAY_ADDRESS.
+    """
+    from pipeline.run import run_pipeline
+
+    recipe, settings = _load(config, overrides)
+    summary, _ = run_pipeline(recipe, settings, say=_say(json))
+    if json:
+        print_json(summary)
+
+
+@app.command()
+def plan(
+    config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
+) -> None:
+    """Read the catalogs and freeze the plan: what is encoded, what is refused and why."""
+    from pipeline.planfile import ensure_plan
+
+    recipe, settings = _load(config, overrides)
+    say = _say(json)
+    store = open_store(recipe.data_dir)
+    frozen, is_new = ensure_plan(store, recipe, settings)
+    if json:
+        print_json(frozen.info)
+        return
+    say(f"plan {frozen.plan_hash} ({'new' if is_new else 'kept'}) in {store.uri}/plan")
+    _say_catalogs(frozen.info["catalogs"])
+    say(
+        f"{frozen.n_planned} clips in {frozen.n_shards} shards, "
+        f"{frozen.info['n_unique_prompts']} unique prompts"
+    )
+
+
+@app.command()
+def status(
+    config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
+) -> None:
+    """Say where the run stands; works at any time, from its files alone."""
+    from common.shards import open_store_to_read
+    from pipeline.status import read_status
+
+    recipe, _ = _load(config, overrides)
+    found = read_status(open_store_to_read(recipe.data_dir))
+    if json:
+        print_json(found)
+        return
+    print(f"{found['data_dir']}: {found['state']}, plan {found['plan_hash']}")
+    _say_catalogs(found["catalogs"])
+    prompts, shards = found["prompts"], found["shards"]
+    print(f"prompts  {prompts['embedded']}/{prompts['unique']} embedded")
+    print(
+        f"shards   {shards['committed']}/{shards['planned']} committed: {found['clips']} clips, "
+        f"{found['hours']:.2f} h, {found['refused_while_encoding']} refused while encoding"
+    )
+    for entry in found["poison"]:
+        print(f"poison   shard {entry['shard']:06d}: {entry['errors'][-1]}")
+
+
+def _load(config: str, overrides: list[str] | None) -> tuple[Recipe, PipelineConfig]:
+    recipe = load_recipe(config, overrides or [])
+    return recipe, recipe.section("pipeline", PipelineConfig)
+
+
+def _say(json: bool) -> Any:
+    """Progress goes to stdout, or out of the way of a script's JSON."""
+    return lambda line: print(line, file=sys.stderr if json else sys.stdout, flush=True)
+
+
+def _say_catalogs(catalogs: dict[str, Any]) -> None:
+    for label, count in catalogs.items():
+        refused = Counter(count["refused"])
+        reasons = ", ".join(f"{reason} {number}" for reason, number in refused.most_common())
+        merged = f", merged {count['merged']}" if count["merged"] else ""
+        print(
+            f"{label:<12} read {count['read']} = accepted {count['accepted']}{merged}, "
+            f"refused {refused.total()}{f' ({reasons})' if reasons else ''}"
+        )

@@ -1,0 +1,153 @@
+"""The commit protocol: a shard is there when `commits/NNNNNN.json` says so, and not before.
+
+1. The tar is built on local scratch, byte-deterministic: members sorted, mtime 0, ASCII keys.
+2. It is read back and every sample parsed.
+3. It is published as `shards/NNNNNN-<sha12>.tar`: the name is its content, so a torn or repeated
+   upload can only ever be replaced by itself.
+4. `commits/NNNNNN.json` is created last and conditionally: of several attempts the first wins, and
+   the tar of a loser stays behind as an orphan that no reader looks at.
+
+A shard of which every clip was refused commits too, without a tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.shards import MEMBERS, parse_sample
+from common.storage import Store
+
+COMMIT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """What goes into the tar for one clip.
+
+    codes: int16 [K, T]. text: float16 [sum L_i, D]. record: the content of `ID.json`.
+    """
+
+    sample_id: str
+    codes: npt.NDArray[np.int16]
+    text: npt.NDArray[np.float16]
+    record: dict[str, Any]
+
+
+def build_tar(path: Path, clips: Iterable[EncodedClip]) -> list[tuple[str, int, int]]:
+    """Write a shard's tar; clips must come sorted by sample id.
+
+    Returns:
+        `(sample_id, offset, length)` per clip: the bytes of its members, headers and padding
+        included.
+    """
+    spans: list[tuple[str, int, int]] = []
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for clip in clips:
+            if spans and spans[-1][0] >= clip.sample_id:
+                raise ValueError(f"{clip.sample_id} after {spans[-1][0]}: clips must be sorted")
+            start = tar.offset
+            contents = (
+                _npy_bytes(clip.codes, "<i2"),
+                canonical_json(clip.record),
+                _npy_bytes(clip.text, "<f2"),
+            )
+            for extension, data in zip(MEMBERS, contents, strict=True):
+                member = tarfile.TarInfo(f"{clip.sample_id}.{extension}")
+                member.size = len(data)  # mtime, uid and gid are 0, mode 0644, by default
+                tar.addfile(member, io.BytesIO(data))
+            spans.append((clip.sample_id, start, tar.offset - start))
+    return spans
+
+
+def check_tar(path: Path, spans: Iterable[tuple[str, int, int]]) -> None:
+    """Read back every sample of a tar at its span.
+
+    Raises:
+        ValueError: a sample does not come back.
+    """
+    with path.open("rb") as file:
+        for sample_id, offset, length in spans:
+            file.seek(offset)
+            parse_sample(sample_id, file.read(length))
+
+
+def publish_shard(
+    store: Store,
+    shard: int,
+    plan_hash: str,
+    tar: Path | None,
+    samples: list[dict[str, Any]],
+    refused: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Publish a tar (None if nothing was accepted) and commit the shard.
+
+    Args:
+        samples: per accepted clip sample_id, offset, length, frames, duration_s, prompt_tokens,
+            source_sample_rate, source_sha256.
+        refused: `REJECTS` rows of the clips refused while encoding.
+
+    Returns:
+        The commit that stands: this one, or the one that was there first.
+    """
+    shard_key, sha256, size = None, None, 0
+    if tar is not None:
+        with tar.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = tar.stat().st_size
+        shard_key = f"shards/{shard:06d}-{sha256[:12]}.tar"
+        store.write(shard_key, tar)
+    commit = {
+        "version": COMMIT_VERSION,
+        "shard": shard,
+        "plan_hash": plan_hash,
+        "shard_key": shard_key,
+        "sha256": sha256,
+        "bytes": size,
+        "samples": samples,
+        "refused": refused,
+    }
+    if store.create(commit_key(shard), canonical_json(commit)):
+        return commit
+    standing = read_commit(store, shard)
+    assert standing is not None
+    return standing
+
+
+def commit_key(shard: int) -> str:
+    return f"commits/{shard:06d}.json"
+
+
+def committed_shards(store: Store) -> set[int]:
+    """Numbers of the committed shards, from the listing alone."""
+    names = (key.rsplit("/", 1)[-1] for key, _ in store.list("commits"))
+    return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+
+
+def read_commit(store: Store, shard: int) -> dict[str, Any] | None:
+    """A shard's commit, if it has one."""
+    try:
+        commit: dict[str, Any] = json.loads(store.read(commit_key(shard)))
+    except FileNotFoundError:
+        return None
+    return commit
+
+
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """The same bytes for the same content, in ASCII."""
+    return json.dumps(document, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def _npy_bytes(array: npt.NDArray[Any], dtype: str) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, dtype=dtype), allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,61 @@
+"""The `pipeline` section of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.config import Section
+from common.prompts import PromptPolicy
+from pipeline.catalogs import AnyCatalog
+
+Task = Literal["sfx", "music"]
+
+EXECUTION_ONLY = frozenset({"workers", "cpus_per_worker", "decode_threads", "attempts", "device"})
+"""Keys that decide how fast shards are made, not what is in them: no part of the plan's hash."""
+
+
+class TextConfig(Section):
+    """How catalog text becomes prompts; None takes the task's own default."""
+
+    policy: PromptPolicy | None = None
+    """`lemmas` (sfx) or `plain` (music); see `common.prompts`."""
+    drop_speech: bool | None = None
+    """Refuse clips with "speech" in a tag or caption (sfx: yes, music: no)."""
+    music_variants: int = Field(default=4, ge=1, le=64)
+    """Prompts drawn per music track from its description, genre, tempo and tags."""
+
+
+class PipelineConfig(Section):
+    """From catalogs to shards."""
+
+    task: Task = "sfx"
+    catalogs: list[AnyCatalog] = Field(min_length=1)
+    text: TextConfig = TextConfig()
+    clips_per_shard: int = Field(default=512, ge=1)
+    min_duration_s: float = Field(default=0.5, ge=0)
+    """Shorter clips are refused, seconds."""
+    max_duration_s: float = Field(default=7200.0, gt=0)
+    silence_dbfs: float = -80.0
+    """Clips whose peak stays at or below this are refused."""
+    prompts_per_chunk: int = Field(default=1024, ge=1)
+    """Unit of the text cache: prompts embedded and stored together."""
+
+    workers: int = Field(default=0, ge=0)
+    """Codec actors; 0 takes as many as the machine or cluster has room for."""
+    cpus_per_worker: int = Field(default=2, ge=1)
+    decode_threads: int = Field(default=2, ge=1)
+    """Files decoded beside the codec, per worker."""
+    attempts: int = Field(default=3, ge=1)
+    """Tries of one shard before it is parked as poison."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where codec and text encoder run; `auto` takes a GPU per worker where Ray has one."""
+
+    @property
+    def prompt_policy(self) -> PromptPolicy:
+        return self.text.policy or ("lemmas" if self.task == "sfx" else "plain")
+
+    @property
+    def drops_speech(self) -> bool:
+        return self.task == "sfx" if self.text.drop_speech is None else self.text.drop_speech

