@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +38,20 @@ def run(
     summary, _ = run_pipeline(recipe, settings, say=_say(json))
     if json:
         print_json(summary)
+
+
+@app.command()
+def corpus(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write it to.")],
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Write the embedded corpus: synthesized sounds and music in the layouts of real datasets."""
+    from pipeline.corpus.layout import write_corpus
+
+    files = write_corpus(out, seed, progress=_say(json))
+    if json:
+        print_json(files)
 
 
 @app.command()

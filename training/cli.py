@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import load_recipe
@@ -34,6 +35,27 @@ def lm(
     from training.train import train
 
     train(load_recipe(config, overrides or []), fresh=fresh)
+
+
+@app.command()
+def codec(config: ConfigOption, overrides: OverridesArgument = None) -> None:
+    """Train EnCodec from scratch; goes on where it stopped."""
+    from training.codec.config import CodecTrainingConfig
+    from training.codec.train import train_codec
+
+    recipe = load_recipe(config, overrides or [])
+    train_codec(recipe, recipe.section("codec_training", CodecTrainingConfig), Console())
+
+
+@app.command()
+def report(config: ConfigOption, overrides: OverridesArgument = None) -> None:
+    """Judge the recipe's models against their prompts; writes report.html and report.json."""
+    from training.evaluation.config import ReportConfig
+    from training.evaluation.report import write_report
+
+    recipe = load_recipe(config, overrides or [])
+    path = write_report(recipe, recipe.section("report", ReportConfig), Console(stderr=True))
+    print(path)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from scipy.io import wavfile
 
 from common.errors import AttuneError
 from pipeline.corpus.music import MUSIC_RATE, TRACKS, render_track
@@ -223,7 +224,8 @@ def _save_broken(path: Path, clip: Clip, kind: str) -> None:
         path.write_bytes(buffer.getvalue()[: len(wave) // 2])
     elif kind == "nan":
         wave[1000:1100] = np.nan
-        soundfile.write(path, wave, SAMPLE_RATE, subtype="FLOAT")
+        # Not libsndfile: it stamps the time into the PEAK chunk of a float file.
+        wavfile.write(path, SAMPLE_RATE, wave)
     elif kind == "silent":
         _save(path, np.zeros_like(wave))
     elif kind == "too_short":

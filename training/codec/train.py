@@ -66,7 +66,29 @@ def build_model(architecture: CodecArchitecture, sample_rate: int) -> nn.Module:
             f"codec_training.architecture: {architecture.n_codebooks} x "
             f"{architecture.codebook_size} codes cannot be expressed as an EncodecModel"
         )
+    initialize(model)
     return model
+
+
+@torch.no_grad()
+def initialize(model: nn.Module) -> None:
+    """He-initialize the convolutions, biases zero.
+
+    PyTorch's default shrinks the signal at each of SEANet's layers: what reaches the latents varies
+    a thousand times less than its mean, and a short training ends with one code per stream.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            weight = module.weight
+            transposed = isinstance(module, nn.ConvTranspose1d)
+            fan_in = weight.shape[0 if transposed else 1] * weight.shape[2] / (
+                module.stride[0] if transposed else 1
+            )
+            # Through the weight-norm parametrization: assigning splits norm and direction.
+            module.weight = torch.randn_like(weight) * math.sqrt(1.55 / fan_in)
+            module.bias.zero_()
+    last = model.decoder.layers[-1].conv
+    last.weight = last.weight * 0.05  # an untrained decoder whispers instead of clipping
 
 
 @dataclass
