@@ -1,7 +1,7 @@
 """A world small enough to train a language model on in seconds: codec, encoder, shards, recipe.
 
-Shards are written here byte by byte as the format is documented, not with the pipeline's writer: the
-trainer's tests stand on the contract alone.
+Shards are written here byte by byte as the format is documented, not with the pipeline's writer:
+the trainer's tests stand on the contract alone.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def make_codec(folder: Path, seed: int = 0) -> None:
         use_causal_conv=False,
         chunk_length_s=None,
     )
-    EncodecModel(config).save_pretrained(folder)
+    model = EncodecModel(config)
+    for layer in model.quantizer.layers:  # zeros by default: all codes would sound alike
+        layer.codebook.embed.normal_()
+    model.save_pretrained(folder)
 
 
 def make_encoder(folder: Path) -> None:

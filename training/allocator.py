@@ -1,7 +1,7 @@
 """Keep freed memory instead of returning it to the kernel after each tensor.
 
-By default glibc maps large blocks anew for each allocation and unmaps them when freed; every step of
-training on a CPU then pays page faults for its activations all over again.
+By default glibc maps large blocks anew for each allocation and unmaps them when freed; every step
+of training on a CPU then pays page faults for its activations all over again.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class LMConfig(Section):
     """Over the K streams: `mean` is the practice (AudioGen, MusicGen), `sum` is what equation 1
     writes; with `sum` the same lambda weighs rr K times less against cross-entropy."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    datasets: dict[str, float] = {}
+    datasets: dict[str, float] = Field(default_factory=dict)
     """How often a dataset's clips come per epoch; 1 for those not named, 0 leaves one out."""
     shuffle_window: int = Field(default=16384, ge=1)
     """Clips shuffled together, out of consecutive shards of the epoch's shard order."""

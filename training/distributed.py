@@ -9,12 +9,14 @@ from __future__ import annotations
 import atexit
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from training.lm.model import LanguageModel
 
@@ -97,24 +99,20 @@ class _GatherRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, rank: int, size: int):  # type: ignore[no-untyped-def,override]
-        ctx.place, ctx.size = slice(rank * len(rows), (rank + 1) * len(rows)), size  # type: ignore[attr-defined]
+    def forward(ctx: Any, rows: Tensor, rank: int, size: int) -> Tensor:
+        ctx.place, ctx.size = slice(rank * len(rows), (rank + 1) * len(rows)), size
         parts = [torch.empty_like(rows) for _ in range(size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
-        return gradient[ctx.place] * ctx.size, None, None  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.place] * ctx.size, None, None
 
 
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded (all processes must call this)."""
-    return (
-        tensor.full_tensor()
-        if isinstance(tensor, nn.Parameter | Tensor) and hasattr(tensor, "full_tensor")
-        else tensor
-    )
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _leave() -> None:

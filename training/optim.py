@@ -19,7 +19,8 @@ from training.config import OptimConfig
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW with two groups of parameters: decayed and not."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and "embedding" not in name
         (decayed if matrix else plain).append(parameter)
@@ -52,8 +53,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def fill_missing_gradients(model: nn.Module) -> None:
     """Zeros where a step without text left no gradient.
 
-    Skipped cross-attention equals attention to zero keys, whose parameters get a zero gradient; with
-    none at all AdamW would pass them over, and decay and moments would differ.
+    Skipped cross-attention equals attention to zero keys, whose parameters get a zero gradient;
+    with none at all AdamW would pass them over, and decay and moments would differ.
     """
     for parameter in model.parameters():
         if parameter.grad is None:

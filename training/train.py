@@ -7,9 +7,7 @@ cross-entropy per stream, on steps without text the representation regularizatio
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,7 +22,7 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.allocator import keep_freed_memory
-from training.checkpoint import Checkpointer, latest_checkpoint, write_atomically
+from training.checkpoint import Checkpointer, latest_checkpoint
 from training.config import LMConfig
 from training.data import Batch, ClipOrder, Loader, check_shards, dropped_text
 from training.distributed import World, full, gather_rows, shard, start, sum_over_processes
@@ -39,10 +37,7 @@ from training.optim import (
     set_learning_rate,
 )
 from training.progress import Progress
-
-_MAY_CHANGE = {"threads", "prefetch", "log_every", "checkpoint_every", "keep"}
-_MAY_CHANGE |= {"valid_every", "valid_batches"}
-"""Keys of `lm` that do not decide what is trained; a run may go on with others."""
+from training.run_folder import claim
 
 
 def train(recipe: Recipe, *, fresh: bool = False) -> Path:
@@ -86,7 +81,13 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
     run = Path(recipe.run_dir) / config.run
     checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep)
     description = describe(recipe, config, arch, dataset.summary)
-    folder = _claim(run, recipe, config, description, dataset.summary, world, fresh)
+    started = {
+        "lm": config.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "model": description,
+        "plan_hash": dataset.summary.get("plan_hash"),
+    }
+    folder = claim(run, started, world, fresh)
     done = checkpointer.load(folder) if folder else 0
     if world.is_first:
         _announce(run, model, config, order, world, done)
@@ -96,7 +97,7 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
     # 4. Train
     step_fn = TrainingStep(model, config, arch, world, recipe.seed)
     progress = Progress(run, done, config.steps) if world.is_first else None
-    clock, tokens = time.monotonic(), 0.0
+    clock, tokens = time.monotonic(), 0
     for step, batch in enumerate(loader.batches(done, config.steps), start=done):
         set_learning_rate(optimizer, learning_rate(step, config.steps, config.optim))
         outcome = step_fn(batch.to(world.device), step)
@@ -107,7 +108,7 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
         ema.update()
 
         finished = step + 1
-        tokens += config.batch_size * batch.codes.shape[1] * batch.codes.shape[2]
+        tokens += int(batch.lengths.sum()) * arch.n_codebooks * world.size
         regular = finished % config.log_every == 0 or finished == config.steps
         if regular or outcome.dropped > 0:
             row = {"step": finished, **outcome.row(world)}
@@ -120,8 +121,7 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
                 )
             if progress:
                 progress.log(row, say=regular)
-            if regular:
-                clock, tokens = time.monotonic(), 0.0
+        aside = time.monotonic()
         if config.valid_every and finished % config.valid_every == 0:
             with ema.applied():
                 row = validate(model, dataset, recipe, config, world)
@@ -129,6 +129,10 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
                 progress.log({"step": finished, **row})
         if finished % config.checkpoint_every == 0 or finished == config.steps:
             checkpointer.save(finished, description)
+        # The rate is that of training alone, since the last line.
+        clock += time.monotonic() - aside
+        if regular:
+            clock, tokens = time.monotonic(), 0
     if progress:
         progress.close()
         print(f"done: {run} (EMA weights in {latest_checkpoint(run)})", flush=True)
@@ -300,61 +304,6 @@ def _loader(
         world=world.size,
         prefetch=config.prefetch,
     )
-
-
-def _claim(
-    run: Path,
-    recipe: Recipe,
-    config: LMConfig,
-    description: dict[str, Any],
-    summary: dict[str, Any],
-    world: World,
-    fresh: bool,
-) -> Path | None:
-    """Check that the run's folder is this recipe's; the checkpoint to go on from, if any.
-
-    Raises:
-        AttuneError: the run was started with another config.
-    """
-    started = {
-        "lm": config.model_dump(mode="json"),
-        "seed": recipe.seed,
-        "model": description,
-        "plan_hash": summary.get("plan_hash"),
-    }
-    path = run / "config.json"
-    if world.is_first:
-        if fresh:
-            for part in ("checkpoints", "tb"):
-                shutil.rmtree(run / part, ignore_errors=True)
-            for name in ("latest", "log.jsonl", "config.json"):
-                (run / name).unlink(missing_ok=True)
-        run.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and latest_checkpoint(run):
-            _check_same(json.loads(path.read_text()), started, run)
-        write_atomically(path, json.dumps(started, indent=2) + "\n")
-    sum_over_processes(torch.zeros(1, device=world.device), world)  # all wait for the first
-    return latest_checkpoint(run)
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    for key, old in _flat(before).items():
-        new = _flat(now).get(key)
-        if old != new and key.removeprefix("lm.") not in _MAY_CHANGE:
-            raise AttuneError(
-                f"run {run} was started with {key} = {old!r}, now it is {new!r}; name another run "
-                "(lm.run=...) or start this one over with --fresh"
-            )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _announce(

@@ -1,0 +1,165 @@
+"""Sampling: the cache changes nothing, a clip depends on its prompt and seed alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from common.config import Recipe, load_recipe
+from common.errors import AttuneError
+from training.cli import app
+from training.config import SamplingConfig
+from training.lm.generate import Decoder, Sampler, choose, sample_codes
+from training.lm.model import Architecture, LanguageModel
+from training.lm.patterns import delay
+
+ARCH = Architecture(d_model=32, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    model = LanguageModel(ARCH)
+    model.initialize(0)
+    with torch.no_grad():
+        model.text_projection.bias.normal_()
+        model.head.weight.mul_(4)  # far from uniform, so that changes would show
+    return model.eval().requires_grad_(False)
+
+
+def _states(*lengths: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((n, 20)).astype(np.float16) for n in lengths]
+
+
+def test_cached_steps_equal_one_full_forward_with_and_without_text(model: LanguageModel) -> None:
+    states = _states(4, 2)
+    codes = torch.randint(0, 40, (2, 3, 7), generator=torch.Generator().manual_seed(0))
+    inputs, _ = delay(codes, torch.tensor([7, 7]), ARCH.special)
+    text = torch.zeros(2, 4, 20)
+    mask = torch.zeros(2, 4, dtype=torch.bool)
+    for i, state in enumerate(states):
+        text[i, : len(state)] = torch.from_numpy(state.astype(np.float32))
+        mask[i, : len(state)] = True
+    told, _ = model(inputs, text, mask)
+    untold, _ = model(inputs)
+    decoder = Decoder(model, states, inputs.shape[2], guided=True)
+    with torch.inference_mode():
+        for step in range(inputs.shape[2]):
+            found = decoder.step(inputs[:, :, step])
+            expected = torch.cat([told[:, step], untold[:, step]])
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_clip_does_not_depend_on_its_batch(model: LanguageModel) -> None:
+    states, seeds = _states(3, 7, 1, 4), [5, 6, 7, 5]
+    together = sample_codes(model, states, seeds, 30, SamplingConfig())
+    for i in range(4):
+        alone = sample_codes(model, states[i : i + 1], seeds[i : i + 1], 30, SamplingConfig())
+        assert torch.equal(alone[0], together[i])
+    assert together.shape == (4, 3, 30)
+    assert int(together.min()) >= 0
+    assert int(together.max()) < 40
+
+
+def test_seed_and_prompt_both_matter_and_a_longer_clip_begins_alike(model: LanguageModel) -> None:
+    one, two = _states(3, 3)
+    plain = SamplingConfig()
+    base = sample_codes(model, [one], [1], 20, plain)
+    assert not torch.equal(base, sample_codes(model, [one], [2], 20, plain))
+    assert not torch.equal(base, sample_codes(model, [two], [1], 20, plain))
+    longer = sample_codes(model, [one], [1], 30, plain)
+    assert torch.equal(longer[:, :, :20], base)
+
+
+def test_guidance_one_is_plain_conditional_and_zero_is_unconditional(model: LanguageModel) -> None:
+    """Greedy codes of each, against argmax over full forwards."""
+    states = _states(5)
+    text = torch.from_numpy(states[0].astype(np.float32))[None]
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    for coefficient in (0.0, 1.0, 3.0):
+        sampling = SamplingConfig(cfg=coefficient, temperature=0.0)
+        codes = sample_codes(model, states, [0], 12, sampling)
+        inputs, targets = delay(codes, torch.tensor([12]), ARCH.special)
+        told, untold = model(inputs, text, mask)[0], model(inputs)[0]
+        best = (untold + coefficient * (told - untold)).argmax(-1).transpose(1, 2)
+        valid = targets >= 0
+        assert torch.equal(best[valid], targets[valid])
+
+
+def test_choose_follows_the_top_k_distribution() -> None:
+    logits = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5]).log_softmax(0).expand(20000, 1, 5)
+    draws = torch.from_numpy(np.random.default_rng(0).random((20000, 1)))
+    found = Counter(choose(logits, draws, 3, 0.7).flatten().tolist())
+    kept = torch.tensor([2.0, 1.5, 1.0])
+    expected = (kept / 0.7).softmax(0)
+    assert set(found) == {1, 4, 2}
+    for code, share in zip((1, 4, 2), expected.tolist(), strict=True):
+        assert abs(found[code] / 20000 - share) < 0.015
+    edge = torch.tensor([[1.0 - 1e-16]], dtype=torch.float64)
+    assert choose(logits[:1], edge, 250, 1.0).item() < 5
+
+
+def test_a_trained_run_speaks(tiny_recipe: Recipe, tiny_run: Path) -> None:
+    sampler = Sampler.load(tiny_recipe, tiny_run)
+    wavs, codes = sampler.generate(["a dog is barking", "rain"], 0.4, [1, 2])
+    assert [wav.shape for wav in wavs] == [(6400,), (6400,)]
+    assert codes.shape == (2, 4, 20)
+    assert codes.dtype == np.int16
+    again, _ = sampler.generate(["rain"], 0.4, [2])
+    np.testing.assert_allclose(again[0], wavs[1], atol=1e-5)
+    small = SamplingConfig(batch_size=1)
+    steps: list[tuple[int, int]] = []
+    _, singly = sampler.generate(
+        ["the dogs are barking", "rain"], 0.4, [1, 2], small, lambda *s: steps.append(s)
+    )
+    np.testing.assert_array_equal(singly, codes)
+    assert steps == [(i + 1, 46) for i in range(46)]
+
+
+def test_mistakes_are_told_in_one_line(tiny_root: Path, tiny_run: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_root / "recipe.yaml")
+    sampler = Sampler.load(recipe, tiny_run)
+    with pytest.raises(AttuneError, match=r"'the 3': nothing remains"):
+        sampler.generate(["the 3"], 0.4, [0])
+    with pytest.raises(AttuneError, match=r"longer than the 0\.4 s"):
+        sampler.generate(["dog"], 1.0, [0])
+    with pytest.raises(AttuneError, match="no trained model there"):
+        Sampler.load(recipe, tmp_path / "nothing")
+    from tiny_lm import make_codec
+
+    make_codec(tmp_path / "codec", seed=1)
+    other = load_recipe(tiny_root / "recipe.yaml", [f"codec.path={tmp_path / 'codec'}"])
+    with pytest.raises(AttuneError, match="was trained with codec"):
+        Sampler.load(other, tiny_run)
+    other = load_recipe(tiny_root / "recipe.yaml", ["text_encoder.max_length=15"])
+    with pytest.raises(AttuneError, match="was trained with text encoder"):
+        Sampler.load(other, tiny_run)
+
+
+def test_command_writes_wav_and_sidecar(tiny_root: Path, tiny_run: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Rain is falling\n\nA loud bell\n")
+    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompts", str(prompts)]
+    command += ["--prompt", "dog", "--n", "2", "--seed", "7", "--duration", "0.2", "--json"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out"), "sampling.cfg=2"])
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    assert [(m["prompt"], m["seed"]) for m in made] == [
+        (p, s) for p in ("dog", "Rain is falling", "A loud bell") for s in (7, 8)
+    ]
+    for facts in made:
+        wav, rate = soundfile.read(facts["wav"])
+        assert (len(wav), rate) == (3200, 16000)
+        sidecar = json.loads(Path(facts["wav"]).with_suffix(".json").read_text())
+        assert sidecar == {k: v for k, v in facts.items() if k != "wav"}
+        assert sidecar["cfg"] == 2
+        assert sidecar["step"] == 12
+        assert sidecar["checkpoint"].endswith("step-00000012")
+    assert made[2]["normalized_prompt"] == "rain fall"

@@ -1,0 +1,123 @@
+"""Losses against closed forms and plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from training.lm.losses import (
+    Pool,
+    pool,
+    representation_regularization,
+    similarity,
+    stream_losses,
+)
+from training.lm.patterns import IGNORE
+
+
+def _loop(audio: list[list[list[float]]], text: list[list[list[float]]], how: Pool) -> float:
+    """Equations 3 to 5 as they are written, over lists of valid vectors, in double precision."""
+
+    def pooled(sequence: list[list[float]]) -> list[float]:
+        columns = list(zip(*sequence, strict=True))
+        return [max(c) if how == "max" else sum(c) / len(c) for c in columns]
+
+    def cosine(x: list[float], y: list[float]) -> float:
+        dot = sum(a * b for a, b in zip(x, y, strict=True))
+        return dot / math.sqrt(sum(a * a for a in x)) / math.sqrt(sum(b * b for b in y))
+
+    a, t = [pooled(s) for s in audio], [pooled(s) for s in text]
+    batch = len(a)
+    total = 0.0
+    for b in range(batch):
+        for other in range(batch):
+            if b != other:
+                total += (cosine(t[b], t[other]) - cosine(a[b], a[other])) ** 2
+    return total / (batch * (batch - 1))
+
+
+def _ragged(batch: int, length: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, length + 1, (batch, 1), generator=generator)
+    states = torch.randn(batch, length, width, generator=generator) - 0.3
+    return states, torch.arange(length) < lengths
+
+
+@pytest.mark.parametrize("how", ["max", "average"])
+@pytest.mark.parametrize(("batch", "seed"), [(2, 0), (5, 1), (9, 2)])
+def test_rr_equals_a_double_loop_over_pairs(how: Pool, batch: int, seed: int) -> None:
+    audio, audio_mask = _ragged(batch, 17, 12, seed)
+    text, text_mask = _ragged(batch, 6, 20, seed + 100)
+    expected = _loop(
+        [a[m].tolist() for a, m in zip(audio, audio_mask, strict=True)],
+        [t[m].tolist() for t, m in zip(text, text_mask, strict=True)],
+        how,
+    )
+    # What lies under the mask must not matter, whatever it is.
+    audio = audio.masked_fill(~audio_mask[:, :, None], 1e4)
+    text = text.masked_fill(~text_mask[:, :, None], 1e4)
+    found = representation_regularization(pool(audio, audio_mask, how), pool(text, text_mask, how))
+    assert abs(float(found) - expected) < 1e-6
+
+
+def test_rr_gradient_reaches_audio_and_not_text() -> None:
+    audio = torch.randn(4, 8, requires_grad=True)
+    text = torch.randn(4, 6, requires_grad=True)
+    representation_regularization(audio, text).backward()
+    assert audio.grad is not None
+    assert audio.grad.abs().sum() > 0
+    assert text.grad is None
+
+
+def test_rr_gradient_equals_finite_differences() -> None:
+    audio = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    text = torch.randn(4, 3, dtype=torch.float64)
+
+    def rr(x: torch.Tensor) -> torch.Tensor:  # the same formula in double precision
+        unit = x / x.norm(dim=1, keepdim=True)
+        other = text / text.norm(dim=1, keepdim=True)
+        return ((other @ other.T - unit @ unit.T) ** 2).fill_diagonal_(0).sum() / 12
+
+    expected = torch.autograd.grad(rr(audio), audio)[0]
+    found = torch.autograd.grad(representation_regularization(audio, text), audio)[0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["max", "average"])
+def test_degenerate_batches_give_numbers(how: Pool) -> None:
+    states = torch.randn(3, 4, 5, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    pooled = pool(states, mask, how)
+    assert torch.equal(pooled[1], torch.zeros(5))
+    loss = representation_regularization(pooled, torch.zeros(3, 7))
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert states.grad is not None
+    assert states.grad.isfinite().all()
+    assert float(representation_regularization(torch.randn(1, 5), torch.randn(1, 5))) == 0.0
+
+
+def test_equal_similarities_cost_nothing() -> None:
+    vectors = torch.randn(6, 9)
+    assert float(representation_regularization(3 * vectors, vectors)) < 1e-12
+    torch.testing.assert_close(similarity(vectors).diagonal(), torch.ones(6))
+
+
+def test_stream_losses_count_each_valid_target_once() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 3, 7)  # [B, S, K, V]
+    targets = torch.randint(0, 7, (2, 3, 5))  # [B, K, S]
+    targets[0, 1, 2:] = IGNORE
+    targets[1, 2, :] = IGNORE
+    sums, counts = stream_losses(logits, targets)
+    assert counts.tolist() == [10, 7, 5]
+    for k in range(3):
+        expected = 0.0
+        for b in range(2):
+            for s in range(5):
+                if targets[b, k, s] != IGNORE:
+                    row = logits[b, s, k].double()
+                    expected += float(row.exp().sum().log() - row[targets[b, k, s]])
+        assert abs(float(sums[k]) - expected) < 1e-5

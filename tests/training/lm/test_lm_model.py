@@ -1,0 +1,244 @@
+"""The decoder: causality, text, initialization, and agreement with MusicGen's own code."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from training.config import OptimConfig
+from training.lm.attention import causal_attention, masked_attention
+from training.lm.losses import stream_losses
+from training.lm.model import Architecture, LanguageModel, sinusoidal_positions
+from training.lm.patterns import delay
+from training.optim import build_optimizer, fill_missing_gradients
+
+ARCH = Architecture(d_model=32, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=11, text_dim=20)
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    model = LanguageModel(ARCH)
+    model.initialize(0)
+    with torch.no_grad():
+        # Trained text projections have a bias; a fresh one's is zero and would hide a missing mask.
+        model.text_projection.bias.normal_()
+    return model
+
+
+def _inputs(batch: int = 3, frames: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 12, (batch, 3, frames), generator=generator)
+    text = torch.randn(batch, 6, 20, generator=generator)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])[:batch]
+    return codes, text, mask
+
+
+def test_a_step_sees_itself_and_earlier_steps_alone(model: LanguageModel) -> None:
+    codes, text, mask = _inputs()
+    before, _ = model(codes, text, mask)
+    changed = codes.clone()
+    changed[:, 1, 5] = (changed[:, 1, 5] + 1) % 12
+    after, _ = model(changed, text, mask)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert (before[:, 5:] - after[:, 5:]).abs().amax(dim=(0, 2, 3)).min() > 0
+
+
+def test_a_prompt_gives_the_same_alone_and_padded_in_a_batch(model: LanguageModel) -> None:
+    codes, text, mask = _inputs()
+    together, _ = model(codes, text * 1e3 * ~mask[:, :, None] + text * mask[:, :, None], mask)
+    for b in range(3):
+        length = int(mask[b].sum())
+        alone, _ = model(
+            codes[b : b + 1], text[b : b + 1, :length], torch.ones(1, length, dtype=torch.bool)
+        )
+        torch.testing.assert_close(together[b : b + 1], alone, atol=2e-6, rtol=1e-5)
+
+
+def test_text_matters(model: LanguageModel) -> None:
+    codes, text, mask = _inputs()
+    with_text, _ = model(codes, text, mask)
+    without, _ = model(codes)
+    assert (with_text - without).abs().mean() > 1e-3
+
+
+def _step(
+    model: LanguageModel, dropped: bool, skip: bool, optimizer: torch.optim.Optimizer
+) -> None:
+    codes, text, mask = _inputs()
+    inputs, targets = delay(codes % 11, torch.tensor([9, 5, 7]), 11)
+    if dropped and skip:
+        logits, _ = model(inputs)
+    else:
+        logits, _ = model(inputs, text, mask & (not dropped))
+    sums, counts = stream_losses(logits, targets)
+    (sums / counts).mean().backward()
+    fill_missing_gradients(model)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_skipping_dropped_text_equals_computing_with_zero_keys() -> None:
+    """Outputs, and after further steps weights and optimizer state, decay and moments included."""
+    worlds = []
+    for skip in (True, False):
+        model = LanguageModel(ARCH)
+        model.initialize(0)
+        optimizer = build_optimizer(model, OptimConfig(lr=1e-2, warmup=0))
+        for dropped in (False, True, True, False):
+            _step(model, dropped, skip, optimizer)
+        moments = [
+            optimizer.state[p][key] for p in model.parameters() for key in ("exp_avg", "step")
+        ]
+        worlds.append((list(model.parameters()), moments))
+    for skipped, computed in zip(worlds[0], worlds[1], strict=True):
+        for a, b in zip(skipped, computed, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+
+
+def test_text_dropped_for_single_clips_equals_no_text_for_them(model: LanguageModel) -> None:
+    codes, text, mask = _inputs()
+    mask = mask & torch.tensor([[True], [False], [True]])
+    mixed, _ = model(codes, text, mask)
+    without, _ = model(codes)
+    told, _ = model(codes[::2], text[::2], mask[::2])
+    torch.testing.assert_close(mixed[1], without[1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mixed[::2], told, atol=1e-6, rtol=1e-5)
+    mixed.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_only_norms_and_the_text_projection_have_biases(model: LanguageModel) -> None:
+    biased = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    norms = {
+        f"{name}.bias" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)
+    }
+    assert biased == norms | {"text_projection.bias"}
+
+
+def test_positions_are_cosines_then_sines() -> None:
+    table = sinusoidal_positions(7, 8)
+    for position in range(7):
+        for i in range(4):
+            angle = position / 10000 ** (i / 3)
+            assert abs(float(table[position, i]) - math.cos(angle)) < 1e-6
+            assert abs(float(table[position, 4 + i]) - math.sin(angle)) < 1e-6
+
+
+def test_initialization_is_seeded_truncated_and_scaled_by_depth() -> None:
+    arch = Architecture(256, 3, 4, 4, 64, 384)
+    model, again, other = (LanguageModel(arch) for _ in range(3))
+    model.initialize(1)
+    again.initialize(1)
+    other.initialize(2)
+    assert torch.equal(model.head.weight, again.head.weight)
+    assert not torch.equal(model.head.weight, other.head.weight)
+    block = model.blocks[2]
+    for weight, fan_in, depth in (
+        (model.embedding.weight, 256, 0.5),
+        (model.text_projection.weight, 384, 0.5),
+        (block.self_attention.qkv.weight, 256, 0.5),
+        (block.cross_attention.out.weight, 256, 3),
+        (block.ff_out.weight, 1024, 3),
+    ):
+        sigma = 1 / math.sqrt(fan_in * 2 * depth)
+        assert abs(weight.std().item() / sigma - 0.987) < 0.02  # a normal cut at 3 sigma
+        assert float(weight.abs().max()) <= 3 * sigma + 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_attention_backends_agree(dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 13, 8, generator=generator).to(dtype).unbind(0)
+    bias = torch.zeros(2, 1, 1, 13).masked_fill(torch.arange(13) >= 9, float("-inf"))
+    for one, two in (
+        (causal_attention(q, k, v, "sdpa"), causal_attention(q, k, v, "matmul")),
+        (masked_attention(q, k, v, bias, "sdpa"), masked_attention(q, k, v, bias, "matmul")),
+    ):
+        torch.testing.assert_close(one, two, atol=tolerance, rtol=tolerance)
+    expected = []
+    for step in range(13):  # by definition, one query at a time
+        scores = (q[:, :, step, None].double() * k[:, :, : step + 1].double()).sum(-1) / 8**0.5
+        weights = scores.softmax(-1)
+        expected.append((weights[..., None] * v[:, :, : step + 1].double()).sum(-2))
+    torch.testing.assert_close(
+        causal_attention(q, k, v, "matmul").double(),
+        torch.stack(expected, dim=2),
+        atol=tolerance,
+        rtol=tolerance,
+    )
+
+
+def test_logits_equal_musicgens_own_for_padded_prompts() -> None:
+    """The same weights in Hugging Face's decoder, behind its text projection, give our logits."""
+    from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
+
+    torch.manual_seed(0)
+    config = MusicgenDecoderConfig(
+        vocab_size=11,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=128,
+        num_codebooks=3,
+        dropout=0.0,
+        pad_token_id=11,
+        bos_token_id=11,
+        audio_channels=1,
+    )
+    theirs = MusicgenForCausalLM(config).eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    ours = LanguageModel(ARCH)
+    ours.initialize(0)
+    ours.load_state_dict(_from_musicgen(theirs) | _projection(ours))
+    codes, text, mask = _inputs()
+    context = ours.text_projection(text) * mask[:, :, None]
+    with torch.inference_mode():
+        expected = theirs(
+            input_ids=codes.flatten(0, 1),
+            encoder_hidden_states=context,
+            encoder_attention_mask=mask.long(),
+        ).logits.view(3, 3, 9, 11)
+        found, _ = ours(codes, text, mask)
+    torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-4, rtol=1e-4)
+
+
+def _projection(model: LanguageModel) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in model.state_dict().items() if k.startswith("text_projection")}
+
+
+def _from_musicgen(theirs: nn.Module) -> dict[str, torch.Tensor]:
+    state = theirs.state_dict()
+    root = "model.decoder."
+    weights = {
+        "embedding.weight": torch.cat([state[f"{root}embed_tokens.{k}.weight"] for k in range(3)]),
+        "head.weight": torch.cat([state[f"lm_heads.{k}.weight"] for k in range(3)]),
+        "norm.weight": state[f"{root}layer_norm.weight"],
+        "norm.bias": state[f"{root}layer_norm.bias"],
+    }
+    for i in range(2):
+        layer, block = f"{root}layers.{i}.", f"blocks.{i}."
+        for norm, name in (
+            ("norm_self", "self_attn_layer_norm"),
+            ("norm_cross", "encoder_attn_layer_norm"),
+            ("norm_ff", "final_layer_norm"),
+        ):
+            for part in ("weight", "bias"):
+                weights[f"{block}{norm}.{part}"] = state[f"{layer}{name}.{part}"]
+
+        def projections(attention: str, letters: str, layer: str = layer) -> torch.Tensor:
+            return torch.cat([state[f"{layer}{attention}.{x}_proj.weight"] for x in letters])
+
+        weights |= {
+            f"{block}self_attention.qkv.weight": projections("self_attn", "qkv"),
+            f"{block}self_attention.out.weight": state[f"{layer}self_attn.out_proj.weight"],
+            f"{block}cross_attention.q.weight": projections("encoder_attn", "q"),
+            f"{block}cross_attention.kv.weight": projections("encoder_attn", "kv"),
+            f"{block}cross_attention.out.weight": state[f"{layer}encoder_attn.out_proj.weight"],
+            f"{block}ff_in.weight": state[f"{layer}fc1.weight"],
+            f"{block}ff_out.weight": state[f"{layer}fc2.weight"],
+        }
+    return weights

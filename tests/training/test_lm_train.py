@@ -1,0 +1,185 @@
+"""The training loop as a whole, in one process on tiny shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.config import load_recipe
+from common.errors import AttuneError
+from training import train as training
+from training.data import dropped_text
+from training.progress import read_log
+from training.train import train
+
+
+def _train(root: Path, out: Path, *overrides: str, fresh: bool = False) -> list[dict]:
+    recipe = load_recipe(root / "recipe.yaml", [f"run_dir={out}", *overrides])
+    return read_log(train(recipe, fresh=fresh))
+
+
+def test_losses_fall_and_every_stream_learns(tiny_root: Path, tmp_path: Path) -> None:
+    rows = _train(tiny_root, tmp_path, "lm.steps=80", "lm.batch_size=8", "lm.checkpoint_every=80")
+    told = [row for row in rows if row["dropped"] == 0]
+    for k in range(4):
+        first = sum(row["loss_per_stream"][k] for row in told[:5]) / 5
+        last = sum(row["loss_per_stream"][k] for row in told[-5:]) / 5
+        assert last < 0.75 * first
+    assert rows[0]["loss"] == pytest.approx(sum(rows[0]["loss_per_stream"]) / 4)
+
+
+def test_rr_comes_on_steps_without_text_only(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = training.representation_regularization
+    monkeypatch.setattr(
+        training,
+        "representation_regularization",
+        lambda audio, text: calls.append(audio.requires_grad) or real(audio, text),
+    )
+    rows = _train(tiny_root, tmp_path, "lm.steps=60", "seed=5")
+    expected = [step + 1 for step in range(60) if dropped_text(5, step, 4, 0.3, "batch").all()]
+    assert 5 < len(expected) < 35
+    assert [row["step"] for row in rows if "rr" in row] == expected
+    assert [row["step"] for row in rows if row["dropped"] == 1] == expected
+    assert calls == [True] * len(expected)
+    # Without it the same steps go without text, rr is watched but pulls at nothing.
+    calls.clear()
+    _train(tiny_root, tmp_path, "lm.steps=60", "seed=5", "lm.rr.weight=0", "lm.run=plain")
+    assert calls == [False] * len(expected)
+
+
+def test_rr_changes_training_from_the_first_step_without_text(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    with_rr = _train(tiny_root, tmp_path, "lm.run=a")
+    without = _train(tiny_root, tmp_path, "lm.run=b", "lm.rr.weight=0")
+    first = next(i for i, row in enumerate(with_rr) if "rr" in row)
+    for i in range(first + 1):
+        assert with_rr[i]["loss"] == without[i]["loss"]
+    assert with_rr[first]["rr"] == without[first]["rr"]
+    assert with_rr[first]["grad_norm"] != without[first]["grad_norm"]
+    assert with_rr[first + 1]["loss"] != without[first + 1]["loss"]
+
+
+@pytest.mark.parametrize(
+    "override", ["lm.cfg.granularity=sample", "lm.rr.pool=average", "lm.stream_loss=sum"]
+)
+def test_options_train(tiny_root: Path, tmp_path: Path, override: str) -> None:
+    rows = _train(tiny_root, tmp_path, override)
+    assert len(rows) == 12
+    assert any("rr" in row for row in rows)
+
+
+def test_bf16_and_medium_follow_fp32(tiny_root: Path, tmp_path: Path) -> None:
+    """bf16 products carry 8 bits: a few thousandths of the loss over 12 steps at this size."""
+    exact = [row["loss"] for row in _train(tiny_root, tmp_path, "lm.run=fp32")]
+    try:
+        medium = _train(tiny_root, tmp_path, "lm.run=medium", "lm.precision=medium")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    half = _train(tiny_root, tmp_path, "lm.run=bf16", "lm.precision=bf16")
+    assert [row["loss"] for row in medium] == pytest.approx(exact, rel=5e-3)
+    assert [row["loss"] for row in half] == pytest.approx(exact, rel=5e-3)
+
+
+def test_going_on_gives_the_losses_of_an_undisturbed_run(tiny_root: Path, tmp_path: Path) -> None:
+    whole = _train(tiny_root, tmp_path, "lm.run=whole")
+    run = tmp_path / "whole"
+    final = load_file(run / "checkpoints" / "step-00000012" / "model.safetensors")
+    # As if it had been killed after step 7, in the middle of a line.
+    (run / "latest").write_text("step-00000010\n")
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 13, "lo')
+    again = _train(tiny_root, tmp_path, "lm.run=whole", "lm.log_every=1")
+    strip = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in whole]
+    assert [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in again] == strip
+    resumed = load_file(run / "checkpoints" / "step-00000012" / "model.safetensors")
+    assert final.keys() == resumed.keys()
+    assert all(torch.equal(final[name], resumed[name]) for name in final)
+
+
+def test_a_finished_run_is_left_alone(tiny_root: Path, tmp_path: Path) -> None:
+    _train(tiny_root, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "lm" / "checkpoints").rglob("*")}
+    _train(tiny_root, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_run_folder_holds_what_is_promised(tiny_run: Path) -> None:
+    assert (tiny_run / "latest").read_text() == "step-00000012\n"
+    assert sorted(p.name for p in (tiny_run / "checkpoints").iterdir()) == [
+        "step-00000010",
+        "step-00000012",
+    ]
+    described = json.loads((tiny_run / "checkpoints/step-00000012/model.json").read_text())
+    assert described["architecture"]["n_codebooks"] == 4
+    assert described["step"] == 12
+    assert {"codec_id", "text_encoder_id", "sample_rate", "frame_rate"} <= described.keys()
+    events = EventAccumulator(str(tiny_run / "tb"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    for tag in ("loss/conditional", "loss_per_stream/conditional_3", "rr", "grad_norm", "lr"):
+        assert tag in tags
+    rr = [row["rr"] for row in read_log(tiny_run) if "rr" in row]
+    assert [event.value for event in events.Scalars("rr")] == pytest.approx(rr)
+
+
+def test_validation_uses_the_average_and_leaves_training_alone(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    plain = _train(tiny_root, tmp_path, "lm.run=a")
+    rows = _train(tiny_root, tmp_path, "lm.run=b", "lm.valid_every=4")
+    checks = [row for row in rows if "valid_loss" in row]
+    assert [row["step"] for row in checks] == [4, 8, 12]
+    assert checks[-1]["valid_loss"] < checks[0]["valid_loss"]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses == [row["loss"] for row in plain]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["lm.batch_size=1"], "batch_size must be at least 2 with rr"),
+        (["lm.optim.warmup=12"], "must be shorter than steps"),
+        (["lm.model.n_heads=5"], "must divide d_model"),
+        (["lm.stepz=3"], "unknown key 'lm.stepz'.*did you mean 'steps'"),
+        (["data_dir={tmp}/nowhere"], "nowhere.*pipeline run"),
+        (["sample_rate=32000"], "are at 16000 Hz"),
+        (["text_encoder.path=package:no_such_wheel/x"], "not installed"),
+        (["text_encoder.max_length=9"], "made by text encoder"),
+    ],
+)
+def test_mistakes_stop_before_training(
+    tiny_root: Path, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    with pytest.raises(AttuneError, match=words):
+        _train(tiny_root, tmp_path, *(o.format(tmp=tmp_path) for o in overrides))
+    assert not (tmp_path / "lm").exists()
+
+
+def test_a_run_goes_on_under_its_own_config_only(tiny_root: Path, tmp_path: Path) -> None:
+    _train(tiny_root, tmp_path)
+    with pytest.raises(AttuneError, match=r"was started with lm\.rr\.weight = 3\.0, now it is 1"):
+        _train(tiny_root, tmp_path, "lm.rr.weight=1")
+    rows = _train(tiny_root, tmp_path, "lm.rr.weight=1", "lm.steps=6", fresh=True)
+    assert [row["step"] for row in rows] == list(range(1, 7))
+
+
+def test_a_damaged_checkpoint_is_told(tiny_root: Path, tmp_path: Path) -> None:
+    _train(tiny_root, tmp_path)
+    run = tmp_path / "lm"
+    (run / "latest").write_text("step-00000099\n")
+    with pytest.raises(AttuneError, match="names step-00000099, which is not in"):
+        _train(tiny_root, tmp_path)
+    (run / "latest").write_text("step-00000010\n")
+    for part in (run / "checkpoints" / "step-00000010" / "state").glob("*.distcp"):
+        part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(AttuneError, match=r"step-00000010: cannot be loaded"):
+        _train(tiny_root, tmp_path)

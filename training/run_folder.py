@@ -1,0 +1,71 @@
+"""Whose folder is it: a run goes on under the config that it was started with, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import AttuneError
+from training.checkpoint import latest_checkpoint, write_atomically
+from training.distributed import World, sum_over_processes
+
+_MAY_CHANGE = {
+    "lm.threads",
+    "lm.prefetch",
+    "lm.log_every",
+    "lm.checkpoint_every",
+    "lm.keep",
+    "lm.valid_every",
+    "lm.valid_batches",
+}
+"""Keys that do not decide what is trained."""
+
+
+def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> Path | None:
+    """Make the folder this run's, and find the checkpoint to go on from, if there is one.
+
+    Args:
+        run: folder of the run.
+        started: what decides the training; kept as `config.json`.
+        fresh: delete what the run has so far.
+
+    Raises:
+        AttuneError: the run was started with another config.
+    """
+    path = run / "config.json"
+    if world.is_first:
+        if fresh:
+            for part in ("checkpoints", "tb"):
+                shutil.rmtree(run / part, ignore_errors=True)
+            for name in ("latest", "log.jsonl", "config.json"):
+                (run / name).unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and latest_checkpoint(run):
+            _check_same(json.loads(path.read_text()), started, run)
+        write_atomically(path, json.dumps(started, indent=2) + "\n")
+    sum_over_processes(torch.zeros(1, device=world.device), world)  # all wait for the first
+    return latest_checkpoint(run)
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    for key, old in _flat(before).items():
+        new = _flat(now).get(key)
+        if old != new and key not in _MAY_CHANGE:
+            raise AttuneError(
+                f"run {run} was started with {key} = {old!r}, now it is {new!r}; name another run "
+                "(lm.run=...) or start this one over with --fresh"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key != "datasets":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
