@@ -59,26 +59,68 @@ def missing_chunks(prompts: pa.Table, cache: TextCache) -> pa.Table:
 
 
 def embed_chunks(
-    chunks: pa.Table,
-    data_dir: str,
+    prompts: pa.Table,
+    cache: TextCache,
     config: TextEncoderConfig,
     text_encoder_id: str,
     *,
     workers: int,
     cpus: int,
     gpus: float,
-    on_done: Callable[[int], None],
+    attempts: int,
+    on_progress: Callable[[int, int], None],
 ) -> None:
-    """Embed every chunk on a running Ray; `on_done` hears of each batch's number of prompts."""
+    """Embed, on a running Ray, every chunk of `prompts` (`PROMPTS`) that the cache lacks.
+
+    Args:
+        on_progress: hears of the prompts done and to do.
+
+    Raises:
+        AttuneError: the encoder cannot be loaded, or workers died on every attempt.
+    """
     import ray.data
 
-    dataset = ray.data.from_arrow(chunks).repartition(len(chunks)).map_batches(
-        EmbedChunks,
-        fn_constructor_args=(data_dir, config, text_encoder_id, cpus, "cuda" if gpus else "cpu"),
-        batch_size=1,
-        num_cpus=cpus,
-        num_gpus=gpus,
-        concurrency=min(workers, len(chunks)),
-    )  # fmt: skip
-    for batch in dataset.iter_batches(batch_size=None):
-        on_done(int(sum(batch["prompts"])))
+    total = done = 0
+    for attempt in range(1, attempts + 1):
+        chunks = missing_chunks(prompts, cache)
+        if not len(chunks):
+            return
+        total = total or sum(len(chunk) for chunk in chunks["prompts"].to_pylist())
+        device = "cuda" if gpus else "cpu"
+        # A block per chunk from the start: a repartition would be a task that waits for a CPU
+        # which the actors hold.
+        blocks = [chunks.slice(i, 1) for i in range(len(chunks))]
+        embedded = ray.data.from_arrow(blocks).map_batches(
+            EmbedChunks,
+            fn_constructor_args=(cache.store.uri, config, text_encoder_id, cpus, device),
+            batch_size=1,
+            num_cpus=cpus,
+            num_gpus=gpus,
+            concurrency=min(workers, len(chunks)),
+            # Ray Data restarts actors without end by itself; this loop does, a few times.
+            ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
+        )
+        try:
+            for batch in embedded.iter_batches(batch_size=None):
+                done += int(sum(batch["prompts"]))
+                on_progress(done, total)
+        except ray.exceptions.RayError as error:
+            mistake = find_mistake(error)
+            if mistake is not None:
+                raise mistake from None
+            if attempt == attempts:
+                reason = " ".join(str(error).split())[:200]
+                raise AttuneError(
+                    f"embedding failed {attempts} times: {reason}; run again to go on"
+                ) from error
+
+
+def find_mistake(error: BaseException | None) -> AttuneError | None:
+    """The `AttuneError` that a worker raised, from under Ray's wrapping."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, AttuneError) and type(error).__module__.startswith("common"):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+        seen += 1
+    return None

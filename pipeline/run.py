@@ -24,7 +24,7 @@ from common.errors import AttuneError
 from common.storage import StorageError, Store, open_store
 from pipeline.commit import canonical_json, committed_shards
 from pipeline.config import PipelineConfig
-from pipeline.embed import embed_chunks, missing_chunks
+from pipeline.embed import embed_chunks, find_mistake
 from pipeline.encode import EncodeSettings, EncodeWorker
 from pipeline.finalize import finalize
 from pipeline.planfile import FrozenPlan, ensure_plan
@@ -82,7 +82,7 @@ def run_pipeline(
                 f"ray: {ray_name}; {resources.workers} workers of {resources.cpus} CPUs and "
                 f"{resources.gpus:g} GPUs"
             )
-            embed(plan, recipe, resources, say)
+            embed(plan, recipe, resources, config.attempts, say)
             poison = encode(plan, recipe, config, resources, committed)
         if poison:
             named = ", ".join(f"{shard:06d} ({error})" for shard, error in sorted(poison.items()))
@@ -99,30 +99,24 @@ def run_pipeline(
 
 
 def embed(
-    plan: FrozenPlan, recipe: Recipe, resources: Resources, say: Callable[[str], None]
+    plan: FrozenPlan,
+    recipe: Recipe,
+    resources: Resources,
+    attempts: int,
+    say: Callable[[str], None],
 ) -> None:
     """Embed the prompts that the text cache lacks."""
     cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
-    chunks = missing_chunks(plan.table("prompts"), cache)
-    if not len(chunks):
-        return
-    total = sum(len(prompts) for prompts in chunks["prompts"].to_pylist())
-    done = 0
-
-    def on_done(prompts: int) -> None:
-        nonlocal done
-        done += prompts
-        say(f"embed  {done}/{total} prompts")
-
     embed_chunks(
-        chunks,
-        plan.store.uri,
+        plan.table("prompts"),
+        cache,
         recipe.text_encoder,
         plan.info["inputs"]["text_encoder_id"],
         workers=resources.workers,
         cpus=resources.cpus,
         gpus=resources.gpus,
-        on_done=on_done,
+        attempts=attempts,
+        on_progress=lambda done, total: say(f"embed  {done}/{total} prompts"),
     )
 
 
@@ -186,8 +180,8 @@ def encode(
             try:
                 account = ray.get(reference)
             except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, AttuneError) and not isinstance(cause, StorageError):
+                cause = find_mistake(error)
+                if cause is not None and not isinstance(cause, StorageError):
                     raise cause from None  # the same on every attempt
                 errors = failures.setdefault(shard, [])
                 errors.append(_describe(error))
@@ -195,7 +189,7 @@ def encode(
                     actor = actor_class.remote(settings)  # its process is gone
                 if len(errors) < config.attempts:
                     retries.append((shard, rows))
-                elif isinstance(cause, StorageError):
+                elif cause is not None:
                     raise cause from None
                 else:
                     poison[shard] = errors[-1]

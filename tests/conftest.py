@@ -29,14 +29,18 @@ def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
         codebook_dim=16,
         codebook_size=32,
         upsampling_ratios=[8, 5, 4, 2],
-        target_bandwidths=[2.0],
+        target_bandwidths=[1.0],
         use_causal_conv=False,
         num_lstm_layers=1,
         normalize=False,
     )
     model = EncodecModel(config)
-    for layer in model.quantizer.layers:  # zeros by default: every code would be 0
-        layer.codebook.embed.normal_()
+    # Codewords are zeros by default, and every code would be 0: take random frames instead.
+    with torch.no_grad():
+        latents = model.encoder(torch.randn(1, 1, RATE) * torch.linspace(0, 1, RATE))[0].T
+        for layer in model.quantizer.layers:
+            layer.codebook.embed.copy_(latents[torch.randperm(len(latents))[:32]])
+            latents = latents - layer.decode(layer.encode(latents.T[None]))[0].T
     folder = tmp_path_factory.mktemp("codec")
     model.save_pretrained(folder)
     return folder
