@@ -7,6 +7,7 @@ with the chunks it had not reached.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -90,16 +91,18 @@ def embed_chunks(
         # A block per chunk from the start: a repartition would be a task that waits for a CPU
         # which the actors hold.
         blocks = [chunks.slice(i, 1) for i in range(len(chunks))]
-        embedded = ray.data.from_arrow(blocks).map_batches(
-            EmbedChunks,
-            fn_constructor_args=(cache.store.uri, config, text_encoder_id, cpus, device),
-            batch_size=1,
-            num_cpus=cpus,
-            num_gpus=gpus,
-            concurrency=min(workers, len(chunks)),
-            # Ray Data restarts actors without end by itself; this loop does, a few times.
-            ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
-        )
+        with warnings.catch_warnings():
+            # Ray 2.60 still takes max_restarts here and has no other place for it yet.
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            embedded = ray.data.from_arrow(blocks).map_batches(
+                EmbedChunks,
+                fn_constructor_args=(cache.store.uri, config, text_encoder_id, cpus, device),
+                batch_size=1,
+                num_cpus=cpus,
+                num_gpus=gpus,
+                concurrency=min(workers, len(chunks)),
+                max_restarts=0,  # Ray Data restarts without end; this loop does, a few times
+            )
         try:
             for batch in embedded.iter_batches(batch_size=None):
                 done += int(sum(batch["prompts"]))
