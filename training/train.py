@@ -57,8 +57,9 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
     config = recipe.section("lm", LMConfig)
     dataset = ShardDataset.open(recipe.data_dir)
     check_shards(recipe, dataset.summary)
-    keep_freed_memory()
     world = start(config.threads)
+    if world.device.type == "cpu":
+        keep_freed_memory()
     if config.batch_size % world.size:
         raise AttuneError(
             f"lm.batch_size {config.batch_size} cannot be shared by {world.size} processes"

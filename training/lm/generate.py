@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from common.prompts import normalize_prompts
 from common.text_encoder import TextEncoder, load_text_encoder, text_encoder_identity
 from training.checkpoint import latest_checkpoint, load_for_inference
 from training.config import SamplingConfig
+from training.lm.attention import Backend, masked_attention
 from training.lm.model import Block, LanguageModel
 from training.lm.patterns import delayed_steps, undelay
 
@@ -260,6 +260,8 @@ class Decoder:
         context, bias = model.context(text, mask)
         assert context is not None and bias is not None
         self._bias = bias
+        # One query per row: plain products beat the fused kernel on CPUs.
+        self._backend: Backend = "matmul" if weight.device.type == "cpu" else "auto"
         self._blocks = [block for block in model.blocks if isinstance(block, Block)]
         self._text = [block.cross_attention.keys_values(context) for block in self._blocks]
 
@@ -281,7 +283,6 @@ class Decoder:
         keys, values = cache[0], cache[1]
         keys[:, :, self._step : self._step + 1] = k
         values[:, :, self._step : self._step + 1] = v
-        y = F.scaled_dot_product_attention(
-            q, keys[:, :, : self._step + 1], values[:, :, : self._step + 1]
-        )
+        so_far = slice(0, self._step + 1)
+        y = masked_attention(q, keys[:, :, so_far], values[:, :, so_far], None, self._backend)
         return block.self_attention.out(y.transpose(1, 2).flatten(2))
