@@ -186,7 +186,7 @@ def sample_codes(
     steps = delayed_steps(frames, arch.n_codebooks)
     decoder = Decoder(model, states, steps, guided=sampling.cfg != 1.0)
     # One uniform number per code, drawn beforehand: [steps, K] per clip, in the order of use, so
-    # that a longer clip of the same seed begins alike.
+    # that a longer clip of the same seed begins alike (up to the delay's last frames).
     draws = torch.from_numpy(
         np.stack([np.random.default_rng(seed).random((steps, arch.n_codebooks)) for seed in seeds])
     ).to(device)

@@ -75,7 +75,9 @@ def test_seed_and_prompt_both_matter_and_a_longer_clip_begins_alike(model: Langu
     assert not torch.equal(base, sample_codes(model, [one], [2], 20, plain))
     assert not torch.equal(base, sample_codes(model, [two], [1], 20, plain))
     longer = sample_codes(model, [one], [1], 30, plain)
-    assert torch.equal(longer[:, :, :20], base)
+    # In its last steps the shorter clip has streams that are complete; until then they are equal.
+    for k in range(3):
+        assert torch.equal(longer[:, k, : 20 - k], base[:, k, : 20 - k])
 
 
 def test_guidance_one_is_plain_conditional_and_zero_is_unconditional(model: LanguageModel) -> None:
