@@ -193,7 +193,7 @@ def _downmix(samples: npt.NDArray[np.float32]) -> Waveform:
 def _check_riff_length(file: BinaryIO, size: int) -> None:
     """Refuse a wav whose data chunk runs past the end of the file (libsndfile would shorten it).
 
-    Writers that stream leave 0 or 0xFFFFFFFF as length: those are read to the end of the file.
+    Writers that stream leave 0xFFFFFFFF as length: those are read to the end of the file.
     """
     file.seek(0)
     if file.read(4) != b"RIFF" or file.seek(8) != 8 or file.read(4) != b"WAVE":
@@ -203,7 +203,7 @@ def _check_riff_length(file: BinaryIO, size: int) -> None:
         if name == b"data":
             found = size - file.tell()
             # 1 byte of grace: the pad byte of an odd chunk is often left out.
-            if length not in (0, 0xFFFFFFFF) and length > found + 1:
+            if length != 0xFFFFFFFF and length > found + 1:
                 raise AudioError("truncated", f"{found} of {length} bytes of audio")
             return
         file.seek(length + length % 2, 1)

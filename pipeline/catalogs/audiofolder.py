@@ -71,7 +71,8 @@ class AudioFolder(Catalog):
             return Refusal(
                 self.label, str(name or ""), row.source, "catalog", "malformed_row", problem
             )
-        native_id = str((audio.folder / str(name)).relative_to(self.root.expanduser().absolute()))
+        folder = audio.folder.relative_to(self.root.expanduser().absolute())
+        native_id = str(name) if folder == Path() else f"{folder}/{name}"
         captions = [text for key in values if _CAPTION.match(key) for text in _texts(values[key])]
         record = Record(
             dataset=self.label,

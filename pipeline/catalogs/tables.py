@@ -33,7 +33,8 @@ def read_csv(
 
     Args:
         required: columns without which the file is not what it claims to be.
-        header: column names of a file without a header row; its `#` lines are skipped then.
+        header: column names of a file without a header row; its lines that begin with `# ` are
+            comments then (a spreadsheet's `#NAME?` is a row).
         encodings: tried in order on the whole file.
 
     Raises:
@@ -49,7 +50,7 @@ def read_csv(
         try:
             for fields in reader:
                 line, first_line = first_line, reader.line_num + 1
-                if not fields or (header and fields[0].startswith("#")):
+                if not fields or (header and fields[0].startswith("# ")):
                     continue
                 if columns is None:
                     columns = fields

@@ -1,0 +1,53 @@
+"""The pipeline's stages called directly, without Ray, on made-up text states."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.config import Recipe
+from pipeline.embed import missing_chunks
+from pipeline.encode import EncodeSettings, EncodeWorker
+from pipeline.planfile import FrozenPlan
+from pipeline.textcache import TextCache
+
+DIM = 8
+
+
+def fake_states(prompt: str) -> np.ndarray:
+    """float16 [words, DIM], a function of the prompt."""
+    rng = np.random.default_rng(list(prompt.encode()))
+    return rng.standard_normal((len(prompt.split()), DIM)).astype(np.float16)
+
+
+def make_worker(plan: FrozenPlan, recipe: Recipe, **changes: object) -> EncodeWorker:
+    inputs = plan.info["inputs"]
+    settings = {
+        "data_dir": plan.store.uri,
+        "plan_hash": plan.plan_hash,
+        "codec": recipe.codec.path,
+        "codec_id": inputs["codec_id"],
+        "text_encoder_id": inputs["text_encoder_id"],
+        "min_duration_s": 0.5,
+        "max_duration_s": 100.0,
+        "silence_dbfs": -80.0,
+        "decode_threads": 2,
+        "threads": 1,
+        "device": "cpu",
+    }
+    return EncodeWorker(EncodeSettings(**(settings | changes)))  # type: ignore[arg-type]
+
+
+def fill_cache(plan: FrozenPlan) -> TextCache:
+    cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
+    for row in missing_chunks(plan.table("prompts"), cache).to_pylist():
+        states = [fake_states(prompt) for prompt in row["prompts"]]
+        cache.write_chunk(row["chunk"], row["prompts"], states)
+    return cache
+
+
+def encode_all(plan: FrozenPlan, recipe: Recipe) -> None:
+    cache = fill_cache(plan)
+    spans = cache.spans(cache.chunks())
+    worker = make_worker(plan, recipe)
+    for shard, rows in plan.shards():
+        worker.encode_shard(shard, rows, spans)

@@ -1,0 +1,213 @@
+"""Each reader on the quirks of its real files: what is read, what is refused, where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from common.errors import AttuneError
+from common.schema import Record
+from pipeline.catalogs import AnyCatalog, Catalog
+from pipeline.catalogs.base import Merged, Outcome, Refusal
+
+
+def catalog(**values: object) -> Catalog:
+    made: Catalog = TypeAdapter(AnyCatalog).validate_python(values)
+    return made
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return folder
+
+
+def records(outcomes: list[Outcome]) -> list[Record]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Record)]
+
+
+def refusals(outcomes: list[Outcome]) -> list[tuple[str, str]]:
+    return [(o.source.rsplit(":", 1)[-1], o.reason) for o in outcomes if isinstance(o, Refusal)]
+
+
+AUDIOSET = """\
+# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=4, num_segs=4, num_unique_labels=3, num_positive_labels=6
+# YTID, start_seconds, end_seconds, positive_labels
+--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"
+-0abc, 0.000, 10.000, "/m/0bt9lr"
+zzz_9, 570.000, 580.000, "/m/0bt9lr"
+#NAME?, 30, 40, "/m/0bt9lr"
+abcdefghijk, 30, 40, /m/0bt9lr, /m/09x0r
+none, 1.000, 2.000, "/m/0bt9lr"
+odd, 1.000, 2.000, "/m/unknown"
+"""
+LABELS = """\
+index,mid,display_name
+0,/m/09x0r,"Speech"
+1,/t/dd00088,"Gush"
+2,/m/0bt9lr,"Male speech, man speaking"
+"""
+
+
+def test_audioset(tmp_path: Path) -> None:
+    (tmp_path / "segments.csv").write_text(AUDIOSET)
+    (tmp_path / "labels.csv").write_text(LABELS)
+    audio = touch(tmp_path / "audio", "--PJHxphWEs.wav", "Y-0abc.flac", "zzz_9_570.mp3")
+    outcomes = list(
+        catalog(dataset="audioset", segments=tmp_path / "segments.csv",
+                class_labels=tmp_path / "labels.csv", audio=audio).read()
+    )  # fmt: skip
+    found = records(outcomes)
+    assert [record.tags for record in found[:2]] == [
+        ["Speech", "Gush"],
+        ["Male speech, man speaking"],
+    ]
+    assert [Path(record.audio_uri).name for record in found] == [
+        "--PJHxphWEs.wav", "Y-0abc.flac", "zzz_9_570.mp3",
+    ]  # fmt: skip
+    assert found[0].group_id == "youtube:--PJHxphWEs"
+    assert found[0].source == f"{tmp_path}/segments.csv:4"
+    assert refusals(outcomes) == [
+        ("7", "malformed_row"),  # a spreadsheet took the id for a formula
+        ("8", "malformed_row"),  # ... and spread the labels over columns
+        ("9", "missing_audio"),
+        ("10", "malformed_row"),
+    ]
+
+
+def test_audiocaps_merges_the_captions_of_a_clip(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_bytes(
+        b"audiocap_id,youtube_id,start_time,caption\r\n"
+        b'1,-abc,30,"Ducks quack, water splashes"\r\n'
+        b"2,other,0,A dog barks\r\n"
+        b"3,-abc,30,Ducks\r\n"
+        b"4,gone,10,A cat\r\n"
+        b"5,broken,soon,A cat\r\n"
+    )
+    audio = touch(tmp_path / "audio", "-abc_30.wav", "other.wav")
+    outcomes = list(
+        catalog(
+            dataset="audiocaps", captions=tmp_path / "val.csv", audio=audio, split="valid"
+        ).read()
+    )
+    assert [(r.native_id, r.captions, r.split) for r in records(outcomes)] == [
+        ("-abc_30", ["Ducks quack, water splashes", "Ducks"], "valid"),
+        ("other_0", ["A dog barks"], "valid"),
+    ]
+    assert sum(isinstance(outcome, Merged) for outcome in outcomes) == 1
+    assert sorted(refusals(outcomes)) == [("5", "missing_audio"), ("6", "malformed_row")]
+    held_out = [o.group_id for o in outcomes if isinstance(o, Refusal)]
+    assert "youtube:gone" in held_out  # still keeps its group out of training
+
+
+def test_clotho_takes_file_names_as_they_stand(tmp_path: Path) -> None:
+    names = [" rain &amp; storm, #2 .wav", "plain.wav", "Not there.wav"]
+    captions = "\n".join(f'"{name}",one.,two,three,,five' for name in names)
+    (tmp_path / "captions.csv").write_text(
+        f"file_name,{','.join(f'caption_{k}' for k in range(1, 6))}\n{captions}\n"
+    )
+    (tmp_path / "metadata.csv").write_bytes(
+        "file_name,keywords,sound_id,sound_link,start_end_samples,manufacturer,license\n"
+        f'"{names[0]}",rain;storm,117790,https://f.org/s/117790,"[1, 2]",Óscar de Ávila,CC0\n'
+        f"{names[1]},,Not found,Not found,,x,CC-BY\n".encode("latin-1")
+    )
+    outcomes = list(
+        catalog(dataset="clotho", captions=tmp_path / "captions.csv",
+                metadata=tmp_path / "metadata.csv",
+                audio=touch(tmp_path / "audio", *names[:2])).read()
+    )  # fmt: skip
+    first, second = records(outcomes)
+    assert Path(first.audio_uri).name == names[0]
+    assert (first.artist, first.license_url, first.tags, first.group_id) == (
+        "Óscar de Ávila", "CC0", ["rain", "storm"], "freesound:117790",
+    )  # fmt: skip
+    assert first.captions == ["one.", "two", "three", "five"]
+    assert (second.group_id, second.attribution) == ("clotho:plain.wav", None)
+    assert refusals(outcomes) == [("4", "missing_audio")]
+
+
+def test_esc50_holds_one_fold_out(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_text(
+        "filename,fold,target,category,esc10,src_file,take\n"
+        "1-7-A-0.ogg,1,0,crackling_fire,True,7,A\n5-8-A-0.ogg,5,0,dog,True,8,A\n"
+        "x.ogg,6,0,dog,True,8,A\n"
+    )
+    touch(tmp_path / "audio", "1-7-A-0.ogg", "5-8-A-0.ogg")
+    outcomes = list(catalog(dataset="esc50", root=tmp_path).read())
+    assert [(r.tags, r.split, r.group_id) for r in records(outcomes)] == [
+        (["crackling fire"], "train", "freesound:7"), (["dog"], "test", "freesound:8"),
+    ]  # fmt: skip
+    assert refusals(outcomes) == [("4", "malformed_row")]
+    swapped = records(list(catalog(dataset="esc50", root=tmp_path, test_fold=1).read()))
+    assert [record.split for record in swapped] == ["test", "train"]
+
+
+def test_music(tmp_path: Path) -> None:
+    (tmp_path / "catalog.jsonl").write_text(
+        '{"path": "a.flac", "title": "A", "artist": "Ann", "bpm": "90", "genre": "jazz", '
+        '"moods": ["calm"], "keywords": ["piano", "calm"], "instrument": "piano", '
+        '"key": "C major", "description": "A calm tune", "license": "CC0-1.0"}\n'
+        '{"path": "../b.flac"}\n'
+        "{broken\n"
+        '{"path": "a.flac", "bpm": "fast"}\n'
+    )
+    outcomes = list(
+        catalog(dataset="music", catalog=tmp_path / "catalog.jsonl",
+                audio=touch(tmp_path / "audio", "a.flac")).read()
+    )  # fmt: skip
+    (record,) = records(outcomes)
+    assert record.tags == ["piano", "calm", "C major"]
+    assert (record.bpm, record.genre, record.group_id) == (90.0, "jazz", "artist:ann")
+    assert refusals(outcomes) == [
+        ("2", "outside_root"), ("3", "malformed_row"), ("4", "malformed_row"),
+    ]  # fmt: skip
+
+
+def test_audiofolder_in_both_forms(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.wav", "test/sub/b.wav")
+    (tmp_path / "train" / "metadata.csv").write_text(
+        "\ufefffile_name,text,tags\na.wav,A dog,x; y\n"  # with a BOM
+    )
+    (tmp_path / "test" / "metadata.jsonl").write_text(
+        '{"file_name": "sub/b.wav", "caption_1": "one", "caption_2": "two", "label": "dog"}\n'
+    )
+    first, second = records(list(catalog(dataset="audiofolder", root=tmp_path).read()))
+    assert (first.native_id, first.split, first.captions, first.tags) == (
+        "train/a.wav", "train", ["A dog"], ["x", "y"],
+    )  # fmt: skip
+    assert (second.native_id, second.split, second.captions, second.tags) == (
+        "test/sub/b.wav", "test", ["one", "two"], ["dog"],
+    )  # fmt: skip
+
+
+def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "secret.wav")
+    root = touch(tmp_path / "root", "in.wav")
+    (root / "link.wav").symlink_to(tmp_path / "secret.wav")
+    (root / "metadata.csv").write_text("file_name,text\nin.wav,a\nlink.wav,b\n/etc/hosts,c\n")
+    outcomes = list(catalog(dataset="audiofolder", root=root).read())
+    assert len(records(outcomes)) == 1
+    assert refusals(outcomes) == [("3", "outside_root"), ("4", "outside_root")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"file_name;text\na.wav;b\n", "no column file_name"),
+        (b"\x1f\x8b\x08rest", "gzip"),
+        (b"file_name,text\na.wav,\xff\xfe\n", "not utf-8-sig text"),
+        (b'file_name,text\na.wav,"open\n', "not valid CSV"),
+    ],
+)
+def test_a_file_that_is_not_what_it_claims(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "metadata.csv").write_bytes(content)
+    with pytest.raises(AttuneError, match=message) as error:
+        list(catalog(dataset="audiofolder", root=tmp_path).read())
+    assert "metadata.csv" in str(error.value)

@@ -1,0 +1,218 @@
+"""Shards: deterministic bytes, first commit wins, bad clips set aside, manifest right."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from in_process import encode_all, fake_states, make_worker
+
+from common.audio import read_audio
+from common.codec import load_codec
+from common.config import Recipe
+from common.errors import AttuneError
+from common.shards import ShardDataset
+from common.storage import open_store
+from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
+from pipeline.finalize import check_account, finalize
+from pipeline.planfile import FrozenPlan
+from pipeline.status import read_status
+
+Planned = tuple[FrozenPlan, Recipe]
+
+
+def clip(key: str, frames: int = 5) -> EncodedClip:
+    codes = np.arange(2 * frames, dtype=np.int16).reshape(2, frames)
+    record = {"sample_id": key, "prompt_tokens": [2, 1], "title": "Ärger"}
+    return EncodedClip(key, codes, np.ones((3, 4), np.float16), record)
+
+
+def test_tars_are_byte_deterministic_and_plain(tmp_path: Path) -> None:
+    clips = [clip("a" * 32), clip("b" * 32, frames=700)]
+    spans = build_tar(tmp_path / "one.tar", clips)
+    assert build_tar(tmp_path / "two.tar", clips) == spans
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    check_tar(tmp_path / "one.tar", spans)
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == sorted(member.name for member in members)
+    assert {(member.mtime, member.uid, member.mode) for member in members} == {(0, 0, 0o644)}
+    with pytest.raises(ValueError, match="sorted"):
+        build_tar(tmp_path / "three.tar", clips[::-1])
+
+
+def test_a_tar_that_does_not_read_back_is_noticed(tmp_path: Path) -> None:
+    spans = build_tar(tmp_path / "x.tar", [clip("a" * 32)])
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    data[520] ^= 0xFF  # in the header of codes.npy
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(ValueError, match="unreadable member"):
+        check_tar(tmp_path / "x.tar", spans)
+
+
+def test_the_first_commit_wins_and_the_loser_hears_of_it(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    build_tar(tmp_path / "a.tar", [clip("a" * 32)])
+    build_tar(tmp_path / "b.tar", [clip("b" * 32)])
+    first = publish_shard(store, 7, "plan", tmp_path / "a.tar", [{"sample_id": "a"}], [])
+    second = publish_shard(store, 7, "plan", tmp_path / "b.tar", [{"sample_id": "b"}], [])
+    assert second == first == read_commit(store, 7)
+    assert first["shard_key"] == f"shards/000007-{first['sha256'][:12]}.tar"
+    assert store.read(first["shard_key"]) == (tmp_path / "a.tar").read_bytes()
+
+
+def test_a_shard_without_samples_commits_without_a_tar(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    commit = publish_shard(store, 0, "plan", None, [], [{"sample_id": "a"}])
+    assert commit["shard_key"] is None
+    assert store.list("shards") == []
+    check_account([{"sample_id": "a"}], commit, "plan")
+
+
+@pytest.mark.parametrize(
+    ("kept", "refused", "message"),
+    [
+        (["a"], [], "b is neither"),
+        (["a", "b"], ["b"], "b is not in the plan, or there twice"),
+        (["a", "b", "c"], [], "c is not in the plan"),
+    ],
+)
+def test_plan_must_equal_committed_and_refused(
+    kept: list[str], refused: list[str], message: str
+) -> None:
+    commit: dict[str, Any] = {
+        "shard": 0,
+        "plan_hash": "p",
+        "samples": [{"sample_id": key} for key in kept],
+        "refused": [{"sample_id": key} for key in refused],
+    }
+    with pytest.raises(AttuneError, match=message):
+        check_account([{"sample_id": "a"}, {"sample_id": "b"}], commit, "p")
+    with pytest.raises(AttuneError, match="is of plan p"):
+        check_account([], commit, "q")
+
+
+def test_the_manifest_says_where_everything_is(finished: Path, tiny_codec: Path) -> None:
+    dataset = ShardDataset.open(finished)
+    summary = dataset.summary
+    assert (summary["n_samples"], summary["n_planned"], summary["n_rejected"]) == (24, 30, 10)
+    assert (summary["n_codebooks"], summary["codebook_size"]) == (4, 32)
+    assert (summary["frame_rate"], summary["text_dim"]) == (50.0, 8)
+    assert summary["datasets"]["small"]["clips"] == len(dataset) == 24
+    assert summary["prompt_policy"] == "lemmas"
+    codec = load_codec(str(tiny_codec))
+    for i, row in enumerate(dataset.manifest.to_pylist()):
+        sample = dataset.read(i)
+        audio = read_audio(row["audio_uri"])
+        np.testing.assert_array_equal(sample.codes, codec.encode_track(audio.wav))
+        assert row["source_sha256"] == audio.sha256 == sample.record["source_sha256"]
+        assert row["frames"] == sample.codes.shape[1] == -(-round(row["duration_s"] * 16000) // 320)
+        assert row["prompts"] == sample.record["prompts"]
+        assert [len(states) for states in sample.text] == row["prompt_tokens"]
+    order = [(row["shard"], row["position"]) for row in dataset.manifest.to_pylist()]
+    assert order == sorted(order)
+
+
+def test_states_are_those_of_the_clips_prompts(finished: Path) -> None:
+    for sample in ShardDataset.open(finished):
+        for prompt, states in zip(sample.record["prompts"], sample.text, strict=True):
+            np.testing.assert_array_equal(states, fake_states(prompt))
+
+
+def test_bad_audio_is_quarantined_with_its_reason(finished: Path) -> None:
+    rows = pq.read_table(finished / "quarantine.parquet").to_pylist()
+    assert {row["native_id"]: row["reason"] for row in rows} == {
+        "silent.wav": "silent",
+        "short.wav": "too_short",
+        "nan.wav": "non_finite",
+        "zero.wav": "empty_file",
+        "page.wav": "unreadable",
+        "cut.wav": "truncated",
+    }
+    assert {row["stage"] for row in rows} == {"audio"}
+    assert all("metadata.csv:" in row["source"] for row in rows)
+
+
+def test_a_tar_opens_with_webdataset(finished: Path) -> None:
+    import webdataset
+
+    index = json.loads((finished / "shards.json").read_text())
+    seen = 0
+    for entry in index["shardlist"]:
+        for sample in webdataset.WebDataset(
+            str(finished / entry["url"]), shardshuffle=False
+        ).decode():
+            assert sample["codes.npy"].shape[1] == sample["json"]["frames"]
+            assert sample["__key__"] == sample["json"]["sample_id"]
+            seen += 1
+    assert seen == 24
+
+
+def test_remaking_any_part_gives_the_same_bytes(
+    finished: Path, planned: Planned, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    plan, recipe = planned
+    store = open_store(finished)
+    for name in ("commits/000001.json", "commits/000004.json", "manifest.parquet", "summary.json"):
+        store.delete(name)
+    shutil.rmtree(finished / "shards")
+    for shard in range(8):
+        store.delete(f"commits/{shard:06d}.json")
+    encode_all(plan, recipe)
+    finalize(plan, recipe)
+    after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_finalize_refuses_an_unfinished_run(finished: Path, planned: Planned) -> None:
+    open_store(finished).delete("commits/000003.json")
+    with pytest.raises(AttuneError, match=r"no commits/000003\.json"):
+        finalize(*planned)
+
+
+def test_a_worker_with_another_codec_refuses_to_work(planned: Planned) -> None:
+    with pytest.raises(AttuneError, match="same codec"):
+        make_worker(*planned, codec_id="0" * 16)
+
+
+def test_status_tells_every_stage(planned: Planned, finished: Path) -> None:
+    store = open_store(finished)
+    status = read_status(store)
+    assert status["state"] == "finished"
+    assert (status["clips"], status["refused_while_encoding"]) == (24, 6)
+    assert status["catalogs"]["small"]["refused"] == {
+        "empty_prompt": 1, "missing_audio": 1, "outside_root": 1, "speech": 1,
+    }  # fmt: skip
+    store.delete("summary.json")
+    assert read_status(store)["state"] == "committed"
+    store.delete("commits/000000.json")
+    status = read_status(store)
+    assert (status["state"], status["shards"]["committed"]) == ("encoding", 7)
+
+
+def test_reading_before_the_end_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(AttuneError, match="no such data folder"):
+        ShardDataset.open(tmp_path / "nothing")
+    with pytest.raises(AttuneError, match="python -m pipeline run"):
+        ShardDataset.open(tmp_path)
+
+
+def test_a_corrupt_sample_is_named_by_the_reader(finished: Path) -> None:
+    dataset = ShardDataset.open(finished)
+    row = dataset.manifest.slice(5, 1).to_pylist()[0]
+    path = finished / row["shard_key"]
+    data = bytearray(path.read_bytes())
+    data[row["offset"] : row["offset"] + 600] = bytes(600)
+    path.write_bytes(data)
+    with pytest.raises(AttuneError, match=f"{row['shard_key']}: sample {row['sample_id']}"):
+        dataset.read(5)
+    path.unlink()
+    with pytest.raises(AttuneError, match="shard is gone"):
+        dataset.read(5)

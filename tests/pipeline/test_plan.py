@@ -1,0 +1,138 @@
+"""The plan: everything accounted for, membership fixed, leakage kept out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from common.config import load_recipe
+from common.errors import AttuneError
+from common.schema import Record
+from common.storage import open_store
+from pipeline.catalogs.base import Catalog, Merged, Outcome, Refusal, refuse
+from pipeline.config import PipelineConfig
+from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
+from pipeline.planfile import ensure_plan, load_plan
+
+
+class Listed(Catalog):
+    """A catalog made of given outcomes."""
+
+    dataset: Literal["listed"] = "listed"
+    outcomes: list[Any]
+
+    def sources(self) -> list[Path]:
+        return []
+
+    def read(self) -> Iterator[Outcome]:
+        yield from self.outcomes
+
+
+def clip(i: int, split: str = "train", group: str = "", dataset: str = "listed") -> Record:
+    return Record(
+        dataset, f"clip{i}", group or f"g{i}", split, f"/{i}.wav", f"f:{i}", tags=[f"tag{i % 5}"]
+    )
+
+
+def plan(*catalogs: Catalog, size: int = 8, seed: int = 0) -> PlanTables:
+    return build_plan(
+        catalogs, policy="plain", drop_speech=True, music_variants=1, clips_per_shard=size,
+        seed=seed,
+    )  # fmt: skip
+
+
+def test_every_row_is_accounted_for() -> None:
+    gone = refuse(clip(100), "catalog", "missing_audio", "")
+    speech = Record("listed", "s", "s", "train", "/s.wav", "f", tags=["Speech"])
+    outcomes = [*map(clip, range(20)), clip(3), gone, Merged("f:9"), speech]
+    tables = plan(Listed(outcomes=outcomes))
+    assert tables.counts["listed"].as_dict() == {
+        "read": 24,
+        "accepted": 20,
+        "merged": 1,
+        "refused": {"duplicate": 1, "missing_audio": 1, "speech": 1},
+    }
+    assert len(tables.plan) == 20 and len(tables.rejects) == 3
+
+
+def test_membership_does_not_depend_on_the_order_of_rows_or_catalogs() -> None:
+    rows = [*map(clip, range(50))]
+    one = plan(Listed(outcomes=rows)).plan
+    other = plan(Listed(outcomes=rows[30:]), Listed(outcomes=rows[29::-1])).plan
+    assert one.equals(other)
+    assert not one.equals(plan(Listed(outcomes=rows), seed=1).plan)
+    shards = one["shard"].to_pylist()
+    assert shards == sorted(shards) and [shards.count(s) for s in range(7)] == [8] * 6 + [2]
+    in_first = one["sample_id"].to_pylist()[:8]
+    assert in_first == sorted(in_first)
+    assert one["position"].to_pylist()[:9] == [*range(8), 0]
+
+
+def test_groups_held_out_by_any_dataset_stay_out_of_training() -> None:
+    held_out_but_refused = refuse(clip(90, "test", group="yt:z"), "catalog", "missing_audio", "")
+    tables = plan(
+        Listed(outcomes=[clip(1, group="yt:x"), clip(2, group="yt:y"), clip(3, group="yt:z")]),
+        Listed(name="b", outcomes=[clip(4, "valid", "yt:x", "b"), clip(5, "train", "yt:y", "b")]),
+        Listed(name="c", outcomes=[_relabel(held_out_but_refused, "c")]),
+    )
+    leaks = tables.rejects.filter(
+        [reason == "leakage" for reason in tables.rejects["reason"].to_pylist()]
+    )
+    assert leaks["native_id"].to_pylist() == ["clip1", "clip3"]
+    assert leaks["stage"].to_pylist() == ["split", "split"]
+    assert sorted(tables.plan["native_id"].to_pylist()) == ["clip2", "clip4", "clip5"]
+
+
+def _relabel(refusal: Refusal, dataset: str) -> Refusal:
+    refusal.dataset = dataset
+    return refusal
+
+
+def test_a_plan_of_nothing_says_why() -> None:
+    gone = refuse(clip(1), "catalog", "missing_audio", "no clip1.* in /audio")
+    with pytest.raises(AttuneError, match=r"missing_audio 1; first: f:1: no clip1"):
+        plan(Listed(outcomes=[gone]))
+
+
+def test_differences_are_named() -> None:
+    old = {"pipeline": {"min": 1, "catalogs": [{"a": 1}, {"a": 2}]}, "codec_id": "x"}
+    new = {"pipeline": {"min": 1, "catalogs": [{"a": 1}, {"a": 3}]}, "codec_id": "y"}
+    assert hash_inputs(old) != hash_inputs(new)
+    assert differing_inputs(old, new) == [
+        'codec_id: "x" -> "y"', "pipeline.catalogs.1.a: 2 -> 3",
+    ]  # fmt: skip
+
+
+def test_a_frozen_plan_is_kept_and_another_is_refused_once_shards_exist(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    def ensure(*overrides: str) -> tuple[str, bool]:
+        recipe = load_recipe(write_recipe(tmp_path / "data"), overrides)
+        config = recipe.section("pipeline", PipelineConfig)
+        frozen, is_new = ensure_plan(open_store(recipe.data_dir), recipe, config)
+        return frozen.plan_hash, is_new
+
+    first, is_new = ensure()
+    assert is_new and ensure() == (first, False)
+    assert ensure("pipeline.workers=7", "pipeline.attempts=9") == (first, False)
+    other, is_new = ensure("pipeline.min_duration_s=0.7")
+    assert is_new and other != first  # nothing was made from the first yet
+    store = open_store(tmp_path / "data")
+    store.create("commits/000000.json", b"{}")
+    with pytest.raises(AttuneError) as error:
+        ensure()
+    for part in (first, other, "pipeline.min_duration_s: 0.7 -> 0.5"):
+        assert part in str(error.value)
+    kept = load_plan(store)
+    assert kept is not None and kept.plan_hash == other
+
+
+def test_the_codec_must_run_at_the_recipes_rate(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "data"), ["sample_rate=32000"])
+    with pytest.raises(AttuneError, match=r"16000 Hz.*32000"):
+        ensure_plan(open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig))

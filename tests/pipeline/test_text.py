@@ -1,0 +1,58 @@
+"""Tags, captions and music fields before and after."""
+
+from __future__ import annotations
+
+from common.schema import Record
+from pipeline.catalogs.base import Refusal
+from pipeline.text.captions import write_prompts
+from pipeline.text.music import music_prompts
+from pipeline.text.speech import find_speech
+from pipeline.text.tags import pseudo_sentence
+
+
+def record(**values: object) -> Record:
+    return Record("d", str(values), "g", "train", "/x.wav", "f:1", **values)  # type: ignore[arg-type]
+
+
+def test_tags_become_a_pseudo_sentence() -> None:
+    assert pseudo_sentence(["Dog", "Bark", "dog"]) == "dog bark"
+    assert pseudo_sentence(["Male speech, man speaking", "Hi-hat"]) == (
+        "male speech man speaking hi-hat"
+    )
+    assert pseudo_sentence(["Fill (with liquid)", "crackling_fire", " "]) == (
+        "fill with liquid crackling fire"
+    )
+
+
+def test_speech_is_found_anywhere() -> None:
+    assert find_speech(["Speech synthesizer"], []) == "Speech synthesizer"
+    assert find_speech(["Dog"], ["a man's SPEECHES"]) == "a man's SPEECHES"
+    assert find_speech(["Dog"], ["people are talking"]) is None
+
+
+def prompts(*records: Record, kind: str = "sound", drop_speech: bool = True) -> list[object]:
+    outcomes = write_prompts(records, kind, "lemmas", drop_speech, 3, 0)  # type: ignore[arg-type]
+    return [o.reason if isinstance(o, Refusal) else o[1] for o in outcomes]
+
+
+def test_every_record_gets_prompts_or_a_reason() -> None:
+    assert prompts(
+        record(captions=["A dog is barking", "The dog barks!", "a dog barks"], tags=["Unused"]),
+        record(tags=["Dog", "Bark"]),
+        record(captions=["There are two of them"], tags=["Dog"]),
+        record(captions=["Someone gives a speech"]),
+        record(),
+    ) == [["dog bark"], ["dog bark"], "empty_prompt", "speech", "no_text"]
+    assert prompts(record(tags=["Speech"]), drop_speech=False) == [["speech"]]
+
+
+def test_music_variants_are_seeded_and_merge_the_fields() -> None:
+    track = record(captions=["A calm tune."], tags=["piano"], genre="jazz", bpm=90.0)
+    variants = music_prompts(track, 16, seed=1)
+    assert variants[0] == "A calm tune"
+    assert variants == music_prompts(track, 16, seed=1) != music_prompts(track, 16, seed=2)
+    assert len(set(variants)) == len(variants) > 4
+    for part in ("genre: jazz", "bpm: 90", "tags: piano"):
+        assert any(part in text for text in variants)
+    assert music_prompts(record(genre="jazz"), 4, seed=0)[0] == "genre: jazz"
+    assert music_prompts(record(), 4, seed=0) == []
