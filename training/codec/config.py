@@ -40,7 +40,7 @@ class CodecTrainingConfig(Section):
     out: str
     """Folder of the finished codec; the run's checkpoints and logs lie in `OUT.run`."""
     audio: tuple[str, ...]
-    """Folders searched for audio files, with everything below them."""
+    """Folders searched for audio files, with everything below them, or patterns of files."""
     validation: tuple[str, ...]
     """Folders of whole clips that are never trained on."""
     architecture: CodecArchitecture = CodecArchitecture()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +31,31 @@ class AudioClips:
         return sum(len(wave) for wave in self.waves)
 
 
-def load_clips(folders: Sequence[str], sample_rate: int, min_duration_s: float) -> AudioClips:
-    """Decode and resample every audio file below the folders, in sorted order.
+def audio_files(source: str) -> list[Path]:
+    """The audio files below a folder, or those that a pattern like `audio/[1-4]-*` matches.
 
     Raises:
-        AttuneError: a folder that is missing or has no usable audio.
+        AttuneError: neither a folder nor a pattern that matches anything.
+    """
+    found: Iterable[Path]
+    if Path(source).is_dir():
+        found = Path(source).rglob("*")
+    elif glob.has_magic(source):
+        found = map(Path, glob.iglob(source))
+    else:
+        raise AttuneError(f"codec training: {source}: no such folder of audio")
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+def load_clips(folders: Sequence[str], sample_rate: int, min_duration_s: float) -> AudioClips:
+    """Decode and resample every audio file of the folders or patterns, in sorted order.
+
+    Raises:
+        AttuneError: a folder that is missing, or no usable audio at all.
     """
     waves, refused = [], {}
     for folder in folders:
-        root = Path(folder)
-        if not root.is_dir():
-            raise AttuneError(f"codec training: {folder}: no such folder of audio")
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-        for path in paths:
+        for path in audio_files(folder):
             try:
                 audio = read_audio(path)
                 check_audio(audio.wav, audio.sample_rate, min_duration_s, float("inf"))

@@ -32,6 +32,10 @@ from training.codec.losses import MultiScaleMelLoss, si_sdr
 from training.codec.quantizer import Quantized, ResidualQuantizerTrainer, codebook_usage
 
 
+EXECUTION_ONLY = {"out", "threads", "log_every", "checkpoint_every"}
+"""Keys that may change when a run goes on: they do not decide what is learnt."""
+
+
 def build_model(architecture: CodecArchitecture, sample_rate: int) -> nn.Module:
     """An untrained Hugging Face `EncodecModel`: non-causal, weight norm, mono, no chunking."""
     from transformers import EncodecConfig, EncodecModel
@@ -138,7 +142,11 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
         AttuneError: unusable audio, or a run folder made with another configuration.
     """
     out, run = Path(config.out), Path(config.out + ".run")
-    settings = {"sample_rate": recipe.sample_rate, "seed": recipe.seed, **config.model_dump()}
+    settings = {
+        "sample_rate": recipe.sample_rate,
+        "seed": recipe.seed,
+        **config.model_dump(exclude=EXECUTION_ONLY),
+    }
     if _finished(out, run, settings):
         console.print(f"codec in {out} is finished; kept ({codec_identity(str(out))})")
         return out

@@ -72,7 +72,10 @@ def test_the_finished_folder_decodes_what_it_encodes_and_says_where_it_comes_fro
     out = _train(recipe_file)
     codec = load_codec(str(out))
     assert (codec.sample_rate, codec.hop, codec.n_codebooks, codec.codebook_size) == (
-        16_000, 320, 4, 16,
+        16_000,
+        320,
+        4,
+        16,
     )
     codes = codec.encode(0.1 * torch.randn(2, 3333))
     assert codes.shape == (2, 4, 11) and int(codes.max()) < 16
