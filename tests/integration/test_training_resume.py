@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_killed_and_resumed_equals_undisturbed(root: Path) -> None:
         _command(root, "whole"), env=_environment(), check=True, stdout=subprocess.DEVNULL
     )
     killed = root / "run" / "killed"
-    for step in (3, 9, 17):  # before the first checkpoint, and between others
+    for step in (3, 17):  # before the first checkpoint, and between two others
         _kill_after(_command(root, "killed"), killed / "log.jsonl", step)
         assert len(_rows(killed)) < STEPS
     done = subprocess.run(
@@ -86,7 +87,9 @@ def _state(folder: Path) -> dict[str, torch.Tensor]:
         for key, value in metadata.items()
         if hasattr(value, "size")
     }
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that there is no process group
+        dcp.load(state, checkpoint_id=folder, no_dist=True)
     return state
 
 

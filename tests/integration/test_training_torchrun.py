@@ -8,7 +8,6 @@ and grows with the steps as weights drift apart.  After 12 steps 1e-4 leaves roo
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_lm import make_world
+
+from common.config import load_recipe
+from training.progress import read_log
+from training.train import train
 
 TOLERANCE = 1e-4
 
@@ -30,20 +33,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _train(root: Path, processes: int, run: str, *overrides: str) -> list[dict]:
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "training", "lm", "--config", str(root / "recipe.yaml"), f"lm.run={run}"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(
-        [*command, *overrides], env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    log = root / "run" / run / "log.jsonl"
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    overrides = (f"lm.run={run}", *overrides)
+    if processes == 1:
+        train(load_recipe(root / "recipe.yaml", overrides))
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *launcher, "-m", "training", "lm"]
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            [*command, "--config", str(root / "recipe.yaml"), *overrides],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    return read_log(root / "run" / run)
 
 
 def _assert_alike(one: list[dict], two: list[dict]) -> None:
