@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +74,7 @@ def load_codec(path: str, device: str | torch.device = "cpu") -> Codec:
     Raises:
         AttuneError: missing or unsupported codec, with the reason.
     """
+    from safetensors import SafetensorError
     from transformers import EncodecConfig, EncodecModel
 
     folder = resolve_codec(path)
@@ -94,7 +96,7 @@ def load_codec(path: str, device: str | torch.device = "cpu") -> Codec:
         model = EncodecModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AttuneError(f"codec {path!r}: cannot load weights: {reason}") from error
     fold_weight_norm(model)
@@ -106,7 +108,7 @@ def load_codec(path: str, device: str | torch.device = "cpu") -> Codec:
 class Codec:
     """A frozen codec on one device."""
 
-    model: torch.nn.Module
+    model: Any  # an EncodecModel; torch does not type submodules
     codec_id: str
     device: torch.device
 
@@ -203,9 +205,7 @@ def _from_hub(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(path, allow_patterns=["config.json", "model.safetensors"])
-        )
+        return Path(snapshot_download(path, allow_patterns=["config.json", "model.safetensors"]))
     except Exception as error:
         raise AttuneError(
             f"codec {path!r}: no such folder, and not to be had from the hub "

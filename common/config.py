@@ -87,7 +87,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise AttuneError(f"config {path}: no such file")
     try:
-        tree = OmegaConf.load(path)
+        tree: Any = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError) as error:
         raise AttuneError(f"config {path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(tree, DictConfig):
@@ -98,7 +98,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise AttuneError(f"override {override!r}: expected key.sub=value")
     try:
         tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(tree, resolve=True)
+        values: Any = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise AttuneError(f"config {path}: {_one_line(error)}") from error
     assert isinstance(values, dict)

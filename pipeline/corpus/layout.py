@@ -1,9 +1,10 @@
-"""Write the embedded corpus in the on-disk layouts of AudioSet, AudioCaps, Clotho and a music catalog.
+"""Write the embedded corpus as AudioSet, AudioCaps, Clotho and a music catalog lie on disk.
 
     OUT/audioset/   class_labels_indices.csv  balanced_train_segments.csv  eval_segments.csv
                     balanced_train_segments/YTID.wav  eval_segments/YTID.wav
     OUT/audiocaps/  train.csv  val.csv  train/YTID_START.wav  val/YTID_START.wav
-    OUT/clotho/     clotho_captions_development.csv  clotho_metadata_development.csv  development/*.wav
+    OUT/clotho/     clotho_captions_development.csv  clotho_metadata_development.csv
+                    development/*.wav
     OUT/music/      catalog.jsonl  audio/*.flac
 
 Headers, quoting, encodings and the datasets' file-name quirks are those of the real files.  Among
@@ -167,7 +168,7 @@ def _write_audioset(root: Path, seed: int) -> int:
             file.write(f'{index},{mid},"{name}"\n')
 
     rng = np.random.default_rng((seed, 1))
-    train = [(c,) for c in CLASSES for _ in range(TRAIN_PER_CLASS)]
+    train: list[tuple[SoundClass, ...]] = [(c,) for c in CLASSES for _ in range(TRAIN_PER_CLASS)]
     train += [_pair(rng) for _ in range(TWO_EVENT_CLIPS)]
     rows = []
     for index, events in enumerate(train):
@@ -287,29 +288,47 @@ def _write_clotho(root: Path, seed: int) -> int:
         metadata = csv.writer(metadata_file, lineterminator="\n")
         captions.writerow(["file_name", *(f"caption_{k}" for k in range(1, 6))])
         metadata.writerow(
-            ["file_name", "keywords", "sound_id", "sound_link", "start_end_samples",
-             "manufacturer", "license"]
+            [
+                "file_name",
+                "keywords",
+                "sound_id",
+                "sound_link",
+                "start_end_samples",
+                "manufacturer",
+                "license",
+            ]
         )
         for index in range(CLOTHO_CLIPS):
             events = (CLASSES[index % len(CLASSES)],) if index % 2 else _pair(rng)
             clip = _clip(seed, 7, index, events)
             name = _CLOTHO_NAMES[index % len(_CLOTHO_NAMES)].format(
-                stem=events[0].subject.split()[-1].title(), other=events[-1].verb.split()[0],
+                stem=events[0].subject.split()[-1].title(),
+                other=events[-1].verb.split()[0],
                 n=index,
             )
             texts = [clip.caption(rng) for _ in range(5)]
             texts = [text + ("." if k % 2 else "") for k, text in enumerate(texts)]
             if index == 5:
-                texts = ["There are two of them.", "It is this one", "They were 5 of those",
-                         "here and there", "That is it."]
+                texts = [
+                    "There are two of them.",
+                    "It is this one",
+                    "They were 5 of those",
+                    "here and there",
+                    "That is it.",
+                ]
             captions.writerow([name, *texts])
             sound_id = 900_000 + index if index % 11 else "Not found"
             span = f"[0, {round(clip.seconds * 44_100)}]" if index % 3 else ""
             metadata.writerow(
-                [name, ";".join(event.name.lower() for event in events), sound_id,
-                 f"https://example.org/sounds/{900_000 + index}" if index % 11 else "Not found",
-                 span, "g\xe9n\xe9rateur" if index == 4 else "generator",
-                 "http://creativecommons.org/publicdomain/zero/1.0/"]
+                [
+                    name,
+                    ";".join(event.name.lower() for event in events),
+                    sound_id,
+                    f"https://example.org/sounds/{900_000 + index}" if index % 11 else "Not found",
+                    span,
+                    "g\xe9n\xe9rateur" if index == 4 else "generator",
+                    "http://creativecommons.org/publicdomain/zero/1.0/",
+                ]
             )
             _save(root / "development" / name, clip.render())
     return CLOTHO_CLIPS

@@ -30,13 +30,24 @@ class Track:
 
 TRACKS: tuple[Track, ...] = (
     Track("Morning Steps", "Generator A", "folk", "guitar", "G", "major", 96, 44, ("calm",)),
-    Track("Night Line", "Generator A", "house", "synthesizer", "A", "minor", 124, 60,
-          ("driving", "dark")),
+    Track(
+        "Night Line",
+        "Generator A",
+        "house",
+        "synthesizer",
+        "A",
+        "minor",
+        124,
+        60,
+        ("driving", "dark"),
+    ),
     Track("Paper Lanterns", "Generator B", "ambient", "pad", "D", "major", 70, 72, ("dreamy",)),
-    Track("Low Gear", "Generator B", "rock", "electric guitar", "E", "minor", 138, 48,
-          ("energetic",)),
-    Track("Clockwork Waltz", "Generator C", "classical", "piano", "F", "major", 108, 52,
-          ("playful",)),
+    Track(
+        "Low Gear", "Generator B", "rock", "electric guitar", "E", "minor", 138, 48, ("energetic",)
+    ),
+    Track(
+        "Clockwork Waltz", "Generator C", "classical", "piano", "F", "major", 108, 52, ("playful",)
+    ),
     Track("Harbour", "Generator C", "jazz", "organ", "A#", "major", 88, 64, ("warm", "relaxed")),
     Track("Sparks", "Generator D", "chiptune", "square lead", "C", "major", 150, 40, ("bright",)),
     Track("Slow Tide", "Generator D", "cinematic", "strings", "C#", "minor", 60, 90, ("sad",)),
@@ -76,7 +87,9 @@ def _drum(rng: np.random.Generator, kind: str) -> NDArray[np.float64]:
         return np.sin(2 * np.pi * np.cumsum(frequency) / MUSIC_RATE) * np.exp(-t / 0.08)
     hiss = rng.standard_normal(len(t))
     if kind == "snare":
-        return 0.5 * hiss * np.exp(-t / 0.05) + 0.5 * np.sin(2 * np.pi * 190 * t) * np.exp(-t / 0.04)
+        return 0.5 * hiss * np.exp(-t / 0.05) + 0.5 * np.sin(2 * np.pi * 190 * t) * np.exp(
+            -t / 0.04
+        )
     return 0.25 * np.diff(hiss, prepend=0.0) * np.exp(-t / 0.02)
 
 

@@ -166,10 +166,11 @@ def church_bell(rng: Rng, seconds: float, p: Params) -> NDArray[np.float64]:
     def event() -> NDArray[np.float64]:
         t = _time(min(seconds, 3.0))
         partials = [(0.5, 0.5), (1.0, 1.0), (1.19, 0.7), (1.5, 0.5), (2.0, 0.7), (2.74, 0.4)]
-        return sum(
+        ringing = (
             gain * _tone(420 * p.pitch * ratio, t) * _decay(t, 0.004, 1.1 / ratio**0.8)
             for ratio, gain in partials
         )
+        return np.sum(list(ringing), axis=0)
 
     return _repeat(rng, seconds, 1.5 / p.rate, event)
 
@@ -251,9 +252,7 @@ def beep(rng: Rng, seconds: float, p: Params) -> NDArray[np.float64]:
 def train_horn(rng: Rng, seconds: float, p: Params) -> NDArray[np.float64]:
     def event() -> NDArray[np.float64]:
         t = _time(0.9 / p.rate)
-        chord = sum(
-            _tone(f0 * p.pitch * k, t) / k for f0 in (277, 330, 415) for k in range(1, 6)
-        )
+        chord = sum(_tone(f0 * p.pitch * k, t) / k for f0 in (277, 330, 415) for k in range(1, 6))
         return chord * _window(t, 0.06)
 
     return _repeat(rng, seconds, 1.2 / p.rate, event, count=p.count)
@@ -292,9 +291,7 @@ CLASSES: tuple[SoundClass, ...] = (
 )
 
 
-def render(
-    events: list[SoundClass], seconds: float, params: list[Params], rng: Rng
-) -> Wave:
+def render(events: list[SoundClass], seconds: float, params: list[Params], rng: Rng) -> Wave:
     """Synthesize one clip: its events one after the other, then the room and the level.
 
     Args:

@@ -1,4 +1,4 @@
-"""Audio for codec training: every clip of some folders in memory, random segments by step number."""
+"""Audio for codec training: clips of some folders in memory, random segments by step number."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def load_clips(folders: Sequence[str], sample_rate: int, min_duration_s: float) 
     Raises:
         AttuneError: a folder that is missing, or no usable audio at all.
     """
-    waves, refused = [], {}
+    waves: list[NDArray[np.float32]] = []
+    refused: dict[str, int] = {}
     for folder in folders:
         for path in audio_files(folder):
             try:
@@ -68,9 +69,7 @@ def load_clips(folders: Sequence[str], sample_rate: int, min_duration_s: float) 
     return AudioClips(tuple(waves), refused)
 
 
-def segment_batch(
-    clips: AudioClips, segment: int, batch_size: int, seed: int, step: int
-) -> Tensor:
+def segment_batch(clips: AudioClips, segment: int, batch_size: int, seed: int, step: int) -> Tensor:
     """Random segments, a pure function of (seed, step): float32 [B, segment].
 
     Clips are drawn evenly, whatever their length; one shorter than a segment is zero-padded.

@@ -60,9 +60,7 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio in dB, per row of [B, S]."""
     target = target - target.mean(-1, keepdim=True)
     estimate = estimate - estimate.mean(-1, keepdim=True)
-    scale = (estimate * target).sum(-1, keepdim=True) / (
-        target.pow(2).sum(-1, keepdim=True) + 1e-8
-    )
+    scale = (estimate * target).sum(-1, keepdim=True) / (target.pow(2).sum(-1, keepdim=True) + 1e-8)
     projection = scale * target
     noise = estimate - projection
     return 10 * torch.log10((projection.pow(2).sum(-1) + 1e-8) / (noise.pow(2).sum(-1) + 1e-8))

@@ -1,4 +1,4 @@
-"""Residual vector quantization while training: straight-through gradients, moving-average codebooks.
+"""Residual vector quantization in training: straight-through gradients, averaged codebooks.
 
 The codebooks are the buffers of Hugging Face's `EncodecModel`, updated in place, so that what was
 trained is what `save_pretrained` writes.  Notable against the `encodec` package: a re-seeded code
@@ -9,6 +9,7 @@ code stays dead), and the commitment loss of the later streams reaches the encod
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Quantized:
 class ResidualQuantizerTrainer(nn.Module):
     """Trains the codebooks of an `EncodecResidualVectorQuantizer` in place."""
 
-    def __init__(self, quantizer: nn.Module, decay: float, dead_code_threshold: float):
+    def __init__(self, quantizer: Any, decay: float, dead_code_threshold: float):
         super().__init__()
         self.codebooks = [layer.codebook for layer in quantizer.layers]  # not owned: no parameters
         self.decay = decay
@@ -78,7 +79,7 @@ class ResidualQuantizerTrainer(nn.Module):
 
     @torch.no_grad()
     def _update(
-        self, book: nn.Module, vectors: Tensor, chosen: Tensor, generator: torch.Generator
+        self, book: Any, vectors: Tensor, chosen: Tensor, generator: torch.Generator
     ) -> None:
         uses = torch.bincount(chosen, minlength=book.codebook_size).to(vectors)
         sums = torch.zeros_like(book.embed).index_add_(0, chosen, vectors)

@@ -1,8 +1,9 @@
 """Train EnCodec from scratch: `python -m training codec`.
 
-Reads top to bottom: data, model, resume, loop, validation, the finished folder.  Every random choice
-is a function of (seed, step), so a killed run goes on exactly where it stopped.  The generator's loss
-is time + multi-scale mel + commitment; the adversarial terms join it in `generator_loss`.
+Reads top to bottom: data, model, resume, loop, validation, the finished folder.  Every random
+choice is a function of (seed, step), so a killed run goes on exactly where it stopped.  The
+generator's loss is time + multi-scale mel + commitment; the adversarial terms join it in
+`generator_loss`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ EXECUTION_ONLY = {"out", "threads", "log_every", "checkpoint_every"}
 """Keys that may change when a run goes on: they do not decide what is learnt."""
 
 
-def build_model(architecture: CodecArchitecture, sample_rate: int) -> nn.Module:
+def build_model(architecture: CodecArchitecture, sample_rate: int) -> Any:
     """An untrained Hugging Face `EncodecModel`: non-causal, weight norm, mono, no chunking."""
     from transformers import EncodecConfig, EncodecModel
 
@@ -75,7 +76,7 @@ def build_model(architecture: CodecArchitecture, sample_rate: int) -> nn.Module:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module) -> None:
+def initialize(model: Any) -> None:
     """He-initialize the convolutions, biases zero.
 
     PyTorch's default shrinks the signal at each of SEANet's layers: what reaches the latents varies
@@ -85,11 +86,14 @@ def initialize(model: nn.Module) -> None:
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             weight = module.weight
             transposed = isinstance(module, nn.ConvTranspose1d)
-            fan_in = weight.shape[0 if transposed else 1] * weight.shape[2] / (
-                module.stride[0] if transposed else 1
+            fan_in = (
+                weight.shape[0 if transposed else 1]
+                * weight.shape[2]
+                / (module.stride[0] if transposed else 1)
             )
             # Through the weight-norm parametrization: assigning splits norm and direction.
             module.weight = torch.randn_like(weight) * math.sqrt(1.55 / fan_in)
+            assert module.bias is not None
             module.bias.zero_()
     last = model.decoder.layers[-1].conv
     last.weight = last.weight * 0.05  # an untrained decoder whispers instead of clipping
@@ -209,8 +213,11 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
             speed = seconds_of_audio / (time.monotonic() - began)
             left = (config.steps - step - 1) * config.batch_size * config.segment_s / speed
             row: dict[str, Any] = {
-                "step": step + 1, "loss": terms.total.item(), **terms.parts,
-                "grad_norm": norm.item(), "lr": learning_rate(config, step),
+                "step": step + 1,
+                "loss": terms.total.item(),
+                **terms.parts,
+                "grad_norm": norm.item(),
+                "lr": learning_rate(config, step),
                 "audio_s_per_s": round(speed, 2),
             }
             if quantized is not None:
@@ -224,7 +231,9 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
             console.print(
                 f"step {step + 1}/{config.steps} loss {row['loss']:.4f} {parts} "
                 f"perplexity {usage} grad {row['grad_norm']:.2f} {speed:.1f}x real time "
-                f"eta {left / 60:.0f} min", highlight=False, soft_wrap=True,
+                f"eta {left / 60:.0f} min",
+                highlight=False,
+                soft_wrap=True,
             )
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             _save_checkpoint(run, model, optimizer, step + 1)
@@ -240,7 +249,7 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
 
 @torch.inference_mode()
 def validate(
-    model: nn.Module, mel_loss: MultiScaleMelLoss, clips: AudioClips, codebook_size: int
+    model: Any, mel_loss: MultiScaleMelLoss, clips: AudioClips, codebook_size: int
 ) -> dict[str, Any]:
     """Encode and decode whole clips one by one.
 
@@ -346,7 +355,7 @@ def _log(run: Path, writer: SummaryWriter, row: dict[str, Any]) -> None:
 def _save_codec(
     out: Path,
     run: Path,
-    model: nn.Module,
+    model: Any,
     recipe: Recipe,
     config: CodecTrainingConfig,
     settings: dict[str, Any],

@@ -75,8 +75,14 @@ def features(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64]
     modulation = np.log1p(np.mean(rows, axis=0))
     modulation = modulation[1:65].reshape(16, 4).mean(axis=1)
     return np.concatenate(
-        [loud.mean(axis=0), loud.std(axis=0), np.percentile(loud, 90, axis=0), steps,
-         modulation * 10, [10.0 * len(loud) / len(mel)]]
+        [
+            loud.mean(axis=0),
+            loud.std(axis=0),
+            np.percentile(loud, 90, axis=0),
+            steps,
+            modulation * 10,
+            [10.0 * len(loud) / len(mel)],
+        ]
     )
 
 
@@ -131,7 +137,10 @@ class SoundJudge:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=2000))
         fold = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
         guesses = cross_val_predict(
-            model, matrix, target, cv=fold,
+            model,
+            matrix,
+            target,
+            cv=fold,
             groups=np.arange(len(target)) if groups is None else np.asarray(groups),
         )
         self.accuracy = float((guesses == target).mean())
@@ -146,9 +155,7 @@ class SoundJudge:
         matrix = np.stack([features(wave, self.sample_rate) for wave in waves])
         return [str(name) for name in self._model.predict(matrix)]
 
-    def agreement(
-        self, waves: Sequence[NDArray[np.float32]], labels: Sequence[str]
-    ) -> Agreement:
+    def agreement(self, waves: Sequence[NDArray[np.float32]], labels: Sequence[str]) -> Agreement:
         """Judge clips and compare with what they should be."""
         return measure_agreement(self.judge(waves), labels)
 
@@ -161,6 +168,12 @@ def measure_agreement(judged: Sequence[str], labels: Sequence[str]) -> Agreement
     test = binomtest(hits, n, chance, alternative="greater")
     interval = binomtest(hits, n, chance).proportion_ci(0.95, method="exact")
     return Agreement(
-        n, hits, hits / n, float(interval.low), float(interval.high), chance,
-        float(test.pvalue), tuple(judged),
+        n,
+        hits,
+        hits / n,
+        float(interval.low),
+        float(interval.high),
+        chance,
+        float(test.pvalue),
+        tuple(judged),
     )

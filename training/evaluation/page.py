@@ -1,7 +1,7 @@
 """One self-contained HTML page: tables, plots, players with spectrograms.  No scripts, no requests.
 
-Everything a browser shows is inside the file: plots and spectrograms as PNG, clips as MP3.  Text that
-comes from catalogs or prompts is escaped here and nowhere else.
+Everything a browser shows is inside the file: plots and spectrograms as PNG, clips as MP3.  Text
+that comes from catalogs or prompts is escaped here and nowhere else.
 """
 
 from __future__ import annotations
@@ -157,8 +157,12 @@ def confusion(
     """Side-by-side matrices of (asked for, judged): {title: (labels, judged)}."""
     size = 2.2 + 0.24 * len(classes)
     plot, axes = plt.subplots(
-        1, len(panels), figsize=(size * len(panels) + 1.5, size), squeeze=False,
-        layout="constrained", sharey=True,
+        1,
+        len(panels),
+        figsize=(size * len(panels) + 1.5, size),
+        squeeze=False,
+        layout="constrained",
+        sharey=True,
     )
     index = {name: i for i, name in enumerate(classes)}
     for axis, (title, (labels, judged)) in zip(axes[0], panels.items(), strict=True):
@@ -169,7 +173,12 @@ def confusion(
         for row, column in np.argwhere(counts):
             share = counts[row, column] / counts.max()
             axis.text(
-                column, row, counts[row, column], ha="center", va="center", fontsize=7,
+                column,
+                row,
+                counts[row, column],
+                ha="center",
+                va="center",
+                fontsize=7,
                 color="white" if share > 0.6 else "black",
             )
         axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)

@@ -1,7 +1,7 @@
 """`python -m training report`: what came in, what was learnt, and whether it follows the prompt.
 
 Collects the facts (manifest, refusals, curves, clips), has the generated clips judged, and writes
-`report.html` (one self-contained file) and `report.json` (the figures) into the recipe's run folder.
+`report.html` (one self-contained file) and `report.json` (the figures) into the recipe's folder.
 Generated clips are kept beside it, and made again only for another checkpoint or other settings.
 """
 
@@ -132,7 +132,7 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
         )
 
     # 4. The figures, and the page.
-    figures = {
+    figures: dict[str, Any] = {
         "recipe": recipe.name,
         "data": dataset.summary,
         "judge": {"classes": classes, "clips": len(train), "accuracy": judge.accuracy},
@@ -394,20 +394,21 @@ def _codec_section(
     config: ReportConfig,
     recipe: Recipe,
 ) -> str:
-    shown, seen = [], set()
+    shown: list[list[object]] = []
+    seen: set[str] = set()
     for index, clip in enumerate(clips):
         if clip.label not in seen and len(shown) < config.listed_reconstructions:
             seen.add(clip.label)
             heard = agreement.judged[index]
             mark = "right" if heard == clip.label else "wrong"
             shown.append(
-                (
+                [
                     clip.label,
                     page.clip(clip.wave, recipe.sample_rate, "original"),
                     page.clip(
                         reconstructions[index], recipe.sample_rate, f"sounds like: {heard}", mark
                     ),
-                )
+                ]
             )
     which = "held-out clips" if figures["held_out"] else "training clips (none are held out)"
     return page.section(
@@ -488,9 +489,7 @@ def _models_section(
             "the time (five-fold cross-validation by source). Intervals are 95%; p is the chance "
             "of as many hits by guessing."
         ),
-        page.table(
-            ("model", "checkpoint", "clips", "agree", "rate", "chance", "p"), rows
-        ),
+        page.table(("model", "checkpoint", "clips", "agree", "rate", "chance", "p"), rows),
         *remarks,
         page.figure(plot, "Prompted class against judged class, per model"),
     )

@@ -1,0 +1,106 @@
+"""The codec at run time: same codes as transformers, windows that agree, clear refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import EncodecModel
+
+from common import codec as codec_module
+from common.codec import codec_identity, load_codec
+from common.errors import AttuneError
+from training.codec.config import CodecArchitecture
+from training.codec.quantizer import ResidualQuantizerTrainer
+from training.codec.train import build_model
+
+
+def _folder(path: Path, ratios: tuple[int, ...] = (8, 5, 4, 2), rate: int = 16_000) -> Path:
+    torch.manual_seed(0)
+    model = build_model(
+        CodecArchitecture(num_filters=4, hidden_size=16, codebook_size=64, ratios=ratios), rate
+    )
+    # Codebooks of random latents, so that codes mean something.
+    wav = torch.randn(4, 1, rate) * 0.1
+    trainer = ResidualQuantizerTrainer(model.quantizer, 0.99, 0.0)
+    with torch.no_grad():
+        trainer.start(model.encoder(wav), torch.Generator().manual_seed(0), iterations=3)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _folder(tmp_path_factory.mktemp("codec") / "small")
+
+
+def _noise(seconds: float, rate: int = 16_000) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (0.1 * rng.standard_normal(round(seconds * rate))).astype(np.float32)
+
+
+def test_codes_and_waveforms_equal_transformers_own(folder: Path):
+    ours = load_codec(str(folder))
+    theirs = EncodecModel.from_pretrained(folder).eval()
+    wav = torch.from_numpy(_noise(1.234))[None]
+    with torch.inference_mode():
+        expected = theirs.encode(wav[:, None])
+        decoded = theirs.decode(expected.audio_codes, expected.audio_scales)[0][:, 0]
+    codes = ours.encode(wav)
+    assert torch.equal(codes, expected.audio_codes[0])
+    torch.testing.assert_close(ours.decode(codes), decoded, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 319, 320, 321, 16_000])
+def test_frames_are_the_ceiling_of_samples_over_hop(folder: Path, samples: int):
+    ours = load_codec(str(folder))
+    codes = ours.encode_track(_noise(samples / 16_000))
+    assert codes.dtype == np.int16 and codes.shape == (4, -(-samples // 320))
+
+
+@pytest.mark.parametrize(("rate", "ratios"), [(16_000, (8, 5, 4, 2)), (32_000, (8, 5, 4, 4))])
+def test_windows_with_discarded_context_agree_with_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int, ratios: tuple[int, ...]
+):
+    ours = load_codec(str(_folder(tmp_path / "codec", ratios, rate)))
+    wav = _noise(14.01, rate)
+    whole = ours.encode(torch.from_numpy(wav)[None])[0].numpy()
+    monkeypatch.setattr(codec_module, "WINDOW_S", 3.0)
+    windowed = ours.encode_track(wav)
+    assert windowed.shape == whole.shape
+    # What may differ: rounding, and what an LSTM still remembers after four seconds.
+    assert (windowed == whole).mean() >= 0.999
+
+
+def test_a_decoded_clip_has_hop_samples_per_frame(folder: Path):
+    ours = load_codec(str(folder))
+    assert ours.decode(torch.zeros(2, 4, 7, dtype=torch.long)).shape == (2, 7 * 320)
+
+
+def test_identity_changes_with_weights_and_config(tmp_path: Path):
+    path = _folder(tmp_path / "codec")
+    before = codec_identity(str(path))
+    assert before == codec_identity(str(path)) and len(before) == 16
+    settings = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(settings | {"note": 1}))
+    assert codec_identity(str(path)) != before
+
+
+def test_wrong_codecs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = _folder(tmp_path / "codec")
+    cases = [("builtin:nothing", "no such built-in codec"), (str(tmp_path), "has no config.json")]
+    stereo = _folder(tmp_path / "stereo")
+    settings = json.loads((stereo / "config.json").read_text())
+    (stereo / "config.json").write_text(json.dumps(settings | {"audio_channels": 2}))
+    cases.append((str(stereo), "only mono"))
+    other = _folder(tmp_path / "other")
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    cases.append((str(other), "expected 'encodec'"))
+    (path / "model.safetensors").write_bytes(b"torn")
+    cases.append((str(path), "cannot load weights"))
+    for reference, message in cases:
+        with pytest.raises(AttuneError, match=message) as caught:
+            load_codec(reference)
+        assert "\n" not in str(caught.value)

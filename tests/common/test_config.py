@@ -1,0 +1,92 @@
+"""Recipes: what is wrong is named with file, key and remedy; what is right arrives typed."""
+
+from pathlib import Path
+
+import pytest
+
+from common.config import CodecRef, Section, load_recipe
+from common.errors import AttuneError
+
+GOOD = """
+name: r
+run_dir: runs/r
+data_dir: ${run_dir}/data
+sample_rate: 16000
+text_encoder: {path: somewhere, max_length: 32}
+lm: {steps: 3, optim: {lr: 0.1}}
+"""
+
+
+class Optim(Section):
+    lr: float
+    warmup: int = 0
+
+
+class Lm(Section):
+    steps: int
+    optim: Optim
+
+
+def _write(tmp_path: Path, text: str = GOOD) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_overrides_and_interpolation_arrive_typed(tmp_path: Path):
+    recipe = load_recipe(_write(tmp_path), ["run_dir=/else", "lm.optim.lr=0.5", "seed=7"])
+    assert recipe.data_dir == "/else/data" and recipe.seed == 7
+    assert recipe.codec == CodecRef()
+    assert recipe.section("lm", Lm) == Lm(steps=3, optim=Optim(lr=0.5))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["smaple_rate=3"], r"unknown key 'smaple_rate'; did you mean 'sample_rate'\?"),
+        (["text_encoder.max_len=3"], r"'text_encoder.max_len'; did you mean 'max_length'\?"),
+        (["lm.optim.warmpu=3"], r"unknown key 'lm.optim.warmpu'; did you mean 'warmup'\?"),
+        (["sample_rate=fast"], r"'sample_rate': .*found 'fast'"),
+        (["lm.steps=null"], r"'lm.steps'.*found None"),
+        (["nonsense"], r"override 'nonsense': expected key.sub=value"),
+        (["source_file=x"], "unknown key 'source_file'"),
+        (["root=${oc.env:ATTUNE_TEST_UNSET}"], "ATTUNE_TEST_UNSET"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(tmp_path: Path, overrides: list[str], message: str):
+    path = _write(tmp_path)
+    with pytest.raises(AttuneError, match=message) as caught:
+        load_recipe(path, overrides).section("lm", Lm)
+    assert "\n" not in str(caught.value)
+    if overrides != ["nonsense"]:
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- just\n- a list\n", "\x00\xff"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str):
+    with pytest.raises(AttuneError, match=r"recipe\.yaml"):
+        load_recipe(_write(tmp_path, text))
+
+
+def test_missing_file_and_missing_key(tmp_path: Path):
+    with pytest.raises(AttuneError, match="no such file"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(AttuneError, match="missing key 'text_encoder'"):
+        load_recipe(_write(tmp_path, GOOD.replace("text_encoder", "# ")))
+
+
+def test_the_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch):
+    from pipeline.config import PipelineConfig
+    from training.codec.config import CodecTrainingConfig
+    from training.config import LMConfig, SamplingConfig
+    from training.evaluation.config import ReportConfig
+
+    for path in sorted(Path("configs").glob("*.yaml")):
+        recipe = load_recipe(path, ["root=/data"])
+        recipe.section("lm", LMConfig)
+        recipe.section("sampling", SamplingConfig)
+        recipe.section("report", ReportConfig)
+        if recipe.pipeline:
+            recipe.section("pipeline", PipelineConfig)
+        if recipe.codec_training:
+            recipe.section("codec_training", CodecTrainingConfig)
