@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from common.config import TextEncoderConfig
 from common.errors import AttuneError
 from common.storage import open_store
-from common.text_encoder import load_text_encoder
+from common.text_encoder import TextEncoder, load_text_encoder
 from pipeline.textcache import TextCache
 
 
@@ -28,16 +29,27 @@ class EmbedChunks:
         self, data_dir: str, config: TextEncoderConfig, text_encoder_id: str, threads: int,
         device: str,
     ) -> None:  # fmt: skip
+        self.config, self.text_encoder_id = config, text_encoder_id
+        self.threads, self.device = threads, device
+        self.cache = TextCache(open_store(data_dir), text_encoder_id)
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """Loaded by the first chunk: Ray passes on what a call raises, not what a creation does.
+
+        Raises:
+            AttuneError: this node has another encoder than the plan was made for.
+        """
         import torch
 
-        torch.set_num_threads(threads)
-        self.encoder = load_text_encoder(config, device)
-        if self.encoder.text_encoder_id != text_encoder_id:
+        torch.set_num_threads(self.threads)
+        encoder = load_text_encoder(self.config, self.device)
+        if encoder.text_encoder_id != self.text_encoder_id:
             raise AttuneError(
-                f"text encoder {config.path} is {self.encoder.text_encoder_id} on a worker, the "
-                f"plan was made for {text_encoder_id}; give every node the same encoder"
+                f"text encoder {self.config.path} is {encoder.text_encoder_id} on a worker, the "
+                f"plan was made for {self.text_encoder_id}; give every node the same encoder"
             )
-        self.cache = TextCache(open_store(data_dir), text_encoder_id)
+        return encoder
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for name, prompts in zip(batch["chunk"], batch["prompts"], strict=True):

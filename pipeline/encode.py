@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,22 @@ class EncodeWorker:
         self.settings = settings
         self.store = open_store(settings.data_dir)
         self.cache = TextCache(self.store, settings.text_encoder_id)
-        self.codec: Codec = load_codec(settings.codec, settings.device)
-        if self.codec.codec_id != settings.codec_id:
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Loaded by the first shard: Ray passes on what a call raises, not what a creation does.
+
+        Raises:
+            AttuneError: this node has another codec than the plan was made for.
+        """
+        settings = self.settings
+        codec = load_codec(settings.codec, settings.device)
+        if codec.codec_id != settings.codec_id:
             raise AttuneError(
-                f"codec {settings.codec} on {os.uname().nodename} is {self.codec.codec_id}, the "
-                f"plan was made for {settings.codec_id}; give every node the same codec"
+                f"codec {settings.codec} on {os.uname().nodename} is {codec.codec_id}, the plan "
+                f"was made for {settings.codec_id}; give every node the same codec"
             )
+        return codec
 
     def encode_shard(
         self, shard: int, rows: pa.Table, spans: Mapping[str, StateSpan]
@@ -88,12 +99,13 @@ class EncodeWorker:
         }
 
     def _make(self, shard: int, rows: pa.Table, spans: Mapping[str, StateSpan]) -> dict[str, Any]:
+        sample_rate = self.codec.sample_rate  # loads it, before any thread asks
         states = self.cache.read(spans)
         samples: list[dict[str, Any]] = []
         refused: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory(prefix="attune-shard-") as scratch:
             tar = Path(scratch) / "shard.tar"
-            placed = build_tar(tar, self._clips(rows, states, samples, refused))
+            placed = build_tar(tar, self._clips(rows, states, sample_rate, samples, refused))
             check_tar(tar, placed)
             for sample, (_, offset, length) in zip(samples, placed, strict=True):
                 sample |= {"offset": offset, "length": length}
@@ -110,11 +122,12 @@ class EncodeWorker:
         self,
         rows: pa.Table,
         states: Mapping[str, npt.NDArray[np.float16]],
+        sample_rate: int,
         samples: list[dict[str, Any]],
         refused: list[dict[str, Any]],
     ) -> Iterator[EncodedClip]:
         """Encoded clips in order; fills `samples` and `refused` on the way."""
-        for row, outcome in self._decoded(rows):
+        for row, outcome in self._decoded(rows, sample_rate):
             if isinstance(outcome, AudioError):
                 refused.append(_refusal(row, outcome))
                 continue
@@ -122,7 +135,7 @@ class EncodeWorker:
             text = [states[prompt] for prompt in row["prompts"]]
             found = {
                 "frames": int(codes.shape[1]),
-                "duration_s": len(outcome.wav) / self.codec.sample_rate,
+                "duration_s": len(outcome.wav) / sample_rate,
                 "prompt_tokens": [len(state) for state in text],
                 "source_sample_rate": outcome.sample_rate,
                 "source_sha256": outcome.sha256,
@@ -137,19 +150,21 @@ class EncodeWorker:
                 row["sample_id"], codes, np.concatenate(text), record | found | identity
             )
 
-    def _decoded(self, rows: pa.Table) -> Iterator[tuple[dict[str, Any], Audio | AudioError]]:
-        """Each row with its audio (at the codec's rate) or its refusal, decoded a few ahead."""
+    def _decoded(
+        self, rows: pa.Table, sample_rate: int
+    ) -> Iterator[tuple[dict[str, Any], Audio | AudioError]]:
+        """Each row with its audio at `sample_rate`, or its refusal; decoded a few ahead."""
         ahead: deque[tuple[dict[str, Any], Future[Audio | AudioError]]] = deque()
         with ThreadPoolExecutor(self.settings.decode_threads) as pool:
             for row in rows.to_pylist():
-                ahead.append((row, pool.submit(self._decode, row)))
+                ahead.append((row, pool.submit(self._decode, row, sample_rate)))
                 if len(ahead) > 2 * self.settings.decode_threads:
                     done_row, future = ahead.popleft()
                     yield done_row, future.result()
             for done_row, future in ahead:
                 yield done_row, future.result()
 
-    def _decode(self, row: Mapping[str, Any]) -> Audio | AudioError:
+    def _decode(self, row: Mapping[str, Any], sample_rate: int) -> Audio | AudioError:
         settings = self.settings
         try:
             audio = read_audio(row["audio_uri"], row["start_s"], row["end_s"])
@@ -162,7 +177,7 @@ class EncodeWorker:
             )
         except AudioError as error:
             return error
-        wav = resample(audio.wav, audio.sample_rate, self.codec.sample_rate)
+        wav = resample(audio.wav, audio.sample_rate, sample_rate)
         return audio._replace(wav=wav)
 
 

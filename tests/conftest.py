@@ -80,16 +80,14 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def write_recipe(tiny_codec: Path, small_corpus: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a recipe over the small corpus: `write_recipe(data_dir, extra pipeline lines)`."""
+@pytest.fixture(scope="session")
+def recipe_text(tiny_codec: Path, small_corpus: Path) -> Callable[..., str]:
+    """The text of a recipe over the small corpus: `recipe_text(data_dir)`."""
 
-    def write(data_dir: str | Path, pipeline: str = "", name: str = "small") -> Path:
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(
-            f"""\
-name: {name}
-run_dir: {tmp_path}
+    def text(data_dir: str | Path) -> str:
+        return f"""\
+name: small
+run_dir: runs
 data_dir: {data_dir}
 sample_rate: {RATE}
 codec: {{path: {tiny_codec}}}
@@ -99,9 +97,18 @@ pipeline:
   workers: 1
   cpus_per_worker: 1
   catalogs: [{{dataset: audiofolder, root: {small_corpus}, name: small}}]
-  {pipeline}
 """
-        )
+
+    return text
+
+
+@pytest.fixture
+def write_recipe(recipe_text: Callable[..., str], tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recipe file: `write_recipe(data_dir)`."""
+
+    def write(data_dir: str | Path) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(recipe_text(data_dir))
         return path
 
     return write

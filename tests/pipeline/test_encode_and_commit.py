@@ -179,7 +179,7 @@ def test_finalize_refuses_an_unfinished_run(finished: Path, planned: Planned) ->
 
 def test_a_worker_with_another_codec_refuses_to_work(planned: Planned) -> None:
     with pytest.raises(AttuneError, match="same codec"):
-        make_worker(*planned, codec_id="0" * 16)
+        _ = make_worker(*planned, codec_id="0" * 16).codec
 
 
 def test_status_tells_every_stage(planned: Planned, finished: Path) -> None:

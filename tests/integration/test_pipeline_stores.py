@@ -1,0 +1,64 @@
+"""The same run on a Ray cluster, into an S3 store."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pipeline_process import run_to_end
+
+from common.shards import ShardDataset
+from common.storage import open_store
+
+
+@pytest.fixture
+def ray_cluster(s3_bucket: str, tmp_path: Path) -> Iterator[str]:
+    """Address of a one-node cluster of its own, which sees the S3 server."""
+    log = tmp_path / "ray.log"
+    ray = Path(sys.executable).with_name("ray")
+    with log.open("w") as out:
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", "--port=0", "--num-cpus=2",
+             "--include-dashboard=false", "--disable-usage-stats",
+             "--object-store-memory=100000000"],
+            stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (found := re.search(r"--address='([\d.:]+)'", log.read_text())):
+        assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    yield found.group(1)
+    os.killpg(head.pid, signal.SIGTERM)
+    head.wait(timeout=60)
+
+
+def test_s3_on_a_cluster_gives_the_manifest_of_an_embedded_run_on_disk(
+    calm_run: tuple[Path, str],
+    write_recipe: Callable[..., Path],
+    s3_bucket: str,
+    ray_cluster: str,
+) -> None:
+    url = f"{s3_bucket}/attune/data"
+    recipe = str(write_recipe(url))
+    printed = run_to_end("run", "--config", recipe, ray_address=ray_cluster)
+    assert f"cluster at {ray_cluster}" in printed
+
+    remote = pq.read_table(io.BytesIO(open_store(url).read("manifest.parquet")))
+    assert remote.equals(pq.read_table(calm_run[0] / "manifest.parquet"))
+    there, here = ShardDataset.open(url), ShardDataset.open(calm_run[0])
+    assert (there.read(5).codes == here.read(5).codes).all()
+
+    assert run_to_end("shards", "verify", "--config", recipe) == (
+        "8 shards, 24 samples: all well\n"
+    )
+    status = run_to_end("status", "--config", recipe)
+    assert "finished" in status and "8/8 committed" in status
