@@ -122,11 +122,6 @@ def rejects_table(refusals: Iterable[Refusal]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=REJECTS)
 
 
-def unique_prompts(plan: pa.Table) -> list[str]:
-    """Every prompt of the plan once, in a fixed order."""
-    return sorted(set(plan["prompts"].combine_chunks().flatten().to_pylist()))
-
-
 def hash_inputs(inputs: Mapping[str, Any]) -> str:
     """The plan's hash: 32 hex digits over everything that decides what the shards hold."""
     canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
