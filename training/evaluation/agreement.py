@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 N_MELS = 48
-FLOOR_DB = 50.0
+FLOOR_DB = 40.0
 """Everything this far below a clip's loudest mel cell counts as silence."""
 
 
