@@ -8,10 +8,6 @@ READY  := $(VENV)/.ready
 CONFIG ?=
 ARGS   ?=
 
-# One value per process is how glibc keeps the pages that the next step needs again.
-export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
-export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
-
 NPROC  ?= 1
 NNODES ?= 1
 RDZV   ?=
@@ -81,9 +77,10 @@ train-sfx: $(READY)  ## the language model for sound effects: NPROC= NNODES= RDZ
 train-music: $(READY)  ## the language model for music
 	$(LAUNCH) -m training lm --config $(or $(CONFIG),configs/music.yaml) $(ARGS)
 
-PROMPT ?=
+# Through the environment, so that quotes and dollars in a prompt stay what they are.
+export PROMPT
 generate: $(READY)  ## PROMPT="a dog barks" [CONFIG=configs/demo.yaml] [ARGS="--n 4"]
-	$(PY) -m training generate --config $(or $(CONFIG),configs/demo.yaml) --prompt "$(PROMPT)" $(ARGS)
+	$(PY) -m training generate --config $(or $(CONFIG),configs/demo.yaml) --prompt "$$PROMPT" $(ARGS)
 
 clean:  ## remove caches; runs/ stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.mel import mel_filterbank
+
 
 class MultiScaleMelLoss(nn.Module):
     """Distance of log-mel and mel magnitudes over several STFT windows.
@@ -22,8 +24,11 @@ class MultiScaleMelLoss(nn.Module):
         self.floor = floor
         for window in self.windows:
             self.register_buffer(f"hann_{window}", torch.hann_window(window), persistent=False)
-            bank = mel_filterbank(sample_rate, window, min(64, max(4, window // 8)))
-            self.register_buffer(f"bank_{window}", bank, persistent=False)
+            bank = torch.from_numpy(
+                mel_filterbank(sample_rate, window, min(64, max(4, window // 8)))
+            )
+            bank = bank / bank.sum(1, keepdim=True).clamp_min(1e-9)  # a band's mean magnitude
+            self.register_buffer(f"bank_{window}", bank.float(), persistent=False)
 
     def mel(self, wav: Tensor, window: int) -> Tensor:
         """Mel magnitudes [B, n_mels, frames] of wav [B, S]."""
@@ -43,17 +48,6 @@ class MultiScaleMelLoss(nn.Module):
             total = total + F.l1_loss(a, b)
             total = total + F.l1_loss(a.clamp_min(self.floor).log(), b.clamp_min(self.floor).log())
         return total / len(self.windows)
-
-
-def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
-    """Triangular filters on the HTK mel scale, float32 [n_mels, n_fft // 2 + 1], rows sum to 1."""
-    top = 2595 * torch.log10(torch.tensor(1 + sample_rate / 2 / 700, dtype=torch.float64))
-    edges = 700 * (10 ** (torch.linspace(0, 1, n_mels + 2, dtype=torch.float64) * top / 2595) - 1)
-    frequency = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
-    rising = (frequency - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - frequency) / (edges[2:] - edges[1:-1])[:, None]
-    bank = torch.minimum(rising, falling).clamp_min(0)
-    return (bank / bank.sum(1, keepdim=True).clamp_min(1e-9)).float()
 
 
 def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:

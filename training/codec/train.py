@@ -27,11 +27,11 @@ from torch.utils.tensorboard import SummaryWriter
 from common.codec import codec_identity
 from common.config import Recipe
 from common.errors import AttuneError
+from training.allocator import keep_freed_memory
 from training.codec.config import CodecArchitecture, CodecTrainingConfig
 from training.codec.data import AudioClips, load_clips, segment_batch
 from training.codec.losses import MultiScaleMelLoss, si_sdr
 from training.codec.quantizer import Quantized, ResidualQuantizerTrainer, codebook_usage
-
 
 EXECUTION_ONLY = {"out", "threads", "log_every", "checkpoint_every"}
 """Keys that may change when a run goes on: they do not decide what is learnt."""
@@ -154,6 +154,7 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
     if _finished(out, run, settings):
         console.print(f"codec in {out} is finished; kept ({codec_identity(str(out))})")
         return out
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
 

@@ -18,19 +18,11 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from training.mel import mel_filterbank
+
 N_MELS = 48
 FLOOR_DB = 40.0
 """Everything this far below a clip's loudest mel cell counts as silence."""
-
-
-def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> NDArray[np.float64]:
-    """Triangular filters on the HTK mel scale, [n_mels, n_fft // 2 + 1]."""
-    top = 2595 * np.log10(1 + sample_rate / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
-    frequency = np.fft.rfftfreq(n_fft, 1 / sample_rate)
-    rising = (frequency - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - frequency) / (edges[2:] - edges[1:-1])[:, None]
-    return np.maximum(0, np.minimum(rising, falling))
 
 
 def log_mel(
