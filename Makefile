@@ -43,7 +43,7 @@ demo: $(READY)  ## everything, end to end, on the embedded corpus -> runs/demo/r
 	$(PY) -m pipeline corpus --out $(DEMO_DIR)/corpus
 	$(if $(filter train,$(CODEC)),$(PY) -m training codec --config configs/demo.yaml $(DEMO_ARGS))
 	$(PY) -m pipeline run --config configs/demo.yaml $(DEMO_ARGS)
-	$(PY) -m training lm --config configs/demo.yaml $(DEMO_ARGS) lm.run=lm-rr
+	$(PY) -m training lm --config configs/demo.yaml $(DEMO_ARGS)
 	$(PY) -m training lm --config configs/demo.yaml $(DEMO_ARGS) lm.run=lm-baseline lm.rr.weight=0
 	$(PY) -m training report --config configs/demo.yaml $(DEMO_ARGS)
 
