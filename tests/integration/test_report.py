@@ -26,8 +26,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
     from common.storage import open_store
     from common.text_encoder import load_text_encoder
     from pipeline.config import PipelineConfig
-    from pipeline.encode import EncodeSettings, EncodeWorker
     from pipeline.embed import missing_chunks
+    from pipeline.encode import EncodeSettings, EncodeWorker
     from pipeline.textcache import TextCache
     from training.train import train
 
