@@ -16,12 +16,13 @@ LAUNCH := $(PY)
 else ifeq ($(NNODES),1)
 LAUNCH := $(VENV)/bin/torchrun --standalone --nproc-per-node $(NPROC)
 else
+$(if $(RDZV),,$(error NNODES=$(NNODES) needs RDZV=host:port, the same on every node))
 LAUNCH := $(VENV)/bin/torchrun --nnodes $(NNODES) --nproc-per-node $(NPROC) --rdzv-backend c10d --rdzv-endpoint $(RDZV)
 endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint typecheck format preprocess train-codec-sfx \
-        train-codec-music train-sfx train-music generate bench clean
+        train-codec-music train-sfx train-music generate clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -30,14 +31,14 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes the first time)"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 setup: $(READY)  ## install everything into .venv
 
 # CODEC=train makes a codec of its own first (about 80 minutes on one core) instead of the shipped one.
-DEMO_DIR  := $(if $(filter train,$(CODEC)),runs/demo-own-codec,runs/demo)
+DEMO_DIR  ?= $(if $(filter train,$(CODEC)),runs/demo-own-codec,runs/demo)
 DEMO_ARGS := run_dir=$(DEMO_DIR) $(if $(filter train,$(CODEC)),codec.path=$(DEMO_DIR)/codec) $(ARGS)
 demo: $(READY)  ## everything, end to end, on the embedded corpus -> runs/demo/report.html
 	$(PY) -m pipeline corpus --out $(DEMO_DIR)/corpus

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -34,14 +36,25 @@ def print_json(document: Any) -> None:
     sys.stdout.write("\n")
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. Not `KeyboardInterrupt`, which typer would end by itself without a word."""
+
+
 def run_app(app: typer.Typer) -> None:
     """Run a typer application; a user's mistake ends with one line on stderr and status 1."""
     quiet_environment()
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except AttuneError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # Under torchrun all processes meet the same mistake; the first one tells it.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except Interrupted:
         print("interrupted; rerun the same command to go on where it stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -56,7 +57,7 @@ class Recipe(Section):
     """Plan, shards and manifest: a folder or `s3://bucket/prefix`."""
     root: str = ""
     """Where the recipe's source audio lies; catalogs refer to it as `${root}`."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     sample_rate: int = Field(ge=4000, le=192000)
     """Hz; must be the codec's own."""
     codec: CodecRef = CodecRef()
@@ -85,19 +86,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        raise AttuneError(f"config {path}: no such file")
+        found = "is a folder, expected a file" if path.is_dir() else "no such file"
+        raise AttuneError(f"config {path}: {found}")
     try:
-        tree: Any = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
+        tree: Any = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise AttuneError(f"config {path}: cannot be read: {error.strerror}") from error
+    except (YAMLError, ValueError, OmegaConfBaseException) as error:
         raise AttuneError(f"config {path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(tree, DictConfig):
         raise AttuneError(f"config {path}: expected a mapping of keys at the top level")
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, text = override.partition("=")
         if not equals or not key:
             raise AttuneError(f"override {override!r}: expected key.sub=value")
+        try:
+            # Brackets and bare numbers both index lists: a.0.b=1, a[0].b=1.
+            OmegaConf.update(tree, key, OmegaConf.create({"v": yaml.safe_load(text)}).v)
+        except (YAMLError, ValueError, TypeError, IndexError, OmegaConfBaseException) as error:
+            raise AttuneError(f"override {override!r}: {_one_line(error)}") from error
     try:
-        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
         values: Any = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise AttuneError(f"config {path}: {_one_line(error)}") from error

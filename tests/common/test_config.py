@@ -49,6 +49,8 @@ def test_overrides_and_interpolation_arrive_typed(tmp_path: Path):
         (["sample_rate=fast"], r"'sample_rate': .*found 'fast'"),
         (["lm.steps=null"], r"'lm.steps'.*found None"),
         (["nonsense"], r"override 'nonsense': expected key.sub=value"),
+        (["seed=[1"], r"override 'seed=\[1'"),
+        (["name.sub.deep=3"], r"'name\.sub\.deep=3'|'name': "),
         (["source_file=x"], "unknown key 'source_file'"),
         (["root=${oc.env:ATTUNE_TEST_UNSET}"], "ATTUNE_TEST_UNSET"),
     ],
@@ -58,19 +60,35 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, overrides: list[str], me
     with pytest.raises(AttuneError, match=message) as caught:
         load_recipe(path, overrides).section("lm", Lm)
     assert "\n" not in str(caught.value)
-    if overrides != ["nonsense"]:
-        assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) or str(caught.value).startswith("override")
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- just\n- a list\n", "\x00\xff"])
+@pytest.mark.parametrize("text", ["a: [1", "- just\n- a list\n", "\x00\xff", "42", ""])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str):
     with pytest.raises(AttuneError, match=r"recipe\.yaml"):
         load_recipe(_write(tmp_path, text))
 
 
+@pytest.mark.parametrize("key", ["lm.parts.1.size", "lm.parts[1].size"])
+def test_an_override_reaches_into_a_list(tmp_path: Path, key: str):
+    class Part(Section):
+        size: int
+
+    class Parts(Section):
+        parts: list[Part]
+
+    text = GOOD.split("lm:")[0] + "lm: {parts: [{size: 1}, {size: 2}]}\n"
+    recipe = load_recipe(_write(tmp_path, text), [f"{key}=5"])
+    assert [part.size for part in recipe.section("lm", Parts).parts] == [1, 5]
+    with pytest.raises(AttuneError, match="override"):
+        load_recipe(_write(tmp_path, text), ["lm.parts.7.size=5"])
+
+
 def test_missing_file_and_missing_key(tmp_path: Path):
     with pytest.raises(AttuneError, match="no such file"):
         load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(AttuneError, match="is a folder"):
+        load_recipe(tmp_path)
     with pytest.raises(AttuneError, match="missing key 'text_encoder'"):
         load_recipe(_write(tmp_path, GOOD.replace("text_encoder", "# ")))
 
