@@ -36,7 +36,7 @@ p { max-width: 48rem; }
 table { border-collapse: collapse; font-size: .92rem; margin: .8rem 0; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e5e5e5;
          vertical-align: top; }
-th { font-weight: 600; } td.number, th.number { text-align: right; }
+td { overflow-wrap: anywhere; } th { font-weight: 600; } td.number, th.number { text-align: right; }
 .key { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
 .key div { background: #f4f6f8; border-radius: .5rem; padding: .7rem 1.1rem; }
 .key b { display: block; font-size: 1.5rem; }
@@ -44,7 +44,7 @@ figure { margin: 0; } figure img { max-width: 100%; }
 .clip img { display: block; width: 14rem; height: 5rem; image-rendering: auto; }
 .clip audio { width: 14rem; height: 2rem; margin-top: .2rem; }
 .clip small { color: #555; display: block; }
-.right { color: #00694d; } .wrong { color: #a33d00; }
+.clip small.right { color: #00694d; } .clip small.wrong { color: #a33d00; }
 footer { margin: 3rem 0 1rem; color: #666; font-size: .85rem; }
 """
 

@@ -72,7 +72,7 @@ def codec_section(
 ) -> str:
     shown: list[list[object]] = []
     seen: set[str] = set()
-    for index, clip in enumerate(clips):
+    for index, clip in sorted(enumerate(clips), key=lambda item: item[1].label):
         if clip.label not in seen and len(shown) < config.listed_reconstructions:
             seen.add(clip.label)
             heard = agreement.judged[index]
