@@ -13,7 +13,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,12 @@ from pipeline.encode import EncodeSettings, EncodeWorker
 from pipeline.finalize import finalize
 from pipeline.planfile import FrozenPlan, ensure_plan
 from pipeline.progress import EncodeProgress
+from pipeline.resources import Resources, share_out
 from pipeline.status import finished_summary
 from pipeline.textcache import TextCache
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Only plan rows pass through Ray's object store."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What each worker gets, and how many there are."""
-
-    workers: int
-    cpus: int
-    gpus: float
 
 
 def run_pipeline(
@@ -72,12 +63,11 @@ def run_pipeline(
     if summary is not None:
         say("every shard is committed and the manifest is written: nothing to do")
         return summary, False
-    committed = committed_shards(store)
-    pending = plan.n_shards - len(committed)
-    if pending:
+    committed = committed_shards(store) & set(range(plan.n_shards))
+    if pending := plan.n_shards - len(committed):
         say(f"encoding {pending} shards ({len(committed)} are committed already)")
         with ray_session(store) as ray_name:
-            resources = plan_resources(config)
+            resources = plan_resources(config, say)
             say(
                 f"ray: {ray_name}; {resources.workers} workers of {resources.cpus} CPUs and "
                 f"{resources.gpus:g} GPUs"
@@ -201,19 +191,17 @@ def encode(
             idle.append(actor)
 
 
-def plan_resources(config: PipelineConfig) -> Resources:
-    """Share out what the running Ray has."""
+def plan_resources(config: PipelineConfig, say: Callable[[str], None]) -> Resources:
+    """Share out what the running Ray has; says so when it is less than was asked for."""
     import ray
 
-    total = ray.cluster_resources()
-    cpus = int(total.get("CPU", 1))
-    gpus = int(total.get("GPU", 0))
-    if config.device == "cuda" and not gpus:
-        raise AttuneError("pipeline.device is cuda, but Ray has no GPU; use device=cpu or auto")
-    use_gpu = gpus > 0 and config.device != "cpu"
-    cpus_each = min(config.cpus_per_worker, cpus)
-    room = min(cpus // cpus_each, gpus) if use_gpu else cpus // cpus_each
-    return Resources(config.workers or max(1, room), cpus_each, 1.0 if use_gpu else 0.0)
+    resources = share_out([node["Resources"] for node in ray.nodes() if node["Alive"]], config)
+    if config.workers > resources.workers:
+        say(
+            f"pipeline.workers is {config.workers}, Ray has room for {resources.workers} of "
+            f"{resources.cpus} CPUs: taking {resources.workers}"
+        )
+    return resources
 
 
 @contextmanager
