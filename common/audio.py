@@ -8,6 +8,8 @@ Channels are averaged.  Samples beyond full scale are kept as they are.
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -18,6 +20,15 @@ import soundfile
 import soxr
 
 Waveform = npt.NDArray[np.float32]
+
+_BLOCK_VALUES = 1 << 22
+"""Decoded at a time: what a header announces is not allocated before it is there."""
+_MAX_SAMPLES_PER_BYTE = 10_000
+"""More than any codec reaches on digital silence."""
+_UNKNOWN_LENGTH = 2**63 - 1
+"""What libsndfile gives for a FLAC stream that states none."""
+_STREAMED_WAV = (0, 0x7FFFF000, 0x7FFFFFFF)
+"""Data lengths left by writers that could not go back to fill them in; also those near 2**32."""
 
 REASONS = {
     "missing": "no such file",
@@ -56,31 +67,40 @@ class Audio(NamedTuple):
     sha256: str
 
 
-def read_audio(path: str | Path, start_s: float | None = None, end_s: float | None = None) -> Audio:
+def read_audio(
+    path: str | Path,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    max_duration_s: float | None = None,
+) -> Audio:
     """Decode a file, or its part from `start_s` to `end_s` seconds, as mono at its own rate.
 
-    An `end_s` past the file's end gives what there is.
+    An `end_s` past the file's end gives what there is.  With `max_duration_s`, longer audio is
+    refused without being decoded to its end.
 
     Raises:
-        AudioError: missing, not_a_file, empty_file, unreadable, truncated, no_samples or
-            out_of_range.
+        AudioError: missing, not_a_file, empty_file, unreadable, truncated, no_samples,
+            out_of_range or too_long.
+        OSError: the disk's or the machine's fault, not the file's (an I/O error, a stale mount, too
+            many open files).
     """
     path = Path(path)
-    if not path.exists():
-        raise AudioError("missing", str(path))
-    if not path.is_file():
-        raise AudioError("not_a_file", str(path))
-    size = path.stat().st_size
-    if size == 0:
-        raise AudioError("empty_file", str(path))
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise AudioError("not_a_file", str(path))
+        if found.st_size == 0:
+            raise AudioError("empty_file", str(path))
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            _check_riff_length(file, size)
+            _check_length(file, found.st_size)
             file.seek(0)
-            wav, rate = _decode(file, path, start_s or 0.0, end_s)
-    except OSError as error:
-        raise AudioError("unreadable", f"{path}: {error}") from error
+            part = _Part(start_s or 0.0, end_s, max_duration_s)
+            wav, rate = _decode(file, path, found.st_size, part)
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError("missing", str(path)) from None
+    except PermissionError as error:
+        raise AudioError("unreadable", f"{path}: {error.strerror}") from error
     if wav.size == 0:
         raise AudioError("no_samples", str(path))
     return Audio(wav, rate, digest)
@@ -118,45 +138,77 @@ def resample(wav: Waveform, from_rate: int, to_rate: int) -> Waveform:
     return np.asarray(soxr.resample(wav, from_rate, to_rate, quality="VHQ"), dtype=np.float32)
 
 
-def _decode(
-    file: BinaryIO, path: Path, start_s: float, end_s: float | None
-) -> tuple[Waveform, int]:
+class _Part(NamedTuple):
+    """What of a file is asked for, in seconds."""
+
+    start_s: float
+    end_s: float | None
+    max_duration_s: float | None
+
+    def check_length(self, samples: int, rate: int) -> None:
+        """Refuse a part of at least so many samples if that is too long already."""
+        if self.max_duration_s is not None and samples / rate > self.max_duration_s:
+            raise AudioError(
+                "too_long", f"{samples / rate:.6g} s, expected at most {self.max_duration_s:g} s"
+            )
+
+
+def _decode(file: BinaryIO, path: Path, size: int, part: _Part) -> tuple[Waveform, int]:
     try:
         with soundfile.SoundFile(file) as sound:
-            rate = int(sound.samplerate)
-            start = round(start_s * rate)
-            stop = sound.frames if end_s is None else min(round(end_s * rate), sound.frames)
-            if sound.frames and start >= sound.frames:
-                raise AudioError(
-                    "out_of_range", f"{path}: {sound.frames / rate:.3f} s, asked from {start_s:g} s"
-                )
-            try:
-                sound.seek(start)
-                samples = sound.read(max(stop - start, 0), dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                # The header was understood: what fails after it is a damaged body.
-                raise AudioError("truncated", f"{path}: {error.error_string}") from error
-            if len(samples) < stop - start:
-                raise AudioError(
-                    "truncated", f"{path}: {len(samples)} of {stop - start} samples decode"
-                )
+            # Streamed files state no length: libsndfile takes that for nothing (wav), or cannot
+            # seek in them (flac); FFmpeg reads them to their end.
+            if 0 < sound.frames < _UNKNOWN_LENGTH:
+                return _decode_sound(sound, path, size, part), int(sound.samplerate)
+            first_error = "states no length"
     except soundfile.LibsndfileError as error:
-        file.seek(0)
-        return _decode_container(file, path, start_s, end_s, error.error_string)
-    return _downmix(samples), rate
+        first_error = error.error_string
+    file.seek(0)
+    return _decode_container(file, path, part, first_error)
+
+
+def _decode_sound(sound: soundfile.SoundFile, path: Path, size: int, part: _Part) -> Waveform:
+    rate, frames = int(sound.samplerate), int(sound.frames)
+    if frames > _MAX_SAMPLES_PER_BYTE * size:
+        raise AudioError("unreadable", f"{path}: announces {frames} samples in {size} bytes")
+    start = round(part.start_s * rate)
+    stop = frames if part.end_s is None else min(round(part.end_s * rate), frames)
+    if start >= frames:
+        raise AudioError(
+            "out_of_range", f"{path}: {frames / rate:.3f} s, asked from {part.start_s:g} s"
+        )
+    wanted = max(stop - start, 0)
+    part.check_length(wanted, rate)
+    block = max(1, _BLOCK_VALUES // sound.channels)
+    blocks = [np.zeros(0, np.float32)]
+    got = 0
+    try:
+        sound.seek(start)
+        while got < wanted:
+            samples = sound.read(min(block, wanted - got), dtype="float32", always_2d=True)
+            if not len(samples):
+                break
+            blocks.append(_downmix(samples))
+            got += len(samples)
+    except soundfile.LibsndfileError as error:
+        # The header was understood: what fails after it is a damaged body.
+        raise AudioError("truncated", f"{path}: {error.error_string}") from error
+    if got < wanted:
+        raise AudioError("truncated", f"{path}: {got} of {wanted} samples decode")
+    return np.concatenate(blocks)
 
 
 def _decode_container(
-    file: BinaryIO, path: Path, start_s: float, end_s: float | None, first_error: str
+    file: BinaryIO, path: Path, part: _Part, first_error: str
 ) -> tuple[Waveform, int]:
     """m4a, mp4, webm and what else FFmpeg knows; decodes from the start of the file."""
     import av  # heavy, and most catalogs never need it
     from av.error import FFmpegError
 
     blocks: list[Waveform] = []
-    rate = 0
+    rate = decoded = 0
     try:
-        with av.open(file, mode="r") as container:
+        with av.open(file, mode="r", metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise AudioError("unreadable", f"{path}: {first_error}")
             planar: av.AudioResampler | None = None
@@ -164,23 +216,27 @@ def _decode_container(
                 if planar is None:
                     rate = frame.sample_rate
                     planar = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
-                blocks += [
-                    _downmix(np.asarray(part.to_ndarray().T, dtype=np.float32))
-                    for part in planar.resample(frame)
-                ]
-    except FFmpegError as error:
+                for piece in planar.resample(frame):
+                    blocks.append(_downmix(np.asarray(piece.to_ndarray().T, dtype=np.float32)))
+                    decoded += blocks[-1].size
+                if part.end_s is not None and decoded >= round(part.end_s * rate):
+                    break
+                part.check_length(decoded - round(part.start_s * rate), rate)
+    except (FFmpegError, ValueError, OverflowError) as error:
+        # Besides its own errors PyAV raises plain ones for text or numbers that make no sense.
         if blocks:
             raise AudioError("truncated", f"{path}: {error}") from error
         raise AudioError("unreadable", f"{path}: {first_error}") from error
     if not blocks:
         raise AudioError("no_samples", str(path))
     wav = np.concatenate(blocks)
-    start = round(start_s * rate)
+    start = round(part.start_s * rate)
     if start >= wav.size:
         raise AudioError(
-            "out_of_range", f"{path}: {wav.size / rate:.3f} s, asked from {start_s:g} s"
+            "out_of_range", f"{path}: {wav.size / rate:.3f} s, asked from {part.start_s:g} s"
         )
-    return wav[start : None if end_s is None else round(end_s * rate)], rate
+    stop = None if part.end_s is None else round(part.end_s * rate)
+    return wav[start:stop], rate
 
 
 def _downmix(samples: npt.NDArray[np.float32]) -> Waveform:
@@ -190,20 +246,44 @@ def _downmix(samples: npt.NDArray[np.float32]) -> Waveform:
     return samples.mean(axis=1, dtype=np.float32)
 
 
-def _check_riff_length(file: BinaryIO, size: int) -> None:
-    """Refuse a wav whose data chunk runs past the end of the file (libsndfile would shorten it).
-
-    Writers that stream leave 0xFFFFFFFF as length: those are read to the end of the file.
-    """
+def _check_length(file: BinaryIO, size: int) -> None:
+    """Refuse files that end too early in formats of which libsndfile gives the rest as a whole."""
     file.seek(0)
-    if file.read(4) != b"RIFF" or file.seek(8) != 8 or file.read(4) != b"WAVE":
-        return
+    magic = file.read(12)
+    if magic[:4] == b"RIFF" and magic[8:] == b"WAVE":
+        _check_wav_length(file, size)
+    elif magic[:4] == b"FORM" and magic[8:] in (b"AIFF", b"AIFC"):
+        length = int.from_bytes(magic[4:8], "big")
+        if length + 8 > size + 1:  # the pad byte may be left out
+            raise AudioError("truncated", f"{size} of {length + 8} bytes")
+    elif magic[:4] == b"OggS":
+        _check_ogg_end(file, size)
+
+
+def _check_wav_length(file: BinaryIO, size: int) -> None:
+    """The data chunk must not run past the end of the file; streamed ones go to the end."""
     while len(header := file.read(8)) == 8:
         name, length = struct.unpack("<4sI", header)
         if name == b"data":
             found = size - file.tell()
+            streamed = length in _STREAMED_WAV or length >= 0xFFFFFF00
             # 1 byte of grace: the pad byte of an odd chunk is often left out.
-            if length != 0xFFFFFFFF and length > found + 1:
+            if not streamed and length > found + 1:
                 raise AudioError("truncated", f"{found} of {length} bytes of audio")
             return
         file.seek(length + length % 2, 1)
+
+
+def _check_ogg_end(file: BinaryIO, size: int) -> None:
+    """The last page (RFC 3533) must be whole and bear the end-of-stream flag."""
+    file.seek(max(0, size - 2 * 65_307))  # two pages of the largest size: one begins in there
+    tail = file.read()
+    at = tail.rfind(b"OggS\0")
+    header = tail[at : at + 27]
+    if at < 0 or len(header) < 27:
+        raise AudioError("truncated", "ends inside an Ogg page")
+    lacing = tail[at + 27 : at + 27 + header[26]]
+    if len(lacing) < header[26] or at + 27 + header[26] + sum(lacing) > len(tail):
+        raise AudioError("truncated", "ends inside an Ogg page")
+    if not header[5] & 4:
+        raise AudioError("truncated", "its last Ogg page is not the end of a stream")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +82,7 @@ def test_files_are_refused_with_their_reason(tmp_path: Path, kind: str) -> None:
     assert refusal.value.reason == kind
 
 
-@pytest.mark.parametrize("extension", ["flac", "mp3"])
+@pytest.mark.parametrize("extension", ["flac", "mp3", "ogg", "aiff"])
 def test_truncated_compressed_files_are_not_taken_for_short_ones(
     tmp_path: Path, extension: str
 ) -> None:
@@ -91,14 +94,122 @@ def test_truncated_compressed_files_are_not_taken_for_short_ones(
     assert refusal.value.reason == "truncated"
 
 
-def test_a_streamed_wav_without_a_length_is_read_to_its_end(tmp_path: Path) -> None:
+def test_an_ogg_cut_between_two_pages_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "x.ogg"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 10 * RATE), RATE)
+    assert read_audio(path).wav.shape == (10 * RATE,)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"OggS\0")])
+    with pytest.raises(AudioError) as refusal:
+        read_audio(path)
+    assert refusal.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_streamed_wav_without_a_length_is_read_to_its_end(tmp_path: Path, length: int) -> None:
     path = tmp_path / "x.wav"
     soundfile.write(path, TONE, RATE)
     data = bytearray(path.read_bytes())
     at = data.index(b"data") + 4
-    data[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
+    data[at : at + 4] = struct.pack("<I", length)
     path.write_bytes(data)
     assert read_audio(path).wav.shape == TONE.shape
+
+
+def _flac_announcing(path: Path, samples: int) -> None:
+    soundfile.write(path, TONE, RATE, format="FLAC")
+    data = bytearray(path.read_bytes())
+    # STREAMINFO begins at byte 8; its 36-bit sample count ends at byte 18 of it.
+    data[8 + 13] = (data[8 + 13] & 0xF0) | samples >> 32
+    data[8 + 14 : 8 + 18] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def test_a_header_with_a_silly_length_is_refused_without_the_memory_for_it(tmp_path: Path) -> None:
+    _flac_announcing(tmp_path / "x.flac", 2**36 - 1)
+    with pytest.raises(AudioError) as refusal:
+        read_audio(tmp_path / "x.flac")
+    assert refusal.value.reason == "unreadable" and "announces" in refusal.value.detail
+
+
+def test_a_flac_stream_without_a_length_is_read_to_its_end(tmp_path: Path) -> None:
+    _flac_announcing(tmp_path / "x.flac", 0)
+    np.testing.assert_allclose(read_audio(tmp_path / "x.flac").wav, TONE, atol=1e-4)
+
+
+def test_long_files_are_put_together_from_their_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soundfile.write(tmp_path / "x.wav", np.stack([TONE, TONE / 2], axis=1), RATE, "FLOAT")
+    whole = read_audio(tmp_path / "x.wav", 0.25).wav
+    monkeypatch.setattr("common.audio._BLOCK_VALUES", 2 * 1000)
+    np.testing.assert_array_equal(read_audio(tmp_path / "x.wav", 0.25).wav, whole)
+
+
+@pytest.mark.parametrize("extension", ["wav", "mp3"])
+def test_a_too_long_file_is_not_decoded(
+    tmp_path: Path, extension: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soundfile.write(tmp_path / f"x.{extension}", TONE, RATE)
+    assert read_audio(tmp_path / f"x.{extension}", 0.5, 1.5, max_duration_s=1.0).wav.size == RATE
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    with pytest.raises(AudioError) as refusal:
+        read_audio(tmp_path / f"x.{extension}", max_duration_s=1.0)
+    assert refusal.value.reason == "too_long"
+
+
+@pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), ValueError()])
+def test_what_the_container_reader_cannot_make_sense_of_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def raise_error(*arguments: object, **options: object) -> None:
+        raise error
+
+    (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x18ftypM4A " + bytes(99))
+    monkeypatch.setattr("av.open", raise_error)
+    with pytest.raises(AudioError) as refusal:
+        read_audio(tmp_path / "x.m4a")
+    assert refusal.value.reason == "unreadable"
+
+
+def test_a_title_in_another_encoding_does_no_harm(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "x.mka"
+    with av.open(str(path), "w", format="matroska") as container:
+        container.metadata["title"] = "Kobold"
+        stream = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        pcm = (TONE * 32767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+        frame.sample_rate = RATE
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    path.write_bytes(path.read_bytes().replace(b"Kobold", b"Kob\xf6ld"))
+    assert read_audio(path).wav.shape == TONE.shape
+
+
+@pytest.mark.parametrize("call", ["os.stat", "pathlib.Path.open"])
+def test_a_file_without_permission_is_unreadable_a_failing_disk_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    soundfile.write(tmp_path / "x.wav", TONE, RATE)
+
+    def failing(number: int) -> Callable[..., None]:
+        def fail(*arguments: object, **options: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call, failing(errno.EACCES))
+        with pytest.raises(AudioError) as refusal:
+            read_audio(tmp_path / "x.wav")
+    assert refusal.value.reason == "unreadable"
+    for number in (errno.EIO, errno.ESTALE, errno.EMFILE):
+        with monkeypatch.context() as patch, pytest.raises(OSError) as error:
+            patch.setattr(call, failing(number))
+            read_audio(tmp_path / "x.wav")
+        assert error.value.errno == number
 
 
 def test_a_segment_after_the_end_is_out_of_range(tmp_path: Path) -> None:
