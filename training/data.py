@@ -2,8 +2,9 @@
 
 Position p of a run (p = step x global batch + place in the batch) lies in epoch p // N at index
 p % N.  What comes there is a function of (seed, epoch) alone, and which prompt and which crop are
-functions of (seed, epoch, sample).  So the state of the loader is one number, worker luck plays no
-part, and a run may go on with another number of processes.  Batches run on across the end of an
+functions of (seed, epoch, sample, how often the sample came before in the epoch).  So the state of
+the loader is one number, worker luck plays no part, and a run may go on with another number of
+processes.  Batches run on across the end of an
 epoch: every clip comes once per epoch, and every process makes the same number of steps.
 """
 
@@ -124,21 +125,26 @@ class ClipOrder:
                 f"lm.datasets: no clip of '{unknown[0]}' in split '{split}'; there are "
                 f"{', '.join(sorted(set(self._datasets.tolist())))}"
             )
-        self._cached: tuple[int, NDArray[np.int64]] | None = None
+        self._cached: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
         self.epoch_size = len(self._draw(0))
         if not self.epoch_size:
             raise AttuneError("lm.datasets: the weights leave no clip to train on")
 
-    def at(self, position: int) -> tuple[int, int]:
-        """Epoch and manifest row of a position."""
+    def at(self, position: int) -> tuple[int, int, int]:
+        """Epoch and manifest row of a position, and how often the row came before in the epoch."""
         epoch, index = divmod(position, self.epoch_size)
-        return epoch, int(self.epoch(epoch)[index])
+        rows, repeats = self._order(epoch)
+        return epoch, int(rows[index]), int(repeats[index])
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """Manifest rows of one epoch in order, int64 `[N]`."""
+        return self._order(epoch)[0]
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, self._draw(epoch))
-        return self._cached[1]
+            rows = self._draw(epoch)
+            self._cached = (epoch, rows, _occurrences(rows))
+        return self._cached[1:]
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         rng = _rng(self._seed, "order", epoch)
@@ -220,16 +226,18 @@ class Loader:
         start = step * self._batch_size + self._rank * self._share
         clips = []
         for position in range(start, start + self._share):
-            epoch, row = self._order.at(position)
+            epoch, row, repeat = self._order.at(position)
             sample = self._dataset.read(row)
-            clips.append((sample.sample_id, *self._cut(sample, epoch)))
+            clips.append((sample.sample_id, *self._cut(sample, epoch, repeat)))
         return collate(clips, self._special)
 
-    def _cut(self, sample: Sample, epoch: int) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
-        """One crop of the codes and one of the prompts, by (seed, epoch, sample)."""
+    def _cut(
+        self, sample: Sample, epoch: int, repeat: int
+    ) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
+        """One crop of the codes and one of the prompts, by (seed, epoch, sample, repeat)."""
         if not sample.text:
             raise AttuneError(f"sample {sample.sample_id}: no prompt in its shard")
-        rng = _rng(self._seed, "clip", epoch, int(sample.sample_id[:16], 16))
+        rng = _rng(self._seed, "clip", epoch, int(sample.sample_id[:16], 16), repeat)
         prompt = int(rng.integers(len(sample.text)))
         spare = sample.codes.shape[1] - self._frames
         start = int(rng.integers(spare + 1)) if spare > 0 else 0
@@ -268,6 +276,15 @@ def dropped_text(
     if granularity == "batch":
         return np.full(batch_size, rng.random() < dropout)
     return rng.random(batch_size) < dropout
+
+
+def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many earlier entries equal each entry: int64 `[N]`."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    counts = np.empty_like(rows)
+    counts[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return counts
 
 
 def _rng(seed: int, purpose: str, *keys: int) -> np.random.Generator:

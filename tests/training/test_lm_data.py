@@ -121,6 +121,19 @@ def test_weights_mix_datasets(dataset: ShardDataset) -> None:
         ClipOrder(dataset, "train", 0, weights={"even": 0, "odd": 0})
 
 
+def test_repeats_of_a_clip_differ_in_crop_or_prompt(dataset: ShardDataset) -> None:
+    order = ClipOrder(dataset, "train", 0, weights={"odd": 4, "even": 0})
+    loader = Loader(dataset, order, segment_s=0.2, seed=0, batch_size=order.epoch_size)
+    batch = loader.batch(0)
+    seen: dict[str, set[bytes]] = {}
+    for i, sample_id in enumerate(batch.sample_ids):
+        text = batch.text[i, : int(batch.text_mask[i].sum())]
+        seen.setdefault(sample_id, set()).add(batch.codes[i].numpy().tobytes() + bytes(len(text)))
+    assert Counter(batch.sample_ids).most_common()[-1][1] == 4
+    # Of four, two may coincide by luck; exact copies of one would leave one each.
+    assert sum(len(kinds) for kinds in seen.values()) > 3 * len(seen)
+
+
 def _evens(dataset: ShardDataset) -> set[int]:
     return {i for i, name in enumerate(dataset.manifest["dataset"].to_pylist()) if name == "even"}
 
