@@ -83,7 +83,7 @@ class Checkpointer:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
             write_atomically(self._run / "latest", folder.name + "\n")
-            self._prune()
+            self._prune(folder)
         self._barrier()
         return folder
 
@@ -115,10 +115,13 @@ class Checkpointer:
             "ema": self._ema.weights,  # loaded in place
         }
 
-    def _prune(self) -> None:
+    def _prune(self, saved: Path) -> None:
+        """Keep the newest up to `saved`; later ones are left from before the run went back."""
         finished = sorted((self._run / "checkpoints").glob("step-????????"))
-        for folder in finished[: -self._keep]:
-            shutil.rmtree(folder, ignore_errors=True)
+        kept = [folder for folder in finished if folder.name <= saved.name][-self._keep :]
+        for folder in finished:
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _barrier(self) -> None:
         if self._world.size > 1:
