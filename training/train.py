@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from common.config import Recipe
 from common.errors import AttuneError
@@ -68,6 +70,7 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
         torch.set_float32_matmul_precision("medium")
     order = ClipOrder(dataset, "train", recipe.seed, config.shuffle_window, config.datasets)
     loader = _loader(dataset, order, recipe, config, world)
+    held_out = ClipOrder(dataset, "valid", recipe.seed) if config.valid_every else None
 
     # 2. Model, optimizer, average
     arch = architecture(config, dataset.summary)
@@ -104,31 +107,34 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
         outcome = step_fn(batch.to(world.device), step)
         fill_missing_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+        finished = step + 1
+        last = finished == config.steps
+        regular = finished % config.log_every == 0 or last
+        logged = regular or outcome.dropped > 0
+        saved = finished % config.checkpoint_every == 0 or last
+        # Before the weights take it in.  A GPU would wait for the answer: there only when somebody
+        # needs it; weights that are not finite give a gradient that is not, at the latest then.
+        if logged or saved or world.device.type == "cpu":
+            _check_finite(finished, "gradient norm", float(full(norm)), run)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update()
 
-        finished = step + 1
         tokens += int(batch.lengths.sum()) * arch.n_codebooks * world.size
-        regular = finished % config.log_every == 0 or finished == config.steps
-        if regular or outcome.dropped > 0:
+        if logged:
             row = {"step": finished, **outcome.row(world)}
             row |= {"grad_norm": float(full(norm)), "lr": optimizer.param_groups[0]["lr"]}
             row["tokens_per_s"] = round(tokens / (time.monotonic() - clock), 1)
-            if not math.isfinite(row["loss"] + row["grad_norm"]):
-                raise AttuneError(
-                    f"step {finished}: loss {row['loss']}, gradient norm {row['grad_norm']}; "
-                    f"lower lm.optim.lr; the last good checkpoint is in {run / 'latest'}"
-                )
+            _check_finite(finished, "loss", row["loss"], run)
             if progress:
                 progress.log(row, say=regular)
         aside = time.monotonic()
-        if config.valid_every and finished % config.valid_every == 0:
+        if held_out and finished % config.valid_every == 0:
             with ema.applied():
-                row = validate(model, dataset, recipe, config, world)
+                row = validate(model, dataset, held_out, recipe, config, world)
             if progress:
                 progress.log({"step": finished, **row})
-        if finished % config.checkpoint_every == 0 or finished == config.steps:
+        if saved:
             checkpointer.save(finished, description)
         # The rate is that of training alone, since the last line.
         clock += time.monotonic() - aside
@@ -212,23 +218,34 @@ class Outcome:
 
 @torch.no_grad()
 def validate(
-    model: LanguageModel, dataset: ShardDataset, recipe: Recipe, config: LMConfig, world: World
+    model: LanguageModel,
+    dataset: ShardDataset,
+    order: ClipOrder,
+    recipe: Recipe,
+    config: LMConfig,
+    world: World,
 ) -> dict[str, float]:
-    """Mean cross-entropy on the `valid` split, with and without text."""
-    order = ClipOrder(dataset, "valid", recipe.seed)
+    """Mean cross-entropy on the clips of `order`, each counted once, with and without text."""
     loader = _loader(dataset, order, recipe, config, world)
     batches = min(config.valid_batches, math.ceil(order.epoch_size / config.batch_size))
+    share = config.batch_size // world.size
+    places = torch.arange(share) + world.rank * share
     row = {}
     for name, drop in (("valid_loss", False), ("valid_loss_uncond", True)):
         dropped = np.full(config.batch_size, drop)
         total, count = torch.zeros((), device=world.device), 0
-        for batch in loader.batches(0, batches):
-            batch = batch.to(world.device)
+        for step, batch in enumerate(loader.batches(0, batches)):
+            # The last batch runs on into the next epoch: those clips were counted before.
+            new = places + step * config.batch_size < order.epoch_size
+            batch = replace(batch, lengths=batch.lengths * new).to(world.device)
             logits, _, targets = _forward(model, batch, dropped, config, world, model.arch)
             sums, counts = stream_losses(logits, targets)
             total += sum_over_processes(sums.sum(), world)
             count += int(sum_over_processes(counts.sum(), world))
         row[name] = float(total) / count
+    if isinstance(model, FSDPModule):
+        # Without a backward pass the root stays whole: nobody could exchange its weights then.
+        model.reshard()
     return row
 
 
@@ -261,6 +278,14 @@ def describe(
         "recipe": recipe.name,
         "run": config.run,
     }
+
+
+def _check_finite(step: int, what: str, value: float, run: Path) -> None:
+    if not math.isfinite(value):
+        raise AttuneError(
+            f"step {step}: {what} is {value}; lower lm.optim.lr; the last good checkpoint, if one "
+            f"was written, is named in {run / 'latest'}"
+        )
 
 
 def _forward(

@@ -55,18 +55,20 @@ def _assert_alike(one: list[dict], two: list[dict]) -> None:
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
-        for key in ("loss", "rr", "grad_norm"):
+        for key in ("loss", "rr", "grad_norm", "valid_loss", "valid_loss_uncond"):
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=TOLERANCE), (a["step"], key)
-        assert a["loss_per_stream"] == pytest.approx(b["loss_per_stream"], rel=TOLERANCE)
+        if "loss_per_stream" in a:
+            assert a["loss_per_stream"] == pytest.approx(b["loss_per_stream"], rel=TOLERANCE)
 
 
 def test_two_processes_follow_one(root: Path) -> None:
     # A large weight, so that an error in the gradient of rr would show at once.
-    heavy = ["lm.rr.weight=30", "lm.cfg.dropout=0.5"]
+    heavy = ["lm.rr.weight=30", "lm.cfg.dropout=0.5", "lm.valid_every=6"]
     one = _train(root, 1, "one", *heavy)
     two = _train(root, 2, "two", *heavy)
     assert sum("rr" in row for row in one) >= 4
+    assert [row["step"] for row in one if "valid_loss" in row] == [6, 12]
     _assert_alike(one, two)
     name = "checkpoints/step-00000012/model.safetensors"
     alone, shared = (load_file(root / "run" / run / name) for run in ("one", "two"))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,8 +17,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.config import load_recipe
 from common.errors import AttuneError
+from common.shards import ShardDataset
 from training import train as training
-from training.data import dropped_text
+from training.checkpoint import Checkpointer, load_for_inference
+from training.config import LMConfig
+from training.data import ClipOrder, Loader, dropped_text
+from training.distributed import start
+from training.ema import ExponentialMovingAverage
+from training.lm.losses import stream_losses
+from training.lm.patterns import delay
+from training.optim import build_optimizer
 from training.progress import read_log
 from training.train import train
 
@@ -138,9 +151,67 @@ def test_validation_uses_the_average_and_leaves_training_alone(
     rows = _train(tiny_root, tmp_path, "lm.run=b", "lm.valid_every=4")
     checks = [row for row in rows if "valid_loss" in row]
     assert [row["step"] for row in checks] == [4, 8, 12]
-    assert checks[-1]["valid_loss"] < checks[0]["valid_loss"]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses == [row["loss"] for row in plain]
+
+
+def test_validation_is_the_loss_of_the_saved_average_over_each_clip_once(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    # Four clips in batches of three: the second batch runs into the next epoch.
+    overrides = ["lm.batch_size=3", "lm.valid_every=12", "lm.ema_decay=0.9"]
+    row = _train(tiny_root, tmp_path, *overrides)[-1]
+    model, _ = load_for_inference(tmp_path / "lm" / "checkpoints" / "step-00000012")
+    dataset = ShardDataset.open(load_recipe(tiny_root / "recipe.yaml").data_dir)
+    order = ClipOrder(dataset, "valid", 0)
+    assert order.epoch_size == 4
+    batch = Loader(dataset, order, segment_s=0.4, seed=0, batch_size=4).batch(0)
+    inputs, targets = delay(batch.codes, batch.lengths, 16)
+    for key, text in (("valid_loss", (batch.text, batch.text_mask)), ("valid_loss_uncond", ())):
+        sums, counts = stream_losses(model(inputs, *text)[0], targets)
+        assert row[key] == pytest.approx(float(sums.sum() / counts.sum()), rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = training.stream_losses, itertools.count(1)
+
+    def broken(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sums, counts = real(*args)
+        return sums * (math.nan if next(calls) >= 7 else 1.0), counts
+
+    monkeypatch.setattr(training, "stream_losses", broken)
+    with pytest.raises(AttuneError, match="step 7: gradient norm is nan"):
+        _train(tiny_root, tmp_path, "lm.log_every=100", "lm.cfg.dropout=0")
+    assert (tmp_path / "lm" / "latest").read_text() == "step-00000005\n"
+    weights = load_file(tmp_path / "lm/checkpoints/step-00000005/model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_a_missing_valid_split_shows_before_training(tiny_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_root / "data", tmp_path / "data")
+    path = tmp_path / "data" / "manifest.parquet"
+    table = pq.read_table(path)
+    names = pa.array(["train"] * len(table))
+    pq.write_table(table.set_column(table.schema.get_field_index("split"), "split", names), path)
+    with pytest.raises(AttuneError, match="no clip of split 'valid'"):
+        _train(tiny_root, tmp_path, f"data_dir={tmp_path}/data", "lm.valid_every=4")
+    assert not (tmp_path / "lm").exists()
+
+
+def test_going_back_leaves_no_later_checkpoints(tiny_root: Path, tmp_path: Path) -> None:
+    _train(tiny_root, tmp_path, "lm.keep=4", "lm.checkpoint_every=3")
+    run = tmp_path / "lm"
+    (run / "latest").write_text("step-00000003\n")
+    recipe = load_recipe(tiny_root / "recipe.yaml", [f"run_dir={tmp_path}"])
+    config = recipe.section("lm", LMConfig)
+    world, model = start(1), torch.nn.Linear(2, 2)
+    optimizer, ema = build_optimizer(model, config.optim), ExponentialMovingAverage(model, 0.9)
+    Checkpointer(run, world, model, optimizer, ema, keep=2).save(4, {})
+    assert (run / "latest").read_text() == "step-00000004\n"
+    kept = sorted(folder.name for folder in (run / "checkpoints").iterdir())
+    assert kept == ["step-00000003", "step-00000004"]
 
 
 @pytest.mark.parametrize(
