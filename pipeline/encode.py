@@ -3,8 +3,8 @@
 The unit of work and of retry.  A worker holds the codec; files are decoded a few ahead of it in a
 small thread pool (libsndfile and soxr release the interpreter), so that the codec does not wait
 for them and memory stays bounded.  A bad input is refused with its reason and the shard goes on;
-what is not the input's fault (storage, memory, the codec) is raised, and the whole shard is tried
-again.
+what is not the input's fault (storage, a lost mount, memory, the codec) is raised, and the whole
+shard is tried again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common.audio import Audio, AudioError, check_audio, read_audio, resample
 from common.codec import Codec, load_codec
 from common.errors import AttuneError
 from common.schema import RECORD
-from common.storage import open_store
+from common.storage import StorageError, open_store
 from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.textcache import StateSpan, TextCache
 
@@ -167,7 +167,9 @@ class EncodeWorker:
     def _decode(self, row: Mapping[str, Any], sample_rate: int) -> Audio | AudioError:
         settings = self.settings
         try:
-            audio = read_audio(row["audio_uri"], row["start_s"], row["end_s"])
+            audio = read_audio(
+                row["audio_uri"], row["start_s"], row["end_s"], settings.max_duration_s
+            )
             check_audio(
                 audio.wav,
                 audio.sample_rate,
@@ -176,9 +178,31 @@ class EncodeWorker:
                 settings.silence_dbfs,
             )
         except AudioError as error:
+            if error.reason == "missing":
+                _check_folder(Path(row["audio_uri"]).parent)
             return error
         wav = resample(audio.wav, audio.sample_rate, sample_rate)
+        if not wav.size:
+            return AudioError("too_short", f"{audio.wav.size} samples at {audio.sample_rate} Hz")
         return audio._replace(wav=wav)
+
+
+def _check_folder(folder: Path) -> None:
+    """The plan saw files there: a folder that is gone or empty is a lost mount, not a lost file.
+
+    Raises:
+        StorageError: tried again, as for any store out of reach.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            if next(entries, None) is not None:
+                return
+        problem = "is empty now"
+    except OSError as error:
+        problem = str(error.strerror)
+    raise StorageError(
+        f"audio folder {folder}: {problem}; it held audio when the plan was made: is it mounted?"
+    )
 
 
 def _refusal(row: Mapping[str, Any], error: AudioError) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tarfile
@@ -11,14 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from in_process import encode_all, fake_states, make_worker
 
-from common.audio import read_audio
+from common.audio import AudioError, read_audio
 from common.codec import load_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from common.storage import open_store
+from common.storage import StorageError, open_store
 from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.finalize import check_account, finalize
 from pipeline.planfile import FrozenPlan
@@ -180,6 +182,43 @@ def test_finalize_refuses_an_unfinished_run(finished: Path, planned: Planned) ->
 def test_a_worker_with_another_codec_refuses_to_work(planned: Planned) -> None:
     with pytest.raises(AttuneError, match="same codec"):
         _ = make_worker(*planned, codec_id="0" * 16).codec
+
+
+def _decode_one(planned: Planned, path: Path, **changes: object) -> Any:
+    row = {"audio_uri": str(path), "start_s": None, "end_s": None}
+    return make_worker(*planned, **changes)._decode(row, 16000)
+
+
+def test_audio_of_which_resampling_leaves_nothing_is_too_short(
+    planned: Planned, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "x.wav", np.full(1, 0.5), 192000)
+    outcome = _decode_one(planned, tmp_path / "x.wav", min_duration_s=0.0)
+    assert isinstance(outcome, AudioError) and outcome.reason == "too_short"
+
+
+def test_a_lost_folder_is_no_reason_to_refuse_its_files(planned: Planned, tmp_path: Path) -> None:
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "mount" / "other.wav").write_bytes(b"x")
+    assert _decode_one(planned, tmp_path / "mount" / "gone.wav").reason == "missing"
+    (tmp_path / "mount" / "other.wav").unlink()
+    with pytest.raises(StorageError, match="is empty now"):
+        _decode_one(planned, tmp_path / "mount" / "gone.wav")
+    (tmp_path / "mount").rmdir()
+    with pytest.raises(StorageError, match="No such file or directory"):
+        _decode_one(planned, tmp_path / "mount" / "gone.wav")
+
+
+def test_a_failing_disk_fails_the_shard_and_commits_nothing(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("pipeline.encode.read_audio", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        encode_all(*planned)
+    assert planned[0].store.list("commits") == []
 
 
 def test_status_tells_every_stage(planned: Planned, finished: Path) -> None:
