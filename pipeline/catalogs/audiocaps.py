@@ -8,18 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from common.schema import Record
-from pipeline.catalogs.base import AudioRoot, Catalog, Merged, Outcome, Refusal, Split, refuse
+from pipeline.catalogs.base import (
+    AudioRoot,
+    Catalog,
+    CatalogPath,
+    Merged,
+    Outcome,
+    Refusal,
+    Split,
+    locate_stem,
+)
 from pipeline.catalogs.tables import Row, read_csv
 
 
 class AudioCaps(Catalog):
+    global_ids: ClassVar[bool] = True
     dataset: Literal["audiocaps"] = "audiocaps"
-    captions: Path
+    captions: CatalogPath
     """train.csv, val.csv or test.csv."""
-    audio: Path
+    audio: CatalogPath
     split: Split = "train"
 
     def sources(self) -> list[Path]:
@@ -54,9 +64,4 @@ class AudioCaps(Catalog):
             source=rows[0].source,
             captions=[row.values["caption"] for row in rows],
         )
-        path = root.by_stem(f"{youtube_id}_{start}", youtube_id, f"Y{youtube_id}")
-        if path is None:
-            detail = f"no {youtube_id}_{start}.* in {root.folder}"
-            return refuse(record, "catalog", "missing_audio", detail)
-        record.audio_uri = path
-        return record
+        return locate_stem(record, root, f"{youtube_id}_{start}", youtube_id, f"Y{youtube_id}")

@@ -8,6 +8,7 @@ root, or one in each split folder (`train/`, `validation/`, `test/`).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,15 @@ from typing import Any, Literal
 
 from common.errors import AttuneError
 from common.schema import SPLITS, Record
-from pipeline.catalogs.base import AudioRoot, Catalog, Outcome, Refusal, Split, locate
+from pipeline.catalogs.base import (
+    AudioRoot,
+    Catalog,
+    CatalogPath,
+    Outcome,
+    Refusal,
+    Split,
+    locate,
+)
 from pipeline.catalogs.tables import Row, read_csv, read_jsonl
 
 _SPLIT_NAMES = {
@@ -28,7 +37,7 @@ _TAGS = ("tags", "keywords", "labels", "label")
 
 class AudioFolder(Catalog):
     dataset: Literal["audiofolder"] = "audiofolder"
-    root: Path
+    root: CatalogPath
     split: Split = "train"
     """For files that neither their folder nor their row puts into a split."""
 
@@ -49,7 +58,7 @@ class AudioFolder(Catalog):
             (folder / name, split)
             for folder, split in folders
             for name in ("metadata.csv", "metadata.jsonl")
-            if (folder / name).is_file()
+            if os.path.isfile(folder / name)
         ]
         if not found:
             raise AttuneError(
@@ -71,7 +80,7 @@ class AudioFolder(Catalog):
             return Refusal(
                 self.label, str(name or ""), row.source, "catalog", "malformed_row", problem
             )
-        folder = audio.folder.relative_to(self.root.expanduser().absolute())
+        folder = audio.folder.relative_to(self.root.absolute())
         native_id = str(name) if folder == Path() else f"{folder}/{name}"
         captions = [text for key in values if _CAPTION.match(key) for text in _texts(values[key])]
         record = Record(
@@ -83,12 +92,17 @@ class AudioFolder(Catalog):
             source=row.source,
             tags=[tag for key in _TAGS for tag in _texts(values.get(key), separator=";")],
             captions=captions,
-            title=values.get("title") or None,
-            artist=values.get("artist") or None,
-            genre=values.get("genre") or None,
-            license=values.get("license") or None,
+            title=_field(values.get("title")),
+            artist=_field(values.get("artist")),
+            genre=_field(values.get("genre")),
+            license=_field(values.get("license")),
         )
         return locate(record, audio, str(name))
+
+
+def _field(value: Any) -> str | None:
+    """A single text: a number as it is written, a list joined, nothing as None."""
+    return ", ".join(_texts(value)) or None
 
 
 def _texts(value: Any, separator: str | None = None) -> list[str]:

@@ -6,23 +6,33 @@ milliseconds), each file holding the segment alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from common.errors import AttuneError
 from common.schema import Record
-from pipeline.catalogs.base import AudioRoot, Catalog, Outcome, Refusal, Split, refuse
+from pipeline.catalogs.base import (
+    AudioRoot,
+    Catalog,
+    CatalogPath,
+    Outcome,
+    Refusal,
+    Split,
+    locate_stem,
+)
 from pipeline.catalogs.tables import Row, read_csv
 
 
 class AudioSet(Catalog):
+    global_ids: ClassVar[bool] = True
     dataset: Literal["audioset"] = "audioset"
-    segments: Path
+    segments: CatalogPath
     """balanced_train_segments.csv, unbalanced_train_segments.csv or eval_segments.csv."""
-    class_labels: Path
+    class_labels: CatalogPath
     """class_labels_indices.csv."""
-    audio: Path
+    audio: CatalogPath
     split: Split = "train"
 
     def sources(self) -> list[Path]:
@@ -47,6 +57,8 @@ class AudioSet(Catalog):
                 problem = f"label {unknown[0]!r} is not in {self.class_labels.name}"
             try:
                 start, end = float(row.values["start_seconds"]), float(row.values["end_seconds"])
+                if not 0 <= start < end < math.inf:
+                    raise ValueError
             except ValueError:
                 problem = f"times {row.values['start_seconds']!r}, {row.values['end_seconds']!r}"
             if not youtube_id or youtube_id.startswith("#NAME"):
@@ -65,16 +77,14 @@ class AudioSet(Catalog):
             source=row.source,
             tags=[names[mid] for mid in mids],
         )
-        path = root.by_stem(
+        return locate_stem(
+            record,
+            root,
             youtube_id,
             f"Y{youtube_id}",
             f"{youtube_id}_{start:.0f}",
             f"{youtube_id}_{start:.0f}000",
         )
-        if path is None:
-            return refuse(record, "catalog", "missing_audio", f"no {youtube_id}.* in {root.folder}")
-        record.audio_uri = path
-        return record
 
 
 def read_class_labels(path: Path) -> dict[str, str]:

@@ -4,17 +4,46 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator
 
 from common.config import Section
 from common.errors import AttuneError
 from common.schema import Record
 
 Split = Literal["train", "valid", "test"]
+
+AUDIO_EXTENSIONS = frozenset({
+    ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac",
+    ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpga", ".oga", ".ogg",
+    ".ogv", ".opus", ".ra", ".snd", ".w64", ".wav", ".wave", ".webm", ".wma", ".wv",
+})  # fmt: skip
+"""What `AudioRoot.by_stem` takes for audio; metadata, text and pictures may lie beside it."""
+
+
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError(
+            "is empty; give a path (root=/path on the command line, where the recipe takes it from "
+            "root) or set the variable that the recipe takes it from"
+        )
+    return value
+
+
+def _expand_user(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # no such user
+        raise ValueError(str(error)) from None
+
+
+CatalogPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expand_user)]
+"""A path in a catalog's config: not empty, `~` expanded."""
 
 
 @dataclass(slots=True)
@@ -61,6 +90,10 @@ class Catalog(Section):
     text_kind: ClassVar[Literal["sound", "music"]] = "sound"
     """`sound`: captions, else tags, become prompts. `music`: variants of description and fields."""
 
+    global_ids: ClassVar[bool] = False
+    """Whether a native id names the same clip wherever this dataset's files lie, so that several
+    catalogs (its splits) can share a label."""
+
     dataset: str
     name: str = ""
     """Name in manifest and reports, where two catalogs of one kind are used; default `dataset`."""
@@ -83,18 +116,31 @@ class Catalog(Section):
 
 
 class AudioRoot:
-    """The folder that holds a catalog's audio, listed once."""
+    """The folder that holds a catalog's audio, listed once.
+
+    Raises:
+        AttuneError: it is missing or cannot be read.
+    """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser().absolute()
-        if not self.folder.is_dir():
-            raise AttuneError(f"audio folder {folder}: no such folder")
+        self.folder = Path(folder).absolute()
+        try:
+            os.stat(os.path.join(self.folder, ""))
+        except (FileNotFoundError, NotADirectoryError):
+            raise AttuneError(f"audio folder {folder}: no such folder") from None
+        except OSError as error:
+            raise AttuneError(f"audio folder {folder}: {error.strerror}") from error
+        self._real = os.path.realpath(self.folder)
 
     def by_stem(self, *stems: str) -> str | None:
-        """Path of the first `STEM.*` there is, whatever its extension."""
+        """Path of the first `STEM.*` there is, of any extension of audio files.
+
+        Raises:
+            ValueError: as `by_name`.
+        """
         for stem in stems:
             if name := self._stems.get(stem):
-                return os.path.join(self.folder, name)
+                return self.by_name(name)
         return None
 
     def by_name(self, name: str) -> str | None:
@@ -108,28 +154,45 @@ class AudioRoot:
             raise ValueError(f"{name!r} leads outside {self.folder}")
         if not os.path.isfile(path):
             return None
-        if not _is_inside(os.path.realpath(path), os.path.realpath(self.folder)):
+        if not _is_inside(os.path.realpath(path), self._real):
             raise ValueError(f"{name!r} links to outside {self.folder}")
         return path
 
     @cached_property
     def _stems(self) -> dict[str, str]:
-        stems: dict[str, str] = {}
-        for name in sorted(os.listdir(self.folder), reverse=True):
-            stems[os.path.splitext(name)[0]] = name  # reversed: the first in order stays
-        return stems
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [entry.name for entry in entries if _is_audio(entry)]
+        except OSError as error:
+            raise AttuneError(f"audio folder {self.folder}: {error.strerror}") from error
+        # Reversed: the first in order stays.
+        return {os.path.splitext(name)[0]: name for name in sorted(names, reverse=True)}
 
 
 def locate(record: Record, root: AudioRoot, name: str) -> Record | Refusal:
     """Give a record the path of its named audio file, or refuse it."""
+    return _place(record, lambda: root.by_name(name), f"no {name!r} in {root.folder}")
+
+
+def locate_stem(record: Record, root: AudioRoot, *stems: str) -> Record | Refusal:
+    """Give a record the path of the first audio file `STEM.*` there is, or refuse it."""
+    return _place(record, lambda: root.by_stem(*stems), f"no {stems[0]}.* in {root.folder}")
+
+
+def _place(record: Record, find: Callable[[], str | None], missing: str) -> Record | Refusal:
     try:
-        path = root.by_name(name)
+        path = find()
     except ValueError as error:
         return refuse(record, "catalog", "outside_root", str(error))
     if path is None:
-        return refuse(record, "catalog", "missing_audio", f"no {name!r} in {root.folder}")
+        return refuse(record, "catalog", "missing_audio", missing)
     record.audio_uri = path
     return record
+
+
+def _is_audio(entry: os.DirEntry[str]) -> bool:
+    extension = os.path.splitext(entry.name)[1].lower()
+    return extension in AUDIO_EXTENSIONS and entry.is_file()
 
 
 def _is_inside(path: str, folder: str) -> bool:

@@ -9,22 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from common.schema import Record
-from pipeline.catalogs.base import AudioRoot, Catalog, Outcome, Refusal, Split, locate
+from pipeline.catalogs.base import (
+    AudioRoot,
+    Catalog,
+    CatalogPath,
+    Outcome,
+    Refusal,
+    Split,
+    locate,
+)
 from pipeline.catalogs.tables import Row, read_csv
 
 _CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
 
 
 class Clotho(Catalog):
+    global_ids: ClassVar[bool] = True
     dataset: Literal["clotho"] = "clotho"
-    captions: Path
+    captions: CatalogPath
     """clotho_captions_{development,validation,evaluation}.csv."""
-    metadata: Path | None = None
+    metadata: CatalogPath | None = None
     """clotho_metadata_*.csv; without it clips have no keywords, source or licence."""
-    audio: Path
+    audio: CatalogPath
     split: Split = "train"
 
     def sources(self) -> list[Path]:

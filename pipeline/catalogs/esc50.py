@@ -13,13 +13,13 @@ from typing import Literal
 from pydantic import Field
 
 from common.schema import Record
-from pipeline.catalogs.base import AudioRoot, Catalog, Outcome, Refusal, locate
+from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, Refusal, locate
 from pipeline.catalogs.tables import Row, read_csv
 
 
 class Esc50(Catalog):
     dataset: Literal["esc50"] = "esc50"
-    root: Path
+    root: CatalogPath
     test_fold: int = Field(default=5, ge=1, le=5)
 
     def sources(self) -> list[Path]:

@@ -6,21 +6,30 @@ instrument`, and optionally `split`, `license`, `license_url`.  Tracks of one ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.schema import SPLITS, Record
-from pipeline.catalogs.base import AudioRoot, Catalog, Outcome, Refusal, Split, locate
+from pipeline.catalogs.base import (
+    AudioRoot,
+    Catalog,
+    CatalogPath,
+    Outcome,
+    Refusal,
+    Split,
+    locate,
+)
 from pipeline.catalogs.tables import Row, read_jsonl
 
 
 class Music(Catalog):
     text_kind: ClassVar[Literal["sound", "music"]] = "music"
     dataset: Literal["music"] = "music"
-    catalog: Path
+    catalog: CatalogPath
     """A JSONL file, one track per line."""
-    audio: Path
+    audio: CatalogPath
     split: Split = "train"
     """For rows that name no split of their own."""
 
@@ -44,8 +53,10 @@ class Music(Catalog):
         if not problem and bpm is not None:
             try:
                 bpm = float(bpm)
-            except (TypeError, ValueError):
-                problem = f"bpm: expected a number, found {bpm!r}"
+                if not math.isfinite(bpm):
+                    raise ValueError
+            except (TypeError, ValueError, OverflowError):
+                problem = f"bpm: expected a number, found {bpm!r:.80}"
         if problem:
             return Refusal(
                 self.label, str(path or ""), row.source, "catalog", "malformed_row", problem

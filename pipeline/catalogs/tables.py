@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,11 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
             source = f"{path}:{number}"
             try:
                 values = json.loads(line)
-            except ValueError as error:
+                if (
+                    "\\u" in line
+                ):  # an escape can stand for half a character, which no file can hold
+                    json.dumps(values, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
                 yield Row(source, {}, f"not valid JSON: {error}")
                 continue
             if isinstance(values, dict):
@@ -92,13 +97,17 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise AttuneError(f"{path}: expected a file, found a folder")
-    if not path.is_file():
-        raise AttuneError(f"{path}: no such file")
-    with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise AttuneError(f"{path}: gzip-compressed; unpack it first")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(2)
+    except FileNotFoundError:
+        raise AttuneError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AttuneError(f"{path}: cannot be read: {error.strerror}") from error
+    if magic == b"\x1f\x8b":
+        raise AttuneError(f"{path}: gzip-compressed; unpack it first")
 
 
 def _first_that_decodes(path: Path, encodings: Sequence[str]) -> str:

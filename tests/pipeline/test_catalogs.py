@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from common.errors import AttuneError
-from common.schema import Record
-from pipeline.catalogs import AnyCatalog, Catalog
-from pipeline.catalogs.base import Merged, Outcome, Refusal
+from common.schema import RECORD, Record
+from pipeline.catalogs import CATALOGS, AnyCatalog, Catalog
+from pipeline.catalogs.base import AudioRoot, Merged, Outcome, Refusal
+
+PATHS = ("root", "audio", "captions", "segments", "class_labels", "catalog")
 
 
 def catalog(**values: object) -> Catalog:
@@ -45,6 +48,9 @@ zzz_9, 570.000, 580.000, "/m/0bt9lr"
 abcdefghijk, 30, 40, /m/0bt9lr, /m/09x0r
 none, 1.000, 2.000, "/m/0bt9lr"
 odd, 1.000, 2.000, "/m/unknown"
+-0abc, nan, 10.000, "/m/0bt9lr"
+-0abc, 0.000, inf, "/m/0bt9lr"
+-0abc, 10.000, 5.000, "/m/0bt9lr"
 """
 LABELS = """\
 index,mid,display_name
@@ -77,6 +83,7 @@ def test_audioset(tmp_path: Path) -> None:
         ("8", "malformed_row"),  # ... and spread the labels over columns
         ("9", "missing_audio"),
         ("10", "malformed_row"),
+        *[(str(line), "malformed_row") for line in (11, 12, 13)],  # no times
     ]
 
 
@@ -156,6 +163,10 @@ def test_music(tmp_path: Path) -> None:
         '{"path": "../b.flac"}\n'
         "{broken\n"
         '{"path": "a.flac", "bpm": "fast"}\n'
+        '{"path": "a.flac", "bpm": NaN}\n'
+        f'{{"path": "a.flac", "bpm": 1{"0" * 400}}}\n'
+        '{"path": "a\\ud800.flac"}\n'
+        f'{{"path": {"[" * 100_000}\n'
     )
     outcomes = list(
         catalog(dataset="music", catalog=tmp_path / "catalog.jsonl",
@@ -166,6 +177,7 @@ def test_music(tmp_path: Path) -> None:
     assert (record.bpm, record.genre, record.group_id) == (90.0, "jazz", "artist:ann")
     assert refusals(outcomes) == [
         ("2", "outside_root"), ("3", "malformed_row"), ("4", "malformed_row"),
+        *[(str(line), "malformed_row") for line in (5, 6, 7, 8)],
     ]  # fmt: skip
 
 
@@ -194,6 +206,62 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     outcomes = list(catalog(dataset="audiofolder", root=root).read())
     assert len(records(outcomes)) == 1
     assert refusals(outcomes) == [("3", "outside_root"), ("4", "outside_root")]
+
+
+def test_values_of_another_type_become_text(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.wav", "text": "a", "title": 123, "license": ["CC0", "MIT"], "artist": []}'
+    )
+    (record,) = records(
+        list(catalog(dataset="audiofolder", root=touch(tmp_path, "a.wav")).read())
+    )  # fmt: skip
+    assert (record.title, record.license, record.artist) == ("123", "CC0, MIT", None)
+    pa.Table.from_pylist([record.as_row()], schema=RECORD)
+
+
+def test_files_beside_the_audio_are_not_taken_for_it(tmp_path: Path) -> None:
+    touch(tmp_path, "secret.wav")
+    root = touch(tmp_path / "root", "a.json", "a.txt", "a.WAV", "a.zip", "b.json", "c.wav/x", "d")
+    (root / "e.wav").symlink_to(tmp_path / "secret.wav")
+    (root / "f.flac").symlink_to(root / "a.WAV")
+    audio = AudioRoot(root)
+    assert audio.by_stem("a") == str(root / "a.WAV")
+    assert audio.by_stem("f") == str(root / "f.flac")
+    assert [audio.by_stem(stem) for stem in "bcd"] == [None, None, None]
+    with pytest.raises(ValueError, match="links to outside"):
+        audio.by_stem("e")
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(AttuneError, match="no such folder"):
+        AudioRoot(touch(tmp_path, "file") / "file")
+    root = AudioRoot(tmp_path)
+    monkeypatch.setattr("os.scandir", denied)
+    with pytest.raises(AttuneError, match="Permission denied"):
+        root.by_stem("a")
+    monkeypatch.setattr("os.stat", denied)
+    with pytest.raises(AttuneError, match="Permission denied"):
+        AudioRoot(tmp_path)
+
+
+def test_paths_of_every_catalog_know_the_home_folder_and_are_not_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    for kind in CATALOGS:
+        fields = [n for n, f in kind.model_fields.items() if n in PATHS and f.is_required()]
+        assert fields
+        name = kind.model_fields["dataset"].default
+        made = catalog(dataset=name, **dict.fromkeys(fields, "~/x"))
+        assert [getattr(made, field) for field in fields] == [Path("/home/ann/x")] * len(fields)
+        for field in fields:
+            with pytest.raises(ValidationError, match=r"is empty; give a path"):
+                catalog(dataset=name, **dict.fromkeys(fields, "/x") | {field: ""})
 
 
 @pytest.mark.parametrize(
