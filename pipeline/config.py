@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from common.config import Section
 from common.prompts import PromptPolicy
@@ -51,6 +52,21 @@ class PipelineConfig(Section):
     """Tries of one shard before it is parked as poison."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where codec and text encoder run; `auto` takes a GPU per worker where Ray has one."""
+
+    @field_validator("catalogs")
+    @classmethod
+    def _labels_tell_clips_apart(cls, catalogs: list[AnyCatalog]) -> list[AnyCatalog]:
+        """A sample is label + native id: `a.wav` of two folders must not become one sample."""
+        by_label: dict[str, list[AnyCatalog]] = defaultdict(list)
+        for catalog in catalogs:
+            by_label[catalog.label].append(catalog)
+        for label, same in by_label.items():
+            if len(same) > 1 and not all(catalog.global_ids for catalog in same):
+                raise ValueError(
+                    f"{len(same)} catalogs are named {label!r}, and the ids in their files can "
+                    "stand for different clips; give each a name= of its own"
+                )
+        return catalogs
 
     @property
     def prompt_policy(self) -> PromptPolicy:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from common.errors import AttuneError
 from common.prompts import PromptPolicy
-from common.schema import PLAN, REJECTS, Record
+from common.schema import PLAN, REJECTS, SPLITS, Record
 from pipeline.catalogs import Catalog
 from pipeline.catalogs.base import Merged, Outcome, Refusal, refuse
 from pipeline.text.captions import write_prompts
@@ -90,12 +90,15 @@ def build_plan(
             ):
                 if isinstance(result, Refusal):
                     refusals.append(result)
-                elif result[0].sample_id in accepted:
-                    first = accepted[result[0].sample_id][0].source
-                    detail = f"the same clip as {first}"
-                    refusals.append(refuse(result[0], "catalog", "duplicate", detail))
-                else:
-                    accepted[result[0].sample_id] = result
+                    continue
+                key = result[0].sample_id
+                kept, double = result, accepted.get(key)
+                if double and SPLITS.index(double[0].split) >= SPLITS.index(kept[0].split):
+                    kept, double = double, kept
+                accepted[key] = kept
+                if double:  # of train, valid and test, the one held out most strictly stays
+                    detail = f"the same clip as {kept[0].source}"
+                    refusals.append(refuse(double[0], "catalog", "duplicate", detail))
     for key in [k for k, (record, _) in accepted.items() if _leaks(record, held_out)]:
         record, _ = accepted.pop(key)
         detail = f"{record.group_id} is held out by {held_out[record.group_id]}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from pydantic import ValidationError
 
 from common.config import load_recipe
 from common.errors import AttuneError
@@ -84,6 +85,34 @@ def test_groups_held_out_by_any_dataset_stay_out_of_training() -> None:
     assert leaks["native_id"].to_pylist() == ["clip1", "clip3"]
     assert leaks["stage"].to_pylist() == ["split", "split"]
     assert sorted(tables.plan["native_id"].to_pylist()) == ["clip2", "clip4", "clip5"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_a_clip_in_several_splits_stays_in_the_one_held_out(order: tuple[int, ...]) -> None:
+    catalogs = [
+        Listed(outcomes=[clip(1, split), clip(10 + i, split)])
+        for i, split in enumerate(("train", "valid", "test"))
+    ]
+    tables = plan(*(catalogs[i] for i in order))
+    found = {row["native_id"]: row["split"] for row in tables.plan.to_pylist()}
+    assert found == {"clip1": "test", "clip10": "train", "clip11": "valid", "clip12": "test"}
+    assert tables.rejects["reason"].to_pylist() == ["duplicate", "duplicate"]
+
+
+def test_catalogs_whose_ids_may_collide_need_names() -> None:
+    def config(*catalogs: dict[str, str]) -> PipelineConfig:
+        return PipelineConfig.model_validate({"catalogs": catalogs})
+
+    folder = {"dataset": "audiofolder", "root": "/x"}
+    with pytest.raises(ValidationError, match=r"2 catalogs are named 'audiofolder'.*name="):
+        config(folder, folder | {"root": "/y"})
+    config(folder, folder | {"root": "/y", "name": "y"})
+    with pytest.raises(ValidationError, match="'audiocaps'"):
+        config(folder | {"name": "audiocaps"}, AUDIOCAPS)
+    config(AUDIOCAPS, AUDIOCAPS | {"captions": "/val.csv", "split": "valid"})
+
+
+AUDIOCAPS = {"dataset": "audiocaps", "captions": "/train.csv", "audio": "/x"}
 
 
 def _relabel(refusal: Refusal, dataset: str) -> Refusal:
