@@ -30,6 +30,8 @@ LEFT_CONTEXT_S = 4.0
 RIGHT_CONTEXT_FRAMES = 50
 """Encoded after each window and discarded: covers the convolutions' look-ahead."""
 
+_TRAINING_ONLY = ("codebook.cluster_size", "codebook.embed_avg", "codebook.inited")
+
 
 def resolve_codec(path: str) -> Path:
     """The folder that a codec reference names.
@@ -76,12 +78,18 @@ def load_codec(path: str, device: str | torch.device = "cpu") -> Codec:
     """
     from safetensors import SafetensorError
     from transformers import EncodecConfig, EncodecModel
+    from transformers.utils import logging as transformers_logging
 
     folder = resolve_codec(path)
     try:
         settings = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise AttuneError(f"codec {path!r}: {folder / 'config.json'} is not JSON") from error
+    if not isinstance(settings, dict):
+        raise AttuneError(
+            f"codec {path!r}: {folder / 'config.json'} holds a {type(settings).__name__}, "
+            "expected an object"
+        )
     if settings.get("model_type") != "encodec":
         raise AttuneError(
             f"codec {path!r}: model_type is {settings.get('model_type')!r}, expected 'encodec'"
@@ -92,13 +100,30 @@ def load_codec(path: str, device: str | torch.device = "cpu") -> Codec:
             f"codec {path!r}: only mono codecs without input normalization or chunking are "
             "supported (the paper's 16 and 32 kHz ones)"
         )
+    loader: Any = EncodecModel  # typed as if it always returned a model alone
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
-        model = EncodecModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        model, loaded = loader.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AttuneError(f"codec {path!r}: cannot load weights: {reason}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    # What only codebook training reads may be absent; anything else would be random.
+    missing = sorted(key for key in loaded["missing_keys"] if not key.endswith(_TRAINING_ONLY))
+    if missing:
+        raise AttuneError(
+            f"codec {path!r}: {folder / 'model.safetensors'} lacks {len(missing)} weights "
+            f"({missing[0]}, ...); config.json and weights do not belong together"
+        )
     fold_weight_norm(model)
     model.requires_grad_(False)
     return Codec(model.eval().to(device), codec_identity(path), torch.device(device))

@@ -110,6 +110,7 @@ def load_text_encoder(config: TextEncoderConfig, device: str | torch.device = "c
     Raises:
         AttuneError: when the folder, package or hub id cannot be found or is no text encoder.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
     from transformers.utils import logging as transformers_logging
 
@@ -119,18 +120,27 @@ def load_text_encoder(config: TextEncoderConfig, device: str | torch.device = "c
     try:
         architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loader = T5EncoderModel if architecture.model_type in _T5_TYPES else AutoModel
-        model = loader.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        loader: Any = T5EncoderModel if architecture.model_type in _T5_TYPES else AutoModel
+        model, loaded = loader.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AttuneError(
             f"text encoder {config.path}: cannot load {folder}: {_first_line(error)}"
         ) from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
+    # Nobody reads a pooler's output; anything else that the file lacks would be random.
+    missing = sorted(key for key in loaded["missing_keys"] if "pooler." not in key)
+    if missing:
+        raise AttuneError(
+            f"text encoder {config.path}: {folder} lacks {len(missing)} weights ({missing[0]}, "
+            "...); config.json and weights do not belong together"
+        )
     if loader is AutoModel and getattr(architecture, "is_encoder_decoder", False):
         model = model.get_encoder()
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    model.to(torch.device(device))
     model.eval().requires_grad_(False)
     dim = getattr(architecture, "d_model", None) or getattr(architecture, "hidden_size", None)
     if not isinstance(dim, int):

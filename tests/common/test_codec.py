@@ -1,11 +1,13 @@
 """The codec at run time: same codes as transformers, windows that agree, clear refusals."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import EncodecModel
 
 from common import codec as codec_module
@@ -87,6 +89,35 @@ def test_identity_changes_with_weights_and_config(tmp_path: Path):
     assert codec_identity(str(path)) != before
 
 
+def _rename(folder: Path, change: Callable[[str], str | None]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    renamed = {change(name): weight for name, weight in weights.items()}
+    renamed.pop(None, None)
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_weights_that_are_not_in_the_file_are_told(tmp_path: Path):
+    path = _folder(tmp_path / "codec")
+    lacking = "decoder.layers.0.conv.bias"
+    _rename(path, lambda name: None if name == lacking else name)
+    with pytest.raises(AttuneError, match=f"lacks 1 weights .{lacking}"):
+        load_codec(str(path))
+
+
+def test_older_names_and_absent_training_statistics_are_fine(folder: Path, tmp_path: Path):
+    path = _folder(tmp_path / "codec")
+
+    def old(name: str) -> str | None:
+        if name.endswith(("cluster_size", "embed_avg", "inited")):
+            return None
+        stem, _, number = name.partition(".parametrizations.weight.original")
+        return name if not number else f"{stem}.weight_{'gv'[int(number)]}"
+
+    _rename(path, old)
+    wav = torch.from_numpy(_noise(0.5))[None]
+    assert torch.equal(load_codec(str(path)).encode(wav), load_codec(str(folder)).encode(wav))
+
+
 def test_wrong_codecs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = _folder(tmp_path / "codec")
@@ -98,6 +129,9 @@ def test_wrong_codecs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
     other = _folder(tmp_path / "other")
     (other / "config.json").write_text('{"model_type": "bert"}')
     cases.append((str(other), "expected 'encodec'"))
+    listed = _folder(tmp_path / "listed")
+    (listed / "config.json").write_text("[1]")
+    cases.append((str(listed), "holds a list, expected an object"))
     (path / "model.safetensors").write_bytes(b"torn")
     cases.append((str(path), "cannot load weights"))
     for reference, message in cases:

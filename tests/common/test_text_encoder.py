@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tiny_lm import make_encoder
 
 from common.config import TextEncoderConfig
 from common.errors import AttuneError
@@ -94,6 +96,24 @@ def test_t5_folder_loads_its_encoder_alone(tmp_path: Path) -> None:
     assert encoder.dim == 32
     assert isinstance(encoder._model, T5EncoderModel)
     assert encoder.encode(["dog bark"])[0].shape == (4, 32)
+
+
+def test_weights_that_are_not_in_the_file_are_told_but_a_pooler(tmp_path: Path) -> None:
+    make_encoder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = {k: v for k, v in load_file(path).items() if "pooler" not in k}
+    save_file(weights, path, {"format": "pt"})
+    config = TextEncoderConfig(path=str(tmp_path))
+    assert load_text_encoder(config).dim == 32
+    lacking = "encoder.layer.0.attention.self.value.bias"
+    del weights[lacking]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(AttuneError, match=f"lacks 1 weights .{lacking}"):
+        load_text_encoder(config)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(AttuneError, match="cannot load") as raised:
+        load_text_encoder(config)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
