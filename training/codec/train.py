@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -143,9 +145,11 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
         The folder of the finished codec: config.json, model.safetensors, README.md (model card).
 
     Raises:
-        AttuneError: unusable audio, or a run folder made with another configuration.
+        AttuneError: unusable audio, a folder that holds something else, or a run folder made with
+            another configuration.
     """
-    out, run = Path(config.out), Path(config.out + ".run")
+    out = Path(config.out)
+    run = out.with_name(out.name + ".run") if out.name else out
     settings = {
         "sample_rate": recipe.sample_rate,
         "seed": recipe.seed,
@@ -154,6 +158,7 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
     if _finished(out, run, settings):
         console.print(f"codec in {out} is finished; kept ({codec_identity(str(out))})")
         return out
+    _check_free(out)
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -184,7 +189,7 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
     start = _load_checkpoint(run, model, optimizer)
     if start:
         console.print(f"codec: going on at step {start}")
-    writer = SummaryWriter(str(run / "tb"), purge_step=start)
+    writer = SummaryWriter(str(run / "tb"), purge_step=start + 1)
 
     # 4. The loop.
     model.train()
@@ -206,7 +211,10 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
         terms.total.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         if not torch.isfinite(norm):
-            raise RuntimeError(f"codec training: gradient is not finite at step {step}")
+            raise AttuneError(
+                f"codec training: gradient is not finite at step {step + 1}; lower "
+                "codec_training.learning_rate"
+            )
         optimizer.step()
         seconds_of_audio += config.batch_size * config.segment_s
 
@@ -285,7 +293,7 @@ def _finished(out: Path, run: Path, settings: dict[str, Any]) -> bool:
     if not (out / "model.safetensors").is_file():
         return False
     claimed = run / "config.json"
-    if claimed.is_file() and json.loads(claimed.read_text()) == json.loads(json.dumps(settings)):
+    if claimed.is_file() and _read_settings(claimed) == json.loads(json.dumps(settings)):
         return True
     raise AttuneError(
         f"codec_training.out {out} already holds a codec made with another configuration; "
@@ -293,12 +301,30 @@ def _finished(out: Path, run: Path, settings: dict[str, Any]) -> bool:
     )
 
 
+def _check_free(out: Path) -> None:
+    """The finished folder is renamed to `out`: better to know now that this will succeed."""
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    if not out.name or (os.path.lexists(out) and not empty):
+        raise AttuneError(
+            f"codec_training.out {out} exists and is not a codec; name another folder or remove it"
+        )
+
+
+def _read_settings(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise AttuneError(
+            f"{path} is damaged; remove {path.parent} to train from the beginning"
+        ) from error
+
+
 def _claim(run: Path, settings: dict[str, Any]) -> None:
     """Write the run's configuration down, or check that it is still the same."""
     path = run / "config.json"
     wanted = json.loads(json.dumps(settings))
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = _read_settings(path)
         differs = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
         if differs:
             raise AttuneError(
@@ -327,8 +353,13 @@ def _load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     path = run / "checkpoint.safetensors"
     if not path.is_file():
         return 0
-    tensors = load_file(path)
-    step = int(tensors.pop("step"))
+    try:
+        tensors = load_file(path)
+        step = int(tensors.pop("step"))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise AttuneError(
+            f"{path} is damaged ({error}); remove it to train from the beginning"
+        ) from error
     model.load_state_dict(
         {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     )
@@ -365,6 +396,7 @@ def _save_codec(
 ) -> None:
     """Write the finished folder; it appears whole or not at all."""
     partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed right here
     model.save_pretrained(partial)  # weight norm kept apart, as in the released EnCodec weights
     minutes = clips.samples / recipe.sample_rate / 60
     usage = "\n".join(

@@ -129,6 +129,41 @@ def test_another_configuration_is_refused_and_nothing_lost(recipe_file: Path):
     assert (out / "model.safetensors").read_bytes() == weights
 
 
+def test_a_trailing_slash_and_leftovers_lose_no_codec(recipe_file: Path, tmp_path: Path):
+    (tmp_path / "codec").mkdir()  # empty: free
+    (tmp_path / "codec.partial").mkdir()
+    (tmp_path / "codec.partial" / "stale.bin").touch()
+    out = _train(recipe_file, f"codec_training.out={tmp_path}/codec/")
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
+    assert (tmp_path / "codec.run" / "log.jsonl").is_file()
+
+
+def test_what_stands_in_the_way_shows_before_training(recipe_file: Path, tmp_path: Path):
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "notes.txt").touch()
+    with pytest.raises(AttuneError, match="exists and is not a codec"):
+        _train(recipe_file)
+    assert not (tmp_path / "codec.run").exists()
+
+
+def test_damaged_files_and_diverging_training_are_told(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(AttuneError, match="gradient is not finite"):
+        _train(recipe_file, "codec_training.learning_rate=1e30")
+    checkpoint = tmp_path / "codec.run" / "checkpoint.safetensors"
+    checkpoint.write_bytes(b"torn")
+    with pytest.raises(AttuneError, match=r"checkpoint\.safetensors is damaged.*remove it"):
+        _train(recipe_file, "codec_training.learning_rate=1e30")
+    (tmp_path / "codec.run" / "config.json").write_text("{")
+    with pytest.raises(AttuneError, match=r"config\.json is damaged"):
+        _train(recipe_file)
+
+
 def test_a_folder_without_usable_audio_is_one_clear_error(recipe_file: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AttuneError, match="no usable audio"):
