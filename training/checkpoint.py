@@ -28,6 +28,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -39,6 +40,9 @@ from common.errors import AttuneError
 from training.distributed import World, full
 from training.ema import ExponentialMovingAverage
 from training.lm.model import Architecture, LanguageModel
+
+_NEEDED = ("architecture", "codec_id", "text_encoder_id", "prompt_policy", "segment_s", "step")
+"""Keys of `model.json` that generation reads."""
 
 
 class Checkpointer:
@@ -97,11 +101,10 @@ class Checkpointer:
         try:
             with _quiet():
                 dcp.load(state, checkpoint_id=folder / "state", no_dist=self._world.size == 1)
-        except (OSError, dcp.api.CheckpointException, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
             raise AttuneError(
-                f"checkpoint {folder}: cannot be loaded: {reason}; name an earlier one in "
-                f"{self._run / 'latest'} or start over with --fresh"
+                f"checkpoint {folder}: cannot be loaded: {_innermost(error)}; name an earlier one "
+                f"in {self._run / 'latest'} or start over with --fresh"
             ) from error
         set_model_state_dict(self._model, state["model"])
         set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
@@ -155,12 +158,30 @@ def load_for_inference(folder: Path) -> tuple[LanguageModel, dict[str, Any]]:
     """
     try:
         description = json.loads((folder / "model.json").read_text())
+        missing = [key for key in _NEEDED if key not in description]
+        if missing:
+            raise AttuneError(
+                f"checkpoint {folder}: model.json lacks {', '.join(missing)}; it is damaged or "
+                "was written by another version: name another checkpoint, or train again"
+            )
         model = LanguageModel(Architecture(**description["architecture"]))
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AttuneError(f"checkpoint {folder}: cannot be loaded: {reason}") from error
     return model.eval().requires_grad_(False), description
+
+
+def _innermost(error: BaseException) -> str:
+    """What went wrong at first, as one line: DCP wraps it in a report of all processes."""
+    while True:
+        if isinstance(error, CheckpointException) and error.failures:
+            error = next(iter(error.failures.values()))[0]
+        elif error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,12 +27,15 @@ class ModelConfig(Section):
         return self
 
 
+Beta = Annotated[float, Field(gt=0, lt=1)]
+
+
 class OptimConfig(Section):
     """AdamW and its schedule (paper, section 4.2)."""
 
-    lr: float = Field(default=3e-4, gt=0)
+    lr: float = Field(default=3e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate; the paper does not state its own."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     warmup: int = Field(default=4000, ge=0)
     """Steps of linear warm-up."""
@@ -64,7 +67,7 @@ class RegularizationConfig(Section):
 class LMConfig(Section):
     """How the language model is trained; the defaults are the paper's."""
 
-    run: str = Field(default="lm", pattern=r"^[A-Za-z0-9._-]+$")
+    run: str = Field(default="lm", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Folder of this training run, below `run_dir`."""
     model: ModelConfig = ModelConfig()
     segment_s: float = Field(default=10.0, gt=0)
@@ -117,7 +120,7 @@ class LMConfig(Section):
 class SamplingConfig(Section):
     """How clips are generated."""
 
-    duration_s: float = Field(default=10.0, gt=0)
+    duration_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     cfg: float = Field(default=3.0, ge=0)
     """Guidance coefficient: 1 is plain conditional sampling, 0 unconditional."""
     top_k: int = Field(default=250, ge=1)

@@ -129,6 +129,10 @@ class ClipOrder:
         self.epoch_size = len(self._draw(0))
         if not self.epoch_size:
             raise AttuneError("lm.datasets: the weights leave no clip to train on")
+        left_out = [name for name, weight in self._weights.items() if weight == 0]
+        kept = self._rows[~np.isin(self._datasets, left_out)]
+        self.longest = int(manifest["frames"].to_numpy()[kept].max())
+        """Frames of the longest clip."""
 
     def at(self, position: int) -> tuple[int, int, int]:
         """Epoch and manifest row of a position, and how often the row came before in the epoch."""

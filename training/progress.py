@@ -33,7 +33,7 @@ class Progress:
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             partial.replace(path)
         self._file = path.open("a")
-        self._board = SummaryWriter(str(run / "tb"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(run / "tb"), purge_step=step + 1)
         self._started = time.monotonic()
         self._first = step
 

@@ -45,10 +45,23 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> Path
                 (run / name).unlink(missing_ok=True)
         run.mkdir(parents=True, exist_ok=True)
         if path.is_file() and latest_checkpoint(run):
-            _check_same(json.loads(path.read_text()), started, run)
+            _check_same(_read(path), started, run)
         write_atomically(path, json.dumps(started, indent=2) + "\n")
     sum_over_processes(torch.zeros(1, device=world.device), world)  # all wait for the first
     return latest_checkpoint(run)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise AttuneError(
+            f"{path} is damaged, so nobody can tell what this run was started with; name another "
+            "run (lm.run=...) or start this one over with --fresh"
+        )
+    return found
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:

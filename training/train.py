@@ -66,6 +66,12 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
         raise AttuneError(
             f"lm.batch_size {config.batch_size} cannot be shared by {world.size} processes"
         )
+    if config.rr.weight > 0 and config.rr.scope == "local" and config.batch_size < 2 * world.size:
+        raise AttuneError(
+            f"lm.rr.scope local compares the clips of each process, but lm.batch_size "
+            f"{config.batch_size} gives {world.size} processes {config.batch_size // world.size} "
+            "each; raise it, or set lm.rr.scope=global"
+        )
     if config.precision == "medium":
         torch.set_float32_matmul_precision("medium")
     order = ClipOrder(dataset, "train", recipe.seed, config.shuffle_window, config.datasets)
@@ -84,7 +90,8 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
     # 3. Go on where the run stopped
     run = Path(recipe.run_dir) / config.run
     checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep)
-    description = describe(recipe, config, arch, dataset.summary)
+    longest_s = order.longest / dataset.summary["frame_rate"]
+    description = describe(recipe, config, arch, dataset.summary, longest_s)
     started = {
         "lm": config.model_dump(mode="json"),
         "seed": recipe.seed,
@@ -264,9 +271,17 @@ def architecture(config: LMConfig, summary: dict[str, Any]) -> Architecture:
 
 
 def describe(
-    recipe: Recipe, config: LMConfig, arch: Architecture, summary: dict[str, Any]
+    recipe: Recipe,
+    config: LMConfig,
+    arch: Architecture,
+    summary: dict[str, Any],
+    longest_s: float,
 ) -> dict[str, Any]:
-    """Content of `model.json`: all that generation must know about a model."""
+    """Content of `model.json`: all that generation must know about a model.
+
+    Args:
+        longest_s: longest training clip in seconds.
+    """
     return {
         "architecture": arch.as_dict(),
         "codec_id": summary["codec_id"],
@@ -275,6 +290,7 @@ def describe(
         "sample_rate": summary["sample_rate"],
         "frame_rate": summary["frame_rate"],
         "segment_s": config.segment_s,
+        "trained_s": min(config.segment_s, longest_s),
         "recipe": recipe.name,
         "run": config.run,
     }

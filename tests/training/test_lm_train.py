@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,12 +23,12 @@ from training import train as training
 from training.checkpoint import Checkpointer, load_for_inference
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
-from training.distributed import start
+from training.distributed import World, start
 from training.ema import ExponentialMovingAverage
 from training.lm.losses import stream_losses
 from training.lm.patterns import delay
 from training.optim import build_optimizer
-from training.progress import read_log
+from training.progress import Progress, read_log
 from training.train import train
 
 
@@ -218,6 +219,9 @@ def test_going_back_leaves_no_later_checkpoints(tiny_root: Path, tmp_path: Path)
     ("overrides", "words"),
     [
         (["lm.batch_size=1"], "batch_size must be at least 2 with rr"),
+        (["lm.run=.."], "lm.run"),
+        (["lm.optim.betas=[0.9,1.0]"], "lm.optim.betas"),
+        (["lm.optim.lr=.inf"], "lm.optim.lr"),
         (["lm.optim.warmup=12"], "must be shorter than steps"),
         (["lm.model.n_heads=5"], "must divide d_model"),
         (["lm.stepz=3"], "unknown key 'lm.stepz'.*did you mean 'steps'"),
@@ -252,5 +256,31 @@ def test_a_damaged_checkpoint_is_told(tiny_root: Path, tmp_path: Path) -> None:
     (run / "latest").write_text("step-00000010\n")
     for part in (run / "checkpoints" / "step-00000010" / "state").glob("*.distcp"):
         part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(AttuneError, match=r"step-00000010: cannot be loaded"):
+    with pytest.raises(AttuneError, match=r"step-00000010: cannot be loaded") as raised:
         _train(tiny_root, tmp_path)
+    assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
+    (run / "config.json").write_text('{"lm": {"ste')
+    with pytest.raises(AttuneError, match=r"config\.json is damaged.*--fresh"):
+        _train(tiny_root, tmp_path)
+
+
+def test_local_rr_needs_two_clips_per_process(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "start", lambda threads: World(0, 4, torch.device("cpu")))
+    with pytest.raises(AttuneError, match=r"scope local.*gives 4 processes 1 each"):
+        _train(tiny_root, tmp_path, "lm.rr.scope=local")
+    assert not (tmp_path / "lm").exists()
+
+
+def test_a_restart_without_a_checkpoint_leaves_no_rows_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        progress = Progress(tmp_path, 0, 9)
+        for step in (1, 2):
+            progress.log({"step": step, "valid_loss": float(step)}, say=False)
+        progress.close()
+        time.sleep(1.1)  # event files are told apart by the second
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("valid_loss")] == [1, 2]
