@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -84,12 +85,17 @@ def generate(
 
     recipe = load_recipe(config, overrides or [])
     wanted = _prompts(prompt or [], prompts)
+    if duration is not None and not (math.isfinite(duration) and duration > 0):
+        raise AttuneError(f"--duration {duration:g}: expected a number of seconds above 0")
+    _check_device(device)
     sampling = recipe.section("sampling", SamplingConfig)
     name = run or recipe.section("lm", LMConfig).run
+    folder = out or Path(recipe.run_dir) / "generated" / name
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise AttuneError(f"--out {folder}: not a folder, or below a file; name a folder")
     sampler = Sampler.load(recipe, Path(recipe.run_dir) / name, device)
     seconds = duration if duration is not None else min(sampling.duration_s, sampler.trained_s)
     jobs = [(text, seed + i) for text in wanted for i in range(n)]
-    folder = out or Path(recipe.run_dir) / "generated" / name
     print(
         f"{len(jobs)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}",
         file=sys.stderr,
@@ -120,6 +126,15 @@ def generate(
     else:
         for facts in made:
             print(facts["wav"])
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=torch.device(name)).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise AttuneError(f"--device {name}: not available here; use cpu or cuda") from error
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:

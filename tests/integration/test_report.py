@@ -38,14 +38,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
         writer = csv.writer(file)
         writer.writerow(["file_name", "tags", "split"])
         for index in range(24):
-            name = ("hum", "<b>hiss</b>")[index % 2]
+            name = ("humming", "<b>hiss</b>")[index % 2]
             wave = 0.3 * rng.standard_normal(RATE)
-            if name == "hum":
+            if name == "humming":
                 wave = 0.3 * np.sin(2 * np.pi * rng.uniform(150, 250) * np.arange(RATE) / RATE)
             soundfile.write(root / "audio" / f"{index}.wav", wave, RATE)
             writer.writerow([f"{index}.wav", name, "test" if index >= 20 else "train"])
         (root / "audio" / "broken.wav").write_bytes(b"")
-        writer.writerow(["broken.wav", "hum", "train"])
+        writer.writerow(["broken.wav", "humming", "train"])
     path = root / "recipe.yaml"
     path.write_text(
         f"""
@@ -116,7 +116,7 @@ def test_the_page_is_one_file_and_the_figures_add_up(trained: Path):
     run = trained.parent / "run"
     figures = json.loads((run / "report.json").read_text())
     assert figures["judge"] == {
-        "classes": ["<b>hiss</b>", "hum"], "clips": 20, "accuracy": 1.0,
+        "classes": ["<b>hiss</b>", "humming"], "clips": 20, "accuracy": 1.0,
     }  # fmt: skip
     assert figures["codec"]["originals"]["n"] == 4 and figures["codec"]["held_out"]
     for name in ("first", "second"):
@@ -128,6 +128,8 @@ def test_the_page_is_one_file_and_the_figures_add_up(trained: Path):
     assert all(len(soundfile.read(clip)[0]) == round(0.4 * RATE) for clip in clips)
     facts = json.loads(clips[0].with_suffix(".json").read_text())
     assert {"prompt", "seed", "checkpoint", "codec_id", "step"} <= facts.keys()
+    # What the shards say is what the model was trained on: tags are not lemmatized.
+    assert facts["normalized_prompt"] == facts["prompt"]
 
     html = (run / "report.html").read_text()
     assert html.count("<audio") >= 4 and "empty_file" in html

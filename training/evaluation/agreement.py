@@ -20,6 +20,8 @@ from sklearn.preprocessing import StandardScaler
 
 from training.mel import mel_filterbank
 
+FOLDS = 5
+"""Of the judge's cross-validation."""
 N_MELS = 48
 FLOOR_DB = 40.0
 """Everything this far below a clip's loudest mel cell counts as silence."""
@@ -110,7 +112,7 @@ class SoundJudge:
         waves: Sequence[NDArray[np.float32]],
         labels: Sequence[str],
         groups: Sequence[str] | None = None,
-        folds: int = 5,
+        folds: int = FOLDS,
     ) -> SoundJudge:
         """Fit on real clips and cross-validate by group.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.config import SamplingConfig
-from training.evaluation.agreement import Agreement
+from training.evaluation.agreement import FOLDS, Agreement
 from training.evaluation.config import ReportConfig
 from training.lm.generate import Sampler
 
@@ -91,15 +91,20 @@ def labelled_clips(
     rows = table.select(columns).to_pylist()
     if not held_out:
         counts = Counter(row["tags"][0] for row in rows)
-        frequent = {
+        groups: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            groups[row["tags"][0]].add(row["group_id"])
+        enough = [
             name
-            for name, count in counts.most_common(config.max_classes)
-            if count >= config.min_clips
-        }
+            for name, count in counts.most_common()
+            if count >= config.min_clips and len(groups[name]) >= FOLDS
+        ]
+        frequent = set(enough[: config.max_classes])
         if len(frequent) < 2:
             raise AttuneError(
                 f"report: needs two classes with at least {config.min_clips} training clips of "
-                f"exactly one tag and no caption; found {len(frequent)}"
+                f"exactly one tag and no caption, from {FOLDS} source recordings or more (the "
+                f"judge's cross-validation keeps a recording together); found {len(frequent)}"
             )
         rows = [row for row in rows if row["tags"][0] in frequent]
     clips = []
@@ -158,17 +163,17 @@ def generated_clips(
     missing = [
         index
         for index, ((_, prompt, seed), path) in enumerate(zip(wanted, paths, strict=True))
-        if not _is_made(path, made_by | {"prompt": prompt, "seed": seed})
+        if not _is_made(path, made_by | _prompt_facts(prompt, seed))
     ]
     if missing:
         console.print(f"{run}: generating {len(missing)} clips of {config.duration_s:g} s")
         texts = [wanted[index][1] for index in missing]
         seeds = [wanted[index][2] for index in missing]
-        waves, _ = sampler.generate(texts, config.duration_s, seeds, sampling)
-        for index, wave, normalized in zip(missing, waves, sampler.normalize(texts), strict=True):
+        waves, _ = sampler.generate(texts, config.duration_s, seeds, sampling, normalized=True)
+        for index, wave in zip(missing, waves, strict=True):
             _, prompt, seed = wanted[index]
             soundfile.write(paths[index], np.clip(wave, -1, 1), recipe.sample_rate, "PCM_16")
-            facts = made_by | {"prompt": prompt, "normalized_prompt": normalized, "seed": seed}
+            facts = made_by | _prompt_facts(prompt, seed)
             paths[index].with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
     clips = [
         GeneratedClip(label, prompt, seed, path, soundfile.read(path, dtype="float32")[0])
@@ -203,6 +208,11 @@ def paired_comparison(first: ModelResult, other: ModelResult) -> dict[str, Any]:
         "only_other": only_other,
         "p_value": float(binomtest(only_first, disagree, 0.5).pvalue) if disagree else 1.0,
     }
+
+
+def _prompt_facts(prompt: str, seed: int) -> dict[str, Any]:
+    # The shards' prompts are in training form: nothing is left to normalize.
+    return {"prompt": prompt, "normalized_prompt": prompt, "seed": seed}
 
 
 def _is_made(path: Path, facts: dict[str, Any]) -> bool:

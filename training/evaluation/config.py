@@ -18,7 +18,8 @@ class ReportConfig(Section):
     max_classes: int = Field(default=20, ge=2)
     """The most frequent classes among clips with exactly one tag and no caption."""
     min_clips: int = Field(default=5, ge=5)
-    """A class needs this many training clips (five folds of cross-validation)."""
+    """A class needs this many training clips, from five source recordings or more (five folds of
+    cross-validation by recording)."""
     duration_s: float = Field(default=3.0, gt=0)
     """Seconds of each generated clip."""
     listed_reconstructions: int = Field(default=16, ge=0)

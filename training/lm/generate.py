@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +91,11 @@ class Sampler:
 
     @property
     def trained_s(self) -> float:
-        """Longest duration the model was trained on, in seconds."""
-        return float(self.description["segment_s"])
+        """Longest duration the model was trained on, in seconds, up to the end of its frame."""
+        description = self.description
+        seconds = float(description.get("trained_s", description["segment_s"]))
+        rate = self.codec.frame_rate
+        return math.ceil(round(seconds * rate, 6)) / rate
 
     def normalize(self, prompts: Sequence[str]) -> list[str]:
         """Prompts in the form that the model was trained on.
@@ -114,15 +119,18 @@ class Sampler:
         seeds: Sequence[int],
         sampling: SamplingConfig | None = None,
         report: Report | None = None,
+        normalized: bool = False,
     ) -> tuple[list[NDArray[np.float32]], NDArray[np.int16]]:
         """Generate a clip per prompt.
 
         Args:
-            prompts: as a user writes them.
+            prompts: as a user writes them, or, if `normalized`, in training form already.
             duration_s: seconds of each clip.
             seeds: one per clip.
             sampling: guidance, top-k, temperature, batch size; the defaults if None.
             report: told about each step.
+            normalized: take the prompts as they are, e.g. those of the shards: pseudo-sentences
+                of tags are in training form without having been lemmatized.
 
         Returns:
             Waveforms float32 `[S]` at the codec's rate, and codes int16 `[N, K, T]`.
@@ -139,7 +147,9 @@ class Sampler:
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
         frames = max(1, round(duration_s * self.codec.frame_rate))
-        states = self.encoder.encode(self.normalize(prompts))
+        texts = list(prompts) if normalized else self.normalize(prompts)
+        states = self.encoder.encode(texts)
+        keys = [draw_key(seed, text) for seed, text in zip(seeds, texts, strict=True)]
         steps = delayed_steps(frames, self.codec.n_codebooks)
         size = sampling.batch_size
         starts = range(0, len(prompts), size)
@@ -153,17 +163,23 @@ class Sampler:
                     report(done + step, total)
 
             part = slice(start, start + size)
-            made.append(sample_codes(self.model, states[part], seeds[part], frames, sampling, tell))
+            made.append(sample_codes(self.model, states[part], keys[part], frames, sampling, tell))
         codes = torch.cat(made)
         wavs = [self.codec.decode(clip[None])[0].cpu().numpy() for clip in codes]
         return wavs, codes.cpu().numpy().astype(np.int16)
+
+
+def draw_key(seed: int, prompt: str) -> tuple[int, int]:
+    """Seeds the draws of a clip: clips of other prompts (in training form) get other noise."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
+    return seed, int.from_bytes(digest, "little")
 
 
 @torch.inference_mode()
 def sample_codes(
     model: LanguageModel,
     states: Sequence[NDArray[np.float16]],
-    seeds: Sequence[int],
+    seeds: Sequence[int | Sequence[int]],
     frames: int,
     sampling: SamplingConfig,
     report: Callable[[int], None] | None = None,
@@ -173,7 +189,7 @@ def sample_codes(
     Args:
         model: in eval mode.
         states: text states `[L_i, D]` of each clip's prompt.
-        seeds: one per clip.
+        seeds: one per clip, each what `numpy.random.default_rng` takes.
         frames: T.
         sampling: guidance, top-k, temperature.
         report: called with the number of steps done.

@@ -14,11 +14,14 @@ from typer.testing import CliRunner
 
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
+from common.shards import ShardDataset
+from training.checkpoint import latest_checkpoint, load_for_inference
 from training.cli import app
 from training.config import SamplingConfig
-from training.lm.generate import Decoder, Sampler, choose, sample_codes
+from training.lm.generate import Decoder, Sampler, choose, draw_key, sample_codes
 from training.lm.model import Architecture, LanguageModel
 from training.lm.patterns import delay
+from training.train import train
 
 ARCH = Architecture(d_model=32, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
 
@@ -125,6 +128,31 @@ def test_a_trained_run_speaks(tiny_recipe: Recipe, tiny_run: Path) -> None:
     assert steps == [(i + 1, 46) for i in range(46)]
 
 
+def test_prompts_in_training_form_are_taken_as_they_are(
+    tiny_recipe: Recipe, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = Sampler.load(tiny_recipe, tiny_run)
+    asked: list[str] = []
+    encode = sampler.encoder.encode
+    monkeypatch.setattr(
+        sampler.encoder, "encode", lambda texts: asked.extend(texts) or encode(texts)
+    )
+    sampler.generate(["Barking dogs"], 0.1, [0])
+    sampler.generate(["Barking dogs"], 0.1, [0], normalized=True)
+    assert asked == ["bark dog", "Barking dogs"]
+
+
+def test_prompt_and_seed_decide_the_draws(tiny_recipe: Recipe, tiny_run: Path) -> None:
+    sampler = Sampler.load(tiny_recipe, tiny_run)
+    # Without guidance by text only the draws tell clips apart.
+    deaf = SamplingConfig(cfg=0.0)
+    _, codes = sampler.generate(["rain", "dog", "the dogs"], 0.4, [1, 1, 1], deaf)
+    assert not np.array_equal(codes[0], codes[1])
+    assert np.array_equal(codes[1], codes[2])
+    # The key stays the same from one process to the next.
+    assert draw_key(1, "rain") == (1, 16087700009325496637)
+
+
 def test_mistakes_are_told_in_one_line(tiny_root: Path, tiny_run: Path, tmp_path: Path) -> None:
     recipe = load_recipe(tiny_root / "recipe.yaml")
     sampler = Sampler.load(recipe, tiny_run)
@@ -132,6 +160,10 @@ def test_mistakes_are_told_in_one_line(tiny_root: Path, tiny_run: Path, tmp_path
         sampler.generate(["the 3"], 0.4, [0])
     with pytest.raises(AttuneError, match=r"longer than the 0\.4 s"):
         sampler.generate(["dog"], 1.0, [0])
+    # Longer segments than there are clips: the longest training clip counts.
+    sampler.description |= {"segment_s": 9.0, "trained_s": 0.571}
+    with pytest.raises(AttuneError, match=r"longer than the 0\.58 s"):
+        sampler.generate(["dog"], 0.6, [0])
     with pytest.raises(AttuneError, match="no trained model there"):
         Sampler.load(recipe, tmp_path / "nothing")
     from tiny_lm import make_codec
@@ -143,6 +175,46 @@ def test_mistakes_are_told_in_one_line(tiny_root: Path, tiny_run: Path, tmp_path
     other = load_recipe(tiny_root / "recipe.yaml", ["text_encoder.max_length=15"])
     with pytest.raises(AttuneError, match="was trained with text encoder"):
         Sampler.load(other, tiny_run)
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(
+    tiny_root: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(
+        tiny_root / "recipe.yaml", [f"run_dir={tmp_path}", "lm.steps=3", "lm.segment_s=9"]
+    )
+    checkpoint = latest_checkpoint(train(recipe))
+    assert checkpoint is not None
+    manifest = ShardDataset.open(recipe.data_dir).manifest.to_pylist()
+    longest = max(row["frames"] for row in manifest if row["split"] == "train")
+    assert load_for_inference(checkpoint)[1]["trained_s"] == longest / 50
+    described = json.loads((checkpoint / "model.json").read_text())
+    del described["codec_id"]
+    (checkpoint / "model.json").write_text(json.dumps(described))
+    with pytest.raises(AttuneError, match=r"model\.json lacks codec_id"):
+        Sampler.load(recipe, tmp_path / "lm")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--duration", "nan"), "--duration nan: expected"),
+        (("--duration", "-1"), "--duration -1: expected"),
+        (("--device", "warp"), "--device warp: not available"),
+        (("--out", "{file}"), "{file}: not a folder"),
+        (("--out", "{file}/below"), "below a file"),
+    ],
+)
+def test_command_refuses_before_loading_anything(
+    tiny_root: Path, tmp_path: Path, option: tuple[str, str], words: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompt", "dog"]
+    command += ["--run", "none", option[0], option[1].format(file=file)]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, AttuneError)
+    assert words.format(file=file) in str(result.exception)
 
 
 def test_command_writes_wav_and_sidecar(tiny_root: Path, tiny_run: Path, tmp_path: Path) -> None:
