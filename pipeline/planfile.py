@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,11 @@ from pipeline.textcache import TextCache
 PLAN_VERSION = 1
 """Raise when the same inputs come to mean other shards."""
 CLIPS_PER_ROW_GROUP = 8192
+_HASH_KEY = b"attune.plan_hash"
+_PLAN_KEYS = {
+    "plan_hash", "inputs", "n_planned", "n_shards", "n_refused", "n_unique_prompts",
+    "clips_per_shard", "prompt_policy", "catalogs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,9 @@ class FrozenPlan:
 
     def shards(self, skip: Collection[int] = ()) -> Iterator[tuple[int, pa.Table]]:
         """Each shard's number and rows; holds one row group at a time."""
-        with self.store.open("plan/plan.parquet") as source:
+        with self._reading("plan"), self.store.open("plan/plan.parquet") as source:
             file = pq.ParquetFile(source)
+            self._check_hash("plan", file.schema_arrow)
             per_group = _shards_per_row_group(int(self.info["clips_per_shard"]))
             for group in range(file.num_row_groups):
                 first = group * per_group
@@ -76,7 +83,30 @@ class FrozenPlan:
 
     def table(self, name: str) -> pa.Table:
         """All of `plan`, `rejects` or `prompts`."""
-        return pq.read_table(pa.BufferReader(self.store.read(f"plan/{name}.parquet")))
+        with self._reading(name):
+            table = pq.read_table(pa.BufferReader(self.store.read(f"plan/{name}.parquet")))
+            self._check_hash(name, table.schema)
+        return table
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+            raise AttuneError(
+                f"{self.store.uri}/plan/{name}.parquet: {reason}; delete the folder plan/ and run "
+                "again: the same recipe makes the same plan"
+            ) from error
+
+    def _check_hash(self, name: str, schema: pa.Schema) -> None:
+        found = (schema.metadata or {}).get(_HASH_KEY, b"").decode()
+        if found and found != self.plan_hash:
+            raise AttuneError(
+                f"{self.store.uri}/plan/{name}.parquet is of plan {found}, plan.json "
+                f"of plan {self.plan_hash}: two runs with different recipes planned there at once; "
+                "delete the folder plan/ and run one of them again"
+            )
 
 
 def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
@@ -86,7 +116,7 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
         AttuneError: a catalog file, the codec or the text encoder is missing, or the codec has
             another sample rate than the recipe.
     """
-    settings = json.loads((resolve_codec(recipe.codec.path) / "config.json").read_text())
+    settings = _codec_settings(recipe.codec.path)
     if settings.get("sampling_rate") != recipe.sample_rate:
         raise AttuneError(
             f"codec {recipe.codec.path} runs at {settings.get('sampling_rate')} Hz, but "
@@ -107,11 +137,23 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
 
 
 def load_plan(store: Store) -> FrozenPlan | None:
-    """The plan that is on disk, if there is one."""
+    """The plan that is on disk, if there is one.
+
+    Raises:
+        AttuneError: `plan.json` is damaged.
+    """
     try:
-        return FrozenPlan(store, json.loads(store.read("plan/plan.json")))
+        info = json.loads(store.read("plan/plan.json"))
     except FileNotFoundError:
         return None
+    except ValueError:
+        info = None
+    if not isinstance(info, dict) or not info.keys() >= _PLAN_KEYS:
+        raise AttuneError(
+            f"{store.uri}/plan/plan.json: is damaged; delete the folder plan/ and run again: the "
+            "same recipe makes the same plan"
+        )
+    return FrozenPlan(store, info)
 
 
 def ensure_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[FrozenPlan, bool]:
@@ -143,7 +185,10 @@ def ensure_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[F
         clips_per_shard=config.clips_per_shard,
         seed=recipe.seed,
     )
-    return freeze_plan(store, tables, inputs, config, recipe), True
+    if found is not None:
+        # From here until the new plan.json there is no plan: a torn replacement is none.
+        store.delete("plan/plan.json")
+    return freeze_plan(store, tables, inputs, config)
 
 
 def freeze_plan(
@@ -151,19 +196,30 @@ def freeze_plan(
     tables: PlanTables,
     inputs: dict[str, Any],
     config: PipelineConfig,
-    recipe: Recipe,
-) -> FrozenPlan:
-    """Write the plan's files, `plan.json` last."""
-    # From here until the new plan.json there is no plan: a torn replacement is none.
-    store.delete("plan/plan.json")
+) -> tuple[FrozenPlan, bool]:
+    """Write the plan's files, `plan.json` last; False if another run was there first.
+
+    The first `plan.json` wins.  Every table carries its plan's hash, so that whoever lost the race
+    to another recipe, or had its tables overwritten by it, hears of it.
+
+    Raises:
+        AttuneError: another run froze the plan of another recipe meanwhile.
+    """
+    plan_hash = hash_inputs(inputs)
+    if standing := _standing(store, plan_hash):
+        return standing, False
     cache = TextCache(store, str(inputs["text_encoder_id"]))
     prompts = cache.assign_chunks(tables.plan, config.prompts_per_chunk)
     per_group = _shards_per_row_group(config.clips_per_shard) * config.clips_per_shard
-    _write_parquet(store, "plan/rejects.parquet", tables.rejects, CLIPS_PER_ROW_GROUP)
-    _write_parquet(store, "plan/prompts.parquet", prompts, 1 << 17)
-    _write_parquet(store, "plan/plan.parquet", tables.plan, per_group)
+    for name, table, row_group_size in (
+        ("rejects", tables.rejects, CLIPS_PER_ROW_GROUP),
+        ("prompts", prompts, 1 << 17),
+        ("plan", tables.plan, per_group),
+    ):
+        table = table.replace_schema_metadata({_HASH_KEY: plan_hash})
+        _write_parquet(store, f"plan/{name}.parquet", table, row_group_size)
     info = {
-        "plan_hash": hash_inputs(inputs),
+        "plan_hash": plan_hash,
         "inputs": inputs,
         "n_planned": len(tables.plan),
         "n_shards": tables.n_shards,
@@ -173,8 +229,37 @@ def freeze_plan(
         "prompt_policy": config.prompt_policy,
         "catalogs": {label: count.as_dict() for label, count in tables.counts.items()},
     }
-    store.write("plan/plan.json", (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
-    return FrozenPlan(store, info)
+    document = (json.dumps(info, indent=2, sort_keys=True) + "\n").encode()
+    if not store.create("plan/plan.json", document):
+        standing = _standing(store, plan_hash)
+        if standing is None:
+            raise AttuneError(f"{store.uri}: another run is planning there; run again after it")
+        return standing, False
+    return FrozenPlan(store, info), True
+
+
+def _standing(store: Store, plan_hash: str) -> FrozenPlan | None:
+    """The plan that another run froze while this one was planning."""
+    standing = load_plan(store)
+    if standing is not None and standing.plan_hash != plan_hash:
+        raise AttuneError(
+            f"{store.uri}: another run froze plan {standing.plan_hash} there meanwhile, this "
+            f"recipe makes plan {plan_hash}; give each recipe a data_dir of its own"
+        )
+    return standing
+
+
+def _codec_settings(path: str) -> dict[str, Any]:
+    file = resolve_codec(path) / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AttuneError(f"codec {path}: {file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise AttuneError(f"codec {path}: {file} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise AttuneError(f"codec {path}: {file} is not a JSON object")
+    return settings
 
 
 def _shards_per_row_group(clips_per_shard: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,11 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
+from pipeline import planfile
 from pipeline.catalogs.base import Catalog, Merged, Outcome, Refusal, refuse
 from pipeline.config import PipelineConfig
 from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
-from pipeline.planfile import ensure_plan, load_plan
+from pipeline.planfile import FrozenPlan, ensure_plan, load_plan, plan_inputs
 
 
 class Listed(Catalog):
@@ -157,6 +159,67 @@ def test_a_frozen_plan_is_kept_and_another_is_refused_once_shards_exist(
         assert part in str(error.value)
     kept = load_plan(store)
     assert kept is not None and kept.plan_hash == other
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"plan_hash": "x"}'])
+def test_a_torn_plan_is_one_line(
+    write_recipe: Callable[..., Path], tmp_path: Path, content: bytes
+) -> None:
+    store = open_store(tmp_path / "data")
+    store.write("plan/plan.json", content)
+    with pytest.raises(AttuneError, match=r"plan\.json: is damaged; delete the folder plan/"):
+        load_plan(store)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+def test_a_broken_codec_config_is_one_line(
+    write_recipe: Callable[..., Path], tmp_path: Path, tiny_codec: Path, content: bytes
+) -> None:
+    codec = tmp_path / "codec"
+    shutil.copytree(tiny_codec, codec)
+    (codec / "config.json").write_bytes(content)
+    recipe = load_recipe(write_recipe(tmp_path / "data"), [f"codec.path={codec}"])
+    with pytest.raises(AttuneError, match=r"codec .*config\.json is not"):
+        plan_inputs(recipe, recipe.section("pipeline", PipelineConfig))
+
+
+def test_of_two_runs_that_plan_at_once_the_first_wins(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver freezes its plan while this one still reads its catalogs."""
+    store = open_store(tmp_path / "data")
+
+    def ensure(*overrides: str) -> tuple[FrozenPlan, bool]:
+        recipe = load_recipe(write_recipe(tmp_path / "data"), overrides)
+        return ensure_plan(store, recipe, recipe.section("pipeline", PipelineConfig))
+
+    def race(mine: list[str], other: list[str], moment: str) -> tuple[FrozenPlan, bool]:
+        store.delete("plan/plan.json")
+        true = getattr(planfile, moment)
+
+        def overtaken(*arguments: Any, **options: Any) -> Any:
+            with monkeypatch.context() as patch:
+                patch.setattr(planfile, moment, true)
+                assert ensure(*other)[1]
+            monkeypatch.setattr(planfile, moment, true)
+            return true(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(planfile, moment, overtaken)
+            return ensure(*mine)
+
+    for moment in ("build_plan", "_write_parquet"):
+        plan, is_new = race([], [], moment)
+        assert not is_new and plan.info == load_plan(store).info  # type: ignore[union-attr]
+        with pytest.raises(AttuneError, match="another run froze plan"):
+            race([], ["pipeline.min_duration_s=0.7"], moment)
+    # The winner's tables were overwritten by the loser, and nobody takes them for the winner's.
+    winner = load_plan(store)
+    assert winner is not None
+    with pytest.raises(AttuneError, match="planned there at once"):
+        next(winner.shards())
+    with pytest.raises(AttuneError, match="planned there at once"):
+        winner.table("prompts")
 
 
 def test_the_codec_must_run_at_the_recipes_rate(
