@@ -71,7 +71,7 @@ class ShardDataset:
             manifest = pq.read_table(pa.BufferReader(store.read("manifest.parquet")))
         except FileNotFoundError:
             raise AttuneError(_not_finished(store, "manifest.parquet")) from None
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise AttuneError(f"{store.uri}/manifest.parquet: not readable: {error}") from error
         return cls(store, manifest, summary)
 
@@ -122,12 +122,18 @@ def read_summary(store: Store) -> dict[str, Any]:
     """`summary.json` of a finished run.
 
     Raises:
-        AttuneError: there is none.
+        AttuneError: there is none, or it is damaged.
     """
     try:
-        summary: dict[str, Any] = json.loads(store.read("summary.json"))
+        summary = json.loads(store.read("summary.json"))
     except FileNotFoundError:
         raise AttuneError(_not_finished(store, "summary.json")) from None
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict):
+        raise AttuneError(
+            f"{store.uri}/summary.json: is damaged; `python -m pipeline run` writes it anew"
+        )
     return summary
 
 

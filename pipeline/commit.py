@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,10 +25,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import AttuneError
 from common.shards import MEMBERS, parse_sample
 from common.storage import Store
 
 COMMIT_VERSION = 1
+_COMMIT_KEY = re.compile(r"commits/(\d{6,})\.json")
+_COMMIT_FIELDS = {"shard", "plan_hash", "shard_key", "sha256", "bytes", "samples", "refused"}
+_SAMPLE_FIELDS = {
+    "sample_id", "offset", "length", "frames", "duration_s", "prompt_tokens",
+    "source_sample_rate", "source_sha256",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,17 +137,44 @@ def commit_key(shard: int) -> str:
 
 def committed_shards(store: Store) -> set[int]:
     """Numbers of the committed shards, from the listing alone."""
-    names = (key.rsplit("/", 1)[-1] for key, _ in store.list("commits"))
-    return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+    matches = (_COMMIT_KEY.fullmatch(key) for key, _ in store.list("commits"))
+    return {int(match[1]) for match in matches if match}
 
 
 def read_commit(store: Store, shard: int) -> dict[str, Any] | None:
-    """A shard's commit, if it has one."""
+    """A shard's commit, if it has one.
+
+    Raises:
+        AttuneError: the file is damaged.
+    """
     try:
-        commit: dict[str, Any] = json.loads(store.read(commit_key(shard)))
+        commit = json.loads(store.read(commit_key(shard)))
+        problem = _what_lacks(commit)
     except FileNotFoundError:
         return None
-    return commit
+    except ValueError as error:
+        problem = f"is not JSON: {error}"
+    if problem:
+        raise AttuneError(
+            f"{store.uri}/{commit_key(shard)}: {problem}; delete it and run again to make the "
+            "shard anew"
+        )
+    return dict(commit)
+
+
+def _what_lacks(commit: Any) -> str:
+    if not isinstance(commit, dict):
+        return "is damaged: not an object"
+    if missing := _COMMIT_FIELDS - commit.keys():
+        return f"is damaged: no {', '.join(sorted(missing))}"
+    for name, fields in (("samples", _SAMPLE_FIELDS), ("refused", {"sample_id", "reason"})):
+        if not isinstance(commit[name], list):
+            return f"is damaged: {name} is not a list"
+        for item in commit[name]:
+            missing = fields - item.keys() if isinstance(item, dict) else fields
+            if missing:
+                return f"is damaged: an item of {name} has no {', '.join(sorted(missing))}"
+    return ""
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:

@@ -13,12 +13,14 @@ from pipeline.textcache import TextCache
 
 
 def finished_summary(plan: FrozenPlan) -> dict[str, Any] | None:
-    """`summary.json`, if it is there and was made from this plan."""
+    """`summary.json`, if it is there, whole, and made from this plan."""
     try:
-        summary: dict[str, Any] = json.loads(plan.store.read("summary.json"))
-    except FileNotFoundError:
+        summary = json.loads(plan.store.read("summary.json"))
+    except (FileNotFoundError, ValueError):
         return None
-    return summary if summary["plan_hash"] == plan.plan_hash else None
+    if not isinstance(summary, dict) or summary.get("plan_hash") != plan.plan_hash:
+        return None
+    return summary
 
 
 def read_status(store: Store) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def read_status(store: Store) -> dict[str, Any]:
     plan = load_plan(store)
     if plan is None:
         raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
-    committed = sorted(committed_shards(store))
+    committed = sorted(committed_shards(store) & set(range(plan.n_shards)))
     clips = refused = 0
     seconds = 0.0
     for shard in committed:
@@ -42,9 +44,7 @@ def read_status(store: Store) -> dict[str, Any]:
     prompts = plan.table("prompts")
     cached = TextCache(store, plan.info["inputs"]["text_encoder_id"]).chunks()
     embedded = sum(chunk in cached for chunk in prompts["chunk"].to_pylist())
-    poison = [
-        json.loads(store.read(key)) for key, _ in store.list("poison") if key.endswith(".json")
-    ]
+    poison = _read_poison(store)
     if finished_summary(plan) is not None:
         state = "finished"
     elif len(committed) == plan.n_shards:
@@ -64,3 +64,14 @@ def read_status(store: Store) -> dict[str, Any]:
         "refused_while_encoding": refused,
         "poison": [entry for entry in poison if entry["shard"] not in set(committed)],
     }
+
+
+def _read_poison(store: Store) -> list[dict[str, Any]]:
+    entries = []
+    for key, _ in store.list("poison"):
+        try:
+            entry = json.loads(store.read(key))
+            entries.append({"shard": int(entry["shard"]), "errors": list(entry["errors"])})
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            continue  # gone meanwhile, or not ours
+    return entries

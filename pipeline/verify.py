@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,19 @@ def verify_shards(store: Store) -> dict[str, Any]:
     plan = load_plan(store)
     if plan is None:
         raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
-    return _Check(store, plan, read_summary(store)).run()
+    try:
+        summary = read_summary(store)
+    except AttuneError:
+        if not store.exists("summary.json"):
+            raise
+        summary = {}
+    return _Check(store, plan, summary).run()
+
+
+_SUMMARY_KEYS = {
+    "plan_hash", "n_samples", "n_codebooks", "codebook_size", "frame_rate", "text_dim",
+    "codec_id", "text_encoder_id",
+}  # fmt: skip
 
 
 class _Check:
@@ -51,20 +63,23 @@ class _Check:
         self.manifest = self._read_manifest()
 
     def run(self) -> dict[str, Any]:
-        if self.summary.get("plan_hash") != self.plan.plan_hash:
-            self.problem("summary.json", f"is of plan {self.summary.get('plan_hash')}")
+        if lacking := sorted(_SUMMARY_KEYS - self.summary.keys()):
+            self.problem("summary.json", f"is damaged: no {', '.join(lacking)}")
+        elif self.summary["plan_hash"] != self.plan.plan_hash:
+            self.problem("summary.json", f"is of plan {self.summary['plan_hash']}")
         expected_order: list[str] = []
         named: set[str] = set()
-        for shard, rows in self.plan.shards():
+        for shard, rows in self._planned():
             commit = self._commit(shard)
             if commit is None:
                 continue
             if commit["shard_key"]:
                 named.add(commit["shard_key"])
-            try:
-                check_account(rows.to_pylist(), commit, self.plan.plan_hash)
-            except AttuneError as error:
-                self.problem(commit_key(shard), str(error))
+            if rows is not None:
+                try:
+                    check_account(rows.to_pylist(), commit, self.plan.plan_hash)
+                except AttuneError as error:
+                    self.problem(commit_key(shard), str(error))
             expected_order += [sample["sample_id"] for sample in commit["samples"]]
             self._tar(commit)
         for shard in sorted(committed_shards(self.store)):
@@ -80,10 +95,10 @@ class _Check:
                 self.problem("manifest.parquet", "is committed but has no row", sample_id)
             if not extra and not lost:
                 self.problem("manifest.parquet", "rows are not in the order of the commits")
-        if self.summary.get("n_samples") != len(expected_order):
+        if self.summary.get("n_samples", len(expected_order)) != len(expected_order):
             self.problem(
                 "summary.json",
-                f"n_samples is {self.summary.get('n_samples')}, commits have {len(expected_order)}",
+                f"n_samples is {self.summary['n_samples']}, commits have {len(expected_order)}",
             )
         return {
             "shards": self.plan.n_shards,
@@ -95,13 +110,24 @@ class _Check:
     def problem(self, where: str, problem: str, sample_id: str = "") -> None:
         self.problems.append({"where": where, "sample_id": sample_id, "problem": problem})
 
+    def _planned(self) -> Iterator[tuple[int, pa.Table | None]]:
+        """Every shard with its plan rows, or with None where the plan's table is damaged."""
+        told = 0
+        try:
+            for shard, rows in self.plan.shards():
+                yield shard, rows
+                told = shard + 1
+        except AttuneError as error:
+            self.problem("plan/plan.parquet", str(error))
+        yield from ((shard, None) for shard in range(told, self.plan.n_shards))
+
     def _read_manifest(self) -> dict[str, dict[str, Any]]:
         try:
             table = pq.read_table(pa.BufferReader(self.store.read("manifest.parquet")))
         except FileNotFoundError:
             self.problem("manifest.parquet", "is missing")
             return {}
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             self.problem("manifest.parquet", f"is not readable: {error}")
             return {}
         if table.schema.names != MANIFEST.names:
@@ -112,8 +138,8 @@ class _Check:
     def _commit(self, shard: int) -> dict[str, Any] | None:
         try:
             commit = read_commit(self.store, shard)
-        except ValueError as error:
-            self.problem(commit_key(shard), f"is not JSON: {error}")
+        except AttuneError as error:
+            self.problem(commit_key(shard), str(error))
             return None
         if commit is None:
             self.problem(commit_key(shard), "is missing")
@@ -187,6 +213,8 @@ class _Check:
 
     def _content(self, sample: Sample, committed: Mapping[str, Any]) -> list[str]:
         """What is wrong with one sample's arrays and record."""
+        if not self.summary.keys() >= _SUMMARY_KEYS:
+            return []  # nothing to compare with; told once
         problems = []
         streams, size = self.summary["n_codebooks"], self.summary["codebook_size"]
         if sample.codes.shape != (streams, committed["frames"]):

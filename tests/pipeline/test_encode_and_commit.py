@@ -24,7 +24,7 @@ from common.storage import StorageError, open_store
 from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.finalize import check_account, finalize
 from pipeline.planfile import FrozenPlan
-from pipeline.status import read_status
+from pipeline.status import finished_summary, read_status
 
 Planned = tuple[FrozenPlan, Recipe]
 
@@ -33,6 +33,14 @@ def clip(key: str, frames: int = 5) -> EncodedClip:
     codes = np.arange(2 * frames, dtype=np.int16).reshape(2, frames)
     record = {"sample_id": key, "prompt_tokens": [2, 1], "title": "Ärger"}
     return EncodedClip(key, codes, np.ones((3, 4), np.float16), record)
+
+
+def sample(key: str) -> dict[str, Any]:
+    """A sample as a commit lists it."""
+    counts = dict.fromkeys(("offset", "length", "frames", "source_sample_rate"), 1)
+    return {
+        "sample_id": key, "duration_s": 0.1, "prompt_tokens": [1], "source_sha256": "0", **counts
+    }  # fmt: skip
 
 
 def test_tars_are_byte_deterministic_and_plain(tmp_path: Path) -> None:
@@ -62,8 +70,8 @@ def test_the_first_commit_wins_and_the_loser_hears_of_it(tmp_path: Path) -> None
     store = open_store(tmp_path / "store")
     build_tar(tmp_path / "a.tar", [clip("a" * 32)])
     build_tar(tmp_path / "b.tar", [clip("b" * 32)])
-    first = publish_shard(store, 7, "plan", tmp_path / "a.tar", [{"sample_id": "a"}], [])
-    second = publish_shard(store, 7, "plan", tmp_path / "b.tar", [{"sample_id": "b"}], [])
+    first = publish_shard(store, 7, "plan", tmp_path / "a.tar", [sample("a")], [])
+    second = publish_shard(store, 7, "plan", tmp_path / "b.tar", [sample("b")], [])
     assert second == first == read_commit(store, 7)
     assert first["shard_key"] == f"shards/000007-{first['sha256'][:12]}.tar"
     assert store.read(first["shard_key"]) == (tmp_path / "a.tar").read_bytes()
@@ -171,6 +179,26 @@ def test_remaking_any_part_gives_the_same_bytes(
     finalize(plan, recipe)
     after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_a_torn_summary_is_written_anew(finished: Path, planned: Planned) -> None:
+    whole = (finished / "summary.json").read_bytes()
+    for torn in (whole[:50], b"[]", b"{}"):
+        (finished / "summary.json").write_bytes(torn)
+        assert finished_summary(planned[0]) is None
+    with pytest.raises(AttuneError, match=r"summary\.json: is damaged"):
+        (finished / "summary.json").write_bytes(whole[:50])
+        ShardDataset.open(finished)
+    finalize(*planned)
+    assert (finished / "summary.json").read_bytes() == whole
+
+
+def test_files_that_are_no_commits_are_none(finished: Path, planned: Planned) -> None:
+    (finished / "commits" / "notes.json").write_text("{}")
+    (finished / "poison").mkdir()
+    (finished / "poison" / "000001.json").write_text("{")
+    status = read_status(planned[0].store)
+    assert (status["state"], status["poison"]) == ("finished", [])
 
 
 def test_finalize_refuses_an_unfinished_run(finished: Path, planned: Planned) -> None:

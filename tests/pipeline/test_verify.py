@@ -76,6 +76,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "commit loses a sample": (
         lambda d: rewrite_commit(d, samples=commit(d)["samples"][1:]), "neither committed",
     ),
+    "commit without a key": (
+        lambda d: (d / f"commits/{SHARD:06d}.json").write_text('{"shard": 2}'), "no bytes",
+    ),
+    "commit of a sample without a length": (
+        lambda d: rewrite_commit(d, samples=[{"sample_id": "a"}]), "samples has no duration_s",
+    ),
+    "summary torn": (lambda d: (d / "summary.json").write_text("{"), "damaged: no codebook_size"),
+    "plan's table damaged": (
+        lambda d: (d / "plan/plan.parquet").write_bytes(b"PAR1" + bytes(99)), "is damaged",
+    ),
+    "plan's table gone": (lambda d: (d / "plan/plan.parquet").unlink(), "is missing"),
     "commit past the plan": (
         lambda d: shutil.copy(d / "commits/000000.json", d / "commits/000099.json"), "8 shards",
     ),
