@@ -99,12 +99,26 @@ def write_corpus(
         Number of audio files per dataset.
 
     Raises:
-        AttuneError: `out` exists and is not an embedded corpus.
+        AttuneError: `out` exists and is not an embedded corpus, or cannot be written.
     """
+    try:
+        return _write_corpus(out, seed, progress)
+    except OSError as error:
+        raise AttuneError(f"{out}: cannot write the corpus there: {error.strerror}") from error
+    except soundfile.LibsndfileError as error:
+        raise AttuneError(f"{out}: cannot write the corpus there: {error.error_string}") from error
+
+
+def _write_corpus(out: Path, seed: int, progress: Callable[[str], None]) -> dict[str, int]:
     marker = out / "corpus.json"
     stamp = {"version": CORPUS_VERSION, "seed": seed}
     if marker.is_file():
-        found = json.loads(marker.read_text())
+        try:
+            found = json.loads(marker.read_text())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+            raise AttuneError(f"{marker}: is damaged; delete {out} to have the corpus made anew")
         if {key: found.get(key) for key in stamp} == stamp:
             progress(f"corpus in {out} is complete; kept")
             return dict(found["files"])

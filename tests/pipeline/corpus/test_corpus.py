@@ -54,6 +54,20 @@ def test_a_finished_corpus_is_kept_and_a_foreign_folder_refused(corpus: Path, tm
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path,
+):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "corpus"):
+        with pytest.raises(AttuneError, match="cannot write the corpus there: Not a directory"):
+            layout.write_corpus(out)
+    (tmp_path / "torn").mkdir()
+    for content in ("{", "[]", "{}"):
+        (tmp_path / "torn" / "corpus.json").write_text(content)
+        with pytest.raises(AttuneError, match=r"corpus\.json: is damaged"):
+            layout.write_corpus(tmp_path / "torn")
+
+
 def test_audioset_has_the_comment_header_and_the_space_after_each_comma(corpus: Path):
     lines = (corpus / "audioset/balanced_train_segments.csv").read_text().splitlines()
     assert [line[0] for line in lines[:3]] == ["#"] * 3
