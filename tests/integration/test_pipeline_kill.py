@@ -20,9 +20,14 @@ def kill_when(recipe: Path, condition: Callable[[], bool]) -> None:
     mark = uuid.uuid4().hex
     driver = start_pipeline("run", "--config", str(recipe), mark=mark)
     deadline = time.monotonic() + 120
-    while not condition() and driver.poll() is None and time.monotonic() < deadline:
+    while not (held := condition()) and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert driver.poll() is None, "the run ended before it could be killed"
+    if not held or driver.poll() is not None:
+        ended = driver.poll() is not None
+        os.killpg(driver.pid, signal.SIGKILL)
+        output = driver.communicate()[0]
+        what = "ended before it could be killed" if ended else "never came to the point to kill it"
+        raise AssertionError(f"the run {what}: {output}")
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
     while (alive := marked_processes(mark)) and time.monotonic() < deadline:
