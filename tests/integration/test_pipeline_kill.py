@@ -24,7 +24,8 @@ def kill_when(recipe: Path, condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
     if not held or driver.poll() is not None:
         ended = driver.poll() is not None
-        os.killpg(driver.pid, signal.SIGKILL)
+        if not ended:
+            os.killpg(driver.pid, signal.SIGKILL)
         output = driver.communicate()[0]
         what = "ended before it could be killed" if ended else "never came to the point to kill it"
         raise AssertionError(f"the run {what}: {output}")
