@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.codec import load_codec
 from common.config import load_recipe
@@ -117,6 +118,10 @@ def test_killed_training_goes_on_bit_for_bit(
     # Steps 8 and 9 ran twice: from the checkpoint at 8 the same losses came out.
     losses = _losses(torn)
     assert losses[8:10] == losses[10:12]
+    # TensorBoard shows them once, and the row of the checkpoint's own step still.
+    events = EventAccumulator(str(tmp_path / "torn.run" / "tb"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("codec/loss")] == list(range(1, 13))
     assert losses[10:] == _losses(whole)[8:]
     assert (torn / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
