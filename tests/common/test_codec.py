@@ -14,8 +14,8 @@ from common import codec as codec_module
 from common.codec import codec_identity, load_codec
 from common.errors import AttuneError
 from training.codec.config import CodecArchitecture
+from training.codec.model import build_model
 from training.codec.quantizer import ResidualQuantizerTrainer
-from training.codec.train import build_model
 
 
 def _folder(path: Path, ratios: tuple[int, ...] = (8, 5, 4, 2), rate: int = 16_000) -> Path:

@@ -63,6 +63,8 @@ def load_clips(folders: Sequence[str], sample_rate: int, min_duration_s: float) 
             except AudioError as error:
                 refused[error.reason] = refused.get(error.reason, 0) + 1
                 continue
+            except OSError as error:  # the disk, not the file
+                raise AttuneError(f"codec training: {path}: {error}; run again") from error
             waves.append(resample(audio.wav, audio.sample_rate, sample_rate))
     if not waves:
         raise AttuneError(f"codec training: no usable audio in {', '.join(folders)}")

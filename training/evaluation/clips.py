@@ -111,7 +111,7 @@ def labelled_clips(
     for row in rows:
         try:
             audio = read_audio(row["audio_uri"], row["start_s"], row["end_s"])
-        except AudioError as error:
+        except (AudioError, OSError) as error:
             raise AttuneError(f"report: source audio {row['audio_uri']}: {error}") from error
         clips.append(
             LabelledClip(

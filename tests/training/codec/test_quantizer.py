@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from training.codec.config import CodecArchitecture
+from training.codec.model import build_model
 from training.codec.quantizer import ResidualQuantizerTrainer, codebook_usage, kmeans, nearest
-from training.codec.train import build_model
 
 
 @pytest.fixture

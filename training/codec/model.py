@@ -1,0 +1,74 @@
+"""The codec as it is trained: Hugging Face's `EncodecModel` modules, freshly initialized."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import AttuneError
+from training.codec.config import CodecArchitecture
+
+
+def build_model(architecture: CodecArchitecture, sample_rate: int) -> Any:
+    """An untrained Hugging Face `EncodecModel`: non-causal, weight norm, mono, no chunking."""
+    from transformers import EncodecConfig, EncodecModel
+
+    frame_rate = sample_rate / math.prod(architecture.ratios)
+    if not frame_rate.is_integer():
+        raise AttuneError(
+            f"codec_training.architecture.ratios {architecture.ratios}: {sample_rate} Hz is not a "
+            f"multiple of their product {math.prod(architecture.ratios)}"
+        )
+    bits = math.log2(architecture.codebook_size)
+    bandwidth = architecture.n_codebooks * bits * frame_rate / 1000
+    config = EncodecConfig(
+        # A hair above the exact value: its quotient by bits per stream is rounded down.
+        target_bandwidths=[round(bandwidth + 1e-3, 6)],
+        sampling_rate=sample_rate,
+        audio_channels=1,
+        normalize=False,
+        chunk_length_s=None,
+        num_filters=architecture.num_filters,
+        hidden_size=architecture.hidden_size,
+        codebook_dim=architecture.hidden_size,
+        codebook_size=architecture.codebook_size,
+        upsampling_ratios=list(architecture.ratios),
+        num_lstm_layers=architecture.lstm_layers,
+        use_causal_conv=False,
+        norm_type="weight_norm",
+    )
+    model = EncodecModel(config)
+    if model.quantizer.num_quantizers != architecture.n_codebooks:
+        raise AttuneError(
+            f"codec_training.architecture: {architecture.n_codebooks} x "
+            f"{architecture.codebook_size} codes cannot be expressed as an EncodecModel"
+        )
+    initialize(model)
+    return model
+
+
+@torch.no_grad()
+def initialize(model: Any) -> None:
+    """He-initialize the convolutions, biases zero.
+
+    PyTorch's default shrinks the signal at each of SEANet's layers: what reaches the latents varies
+    a thousand times less than its mean, and a short training ends with one code per stream.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            weight = module.weight
+            transposed = isinstance(module, nn.ConvTranspose1d)
+            fan_in = (
+                weight.shape[0 if transposed else 1]
+                * weight.shape[2]
+                / (module.stride[0] if transposed else 1)
+            )
+            # Through the weight-norm parametrization: assigning splits norm and direction.
+            module.weight = torch.randn_like(weight) * math.sqrt(1.55 / fan_in)
+            assert module.bias is not None
+            module.bias.zero_()
+    last = model.decoder.layers[-1].conv
+    last.weight = last.weight * 0.05  # an untrained decoder whispers instead of clipping
