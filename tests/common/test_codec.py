@@ -138,3 +138,22 @@ def test_wrong_codecs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(AttuneError, match=message) as caught:
             load_codec(reference)
         assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_codec_is_small_has_its_card_and_keeps_what_it_is_given():
+    folder = codec_module.resolve_codec("builtin:sfx-small")
+    assert (folder / "model.safetensors").stat().st_size <= 5_000_000
+    card = (folder / "README.md").read_text()
+    assert "python -m training codec" in card and "SI-SDR" in card and "perplexity" in card
+    ours = load_codec("builtin:sfx-small")
+    assert (ours.sample_rate, ours.frame_rate, ours.n_codebooks) == (16_000, 50, 4)
+    # Knocks on a door: three loud moments stay three loud moments, and silence stays silent.
+    wav = np.zeros(32_000, np.float32)
+    t = np.arange(2_000) / 16_000
+    for start in (4_000, 13_000, 22_000):
+        wav[start : start + 2_000] = 0.5 * np.sin(2 * np.pi * 170 * t) * np.exp(-t / 0.03)
+    codes = ours.encode_track(wav)
+    decoded = ours.decode(torch.from_numpy(codes.astype(np.int64))[None])[0, :32_000].numpy()
+    loudness = [np.sqrt(np.mean(block**2)) for block in np.split(decoded, 16)]
+    original = [np.sqrt(np.mean(block**2)) for block in np.split(wav, 16)]
+    assert np.corrcoef(loudness, original)[0, 1] > 0.9
