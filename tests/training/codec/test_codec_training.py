@@ -1,6 +1,7 @@
 """Codec training: it learns, it resumes exactly, what it saves is what was trained."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,7 @@ def test_killed_training_goes_on_bit_for_bit(
     with pytest.raises(Killed):
         _train(recipe_file, f"codec_training.out={tmp_path}/torn")
     monkeypatch.undo()
+    time.sleep(1.1)  # event files are read in the order of their names, which tell whole seconds
     torn = _train(recipe_file, f"codec_training.out={tmp_path}/torn")
     # Steps 8 and 9 ran twice: from the checkpoint at 8 the same losses came out.
     losses = _losses(torn)
