@@ -57,6 +57,7 @@ REJECTS = pa.schema(
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("raw", pa.string()),
     ]
 )
 
@@ -107,6 +108,11 @@ class Record:
     license_url: str | None = None
     attribution: str | None = None
     sample_id: str = ""
+    clip: str = ""
+    """Names this stretch of sound in whatever dataset it turns up: `youtube:ID@START` (whole
+    seconds), `freesound:ID`; empty where nothing can be compared.  For planning, not in `RECORD`."""
+    stated_s: float | None = None
+    """Length in seconds as the catalog states it.  For planning, not in `RECORD`."""
 
     def __post_init__(self) -> None:
         if not self.sample_id:

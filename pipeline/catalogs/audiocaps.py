@@ -29,14 +29,14 @@ class AudioCaps(Catalog):
     dataset: Literal["audiocaps"] = "audiocaps"
     captions: CatalogPath
     """train.csv, val.csv or test.csv."""
-    audio: CatalogPath
+    audio: CatalogPath | None = None
     split: Split = "train"
 
     def sources(self) -> list[Path]:
         return [self.captions]
 
     def read(self) -> Iterator[Outcome]:
-        root = AudioRoot(self.audio)
+        root = self.open_audio(self.audio)
         required = ("youtube_id", "start_time", "caption")
         clips: dict[tuple[str, str], list[Row]] = {}
         for row in read_csv(self.captions, required):

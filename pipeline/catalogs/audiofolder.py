@@ -46,7 +46,7 @@ class AudioFolder(Catalog):
 
     def read(self) -> Iterator[Outcome]:
         for path, split in self._metadata_files():
-            audio = AudioRoot(path.parent)
+            audio = self.open_audio(path.parent)
             is_csv = path.suffix == ".csv"
             for row in read_csv(path, ("file_name",)) if is_csv else read_jsonl(path):
                 yield self._outcome(row, split, audio)

@@ -32,7 +32,7 @@ class AudioSet(Catalog):
     """balanced_train_segments.csv, unbalanced_train_segments.csv or eval_segments.csv."""
     class_labels: CatalogPath
     """class_labels_indices.csv."""
-    audio: CatalogPath
+    audio: CatalogPath | None = None
     split: Split = "train"
 
     def sources(self) -> list[Path]:
@@ -40,7 +40,7 @@ class AudioSet(Catalog):
 
     def read(self) -> Iterator[Outcome]:
         names = read_class_labels(self.class_labels)
-        root = AudioRoot(self.audio)
+        root = self.open_audio(self.audio)
         header = ("ytid", "start_seconds", "end_seconds", "positive_labels")
         for row in read_csv(self.segments, header, header=header, skip_initial_space=True):
             yield self._outcome(row, names, root)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PrivateAttr
 
 from common.config import Section
 from common.errors import AttuneError
@@ -63,6 +63,8 @@ class Refusal:
     sample_id: str = ""
     group_id: str = ""
     split: str = ""
+    raw: str = ""
+    """The row as it stands in the file; filled in when the plan is written."""
 
 
 @dataclass(slots=True)
@@ -95,12 +97,35 @@ class Catalog(Section):
     catalogs (its splits) can share a label."""
 
     dataset: str
+    role: Literal["encode", "hold_out"] = "encode"
+    """`hold_out`: nothing of it is encoded and its audio is not looked for, but its groups stay out
+    of every training plan."""
     name: str = ""
     """Name in manifest and reports, where two catalogs of one kind are used; default `dataset`."""
 
     @property
     def label(self) -> str:
         return self.name or self.dataset
+
+    _without_audio: bool = PrivateAttr(default=False)
+
+    def without_audio(self) -> Self:
+        """The same catalog, read for its rows alone: no audio file is looked for."""
+        blind = self.model_copy()
+        blind._without_audio = True
+        return blind
+
+    def open_audio(self, folder: str | Path | None) -> AudioRoot:
+        """The catalog's audio folder, to be passed to `locate` and `locate_stem`.
+
+        Raises:
+            AttuneError: it is missing or cannot be read, or the recipe names none.
+        """
+        if self._without_audio or self.role == "hold_out":
+            return AudioRoot(None)
+        if folder is None:
+            raise AttuneError(f"catalog {self.label}: needs audio= (the folder of its files)")
+        return AudioRoot(folder)
 
     @abstractmethod
     def sources(self) -> list[Path]:
@@ -116,13 +141,17 @@ class Catalog(Section):
 
 
 class AudioRoot:
-    """The folder that holds a catalog's audio, listed once.
+    """The folder that holds a catalog's audio, listed once; None: every file is taken to be there.
 
     Raises:
         AttuneError: it is missing or cannot be read.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path | None) -> None:
+        self.is_blind = folder is None
+        if folder is None:
+            self.folder = Path()
+            return
         self.folder = Path(folder).absolute()
         try:
             os.stat(os.path.join(self.folder, ""))
@@ -138,6 +167,8 @@ class AudioRoot:
         Raises:
             ValueError: as `by_name`.
         """
+        if self.is_blind:
+            return self.by_name(stems[0])
         for stem in stems:
             if name := self._stems.get(stem):
                 return self.by_name(name)
@@ -149,6 +180,10 @@ class AudioRoot:
         Raises:
             ValueError: it lies outside the folder (absolute, `..`, or a link that leads out).
         """
+        if self.is_blind:
+            if os.path.isabs(name) or ".." in Path(name).parts:
+                raise ValueError(f"{name!r} leads outside the audio folder")
+            return name
         path = os.path.normpath(os.path.join(self.folder, name))
         if not _is_inside(path, str(self.folder)):
             raise ValueError(f"{name!r} leads outside {self.folder}")

@@ -33,14 +33,14 @@ class Clotho(Catalog):
     """clotho_captions_{development,validation,evaluation}.csv."""
     metadata: CatalogPath | None = None
     """clotho_metadata_*.csv; without it clips have no keywords, source or licence."""
-    audio: CatalogPath
+    audio: CatalogPath | None = None
     split: Split = "train"
 
     def sources(self) -> list[Path]:
         return [self.captions, *([self.metadata] if self.metadata else [])]
 
     def read(self) -> Iterator[Outcome]:
-        root = AudioRoot(self.audio)
+        root = self.open_audio(self.audio)
         metadata = read_metadata(self.metadata) if self.metadata else {}
         for row in read_csv(self.captions, ("file_name", *_CAPTIONS)):
             yield self._outcome(row, metadata, root)

@@ -26,7 +26,7 @@ class Esc50(Catalog):
         return [self.root / "meta" / "esc50.csv"]
 
     def read(self) -> Iterator[Outcome]:
-        audio = AudioRoot(self.root / "audio")
+        audio = self.open_audio(self.root / "audio")
         required = ("filename", "fold", "category", "src_file")
         for row in read_csv(self.sources()[0], required):
             yield self._outcome(row, audio)

@@ -29,7 +29,7 @@ class Music(Catalog):
     dataset: Literal["music"] = "music"
     catalog: CatalogPath
     """A JSONL file, one track per line."""
-    audio: CatalogPath
+    audio: CatalogPath | None = None
     split: Split = "train"
     """For rows that name no split of their own."""
 
@@ -37,7 +37,7 @@ class Music(Catalog):
         return [self.catalog]
 
     def read(self) -> Iterator[Outcome]:
-        root = AudioRoot(self.audio)
+        root = self.open_audio(self.audio)
         for row in read_jsonl(self.catalog):
             yield self._outcome(row, root)
 
