@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -110,7 +110,7 @@ class Record:
     sample_id: str = ""
     clip: str = ""
     """Names this stretch of sound in whatever dataset it turns up: `youtube:ID@START` (whole
-    seconds), `freesound:ID`; empty where nothing can be compared.  For planning, not in `RECORD`."""
+    seconds), `freesound:ID`; empty: nothing to compare.  For planning, not in `RECORD`."""
     stated_s: float | None = None
     """Length in seconds as the catalog states it.  For planning, not in `RECORD`."""
 
@@ -119,7 +119,8 @@ class Record:
             self.sample_id = sample_id(self.dataset, self.native_id, self.start_s, self.end_s)
 
     def as_row(self) -> dict[str, Any]:
-        return asdict(self)
+        """The fields of `RECORD`."""
+        return {name: getattr(self, name) for name in RECORD.names}
 
 
 def sample_id(dataset: str, native_id: str, start_s: float | None, end_s: float | None) -> str:
