@@ -30,6 +30,8 @@ class CodecLossWeights(Section):
     """L1 between waveforms."""
     mel: float = Field(default=2.0, ge=0)
     """Multi-scale mel distance."""
+    mel_squared: float = Field(default=0.5, ge=0)
+    """Inside the mel distance, the share of the squared log-mel error beside the absolute one."""
     commitment: float = Field(default=1.0, ge=0)
     """Pulls the encoder's latents to their codes."""
 

@@ -119,7 +119,7 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
     quantizer = ResidualQuantizerTrainer(
         model.quantizer, config.codebook_decay, config.dead_code_threshold
     )
-    mel_loss = MultiScaleMelLoss(recipe.sample_rate, config.mel_windows)
+    mel_loss = MultiScaleMelLoss(recipe.sample_rate, config.mel_windows, config.losses.mel_squared)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=config.betas)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"codec: {size:.2f} M parameters, {config.steps} steps -> {out}")
