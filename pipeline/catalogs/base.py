@@ -10,6 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, PrivateAttr
 
 from common.config import Section
@@ -140,6 +144,17 @@ class Catalog(Section):
         """
 
 
+@dataclass(frozen=True)
+class FoundFiles:
+    """What `AudioRoot.by_stems` found, one entry per row."""
+
+    paths: pa.Array
+    """Null where there is no usable file."""
+    missing: NDArray[np.bool_]
+    outside: NDArray[np.bool_]
+    """There is a file, but it is a link that leads out of the folder."""
+
+
 class AudioRoot:
     """The folder that holds a catalog's audio, listed once; None: every file is taken to be there.
 
@@ -152,6 +167,7 @@ class AudioRoot:
         if folder is None:
             self.folder = Path()
             return
+        self._links: set[str] = set()
         self.folder = Path(folder).absolute()
         try:
             os.stat(os.path.join(self.folder, ""))
@@ -173,6 +189,30 @@ class AudioRoot:
             if name := self._stems.get(stem):
                 return self.by_name(name)
         return None
+
+    def by_stems(self, *candidates: pa.Array) -> FoundFiles:
+        """As `by_stem`, for columns: each candidate is a string array of the same N rows."""
+        n = len(candidates[0])
+        if self.is_blind:
+            return FoundFiles(candidates[0], np.zeros(n, bool), np.zeros(n, bool))
+        stems = pa.array(self._stems.keys(), pa.string())
+        found = np.full(n, -1, np.int64)
+        for candidate in candidates:
+            left = np.flatnonzero(found < 0)
+            if not len(left):
+                break
+            hits = pc.index_in(candidate.take(pa.array(left)), value_set=stems)
+            found[left] = np.asarray(hits.fill_null(-1))
+        names = list(self._stems.values())
+        suspect = np.array([name in self._links and self._leads_out(name) for name in names], bool)
+        outside = (found >= 0) & np.append(suspect, False)[found]
+        there = (found >= 0) & ~outside
+        chosen = pa.array(names, pa.string()).take(pa.array(found, mask=~there))
+        paths = pc.binary_join_element_wise(os.path.join(self.folder, ""), chosen, "")
+        return FoundFiles(paths, found < 0, outside)
+
+    def _leads_out(self, name: str) -> bool:
+        return not _is_inside(os.path.realpath(os.path.join(self.folder, name)), self._real)
 
     def by_name(self, name: str) -> str | None:
         """Path of the file with this name (subfolders allowed), or None if there is none.
@@ -197,11 +237,12 @@ class AudioRoot:
     def _stems(self) -> dict[str, str]:
         try:
             with os.scandir(self.folder) as entries:
-                names = [entry.name for entry in entries if _is_audio(entry)]
+                found = [(e.name, e.is_symlink()) for e in entries if _is_audio(e)]
         except OSError as error:
             raise AttuneError(f"audio folder {self.folder}: {error.strerror}") from error
+        self._links = {name for name, is_link in found if is_link}
         # Reversed: the first in order stays.
-        return {os.path.splitext(name)[0]: name for name in sorted(names, reverse=True)}
+        return {os.path.splitext(name)[0]: name for name, _ in sorted(found, reverse=True)}
 
 
 def locate(record: Record, root: AudioRoot, name: str) -> Record | Refusal:

@@ -42,7 +42,7 @@ def read_csv(
         AttuneError: missing file, wrong encoding, or missing columns.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     encoding = _first_that_decodes(path, encodings)
     with path.open(encoding=encoding, newline="") as file:
         reader = csv.reader(file, skipinitialspace=skip_initial_space, strict=True)
@@ -75,7 +75,7 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
         AttuneError: missing file or wrong encoding.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     with path.open(encoding=_first_that_decodes(path, ("utf-8-sig",))) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -96,7 +96,7 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
                 yield Row(source, {}, f"expected an object, found {type(values).__name__}")
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     if os.path.isdir(path):
         raise AttuneError(f"{path}: expected a file, found a folder")
     try:

@@ -1,0 +1,80 @@
+"""Catalogs too long for a Python object per row: read piece by piece, as Arrow tables."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from common.errors import AttuneError
+from pipeline.catalogs.base import Catalog
+
+PIECE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole lines of a file: bytes `start` to `end`, beginning at line `first_line` (from 1)."""
+
+    start: int
+    end: int
+    first_line: int
+
+
+class ColumnarCatalog(Catalog):
+    """Base of such readers; every method gives what `read` gives, as `ROWS` tables."""
+
+    @abstractmethod
+    def pieces(self) -> list[Piece]:
+        """The parts that can be read on their own, in the file's order.
+
+        Raises:
+            AttuneError: the file is missing or not what it claims to be.
+        """
+
+    @abstractmethod
+    def read_piece(self, piece: Piece) -> pa.Table:
+        """One row per catalog row of a piece, in order; audio files are not looked for yet."""
+
+    @abstractmethod
+    def locate(self, table: pa.Table) -> pa.Table:
+        """All pieces' rows with the paths of their audio files, or refused."""
+
+
+def line_pieces(path: Path, size: int = PIECE_BYTES) -> Iterator[Piece]:
+    """Cut a file of lines into pieces of about `size` bytes.
+
+    Raises:
+        AttuneError: the file cannot be read, or a line is longer than a piece.
+    """
+    start, line = 0, 1
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            end = start + len(chunk)
+            rest = file.readline()
+            if len(rest) > size:
+                raise AttuneError(f"{path}:{line}: a line of over {size} bytes: not a list of rows")
+            yield Piece(start, end + len(rest), line)
+            line += chunk.count(b"\n") + rest.count(b"\n")
+            start = end + len(rest)
+
+
+def piece_lines(path: Path, piece: Piece) -> list[str]:
+    """The lines of a piece, without their ends.
+
+    Raises:
+        AttuneError: they are not UTF-8.
+    """
+    with path.open("rb") as file:
+        file.seek(piece.start)
+        data = file.read(piece.end - piece.start)
+    try:
+        text = data.decode("utf-8-sig" if piece.start == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        line = piece.first_line + data.count(b"\n", 0, error.start)
+        raise AttuneError(f"{path}:{line}: not UTF-8 text; convert it first") from None
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
