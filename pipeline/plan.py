@@ -22,7 +22,7 @@ from common.prompts import PromptPolicy
 from common.schema import PLAN, REJECTS, SPLITS, Record
 from pipeline.catalogs import Catalog
 from pipeline.catalogs.base import Merged, Outcome, Refusal, refuse
-from pipeline.text.captions import write_prompts
+from pipeline.text.captions import TextRules, write_prompts
 
 _TEXT_BATCH = 8192
 
@@ -86,7 +86,14 @@ def build_plan(
             refusals += [outcome for outcome in batch if isinstance(outcome, Refusal)]
             records = [outcome for outcome in batch if isinstance(outcome, Record)]
             for result in write_prompts(
-                records, catalog.text_kind, policy, drop_speech, music_variants, seed
+                records,
+                catalog.text_kind,
+                TextRules(
+                    policy,
+                    speech="term" if drop_speech else "keep",
+                    music_variants=music_variants,
+                    seed=seed,
+                ),
             ):
                 if isinstance(result, Refusal):
                     refusals.append(result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.schema import Record
 from pipeline.catalogs.base import Refusal
-from pipeline.text.captions import write_prompts
+from pipeline.text.captions import Kind, TextRules, write_prompts
 from pipeline.text.music import music_prompts
 from pipeline.text.speech import find_speech
 from pipeline.text.tags import pseudo_sentence
@@ -30,8 +30,11 @@ def test_speech_is_found_anywhere() -> None:
     assert find_speech(["Dog"], ["people are talking"]) is None
 
 
-def prompts(*records: Record, kind: str = "sound", drop_speech: bool = True) -> list[object]:
-    outcomes = write_prompts(records, kind, "lemmas", drop_speech, 3, 0)  # type: ignore[arg-type]
+LEMMAS = TextRules("lemmas")
+
+
+def prompts(*records: Record, kind: Kind = "sound", rules: TextRules = LEMMAS) -> list[object]:
+    outcomes = write_prompts(records, kind, rules)
     return [o.reason if isinstance(o, Refusal) else o[1] for o in outcomes]
 
 
@@ -43,7 +46,9 @@ def test_every_record_gets_prompts_or_a_reason() -> None:
         record(captions=["Someone gives a speech"]),
         record(),
     ) == [["dog bark"], ["dog bark"], "empty_prompt", "speech", "no_text"]
-    assert prompts(record(tags=["Speech"]), drop_speech=False) == [["speech"]]
+    assert prompts(record(tags=["Speech"]), rules=TextRules("lemmas", speech="keep")) == [
+        ["speech"]
+    ]
 
 
 def test_music_variants_are_seeded_and_merge_the_fields() -> None:
