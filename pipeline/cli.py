@@ -12,6 +12,7 @@ import typer
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.storage import open_store
+from pipeline.catalog_cli import catalog_app
 from pipeline.config import PipelineConfig
 from pipeline.shards_cli import shards_app
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(catalog_app, name="catalog")
 app.add_typer(shards_app, name="shards")
 
 
@@ -59,12 +61,12 @@ def plan(
     config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
     """Read the catalogs and freeze the plan: what is encoded, what is refused and why."""
-    from pipeline.planfile import ensure_plan
+    from pipeline.run import make_plan
 
     recipe, settings = _load(config, overrides)
     say = _say(json)
     store = open_store(recipe.data_dir)
-    frozen, is_new = ensure_plan(store, recipe, settings)
+    frozen, is_new = make_plan(store, recipe, settings)
     if json:
         print_json(frozen.info)
         return

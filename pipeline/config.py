@@ -10,6 +10,10 @@ from pydantic import Field, field_validator
 from common.config import Section
 from common.prompts import PromptPolicy
 from pipeline.catalogs import AnyCatalog
+from pipeline.overlap import OverlapPolicy
+from pipeline.text.captions import TextRules
+from pipeline.text.speech import SpeechPolicy
+from pipeline.text.tags import TagPolicy
 
 Task = Literal["sfx", "music"]
 
@@ -22,8 +26,13 @@ class TextConfig(Section):
 
     policy: PromptPolicy | None = None
     """`lemmas` (sfx) or `plain` (music); see `common.prompts`."""
-    drop_speech: bool | None = None
-    """Refuse clips with "speech" in a tag or caption (sfx: yes, music: no)."""
+    tags: TagPolicy = "unique"
+    """How tags become a pseudo-sentence; see `pipeline.text.tags`."""
+    speech: SpeechPolicy | None = None
+    """Which clips are refused for speech: `term` (sfx) or `keep` (music); see
+    `pipeline.text.speech`."""
+    speech_terms: tuple[str, ...] = ()
+    """Words of your own that count as speech beside the policy's."""
     music_variants: int = Field(default=4, ge=1, le=64)
     """Prompts drawn per music track from its description, genre, tempo and tags."""
 
@@ -34,6 +43,8 @@ class PipelineConfig(Section):
     task: Task = "sfx"
     catalogs: list[AnyCatalog] = Field(min_length=1)
     text: TextConfig = TextConfig()
+    overlap: OverlapPolicy = "keep"
+    """Clips that two datasets share: `keep` both or `merge` them; see `pipeline.overlap`."""
     clips_per_shard: int = Field(default=512, ge=1)
     min_duration_s: float = Field(default=0.5, ge=0)
     """Shorter clips are refused, seconds."""
@@ -72,6 +83,13 @@ class PipelineConfig(Section):
     def prompt_policy(self) -> PromptPolicy:
         return self.text.policy or ("lemmas" if self.task == "sfx" else "plain")
 
-    @property
-    def drops_speech(self) -> bool:
-        return self.task == "sfx" if self.text.drop_speech is None else self.text.drop_speech
+    def text_rules(self, seed: int) -> TextRules:
+        """The text stage's settings with the task's own defaults filled in."""
+        return TextRules(
+            prompts=self.prompt_policy,
+            tags=self.text.tags,
+            speech=self.text.speech or ("term" if self.task == "sfx" else "keep"),
+            speech_terms=self.text.speech_terms,
+            music_variants=self.text.music_variants,
+            seed=seed,
+        )

@@ -1,8 +1,9 @@
 """The plan: which clips are encoded, with which prompts, into which shard; and what is refused.
 
-Pure: catalogs and settings in, Arrow tables out.  Shard and position come from a seeded hash of the
-sample id, so they depend on the set of accepted clips and on nothing else: not on the order of the
-catalogs, of their rows or of any worker.
+Catalogs and settings in, Arrow tables out; nothing is written.  `decide` says of every catalog row
+what becomes of it, `build_plan` puts the accepted ones in their places.  Shard and position come
+from a seeded hash of the sample id, so they depend on the set of accepted clips and on nothing
+else: not on the order of the catalogs, of their rows or of any worker.
 """
 
 from __future__ import annotations
@@ -11,38 +12,82 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from common.errors import AttuneError
 from common.prompts import PromptPolicy
-from common.schema import PLAN, REJECTS, SPLITS, Record
+from common.schema import PLAN, REJECTS, SPLITS
 from pipeline.catalogs import Catalog
-from pipeline.catalogs.base import Merged, Outcome, Refusal, refuse
-from pipeline.text.captions import TextRules, write_prompts
-
-_TEXT_BATCH = 8192
+from pipeline.catalogs.base import Refusal
+from pipeline.catalogs.columnar import ColumnarCatalog, Piece
+from pipeline.catalogs.rows import (
+    HELD_OUT,
+    MERGED,
+    ROWS,
+    hex_ids,
+    id_words,
+    is_in,
+    plain,
+    raw_of,
+    refuse_where,
+    sources_of,
+    tables,
+)
+from pipeline.mapping import Mapper, map_here
+from pipeline.overlap import OverlapPolicy, resolve_overlaps
+from pipeline.text.captions import TextRules
+from pipeline.text.columns import (
+    SPEECH_POLICIES,
+    assign,
+    collect,
+    normalize_chunk,
+    speech_counts,
+    text_chunks,
+    unique_texts,
+)
 
 
 @dataclass
 class CatalogCount:
-    """The account of one catalog: read = accepted + merged + all refused."""
+    """The account of one catalog: read = accepted + merged + held out + all refused."""
 
     read: int = 0
     merged: int = 0
+    held_out: int = 0
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    speech: Counter[str] = field(default_factory=Counter)
+    """Rows that each speech policy would drop, whichever is in force."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "read": self.read,
             "accepted": self.accepted,
             "merged": self.merged,
+            "held_out": self.held_out,
             "refused": dict(sorted(self.refused.items())),
+            "speech": {policy: self.speech[policy] for policy in SPEECH_POLICIES},
         }
+
+
+@dataclass
+class Decision:
+    """What becomes of every row of every catalog."""
+
+    rows: pa.Table
+    """`ROWS`, `speech`, `prompts`, in reading order; `reason` is null for accepted rows."""
+    counts: dict[str, CatalogCount]
+    overlaps: dict[str, int]
+    """Clips that two datasets share, by `A + B`."""
+    leakage: dict[str, int]
+    """Rows kept out of training (or validation), by `DATASET <- DATASET SPLIT`."""
 
 
 @dataclass
@@ -52,6 +97,8 @@ class PlanTables:
     plan: pa.Table
     rejects: pa.Table
     counts: dict[str, CatalogCount]
+    overlaps: dict[str, int] = field(default_factory=dict)
+    leakage: dict[str, int] = field(default_factory=dict)
 
     @property
     def n_shards(self) -> int:
@@ -61,69 +108,73 @@ class PlanTables:
 def build_plan(
     catalogs: Sequence[Catalog],
     *,
-    policy: PromptPolicy,
-    drop_speech: bool,
-    music_variants: int,
+    rules: TextRules,
     clips_per_shard: int,
     seed: int,
+    overlap: OverlapPolicy = "keep",
+    mapper: Mapper = map_here,
 ) -> PlanTables:
-    """Read every catalog and decide on every row.
+    """Read every catalog, decide on every row, and place what is accepted.
 
     Raises:
         AttuneError: a catalog cannot be read, or not a single clip is accepted.
     """
-    labels = [catalog.label for catalog in catalogs]
-    counts = {label: CatalogCount() for label in labels}
-    accepted: dict[str, tuple[Record, list[str]]] = {}
-    refusals: list[Refusal] = []
-    held_out: dict[str, str] = {}
-    for catalog in catalogs:
-        outcomes = _count(catalog.read(), counts[catalog.label])
-        for batch in _batches(outcomes, _TEXT_BATCH):
-            for outcome in batch:
-                if outcome.split in ("valid", "test") and outcome.group_id:
-                    held_out.setdefault(outcome.group_id, f"{outcome.dataset} {outcome.split}")
-            refusals += [outcome for outcome in batch if isinstance(outcome, Refusal)]
-            records = [outcome for outcome in batch if isinstance(outcome, Record)]
-            for result in write_prompts(
-                records,
-                catalog.text_kind,
-                TextRules(
-                    policy,
-                    speech="term" if drop_speech else "keep",
-                    music_variants=music_variants,
-                    seed=seed,
-                ),
-            ):
-                if isinstance(result, Refusal):
-                    refusals.append(result)
-                    continue
-                key = result[0].sample_id
-                kept, double = result, accepted.get(key)
-                if double and SPLITS.index(double[0].split) >= SPLITS.index(kept[0].split):
-                    kept, double = double, kept
-                accepted[key] = kept
-                if double:  # of train, valid and test, the one held out most strictly stays
-                    detail = f"the same clip as {kept[0].source}"
-                    refusals.append(refuse(double[0], "catalog", "duplicate", detail))
-    for key in [k for k, (record, _) in accepted.items() if _leaks(record, held_out)]:
-        record, _ = accepted.pop(key)
-        detail = f"{record.group_id} is held out by {held_out[record.group_id]}"
-        refusals.append(refuse(record, "split", "leakage", detail))
-    for refusal in refusals:
-        counts[refusal.dataset].refused[refusal.reason] += 1
-    for record, _ in accepted.values():
-        counts[record.dataset].accepted += 1
-    for label, count in counts.items():
-        done = count.accepted + count.merged + count.refused.total()
-        assert count.read == done, f"{label}: {count.read} rows read, {done} accounted for"
-    if not accepted:
-        reasons = Counter(refusal.reason for refusal in refusals).most_common(3)
+    decision = decide(catalogs, rules=rules, overlap=overlap, mapper=mapper)
+    rejects = _rejects_of(decision.rows)
+    if not sum(count.accepted for count in decision.counts.values()):
+        reasons = Counter(rejects["reason"].to_pylist()).most_common(3)
         told = ", ".join(f"{reason} {number}" for reason, number in reasons) or "no rows"
-        first = f"; first: {refusals[0].source}: {refusals[0].detail}" if refusals else ""
-        raise AttuneError(f"not one of {len(refusals)} catalog rows is usable: {told}{first}")
-    plan = _plan_table(accepted, clips_per_shard, seed)
-    return PlanTables(plan, rejects_table(refusals), counts)
+        first = rejects.slice(0, 1).to_pylist()
+        example = f"; first: {first[0]['source']}: {first[0]['detail']}" if first else ""
+        raise AttuneError(f"not one of {len(rejects)} catalog rows is usable: {told}{example}")
+    # Handed over column by column, so that none is held twice for long.
+    columns = dict(zip(decision.rows.column_names, decision.rows.columns, strict=True))
+    decision.rows = _NO_ROWS
+    plan = _plan_table(columns, clips_per_shard, seed)
+    return PlanTables(plan, rejects, decision.counts, decision.overlaps, decision.leakage)
+
+
+def decide(
+    catalogs: Sequence[Catalog],
+    *,
+    rules: TextRules,
+    overlap: OverlapPolicy = "keep",
+    mapper: Mapper = map_here,
+) -> Decision:
+    """Say of every catalog row what becomes of it.
+
+    Raises:
+        AttuneError: a catalog cannot be read.
+    """
+    ordered = [replace(rules, ancestors=catalog.ancestors()) for catalog in catalogs]
+    work = [
+        (number, catalog, piece, ordered[number])
+        for number, catalog in enumerate(catalogs)
+        for piece in (catalog.pieces() if isinstance(catalog, ColumnarCatalog) else [None])
+    ]
+    by_catalog: list[list[pa.Table]] = [[] for _ in catalogs]
+    for table in mapper(_read, work):
+        number = int(table.schema.metadata[b"catalog"])
+        by_catalog[number].append(table.replace_schema_metadata(None))
+    located = [
+        [catalog.locate(pa.concat_tables(part))]
+        if part and isinstance(catalog, ColumnarCatalog)
+        else part
+        for catalog, part in zip(catalogs, by_catalog, strict=True)
+    ]
+    del by_catalog
+    parts = [table for part in located for table in part]
+    prompts: dict[str, str] = {}
+    chunks = text_chunks(unique_texts(parts))
+    for table in mapper(partial(_normalize, rules.prompts), chunks):
+        prompts.update(zip(table["text"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+    rows = pa.concat_tables([_NO_ROWS, *(assign(table, prompts) for table in parts)])
+    del parts, located
+    rows = _refuse_duplicates(rows)
+    rows, leakage = _refuse_leaks(rows)
+    rows, overlaps = resolve_overlaps(rows, [c.label for c in catalogs], overlap)
+    counts = _count(rows, list(dict.fromkeys(catalog.label for catalog in catalogs)))
+    return Decision(rows, counts, overlaps, leakage)
 
 
 def rejects_table(refusals: Iterable[Refusal]) -> pa.Table:
@@ -153,40 +204,163 @@ def differing_inputs(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
     return lines
 
 
-def _leaks(record: Record, held_out: Mapping[str, str]) -> bool:
-    return record.split == "train" and record.group_id in held_out
+_NO_ROWS = assign(collect(ROWS.empty_table(), "sound", TextRules("plain")), {})
 
 
-def _count(outcomes: Iterator[Outcome], count: CatalogCount) -> Iterator[Record | Refusal]:
-    for outcome in outcomes:
-        count.read += 1
-        if isinstance(outcome, Merged):
-            count.merged += 1
-        else:
-            yield outcome
+def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Table]:
+    """A part of a catalog, with its pseudo-sentences and the texts still to be normalized."""
+    number, catalog, piece, rules = work
+    if isinstance(catalog, ColumnarCatalog):
+        assert piece is not None
+        parts: Iterable[pa.Table] = [catalog.read_piece(piece)]
+    else:
+        parts = tables(catalog.read())
+    for table in parts:
+        table = _name_merged(table, catalog.label)
+        if catalog.role == "hold_out":
+            here = np.asarray(is_in(table))
+            table = refuse_where(table, here, "catalog", HELD_OUT, [""] * int(here.sum()))
+        table = collect(table, catalog.text_kind, rules)
+        yield table.replace_schema_metadata({"catalog": str(number)})
 
 
-def _plan_table(
-    accepted: Mapping[str, tuple[Record, list[str]]], clips_per_shard: int, seed: int
-) -> pa.Table:
-    key = str(seed).encode()
-    order = sorted(
-        accepted, key=lambda i: hashlib.blake2b(i.encode(), digest_size=16, key=key).digest()
+def _name_merged(table: pa.Table, label: str) -> pa.Table:
+    """Merged rows come without their dataset's name."""
+    if not table["dataset"].null_count:
+        return table
+    named = pc.fill_null(plain(table["dataset"]), label).dictionary_encode()
+    return table.set_column(table.schema.get_field_index("dataset"), "dataset", named)
+
+
+def _normalize(policy: PromptPolicy, chunk: Sequence[str]) -> Iterator[pa.Table]:
+    yield normalize_chunk(policy, chunk)
+
+
+def _strictness(rows: pa.Table) -> NDArray[np.int64]:
+    """0 train, 1 valid, 2 test; a row without a split counts as train."""
+    return np.asarray(
+        pc.index_in(plain(rows["split"]), value_set=pa.array(SPLITS)).fill_null(0), np.int64
     )
-    rows: list[dict[str, Any]] = []
-    for shard, members in enumerate(_batches(order, clips_per_shard)):
-        # Inside a shard by sample id: the order of the members in the tar.
-        for position, member in enumerate(sorted(members)):
-            record, prompts = accepted[member]
-            place = {"prompts": prompts, "shard": shard, "position": position}
-            rows.append(record.as_row() | place)
-    return pa.Table.from_pylist(rows, schema=PLAN)
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def _refuse_duplicates(rows: pa.Table) -> pa.Table:
+    """Of rows with one sample id, the one held out most strictly stays, else the first."""
+    here = np.flatnonzero(is_in(rows))
+    words = id_words(rows["sample_id"].take(pa.array(here)))
+    by_id = np.argsort(words[:, 0], kind="stable")
+    same = words[by_id[1:], 0] == words[by_id[:-1], 0]
+    if not same.any():
+        return rows
+    members = np.union1d(by_id[1:][same], by_id[:-1][same])
+    strict = _strictness(rows)[here]
+    stays: dict[tuple[int, int], int] = {}
+    ranked = sorted(members.tolist(), key=lambda i: (-strict[i], i))
+    loses = [i for i in ranked if stays.setdefault(tuple(words[i].tolist()), i) != i]
+    refused = np.zeros(len(rows), bool)
+    refused[here[loses]] = True
+    kept = {int(here[i]): int(here[stays[tuple(words[i].tolist())]]) for i in loses}
+    order = pa.array([kept[int(i)] for i in np.flatnonzero(refused)], pa.int64())
+    told = [f"the same clip as {source}" for source in _sources(rows, order).to_pylist()]
+    return refuse_where(rows, refused, "catalog", "duplicate", told)
+
+
+def _refuse_leaks(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """A group belongs to its strictest split, also when the row that says so was refused."""
+    strict = _strictness(rows)
+    found: Counter[str] = Counter()
+    for level in (2, 1):
+        holders = rows.select(["group_id", "dataset", "split"]).filter(pa.array(strict == level))
+        groups = plain(holders["group_id"])
+        held = pc.unique(groups.drop_null())
+        if not len(held):
+            continue
+        group = rows["group_id"]
+        leaks = np.asarray(pc.is_in(group, value_set=held)) & (strict < level)
+        leaks &= np.asarray(is_in(rows))
+        if not leaks.any():
+            continue
+        first = np.asarray(pc.index_in(group.filter(pa.array(leaks)), value_set=groups))
+        by = zip(
+            plain(holders["dataset"]).take(pa.array(first)).to_pylist(),
+            plain(holders["split"]).take(pa.array(first)).to_pylist(),
+            strict=True,
+        )
+        who = [f"{dataset} {split}" for dataset, split in by]
+        names = group.filter(pa.array(leaks)).to_pylist()
+        losers = plain(rows["dataset"].filter(pa.array(leaks))).to_pylist()
+        found.update(f"{loser} <- {holder}" for loser, holder in zip(losers, who, strict=True))
+        told = [f"{name} is held out by {by}" for name, by in zip(names, who, strict=True)]
+        rows = refuse_where(rows, leaks, "split", "leakage", told)
+    return rows, dict(sorted(found.items()))
+
+
+def _count(rows: pa.Table, labels: Sequence[str]) -> dict[str, CatalogCount]:
+    counts = {label: CatalogCount() for label in labels}
+    dataset = plain(rows["dataset"])
+    for label, count in counts.items():
+        own = rows.select(["reason", "speech"]).filter(pc.equal(dataset, label))
+        count.read = len(own)
+        count.speech.update(speech_counts(own))
+        for entry in plain(own["reason"]).value_counts().to_pylist():
+            if entry["values"] is None:
+                count.accepted = entry["counts"]
+            elif entry["values"] == MERGED:
+                count.merged = entry["counts"]
+            elif entry["values"] == HELD_OUT:
+                count.held_out = entry["counts"]
+            else:
+                count.refused[entry["values"]] = entry["counts"]
+    told = sum(count.read for count in counts.values())
+    assert told == len(rows), f"{len(rows)} rows read, {told} accounted for"
+    return counts
+
+
+def _rejects_of(rows: pa.Table) -> pa.Table:
+    refused = pc.invert(pc.or_kleene(is_in(rows), pc.is_in(plain(rows["reason"]), _NOT_REFUSED)))
+    order = pa.array(np.flatnonzero(refused))
+    columns = {name: plain(rows[name].take(order)) for name in REJECTS.names if name in _DIRECT}
+    columns["sample_id"] = hex_ids(rows["sample_id"].take(order))
+    columns["source"] = _sources(rows, order)
+    columns["raw"] = raw_of(rows, order)
+    return pa.table([columns[name] for name in REJECTS.names], schema=REJECTS)
+
+
+def _sources(rows: pa.Table, order: pa.Array) -> pa.Array:
+    return sources_of(rows["file"].take(order), rows["line"].take(order))
+
+
+_DIRECT = ("dataset", "native_id", "stage", "reason", "detail")
+_NOT_REFUSED = pa.array([MERGED, HELD_OUT])
+
+
+def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: int) -> pa.Table:
+    """`PLAN` from the columns of `Decision.rows`, which are used up."""
+    here = np.flatnonzero(pc.is_null(rows["reason"]))
+    words = id_words(rows["sample_id"].take(pa.array(here)))
+    # The id is a hash already; mixing the seed in makes another order of it.
+    salt = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
+    by_key = np.lexsort((words[:, 1], words[:, 0], _mix(words[:, 0] ^ np.uint64(salt))))
+    shard = np.arange(len(here)) // clips_per_shard
+    # Inside a shard by sample id: the order of the members in the tar.
+    inside = np.lexsort((words[by_key, 1], words[by_key, 0], shard))
+    order = pa.array(here[by_key[inside]])
+    position = (np.arange(len(here)) % clips_per_shard).astype(np.int32)
+    done = {"shard": pa.array(shard.astype(np.int32)), "position": pa.array(position)}
+    del words, by_key, inside, shard, here
+    done["sample_id"] = hex_ids(rows.pop("sample_id").take(order))
+    done["source"] = sources_of(rows.pop("file").take(order), rows.pop("line").take(order))
+    for name in PLAN.names:
+        if name not in done:
+            done[name] = plain(rows.pop(name).take(order))
+    return pa.table([done[name] for name in PLAN.names], schema=PLAN)
+
+
+def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finalizer: every bit of a word decides about every other."""
+    with np.errstate(over="ignore"):
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 def _short(value: object, limit: int = 80) -> str:

@@ -28,10 +28,11 @@ from common.prompts import normalizer_id
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
 from pipeline.config import EXECUTION_ONLY, PipelineConfig
+from pipeline.mapping import Mapper, map_here
 from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.textcache import TextCache
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raise when the same inputs come to mean other shards."""
 CLIPS_PER_ROW_GROUP = 8192
 _HASH_KEY = b"attune.plan_hash"
@@ -156,7 +157,9 @@ def load_plan(store: Store) -> FrozenPlan | None:
     return FrozenPlan(store, info)
 
 
-def ensure_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[FrozenPlan, bool]:
+def ensure_plan(
+    store: Store, recipe: Recipe, config: PipelineConfig, mapper: Mapper = map_here
+) -> tuple[FrozenPlan, bool]:
     """The frozen plan of this recipe, made if there is none; True if it was made now.
 
     A plan that no shard was made from yet is replaced when its inputs differ.
@@ -179,11 +182,11 @@ def ensure_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[F
             )
     tables = build_plan(
         config.catalogs,
-        policy=config.prompt_policy,
-        drop_speech=config.drops_speech,
-        music_variants=config.text.music_variants,
+        rules=config.text_rules(recipe.seed),
         clips_per_shard=config.clips_per_shard,
         seed=recipe.seed,
+        overlap=config.overlap,
+        mapper=mapper,
     )
     if found is not None:
         # From here until the new plan.json there is no plan: a torn replacement is none.
@@ -228,6 +231,8 @@ def freeze_plan(
         "clips_per_shard": config.clips_per_shard,
         "prompt_policy": config.prompt_policy,
         "catalogs": {label: count.as_dict() for label, count in tables.counts.items()},
+        "overlaps": tables.overlaps,
+        "leakage": tables.leakage,
     }
     document = (json.dumps(info, indent=2, sort_keys=True) + "\n").encode()
     if not store.create("plan/plan.json", document):

@@ -26,6 +26,7 @@ from pipeline.config import PipelineConfig
 from pipeline.embed import embed_chunks, find_mistake
 from pipeline.encode import EncodeSettings, EncodeWorker
 from pipeline.finalize import finalize
+from pipeline.mapping import map_on_ray
 from pipeline.planfile import FrozenPlan, ensure_plan
 from pipeline.progress import EncodeProgress
 from pipeline.resources import Resources, share_out
@@ -53,7 +54,7 @@ def run_pipeline(
     """
     store = open_store(recipe.data_dir)
     say(f"recipe {recipe.name}: {len(config.catalogs)} catalogs -> {store.uri}")
-    plan, is_new = ensure_plan(store, recipe, config)
+    plan, is_new = make_plan(store, recipe, config)
     say(
         f"plan {plan.plan_hash[:12]} ({'new' if is_new else 'kept'}): {plan.n_planned} clips in "
         f"{plan.n_shards} shards, {plan.info['n_refused']} rows refused, "
@@ -86,6 +87,15 @@ def run_pipeline(
         f"shards; {summary['n_rejected']} refused"
     )
     return summary, True
+
+
+def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[FrozenPlan, bool]:
+    """The frozen plan of a recipe, as `ensure_plan`: worked out on the cluster at `RAY_ADDRESS`,
+    else in this process."""
+    if os.environ.get("RAY_ADDRESS"):
+        with ray_session(store):
+            return ensure_plan(store, recipe, config, map_on_ray)
+    return ensure_plan(store, recipe, config)
 
 
 def embed(

@@ -29,8 +29,9 @@ from pipeline.catalogs.base import (
     locate_stem,
 )
 from pipeline.catalogs.columnar import ColumnarCatalog, Piece, line_pieces, piece_lines
+from pipeline.catalogs.rows import ROWS, constant, is_in, no_values, place, plain, tables
 from pipeline.catalogs.tables import Row, check_file, read_csv
-from pipeline.rows import ROWS, constant, is_in, no_values, place, plain, tables
+from pipeline.text.tags import Ancestors, ancestor_names
 
 _HEADER = ("ytid", "start_seconds", "end_seconds", "positive_labels")
 _LINE = (
@@ -72,6 +73,9 @@ class AudioSet(ColumnarCatalog):
             return read_class_labels(self.class_labels)
         assert self.ontology is not None
         return {entry["id"]: entry["name"] for entry in read_ontology(self.ontology)}
+
+    def ancestors(self) -> Ancestors | None:
+        return ancestor_names(read_ontology(self.ontology)) if self.ontology else None
 
     def read(self) -> Iterator[Outcome]:
         """Row by row, as the other catalogs: the reference for what the columns hold."""

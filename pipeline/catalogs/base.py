@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,6 +130,28 @@ class Catalog(Section):
         if folder is None:
             raise AttuneError(f"catalog {self.label}: needs audio= (the folder of its files)")
         return AudioRoot(folder)
+
+    def malformed(
+        self,
+        source: str,
+        native_id: object,
+        detail: str,
+        *,
+        group_id: str = "",
+        split: str | None = None,
+    ) -> Refusal:
+        """Refuse a row that makes no clip; its group, where it can be told, stays held out."""
+        if split is None:
+            split = getattr(self, "split", None) or ""
+        return Refusal(
+            self.label, str(native_id or ""), source, "catalog", "malformed_row", detail,
+            group_id=group_id, split=split,
+        )  # fmt: skip
+
+    def ancestors(self) -> Mapping[str, Set[str]] | None:
+        """What lies above each tag (`pipeline.text.tags.Ancestors`): nothing, where tags are free
+        words; None, where there is an ontology that the recipe does not name."""
+        return {}
 
     @abstractmethod
     def sources(self) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from common.errors import AttuneError
@@ -78,3 +79,14 @@ def piece_lines(path: Path, piece: Piece) -> list[str]:
         raise AttuneError(f"{path}:{line}: not UTF-8 text; convert it first") from None
     lines = text.split("\n")
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def raw_lines(path: Path, numbers: pa.Array) -> pa.Array:
+    """The lines of these numbers (from 1, ascending), as they stand in the file."""
+    wanted = np.asarray(numbers)
+    parts = [pa.array([], pa.string())]
+    for piece in line_pieces(path):
+        lines = pa.array(piece_lines(path, piece), pa.string())
+        first, last = np.searchsorted(wanted, [piece.first_line, piece.first_line + len(lines)])
+        parts.append(lines.take(pa.array(wanted[first:last] - piece.first_line)))
+    return pa.concat_arrays(parts)
