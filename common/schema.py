@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SPLITS = ("train", "valid", "test")
 
@@ -131,13 +131,14 @@ def sample_id(dataset: str, native_id: str, start_s: float | None, end_s: float 
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
-def sample_digests(dataset: str, native_ids: Sequence[str]) -> list[bytes]:
-    """`sample_id` of many whole files of a dataset, as 16 bytes each."""
+def sample_digests(dataset: str, native_ids: pa.Array) -> pa.Array:
+    """`sample_id` of many whole files of a dataset: strings in, binary(16) out."""
     before, after = json.dumps([dataset], separators=(",", ":"))[:-1] + ',"', '",null,null]'
-    return [
-        # What JSON would escape takes the slow way.
-        hashlib.blake2b(f"{before}{native}{after}".encode(), digest_size=16).digest()
-        if native.isascii() and native.isprintable() and '"' not in native and "\\" not in native
-        else bytes.fromhex(sample_id(dataset, native, None, None))
-        for native in native_ids
-    ]
+    keys = pc.binary_join_element_wise(before, native_ids, after, "").cast(pa.binary())
+    blake2b = hashlib.blake2b
+    digests = [blake2b(key, digest_size=16).digest() for key in keys.to_pylist()]
+    # What JSON would escape takes the slow way.
+    escaped = pc.match_substring_regex(native_ids, r"[^ !#-\[\]-~]")
+    for i in pc.indices_nonzero(escaped).to_pylist():
+        digests[i] = bytes.fromhex(sample_id(dataset, native_ids[i].as_py(), None, None))
+    return pa.array(digests, pa.binary(16))

@@ -336,23 +336,37 @@ _NOT_REFUSED = pa.array([MERGED, HELD_OUT])
 def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: int) -> pa.Table:
     """`PLAN` from the columns of `Decision.rows`, which are used up."""
     here = np.flatnonzero(pc.is_null(rows["reason"]))
+    for name in rows.keys() - {*PLAN.names, "file", "line"}:
+        del rows[name]
     words = id_words(rows["sample_id"].take(pa.array(here)))
     # The id is a hash already; mixing the seed in makes another order of it.
     salt = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
-    by_key = np.lexsort((words[:, 1], words[:, 0], _mix(words[:, 0] ^ np.uint64(salt))))
-    shard = np.arange(len(here)) // clips_per_shard
+    rank = np.empty(len(here), np.int64)
+    rank[_argsort(_mix(words[:, 0] ^ np.uint64(salt)), words)] = np.arange(len(here))
     # Inside a shard by sample id: the order of the members in the tar.
-    inside = np.lexsort((words[by_key, 1], words[by_key, 0], shard))
-    order = pa.array(here[by_key[inside]])
-    position = (np.arange(len(here)) % clips_per_shard).astype(np.int32)
-    done = {"shard": pa.array(shard.astype(np.int32)), "position": pa.array(position)}
-    del words, by_key, inside, shard, here
+    by_id = _argsort(words[:, 0], words)
+    order = by_id[np.argsort(rank[by_id] // clips_per_shard, kind="stable")]
+    number = np.arange(len(here))
+    done = {
+        "shard": pa.array((number // clips_per_shard).astype(np.int32)),
+        "position": pa.array((number % clips_per_shard).astype(np.int32)),
+    }
+    order = pa.array(here[order])
+    del here, words, rank, by_id, number
     done["sample_id"] = hex_ids(rows.pop("sample_id").take(order))
     done["source"] = sources_of(rows.pop("file").take(order), rows.pop("line").take(order))
     for name in PLAN.names:
         if name not in done:
             done[name] = plain(rows.pop(name).take(order))
     return pa.table([done[name] for name in PLAN.names], schema=PLAN)
+
+
+def _argsort(keys: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Order by key; among equal ones by all of the sample id."""
+    order = np.argsort(keys, kind="stable")
+    if (keys[order[1:]] == keys[order[:-1]]).any():
+        order = np.lexsort((words[:, 1], words[:, 0], keys))
+    return order
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -142,7 +142,7 @@ class AudioSet(ColumnarCatalog):
         group = join("youtube:", youtube_id, "")
         floor = pa.array(start.astype(np.int64)).cast(pa.string())
         columns = {
-            "sample_id": pa.array(sample_digests(self.label, native.to_pylist()), pa.binary(16)),
+            "sample_id": sample_digests(self.label, native),
             "dataset": constant(self.label, n),
             "native_id": native,
             "group_id": group,
