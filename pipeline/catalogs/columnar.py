@@ -45,12 +45,13 @@ class ColumnarCatalog(Catalog):
         """All pieces' rows with the paths of their audio files, or refused."""
 
 
-def line_pieces(path: Path, size: int = PIECE_BYTES) -> Iterator[Piece]:
+def line_pieces(path: Path, size: int | None = None) -> Iterator[Piece]:
     """Cut a file of lines into pieces of about `size` bytes.
 
     Raises:
         AttuneError: the file cannot be read, or a line is longer than a piece.
     """
+    size = size or PIECE_BYTES
     start, line = 0, 1
     with path.open("rb") as file:
         while chunk := file.read(size):

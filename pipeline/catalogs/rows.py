@@ -156,7 +156,7 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
     raw = pa.nulls(len(order), pa.string())
     for name in pc.unique(file).drop_null().to_pylist():
         chosen = np.asarray(pc.fill_null(pc.equal(file, name), False)) & (np.asarray(line) > 0)
-        if chosen.any():
+        if chosen.any() and Path(name).is_file():
             lines = line.filter(pa.array(chosen))
             if len(lines) > _MANY:  # of a list of millions, which has no rows of several lines
                 texts = raw_lines(Path(name), lines)

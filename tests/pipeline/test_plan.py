@@ -15,10 +15,13 @@ from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
 from pipeline import planfile
+from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.base import Catalog, Merged, Outcome, Refusal, refuse
 from pipeline.config import PipelineConfig
+from pipeline.overlap import OverlapPolicy
 from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.planfile import FrozenPlan, ensure_plan, load_plan, plan_inputs
+from pipeline.text.captions import TextRules
 
 
 class Listed(Catalog):
@@ -40,11 +43,11 @@ def clip(i: int, split: str = "train", group: str = "", dataset: str = "listed")
     )
 
 
-def plan(*catalogs: Catalog, size: int = 8, seed: int = 0) -> PlanTables:
-    return build_plan(
-        catalogs, policy="plain", drop_speech=True, music_variants=1, clips_per_shard=size,
-        seed=seed,
-    )  # fmt: skip
+def plan(
+    *catalogs: Catalog, size: int = 8, seed: int = 0, overlap: OverlapPolicy = "keep"
+) -> PlanTables:
+    rules = TextRules(prompts="plain")
+    return build_plan(catalogs, rules=rules, clips_per_shard=size, seed=seed, overlap=overlap)
 
 
 def test_every_row_is_accounted_for() -> None:
@@ -56,7 +59,9 @@ def test_every_row_is_accounted_for() -> None:
         "read": 24,
         "accepted": 20,
         "merged": 1,
+        "held_out": 0,
         "refused": {"duplicate": 1, "missing_audio": 1, "speech": 1},
+        "speech": {"word": 1, "term": 1, "wide": 1},
     }
     assert len(tables.plan) == 20 and len(tables.rejects) == 3
 
@@ -87,6 +92,68 @@ def test_groups_held_out_by_any_dataset_stay_out_of_training() -> None:
     assert leaks["native_id"].to_pylist() == ["clip1", "clip3"]
     assert leaks["stage"].to_pylist() == ["split", "split"]
     assert sorted(tables.plan["native_id"].to_pylist()) == ["clip2", "clip4", "clip5"]
+
+
+def test_a_catalog_of_held_out_groups_adds_nothing_but_their_names() -> None:
+    tables = plan(
+        Listed(outcomes=[clip(1, group="yt:x"), clip(2, group="yt:y")]),
+        Listed(name="h", role="hold_out", outcomes=[clip(3, "test", "yt:x", "h")]),
+    )
+    assert tables.plan["native_id"].to_pylist() == ["clip2"]
+    assert tables.leakage == {"listed <- h test": 1}
+    assert tables.counts["h"].as_dict()["held_out"] == 1
+    assert tables.rejects["detail"].to_pylist() == ["yt:x is held out by h test"]
+
+
+def test_a_group_in_test_stays_out_of_validation_as_well() -> None:
+    tables = plan(Listed(outcomes=[clip(1, "valid", "g"), clip(2, "test", "g"), clip(3, "valid")]))
+    assert sorted(tables.plan["native_id"].to_pylist()) == ["clip2", "clip3"]
+
+
+def shared(dataset: str, i: int, split: str = "train", **more: Any) -> Record:
+    return Record(
+        dataset, f"n{i}", f"g{i}", split, f"/{dataset}{i}.wav", f"{dataset}.csv:{i}",
+        clip=f"youtube:{i}@30", **more,
+    )  # fmt: skip
+
+
+def test_clips_in_two_datasets_are_counted_and_kept_or_merged() -> None:
+    catalogs = [
+        Listed(name="b", outcomes=[shared("b", i, tags=["Dog", "Bark"]) for i in (1, 2, 3)]),
+        Listed(name="a", outcomes=[shared("a", i, captions=[f"Text {i}"]) for i in (2, 3, 4)]),
+        Listed(
+            name="c", outcomes=[shared("c", 3, tags=["Rain"]), shared("c", 2, "valid", tags=["x"])]
+        ),
+    ]
+    catalogs[2].outcomes[1].group_id = "elsewhere"
+    found = {"b + a": 2, "b + c": 2, "a + c": 2}
+    kept = plan(*catalogs)
+    assert kept.overlaps == found and len(kept.plan) == 8
+    merged = plan(*catalogs, overlap="merge")
+    assert merged.overlaps == found
+    assert {label: count.merged for label, count in merged.counts.items()} == {
+        "b": 0,
+        "a": 2,
+        "c": 1,
+    }
+    rows = {row["audio_uri"]: row for row in merged.plan.to_pylist()}
+    assert sorted(rows) == ["/a4.wav", "/b1.wav", "/b2.wav", "/b3.wav", "/c2.wav"]
+    assert rows["/b3.wav"]["prompts"] == ["dog bark", "Text 3", "rain"]
+    assert rows["/b3.wav"]["tags"] == ["Dog", "Bark", "Rain"]
+    assert rows["/b2.wav"]["captions"] == ["Text 2"]  # c's row is in another split
+    assert rows["/b1.wav"]["prompts"] == ["dog bark"]
+
+
+def test_rejects_carry_the_row_as_it_stands_in_its_file(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text(
+        'file_name,text\ngone.wav,"two\nlines"\na.wav,A dog\nb.wav,A speech\n'
+    )
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
+    rejects = plan(AudioFolder(root=tmp_path)).rejects.to_pylist()
+    assert [(row["reason"], row["raw"].splitlines()) for row in rejects] == [
+        ("missing_audio", ['gone.wav,"two', 'lines"']), ("speech", ["b.wav,A speech"]),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
