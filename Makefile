@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## install everything into .venv
 
-# CODEC=train makes a codec of its own first (about 80 minutes on one core) instead of the shipped one.
+# CODEC=train makes a codec of its own first (about an hour on one core) instead of the shipped one.
 DEMO_DIR  ?= $(if $(filter train,$(CODEC)),runs/demo-own-codec,runs/demo)
 DEMO_ARGS := run_dir=$(DEMO_DIR) $(if $(filter train,$(CODEC)),codec.path=$(DEMO_DIR)/codec) $(ARGS)
 demo: $(READY)  ## everything, end to end, on the embedded corpus -> runs/demo/report.html
