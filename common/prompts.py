@@ -126,7 +126,7 @@ def normalizer_id(policy: PromptPolicy) -> str:
     rules = f"{policy}-{_RULES_VERSION[policy]}"
     if policy == "lemmas":
         spacy_version = importlib.metadata.version("spacy")
-        return f"{rules}+spacy-{spacy_version}+en_core_web_sm-{_installed_model()[1]}"
+        return f"{rules}+spacy-{spacy_version}+en_core_web_sm-{installed_model()[1]}"
     if policy == "lemmas-nltk":
         version = importlib.metadata.version("nltk")
         return f"{rules}+nltk-{version}+data-{_nltk_data().content_hash}"
@@ -255,13 +255,13 @@ def _unknown_lemma(word: str) -> str:
 
 @cache
 def _language() -> Language:
-    module = importlib.import_module(_installed_model()[0])
+    module = importlib.import_module(installed_model()[0])
     # The lemmatizer needs tags, not parses or entities: without them it is several times faster.
     language: Language = module.load(exclude=["parser", "ner", "senter"])
     return language
 
 
-def _installed_model() -> tuple[str, str]:
+def installed_model() -> tuple[str, str]:
     for name in _MODELS:
         try:
             return name, importlib.metadata.version(name)

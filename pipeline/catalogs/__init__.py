@@ -14,14 +14,35 @@ from pipeline.catalogs.audiocaps import AudioCaps
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
 from pipeline.catalogs.base import Catalog
+from pipeline.catalogs.bbc import Bbc
 from pipeline.catalogs.clotho import Clotho
 from pipeline.catalogs.esc50 import Esc50
+from pipeline.catalogs.freetouse import FreeToUse
+from pipeline.catalogs.fsd50k import Fsd50k
 from pipeline.catalogs.music import Music
+from pipeline.catalogs.musiccaps import MusicCaps
+from pipeline.catalogs.vggsound import VggSound
+from pipeline.catalogs.wavcaps import WavCaps
 
-CATALOGS: tuple[type[Catalog], ...] = (AudioSet, AudioCaps, Clotho, Esc50, Music, AudioFolder)
+CATALOGS: tuple[type[Catalog], ...] = (
+    AudioSet, AudioCaps, Clotho, VggSound, Fsd50k, Bbc, FreeToUse, WavCaps, Esc50, Music, MusicCaps,
+    AudioFolder,
+)  # fmt: skip
 
 AnyCatalog = Annotated[
-    AudioSet | AudioCaps | Clotho | Esc50 | Music | AudioFolder, Field(discriminator="dataset")
+    AudioSet
+    | AudioCaps
+    | Clotho
+    | VggSound
+    | Fsd50k
+    | Bbc
+    | FreeToUse
+    | WavCaps
+    | Esc50
+    | Music
+    | MusicCaps
+    | AudioFolder,
+    Field(discriminator="dataset"),
 ]
 """A catalog entry of a recipe, told apart by its `dataset` key."""
 

@@ -1,7 +1,8 @@
-"""AudioCaps: `audiocap_id,youtube_id,start_time,caption`; clips of 10 s from `start_time`.
+"""AudioCaps 1.0 and 2.0: `audiocap_id,youtube_id,start_time,caption`; 10 s from `start_time`.
 
 Validation and test lists have five rows per clip: they become one record with five captions.  Audio
-lies in one folder as `YTID_START.ext` (whole seconds), `YTID.ext` or `Y<YTID>.ext`.
+lies in one folder as `YTID_START.ext` (whole seconds), `YTID.ext` or `Y<YTID>.ext`.  Columns beside
+these, as mirrors add them, are left alone.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pipeline.catalogs.base import (
     CatalogPath,
     Merged,
     Outcome,
-    Refusal,
     Split,
     locate_stem,
 )
 from pipeline.catalogs.tables import Row, read_csv
+from pipeline.catalogs.values import whole_seconds
+
+CLIP_SECONDS = 10.0
 
 
 class AudioCaps(Catalog):
@@ -38,23 +41,22 @@ class AudioCaps(Catalog):
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
         required = ("youtube_id", "start_time", "caption")
-        clips: dict[tuple[str, str], list[Row]] = {}
+        clips: dict[tuple[str, int], list[Row]] = {}
         for row in read_csv(self.captions, required):
             youtube_id = row.values.get("youtube_id", "")
-            start = row.values.get("start_time", "")
-            if row.error or not youtube_id or not start.isdigit():
-                detail = row.error or f"youtube_id {youtube_id!r}, start_time {start!r}"
-                yield Refusal(
-                    self.label, youtube_id, row.source, "catalog", "malformed_row", detail,
-                    group_id=f"youtube:{youtube_id}", split=self.split,
-                )  # fmt: skip
+            start = whole_seconds(row.values.get("start_time"))
+            if row.error or not youtube_id or start is None:
+                told = f"youtube_id {youtube_id!r}, start_time {row.values.get('start_time')!r}"
+                group = f"youtube:{youtube_id}" if youtube_id else ""
+                yield self.malformed(row.source, youtube_id, row.error or told, group_id=group)
             else:
                 clips.setdefault((youtube_id, start), []).append(row)
         for (youtube_id, start), rows in clips.items():
             yield self._outcome(youtube_id, start, rows, root)
             yield from (Merged(row.source) for row in rows[1:])
 
-    def _outcome(self, youtube_id: str, start: str, rows: list[Row], root: AudioRoot) -> Outcome:
+    def _outcome(self, youtube_id: str, start: int, rows: list[Row], root: AudioRoot) -> Outcome:
+        captions = [row.values["caption"] for row in rows if row.values["caption"].strip()]
         record = Record(
             dataset=self.label,
             native_id=f"{youtube_id}_{start}",
@@ -62,6 +64,8 @@ class AudioCaps(Catalog):
             split=self.split,
             audio_uri="",
             source=rows[0].source,
-            captions=[row.values["caption"] for row in rows],
+            captions=captions,
+            clip=f"youtube:{youtube_id}@{start}",
+            stated_s=CLIP_SECONDS,
         )
         return locate_stem(record, root, f"{youtube_id}_{start}", youtube_id, f"Y{youtube_id}")

@@ -2,8 +2,8 @@
 
 The metadata has `file_name` (relative to its own folder) and any of: `text`, `caption`,
 `description` or `caption_1..` (captions); `tags`, `keywords`, `labels` or `label` (tags; `;`-joined
-in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`.  It lies in the
-root, or one in each split folder (`train/`, `validation/`, `test/`).
+in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`, `duration`.  It
+lies in the root, or one in each split folder (`train/`, `validation/`, `test/`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipeline.catalogs.base import (
     Catalog,
     CatalogPath,
     Outcome,
-    Refusal,
     Split,
     locate,
 )
 from pipeline.catalogs.tables import Row, read_csv, read_jsonl
+from pipeline.catalogs.values import length
 
 _SPLIT_NAMES = {
     "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
@@ -77,8 +77,12 @@ class AudioFolder(Catalog):
         if not problem and split not in SPLITS:
             problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r}"
         if problem:
-            return Refusal(
-                self.label, str(name or ""), row.source, "catalog", "malformed_row", problem
+            return self.malformed(
+                row.source,
+                name,
+                problem,
+                group_id=str(values.get("group") or ""),
+                split=split if split in SPLITS else "",
             )
         folder = audio.folder.relative_to(self.root.absolute())
         native_id = str(name) if folder == Path() else f"{folder}/{name}"
@@ -96,6 +100,7 @@ class AudioFolder(Catalog):
             artist=_field(values.get("artist")),
             genre=_field(values.get("genre")),
             license=_field(values.get("license")),
+            stated_s=length(values.get("duration")),
         )
         return locate(record, audio, str(name))
 

@@ -1,13 +1,16 @@
-"""Clotho v2: `file_name,caption_1..caption_5`, and a metadata file (Latin-1) with keywords,
-Freesound id and link, and the licence of each clip.
+"""Clotho v1, v2 and v2.1: `file_name,caption_1..caption_5`, and a metadata file (Latin-1) with
+keywords, Freesound id and link, excerpt in samples at 44.1 kHz, and the licence of each clip.
 
 File names are taken as they stand: leading blanks, commas, `#` and `&amp;` are part of them.  One
-name can be in two splits, so the native id carries the split.
+name can be in two splits, so the native id carries the split.  Clips are excerpts of 15 to 30 s: a
+Freesound id names the clip where the metadata has one excerpt of that recording, not several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,13 +20,14 @@ from pipeline.catalogs.base import (
     Catalog,
     CatalogPath,
     Outcome,
-    Refusal,
     Split,
     locate,
 )
 from pipeline.catalogs.tables import Row, read_csv
 
 _CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
+_SPAN = re.compile(r"\[\s*(\d{1,12})\s*,\s*(\d{1,12})\s*\]")
+_SPAN_RATE = 44100
 
 
 class Clotho(Catalog):
@@ -35,6 +39,8 @@ class Clotho(Catalog):
     """clotho_metadata_*.csv; without it clips have no keywords, source or licence."""
     audio: CatalogPath | None = None
     split: Split = "train"
+    encoding: str = "utf-8-sig"
+    """Of `captions`, where a copy is not UTF-8 (one with Korean translations is `cp949`)."""
 
     def sources(self) -> list[Path]:
         return [self.captions, *([self.metadata] if self.metadata else [])]
@@ -42,24 +48,26 @@ class Clotho(Catalog):
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
         metadata = read_metadata(self.metadata) if self.metadata else {}
-        for row in read_csv(self.captions, ("file_name", *_CAPTIONS)):
-            yield self._outcome(row, metadata, root)
+        excerpts = Counter(more.get("sound_id", "").strip() for more in metadata.values())
+        required = ("file_name", *_CAPTIONS)
+        for row in read_csv(self.captions, required, encodings=(self.encoding,)):
+            outcome = self._outcome(row, metadata.get(row.values.get("file_name", ""), {}), root)
+            if (
+                isinstance(outcome, Record)
+                and excerpts[outcome.clip.removeprefix("freesound:")] > 1
+            ):
+                outcome.clip = ""
+            yield outcome
 
-    def _outcome(self, row: Row, metadata: dict[str, dict[str, str]], root: AudioRoot) -> Outcome:
+    def _outcome(self, row: Row, more: Mapping[str, str], root: AudioRoot) -> Outcome:
         name = row.values.get("file_name", "")
-        if row.error or not name.strip():
-            return Refusal(
-                self.label,
-                name,
-                row.source,
-                "catalog",
-                "malformed_row",
-                row.error or "no file_name",
-            )
-        more = metadata.get(name, {})
         sound_id = more.get("sound_id", "").strip()
-        group = f"freesound:{sound_id}" if sound_id.isdigit() else f"{self.dataset}:{name}"
+        freesound = f"freesound:{sound_id}" if sound_id.isdecimal() else ""
+        group = freesound or f"{self.dataset}:{name}"
+        if row.error or not name.strip():
+            return self.malformed(row.source, name, row.error or "no file_name", group_id=group)
         link = more.get("sound_link", "").strip()
+        span = _SPAN.fullmatch(more.get("start_end_samples", "").strip())
         record = Record(
             dataset=self.label,
             native_id=f"{self.split}/{name}",
@@ -73,6 +81,8 @@ class Clotho(Catalog):
             artist=more.get("manufacturer") or None,
             license_url=more.get("license") or None,
             attribution=link if link.startswith("http") else None,
+            clip=freesound,
+            stated_s=(int(span[2]) - int(span[1])) / _SPAN_RATE if span else None,
         )
         return locate(record, root, name)
 

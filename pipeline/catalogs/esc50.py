@@ -13,8 +13,10 @@ from typing import Literal
 from pydantic import Field
 
 from common.schema import Record
-from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, Refusal, locate
+from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, locate
 from pipeline.catalogs.tables import Row, read_csv
+
+CLIP_SECONDS = 5.0
 
 
 class Esc50(Catalog):
@@ -35,7 +37,7 @@ class Esc50(Catalog):
         name, fold = row.values.get("filename", ""), row.values.get("fold", "")
         if row.error or not name or fold not in ("1", "2", "3", "4", "5"):
             detail = row.error or f"filename {name!r}, fold {fold!r}"
-            return Refusal(self.label, name, row.source, "catalog", "malformed_row", detail)
+            return self.malformed(row.source, name, detail)
         record = Record(
             dataset=self.label,
             native_id=name,
@@ -45,5 +47,6 @@ class Esc50(Catalog):
             source=row.source,
             tags=[row.values["category"].replace("_", " ")],
             attribution=f"https://freesound.org/s/{row.values['src_file']}/",
+            stated_s=CLIP_SECONDS,  # no `clip`: several are cut from one Freesound recording
         )
         return locate(record, audio, name)

@@ -1,7 +1,9 @@
-"""Music catalogs as JSON lines, in the fields of audiocraft's MusicInfo.
+"""Music catalogs as JSON lines, CSV or Parquet, in the fields of audiocraft's MusicInfo.
 
 `path` (relative to `audio`), `title, artist, key, bpm, genre, moods, keywords, description, name,
-instrument`, and optionally `split`, `license`, `license_url`.  Tracks of one artist share a group.
+instrument`, and optionally `split`, `duration`, `license`, `license_url`, `attribution`.  In CSV,
+moods and keywords are joined by `;` or `,` or are a list literal.  Tracks of one artist share a
+group.
 """
 
 from __future__ import annotations
@@ -12,23 +14,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.schema import SPLITS, Record
-from pipeline.catalogs.base import (
-    AudioRoot,
-    Catalog,
-    CatalogPath,
-    Outcome,
-    Refusal,
-    Split,
-    locate,
-)
-from pipeline.catalogs.tables import Row, read_jsonl
+from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, Split, locate
+from pipeline.catalogs.tables import Row, read_table
+from pipeline.catalogs.values import keywords, length, text, texts
 
 
 class Music(Catalog):
     text_kind: ClassVar[Literal["sound", "music"]] = "music"
     dataset: Literal["music"] = "music"
     catalog: CatalogPath
-    """A JSONL file, one track per line."""
+    """A row per track: `.csv`, `.parquet`, else JSON lines."""
     audio: CatalogPath | None = None
     split: Split = "train"
     """For rows that name no split of their own."""
@@ -38,61 +33,59 @@ class Music(Catalog):
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        for row in read_jsonl(self.catalog):
+        for row in read_table(self.catalog, ("path",)):
             yield self._outcome(row, root)
 
     def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
-        path = row.values.get("path")
-        split = row.values.get("split") or self.split
+        values = row.values
+        path = values.get("path")
+        split = values.get("split") or self.split
         problem = row.error
         if not problem and (not isinstance(path, str) or not path):
-            problem = f"path: expected a file name, found {path!r}"
+            problem = f"path: expected a file name, found {path!r:.80}"
         if not problem and split not in SPLITS:
-            problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r}"
-        bpm = row.values.get("bpm")
-        if not problem and bpm is not None:
+            problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r:.80}"
+        bpm = values.get("bpm")
+        if not problem and bpm is not None and bpm != "":
             try:
                 bpm = float(bpm)
                 if not math.isfinite(bpm):
                     raise ValueError
             except (TypeError, ValueError, OverflowError):
                 problem = f"bpm: expected a number, found {bpm!r:.80}"
+        artist = text(values.get("artist"))
+        group = f"artist:{artist.casefold()}" if artist else f"{self.label}:{path}"
         if problem:
-            return Refusal(
-                self.label, str(path or ""), row.source, "catalog", "malformed_row", problem
+            return self.malformed(
+                row.source,
+                path,
+                problem,
+                group_id=group if artist or path else "",
+                split=split if split in SPLITS else "",
             )
-        artist = _text(row.values.get("artist"))
-        title = _text(row.values.get("title"))
-        description = _text(row.values.get("description"))
-        words = [
-            word
-            for key in ("keywords", "moods", "instrument", "key")
-            for word in _words(row.values.get(key))
-        ]
+        description = text(values.get("description"))
         record = Record(
             dataset=self.label,
             native_id=str(path),
-            group_id=f"artist:{artist.casefold()}" if artist else f"{self.label}:{path}",
+            group_id=group,
             split=str(split),
             audio_uri="",
             source=row.source,
-            tags=list(dict.fromkeys(words)),
+            tags=_tags(values),
             captions=[description] if description else [],
-            title=title,
+            title=text(values.get("title")) or text(values.get("name")),
             artist=artist,
-            genre=_text(row.values.get("genre")),
-            bpm=bpm,
-            license=_text(row.values.get("license")),
-            license_url=_text(row.values.get("license_url")),
-            attribution=_text(row.values.get("attribution")),
+            genre=", ".join(texts(values.get("genre"))) or None,
+            bpm=bpm if isinstance(bpm, float) else None,
+            license=text(values.get("license")),
+            license_url=text(values.get("license_url")),
+            attribution=text(values.get("attribution")),
+            stated_s=length(values.get("duration")),
         )
         return locate(record, root, str(path))
 
 
-def _text(value: Any) -> str | None:
-    return (str(value).strip() or None) if value is not None else None
-
-
-def _words(value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return [text for text in map(_text, values) if text]
+def _tags(values: dict[str, Any]) -> list[str]:
+    words = [word for key in ("keywords", "moods") for word in keywords(values.get(key))]
+    words += [word for key in ("instrument", "key") for word in texts(values.get(key))]
+    return list(dict.fromkeys(words))

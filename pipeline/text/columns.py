@@ -130,7 +130,7 @@ def assign(table: pa.Table, prompts: Mapping[str, str]) -> pa.Table:
     has_sentence = np.asarray(pc.fill_null(pc.not_equal(tag_prompt, ""), False)) & here
     counts = has_sentence.astype(np.int64)
     counts[list(written)] = [len(row) for row in written.values()]
-    # Values: the pseudo-sentences' own array, then the others; offsets and a take put them in order.
+    # Values: the pseudo-sentences' own array, then the others; offsets and a take order them.
     others = [text for row in written.values() for text in row]
     offsets = np.concatenate([[0], np.cumsum(counts)])
     order = np.empty(offsets[-1], np.int64)

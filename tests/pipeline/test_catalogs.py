@@ -6,36 +6,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from reading import catalog, records, refusals, touch
 
 from common.errors import AttuneError
-from common.schema import RECORD, Record
-from pipeline.catalogs import CATALOGS, AnyCatalog, Catalog
-from pipeline.catalogs.base import AudioRoot, Merged, Outcome, Refusal
+from common.schema import RECORD
+from pipeline.catalogs import CATALOGS
+from pipeline.catalogs.base import AudioRoot, Merged, Refusal
 
-PATHS = ("root", "audio", "captions", "segments", "class_labels", "catalog")
-
-
-def catalog(**values: object) -> Catalog:
-    made: Catalog = TypeAdapter(AnyCatalog).validate_python(values)
-    return made
-
-
-def touch(folder: Path, *names: str) -> Path:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return folder
-
-
-def records(outcomes: list[Outcome]) -> list[Record]:
-    return [outcome for outcome in outcomes if isinstance(outcome, Record)]
-
-
-def refusals(outcomes: list[Outcome]) -> list[tuple[str, str]]:
-    return [(o.source.rsplit(":", 1)[-1], o.reason) for o in outcomes if isinstance(o, Refusal)]
-
+PATHS = ("root", "audio", "captions", "segments", "class_labels", "catalog", "clips", "sounds")
+NEEDED = {"audioset": {"class_labels": "/x"}, "wavcaps": {"source": "bbc"}}
+"""What a catalog needs beside its required paths."""
 
 AUDIOSET = """\
 # Segments csv created Sun Mar  5 10:54:31 2017
@@ -120,8 +101,9 @@ def test_clotho_takes_file_names_as_they_stand(tmp_path: Path) -> None:
     )
     (tmp_path / "metadata.csv").write_bytes(
         "file_name,keywords,sound_id,sound_link,start_end_samples,manufacturer,license\n"
-        f'"{names[0]}",rain;storm,117790,https://f.org/s/117790,"[1, 2]",Óscar de Ávila,CC0\n'
-        f"{names[1]},,Not found,Not found,,x,CC-BY\n".encode("latin-1")
+        f'"{names[0]}",rain;storm,117790,http://f.org/1,"[44100, 926100]",Óscar de Ávila,CC0\n'
+        f"{names[1]},,Not found,Not found,,x,CC-BY\n"
+        f"elsewhere.wav,,1,,,x,CC-BY\n".encode("latin-1")
     )
     outcomes = list(
         catalog(dataset="clotho", captions=tmp_path / "captions.csv",
@@ -134,7 +116,9 @@ def test_clotho_takes_file_names_as_they_stand(tmp_path: Path) -> None:
         "Óscar de Ávila", "CC0", ["rain", "storm"], "freesound:117790",
     )  # fmt: skip
     assert first.captions == ["one.", "two", "three", "five"]
+    assert (first.clip, first.stated_s) == ("freesound:117790", 20.0)
     assert (second.group_id, second.attribution) == ("clotho:plain.wav", None)
+    assert (second.clip, second.stated_s) == ("", None)
     assert refusals(outcomes) == [("4", "missing_audio")]
 
 
@@ -257,25 +241,9 @@ def test_paths_of_every_catalog_know_the_home_folder_and_are_not_empty(
         fields = [n for n, f in kind.model_fields.items() if n in PATHS and f.is_required()]
         assert fields
         name = kind.model_fields["dataset"].default
-        made = catalog(dataset=name, **dict.fromkeys(fields, "~/x"))
+        more = {"dataset": name, **NEEDED.get(name, {})}
+        made = catalog(**more, **dict.fromkeys(fields, "~/x"))
         assert [getattr(made, field) for field in fields] == [Path("/home/ann/x")] * len(fields)
         for field in fields:
             with pytest.raises(ValidationError, match=r"is empty; give a path"):
-                catalog(dataset=name, **dict.fromkeys(fields, "/x") | {field: ""})
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "empty"),
-        (b"file_name;text\na.wav;b\n", "no column file_name"),
-        (b"\x1f\x8b\x08rest", "gzip"),
-        (b"file_name,text\na.wav,\xff\xfe\n", "not utf-8-sig text"),
-        (b'file_name,text\na.wav,"open\n', "not valid CSV"),
-    ],
-)
-def test_a_file_that_is_not_what_it_claims(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "metadata.csv").write_bytes(content)
-    with pytest.raises(AttuneError, match=message) as error:
-        list(catalog(dataset="audiofolder", root=tmp_path).read())
-    assert "metadata.csv" in str(error.value)
+                catalog(**more, **dict.fromkeys(fields, "/x") | {field: ""})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from common.schema import Record
 from pipeline.catalogs.base import Refusal
-from pipeline.text.captions import Kind, TextRules, write_prompts
+from pipeline.text.captions import Kind, TextRules, explain, write_prompts
 from pipeline.text.music import music_prompts
 from pipeline.text.speech import find_speech
 from pipeline.text.tags import pseudo_sentence
@@ -61,3 +63,56 @@ def test_music_variants_are_seeded_and_merge_the_fields() -> None:
         assert any(part in text for text in variants)
     assert music_prompts(record(genre="jazz"), 4, seed=0)[0] == "genre: jazz"
     assert music_prompts(record(), 4, seed=0) == []
+
+
+def test_the_rules_reach_tags_and_speech() -> None:
+    clip = record(tags=["Dog", "Animal", "Talk show"])
+    ancestors = {"dog": frozenset({"animal"})}
+    specific = TextRules("lemmas", tags="specific", ancestors=ancestors)
+    assert prompts(clip) == [["dog animal talk show"]]
+    assert prompts(clip, rules=specific) == [["dog talk show"]]
+    assert prompts(clip, rules=TextRules("lemmas", speech="wide")) == ["speech"]
+    assert prompts(clip, rules=TextRules("lemmas", speech_terms=("talk show",))) == ["speech"]
+
+
+def test_a_clip_is_explained_step_by_step() -> None:
+    told = record(captions=["A dog is barking", "2 dogs bark!"], tags=["Dog"])
+    assert explain(told, "sound", LEMMAS) == [
+        ("tags", "Dog"),
+        ("captions", "A dog is barking | 2 dogs bark!"),
+        ("lowercased", "a dog is barking | 0 dogs bark!"),
+        ("stop words and numbers removed", "dog barking | dogs bark"),
+        ("lemmas", "dog bark | dog bark"),
+        ("speech (term)", "none"),
+        ("prompts", "dog bark"),
+    ]
+    tagged = record(tags=["Dog", "Male speech, man speaking"])
+    assert explain(tagged, "sound", LEMMAS) == [
+        ("tags", "Dog | Male speech, man speaking"),
+        ("captions", ""),
+        ("pseudo-sentence (unique)", "dog male speech man speaking"),
+        ("speech (term)", "found in: Male speech, man speaking"),
+        ("refused", "speech: Male speech, man speaking"),
+    ]
+    assert explain(record(), "sound", TextRules("lemmas", speech="keep"))[2:] == [
+        ("speech (keep)", "not looked for"),
+        ("refused", "no_text: neither tags nor captions"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sound", "music"])
+@pytest.mark.parametrize("rules", [LEMMAS, TextRules("plain", speech="keep", tags="all", seed=3)])
+def test_the_last_step_is_what_is_written(kind: Kind, rules: TextRules) -> None:
+    for clip in (
+        record(captions=["A slow tune. ", "There are two"], tags=["piano"], genre="jazz", bpm=90.0),
+        record(tags=["Dog", "dog"]),
+        record(captions=["of the 12"]),
+        record(captions=["a speech"], tags=["Speech"]),
+        record(),
+    ):
+        (outcome,) = write_prompts([clip], kind, rules)
+        last = explain(clip, kind, rules)[-1]
+        if isinstance(outcome, Refusal):
+            assert last == ("refused", f"{outcome.reason}: {outcome.detail}")
+        else:
+            assert last == ("prompts", " | ".join(outcome[1]))

@@ -1,0 +1,67 @@
+"""BBC Sound Effects: BBCSoundEffects.csv, `location,description,secs,category,CDNumber,CDName,...`.
+
+The description is the caption, the category (where there is one) the tag, the CD's name the title.
+Files on one CD share a group: takes of one sound and parts of one session are on the same CD, while
+equal descriptions on different CDs are different recordings.  Audio lies in one folder as in
+`location`, or converted, under the same stem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from common.schema import Record
+from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, Split, locate_stem
+from pipeline.catalogs.tables import Row, read_csv
+from pipeline.catalogs.values import audio_stem, length, text
+
+LICENSE = "RemArc"
+LICENSE_URL = "https://sound-effects.bbcrewind.co.uk/licensing"
+
+
+class Bbc(Catalog):
+    global_ids: ClassVar[bool] = True
+    dataset: Literal["bbc"] = "bbc"
+    sounds: CatalogPath
+    """BBCSoundEffects.csv."""
+    audio: CatalogPath | None = None
+    split: Split = "train"
+
+    def sources(self) -> list[Path]:
+        return [self.sounds]
+
+    def read(self) -> Iterator[Outcome]:
+        root = self.open_audio(self.audio)
+        # Copies of the list are in UTF-8 or, as first published, in Windows' Latin-1.
+        encodings = ("utf-8-sig", "cp1252", "latin-1")
+        for row in read_csv(self.sounds, ("location", "description"), encodings=encodings):
+            yield self._outcome(row, root)
+
+    def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
+        name = row.values.get("location", "").strip()
+        stem = audio_stem(name)
+        cd = row.values.get("CDNumber", "").strip()
+        group = f"bbc:{cd or stem}"
+        if row.error or not stem:
+            return self.malformed(row.source, name, row.error or "no location", group_id=group)
+        description = text(row.values["description"])
+        category = text(row.values.get("category"))
+        record = Record(
+            dataset=self.label,
+            native_id=name,
+            group_id=group,
+            split=self.split,
+            audio_uri="",
+            source=row.source,
+            tags=[category] if category else [],
+            captions=[description] if description else [],
+            title=text(row.values.get("CDName")),
+            license=LICENSE,
+            license_url=LICENSE_URL,
+            attribution="BBC Sound Effects",
+            clip=f"bbc:{stem}",
+            stated_s=length(row.values.get("secs")),
+        )
+        return locate_stem(record, root, stem)

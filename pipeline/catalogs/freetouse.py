@@ -1,0 +1,145 @@
+"""Free To Use Sounds: a tree of .wav files; a file's name is its caption.
+
+`Rain_on_Roof-02.wav` -> "Rain on Roof": underscores and hyphens are blanks, trailing take numbers
+go.  The text in the file itself (Broadcast Wave `bext` description, iXML note) is a further
+caption.  A CSV or JSONL beside the tree (`file_name` and `text`, `caption` or `description`)
+overrides all of them.  Takes of one recording share a group.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from common.errors import AttuneError
+from common.schema import Record
+from pipeline.catalogs.base import (
+    AUDIO_EXTENSIONS,
+    AudioRoot,
+    Catalog,
+    CatalogPath,
+    Merged,
+    Outcome,
+    Split,
+    locate,
+    refuse,
+)
+from pipeline.catalogs.riff import WavText, read_wav_text
+from pipeline.catalogs.tables import Row, read_table
+from pipeline.catalogs.values import text
+
+_CAPTIONS = ("text", "caption", "description")
+_TAKE = re.compile(r"(?:[\s_-]+(?:take|tk|version|ver|v|no|#)?[\s_.#-]*\d{1,4})+$", re.IGNORECASE)
+
+
+class FreeToUse(Catalog):
+    dataset: Literal["freetousesounds"] = "freetousesounds"
+    root: CatalogPath
+    captions: CatalogPath | None = None
+    """A CSV, JSONL or Parquet with texts of your own; `file_name` is relative to `root`."""
+    split: Split = "train"
+
+    def sources(self) -> list[Path]:
+        return [self.captions] if self.captions else []
+
+    def read(self) -> Iterator[Outcome]:
+        """Each file of the tree, in order, each of its own texts as merged into it."""
+        audio = AudioRoot(self.root)
+        own, merged = self._own_texts()
+        for name in _audio_files(self.root):
+            row = own.pop(name, None)
+            yield self._outcome(name, row, audio)
+            if row is not None:
+                yield Merged(row.source)
+        yield from merged
+        for name, row in own.items():
+            record = self._record(name, row.source)
+            yield refuse(record, "catalog", "missing_audio", f"no {name!r:.200} in {self.root}")
+
+    def _own_texts(self) -> tuple[dict[str, Row], list[Outcome]]:
+        """File name -> its row; and what has become of the rows that are nobody's."""
+        own: dict[str, Row] = {}
+        others: list[Outcome] = []
+        for row in read_table(self.captions, ("file_name",)) if self.captions else ():
+            name = row.values.get("file_name")
+            if row.error or not isinstance(name, str) or not name:
+                detail = row.error or f"file_name: expected a file name, found {name!r:.80}"
+                others.append(self.malformed(row.source, name, detail))
+            elif not _own_caption(row):
+                told = f"no text in {', '.join(_CAPTIONS)}"
+                others.append(self.malformed(row.source, name, told))
+            elif (key := os.path.normpath(name)) in own:
+                told = f"the same file as {own[key].source}"
+                others.append(refuse(self._record(key, row.source), "catalog", "duplicate", told))
+            else:
+                own[key] = row
+        return own, others
+
+    def _record(self, name: str, source: str) -> Record:
+        stem = os.path.splitext(name)[0]
+        return Record(
+            dataset=self.label,
+            native_id=name,
+            group_id=f"{self.label}:{_TAKE.sub('', stem)}",
+            split=self.split,
+            audio_uri="",
+            source=source,
+            title=os.path.basename(stem),
+        )
+
+    def _outcome(self, name: str, row: Row | None, audio: AudioRoot) -> Outcome:
+        path = os.path.join(self.root, name)
+        record = self._record(name, path)
+        outcome = locate(record, audio, name)
+        if isinstance(outcome, Record):
+            inside = read_wav_text(Path(path)) or WavText()
+            outcome.stated_s = inside.seconds
+            texts = [stem_caption(os.path.basename(name)), inside.description, inside.note]
+            if row is not None:
+                texts = [_own_caption(row)]
+            outcome.captions = list(dict.fromkeys(filter(None, texts)))
+        return outcome
+
+
+def stem_caption(name: str) -> str:
+    """What a file name says: `Rain_on_Roof-02.wav` -> "Rain on Roof"; empty if only numbers."""
+    stem = os.path.splitext(name)[0]
+    words = " ".join(re.sub(r"[_-]+", " ", _TAKE.sub("", stem)).split())
+    return words if re.search(r"[^\W\d]", words) else ""
+
+
+def _own_caption(row: Row) -> str:
+    return next((found for key in _CAPTIONS if (found := text(row.values.get(key)))), "")
+
+
+def _audio_files(root: Path) -> Iterator[str]:
+    """Audio files of the tree, relative to it, in the order of their paths."""
+
+    def stop(error: OSError) -> None:
+        raise AttuneError(f"{error.filename}: {error.strerror}") from error
+
+    names = []
+    for folder, folders, files in os.walk(root, onerror=stop):
+        folders[:] = [name for name in folders if name != "__MACOSX"]
+        names += [
+            os.path.relpath(os.path.join(folder, name), root)
+            for name in files
+            # `._x.wav` is what macOS leaves beside x.wav on other file systems.
+            if os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS and not name.startswith("._")
+        ]
+    if not names:
+        raise AttuneError(f"{root}: no audio files in it; expected the tree of .wav files")
+    # A name that is no UTF-8 cannot be stored; shown as it is, it could not be found again.
+    return iter(sorted(name for name in names if _is_storable(root, name)))
+
+
+def _is_storable(root: Path, name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(os.path.join(root, name)).decode(errors="replace")
+        raise AttuneError(f"{shown}: its name is not UTF-8; rename it (convmv)") from None
+    return True

@@ -1,0 +1,194 @@
+"""FSD50K: dev.csv (`fname,labels,mids,split`) or eval.csv (`fname,labels,mids`).
+
+`fname` is a Freesound id, its audio `FNAME.*`.  Labels stand beside their machine ids, the most
+specific first, then their ancestors.  Their text is AudioSet's names with `_` for blanks and
+`_and_` for commas; AudioSet's own files give the names as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from common.errors import AttuneError
+from common.schema import Record
+from pipeline.catalogs.audioset import read_class_labels, read_ontology
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
+from pipeline.catalogs.tables import Row, check_file, read_csv
+from pipeline.catalogs.values import text
+from pipeline.text.tags import Ancestors, ancestor_names
+
+_SPLITS = {"train": "train", "val": "valid"}
+_VOCABULARY = ("index", "label", "mid")
+
+
+class Fsd50k(Catalog):
+    global_ids: ClassVar[bool] = True
+    dataset: Literal["fsd50k"] = "fsd50k"
+    clips: CatalogPath
+    """dev.csv (its clips are train or valid) or eval.csv (test)."""
+    vocabulary: CatalogPath | None = None
+    """vocabulary.csv (`index,label,mid`, no header): a label that is not in it is refused."""
+    clips_info: CatalogPath | None = None
+    """dev_ or eval_clips_info_FSD50K.json: title, uploader and licence of each clip."""
+    class_labels: CatalogPath | None = None
+    """AudioSet's class_labels_indices.csv, for the names."""
+    ontology: CatalogPath | None = None
+    """AudioSet's ontology.json, for the names and for `labels: specific`."""
+    labels: Literal["all", "specific"] = "all"
+    """`specific`: without the labels that are ancestors of another label of the clip."""
+    audio: CatalogPath | None = None
+    split: Split | None = None
+    """For every row, whatever the list says."""
+
+    @model_validator(mode="after")
+    def _specific_needs_the_graph(self) -> Self:
+        if self.labels == "specific" and self.ontology is None:
+            raise ValueError("labels: specific needs ontology (AudioSet's ontology.json)")
+        return self
+
+    def ancestors(self) -> Ancestors | None:
+        return ancestor_names(read_ontology(self.ontology)) if self.ontology else None
+
+    def sources(self) -> list[Path]:
+        more = (self.vocabulary, self.clips_info, self.class_labels, self.ontology)
+        return [self.clips, *(path for path in more if path)]
+
+    def read(self) -> Iterator[Outcome]:
+        root = self.open_audio(self.audio)
+        names: dict[str, str] = {}
+        ancestors: dict[str, set[str]] = {}
+        if self.ontology:
+            entries = read_ontology(self.ontology)
+            names = {str(entry["id"]): entry["name"] for entry in entries}
+            if self.labels == "specific":
+                ancestors = find_ancestors(entries, self.ontology)
+        if self.class_labels:
+            names |= read_class_labels(self.class_labels)
+        known = read_vocabulary(self.vocabulary) if self.vocabulary else None
+        info = read_clips_info(self.clips_info) if self.clips_info else {}
+        for row in read_csv(self.clips, ("fname", "labels", "mids")):
+            outcome = self._outcome(row, names, ancestors, known)
+            if isinstance(outcome, Record):
+                _add_info(outcome, info.get(outcome.native_id))
+                outcome = locate_stem(outcome, root, outcome.native_id)
+            yield outcome
+
+    def _outcome(
+        self,
+        row: Row,
+        names: Mapping[str, str],
+        ancestors: Mapping[str, set[str]],
+        known: set[str] | None,
+    ) -> Record | Refusal:
+        name = row.values.get("fname", "").strip()
+        listed = row.values.get("split")  # eval.csv has no such column
+        split = self.split or ("test" if listed is None else _SPLITS.get(listed, ""))
+        labels = row.values.get("labels", "").split(",")
+        mids = row.values.get("mids", "").split(",")
+        problem = row.error
+        if not problem and not (name.isascii() and name.isdecimal()):
+            problem = f"fname: expected a Freesound id, found {name!r:.80}"
+        if not problem and not split:
+            problem = f"split: expected train or val, found {listed!r:.80}"
+        if not problem and (len(labels) != len(mids) or not all((*labels, *mids))):
+            problem = f"{len(labels)} labels, {len(mids)} mids"
+        if not problem and known is not None:
+            unknown = [mid for mid in mids if mid not in known]
+            if unknown and self.vocabulary:
+                problem = f"label {unknown[0]!r:.80} is not in {self.vocabulary.name}"
+        group = f"freesound:{name}" if name.isdecimal() else ""
+        if problem:
+            return self.malformed(row.source, name, problem, group_id=group, split=split)
+        covered = {above for mid in mids for above in ancestors.get(mid, ())}
+        tags = [
+            names.get(mid) or plain_label(label)
+            for label, mid in zip(labels, mids, strict=True)
+            if mid not in covered
+        ]
+        return Record(
+            dataset=self.label,
+            native_id=name,
+            group_id=group,
+            split=split,
+            audio_uri="",
+            source=row.source,
+            tags=list(dict.fromkeys(tags)),
+            attribution=f"https://freesound.org/s/{name}/",
+            clip=group,
+        )
+
+
+def plain_label(label: str) -> str:
+    """`Bird_vocalization_and_bird_call` -> `Bird vocalization, bird call`."""
+    return label.replace("_and_", ", ").replace("_", " ")
+
+
+def find_ancestors(entries: list[dict[str, Any]], path: Path) -> dict[str, set[str]]:
+    """Machine id -> those of all classes above it; the ontology is a graph, a class can have
+    several parents.
+
+    Raises:
+        AttuneError: a list of children is none.
+    """
+    parents: dict[str, set[str]] = {}
+    for entry in entries:
+        children = entry.get("child_ids") or []
+        if not isinstance(children, list):
+            raise AttuneError(f"{path}: not AudioSet's ontology.json: child_ids {children!r:.80}")
+        for child in children:
+            parents.setdefault(str(child), set()).add(str(entry["id"]))
+    ancestors: dict[str, set[str]] = {}
+    for mid in parents:
+        found: set[str] = set()
+        left = [mid]
+        while left:
+            new = parents.get(left.pop(), set()) - found
+            found |= new
+            left += new
+        ancestors[mid] = found - {mid}
+    return ancestors
+
+
+def read_vocabulary(path: Path) -> set[str]:
+    """The machine ids of vocabulary.csv.
+
+    Raises:
+        AttuneError: a row has other than three fields.
+    """
+    mids = set()
+    for row in read_csv(path, _VOCABULARY, header=_VOCABULARY):
+        if row.error:
+            raise AttuneError(f"{row.source}: {row.error}")
+        mids.add(row.values["mid"])
+    return mids
+
+
+def read_clips_info(path: Path) -> dict[str, Any]:
+    """Freesound id -> `title, description, tags, license, uploader`.
+
+    Raises:
+        AttuneError: it is not a JSON object.
+    """
+    check_file(path)
+    try:
+        info = json.loads(path.read_bytes())
+        if not isinstance(info, dict):
+            raise ValueError
+        json.dumps(info, ensure_ascii=False).encode()  # an escape can be half a character
+    except (ValueError, RecursionError):
+        raise AttuneError(
+            f"{path}: not a clips_info file (a JSON object: id -> title, license, uploader)"
+        ) from None
+    return info
+
+
+def _add_info(record: Record, info: object) -> None:
+    if isinstance(info, dict):
+        record.title = text(info.get("title"))
+        record.artist = text(info.get("uploader"))
+        record.license_url = text(info.get("license"))

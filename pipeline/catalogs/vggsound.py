@@ -1,0 +1,85 @@
+"""VGG-Sound: `vggsound.csv`, or the older `test.csv`; told apart by their columns.
+
+Neither has a header.  `vggsound.csv` has `YTID,start,label,split` for both splits; `test.csv` has
+`YTID_SSSSSS.mp4,label`, the start in six digits.  Clips are 10 s; the label is the tag, commas and
+all.  Audio lies in one folder as `YTID_SSSSSS.ext`, `YTID_START.ext` or `YTID.ext`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from common.errors import AttuneError
+from common.schema import Record
+from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, locate_stem
+from pipeline.catalogs.tables import Row, first_fields, read_csv
+from pipeline.catalogs.values import whole_seconds
+
+CLIP_SECONDS = 10.0
+_FULL = ("youtube_id", "start", "label", "split")
+_TEST = ("file", "label")
+# Ids hold `_` and `-` themselves: the start is behind the last one.
+_FILE = re.compile(r"(?P<youtube_id>.+)_(?P<start>[0-9]{1,9})\.[a-z0-9]+", re.IGNORECASE)
+
+
+class VggSound(Catalog):
+    global_ids: ClassVar[bool] = True
+    dataset: Literal["vggsound"] = "vggsound"
+    clips: CatalogPath
+    """vggsound.csv (train and test) or test.csv."""
+    audio: CatalogPath | None = None
+
+    def sources(self) -> list[Path]:
+        return [self.clips]
+
+    def read(self) -> Iterator[Outcome]:
+        root = self.open_audio(self.audio)
+        columns = self._columns()
+        for row in read_csv(self.clips, columns, header=columns):
+            if str(row.values.get("start")).lower().startswith("start"):
+                continue  # a header row that some copies have
+            yield self._outcome(row, root)
+
+    def _columns(self) -> tuple[str, ...]:
+        found = first_fields(self.clips)
+        for columns in (_FULL, _TEST):
+            if len(found) == len(columns):
+                return columns
+        raise AttuneError(
+            f"{self.clips}: expected vggsound.csv (YTID,start,label,split) or test.csv "
+            f"(YTID_SSSSSS.mp4,label), found {len(found)} column{'s' * (len(found) > 1)}"
+        )
+
+    def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
+        youtube_id, start = row.values.get("youtube_id", ""), row.values.get("start")
+        file = row.values.get("file", "")
+        if file:
+            match = _FILE.fullmatch(file)
+            youtube_id, start = match.groups() if match else ("", None)
+        label = row.values.get("label", "").strip()
+        split = row.values.get("split", "test" if file else "")
+        at = whole_seconds(start)
+        problem = row.error
+        if not problem and (not youtube_id or at is None):
+            problem = f"id and start: {list(row.values.values())[:2]!r:.100}"
+        if not problem and (not label or split not in ("train", "test")):
+            problem = f"label {label!r:.80}, split {split!r:.20}"
+        if problem or at is None:
+            group = f"youtube:{youtube_id}" if youtube_id else ""
+            split = split if split in ("train", "test") else ""
+            return self.malformed(row.source, youtube_id, problem, group_id=group, split=split)
+        record = Record(
+            dataset=self.label,
+            native_id=f"{youtube_id}_{at}",
+            group_id=f"youtube:{youtube_id}",
+            split=split,
+            audio_uri="",
+            source=row.source,
+            tags=[label],
+            clip=f"youtube:{youtube_id}@{at}",
+            stated_s=CLIP_SECONDS,
+        )
+        return locate_stem(record, root, f"{youtube_id}_{at:06d}", f"{youtube_id}_{at}", youtube_id)

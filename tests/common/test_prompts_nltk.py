@@ -1,0 +1,155 @@
+"""The NLTK policy, on a small WordNet and stop word list in their own file formats."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import nltk
+import pytest
+from nltk.corpus import WordNetCorpusReader, wordnet31
+
+from common.errors import AttuneError
+from common.prompts import explain_prompt, normalize_prompts, normalizer_id
+
+WORDS = {
+    "noun": "bark bell bit building child dog engine evening fall falls leaf left man men park saw "
+    "talk talks wing",
+    "verb": "bark bite build fall hop hope hum leave scrap scrape see sing singe speak talk",
+    "adj": "out outer talking",
+    "adv": "loudly",
+}
+EXCEPTIONS = {
+    "noun": {"children": "child", "feet": "foot", "leaves": "leaf", "men": "man"},
+    "verb": {"bit": "bite", "humming": "hum", "left": "leave", "saw": "see", "spoke": "speak"},
+    "adj": {},
+    "adv": {},
+}
+STOP_WORDS = ("a", "and", "at", "can", "don't", "in", "is", "the", "while", "s", "t", "don")
+
+CASES = {
+    "a dog is barking at the park": "dog bark park",
+    "The men talk loudly while 12 children sing": "man talk loudly child sing",
+    "bells are singing &amp; talking": "bell are sing talk",  # "are" is not in the small list
+    "scraping, hoped; falls of leaves": "scrape hope fall of leaf",
+    "The saw bit in; the left wings": "saw bit left wing",
+    "twenty-one dogs, 2nd dog, 1 1/2 hundreds, 3'45\"": "dog dog",
+    "the dog's bark; don't": "dog bark",
+    "two-stroke engines humming": "stroke engine hum",
+    "the outer building in the evening": "outer building evening",
+    "rimshots by hermes": "rimshot by hermes",
+    "The cans": "",
+}
+
+
+def write_wordnet(
+    folder: Path, words: Mapping[str, str], exceptions: Mapping[str, Mapping[str, str]]
+) -> None:
+    """One synset for each word; see WordNet's wndb(5) for the formats."""
+    folder.mkdir(parents=True)
+    header = "  1 A small WordNet.  \n"
+    for pos, lemmas in words.items():
+        letter = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}[pos]
+        data, index = header, header
+        for lemma in sorted(lemmas.split()):
+            frames = " 01 + 01 00" if pos == "verb" else ""
+            synset = f"{len(data):08d} 00 {letter} 01 {lemma} 0 000{frames} | what {lemma} is  \n"
+            index += f"{lemma} {letter} 1 0 1 0 {len(data):08d}  \n"
+            data += synset
+        (folder / f"data.{pos}").write_text(data)
+        (folder / f"index.{pos}").write_text(index)
+        lines = [f"{form} {lemma}\n" for form, lemma in sorted(exceptions[pos].items())]
+        (folder / f"{pos}.exc").write_text("".join(lines))
+    (folder / "lexnames").write_text("00\tall\t1\n")
+    for name in ("index.sense", "cntlist.rev"):
+        (folder / name).write_text("")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`corpora` of a fresh NLTK data folder, the only one that NLTK looks into."""
+    corpora = tmp_path / "corpora"
+    write_wordnet(corpora / "wordnet", WORDS, EXCEPTIONS)
+    (corpora / "stopwords").mkdir()
+    (corpora / "stopwords/english").write_text("\n".join(STOP_WORDS) + "\n")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    return corpora
+
+
+@pytest.mark.usefixtures("data")
+def test_captions_become_lemmas_by_wordnet() -> None:
+    assert dict(zip(CASES, normalize_prompts(list(CASES), "lemmas-nltk"), strict=True)) == CASES
+
+
+@pytest.mark.usefixtures("data")
+def test_order_and_repeated_texts_stay() -> None:
+    texts = ["Dogs", "a man", "dogs ", "DOGS"]
+    assert normalize_prompts(texts, "lemmas-nltk") == ["dog", "man", "dog", "dog"]
+
+
+@pytest.mark.usefixtures("data")
+def test_the_steps_end_in_the_prompt() -> None:
+    assert explain_prompt("2 dogs ARE barking", "lemmas-nltk") == [
+        ("lowercased", "0 dogs are barking"),
+        ("stop words and numbers removed", "dogs are barking"),
+        ("lemmas", "dog are bark"),
+    ]
+
+
+def test_the_small_wordnet_is_one_that_nltk_reads(data: Path) -> None:
+    reader = WordNetCorpusReader(nltk.data.find("corpora/wordnet"), wordnet31)
+    assert {synset.definition() for synset in reader.synsets("bark")} == {"what bark is"}
+    assert [synset.pos() for synset in reader.synsets("leaves")] == ["n", "v"]
+
+
+def test_zipped_data_does_as_well(data: Path) -> None:
+    unpacked = normalizer_id("lemmas-nltk")
+    for name in ("wordnet", "stopwords"):
+        shutil.make_archive(str(data / name), "zip", data, name)
+        shutil.rmtree(data / name)
+    nltk.data.path.append(str(data))  # another search path: nothing remembered is taken
+    assert normalizer_id("lemmas-nltk") == unpacked
+    assert normalize_prompts(["barking men"], "lemmas-nltk") == ["bark man"]
+
+
+def test_the_id_names_rules_library_and_content(data: Path) -> None:
+    before = normalizer_id("lemmas-nltk")
+    assert before.startswith(f"lemmas-nltk-1+nltk-{nltk.__version__}+data-")
+    assert before != normalizer_id("lemmas")
+    for name in ("wordnet/verb.exc", "stopwords/english"):
+        with (data / name).open("a") as file:
+            file.write("zzz zz\n")
+        nltk.data.path.append(str(data / name))
+        assert normalizer_id("lemmas-nltk") != before
+        before = normalizer_id("lemmas-nltk")
+
+
+@pytest.mark.parametrize("missing", ["wordnet", "stopwords"])
+def test_missing_data_is_told_in_one_line(data: Path, missing: str) -> None:
+    shutil.rmtree(data / missing)
+    told = rf"corpus {missing} .*python -m nltk.downloader wordnet stopwords.*NLTK_DATA"
+    with pytest.raises(AttuneError, match=told) as error:
+        normalize_prompts(["a dog"], "lemmas-nltk")
+    assert "\n" not in str(error.value)
+    with pytest.raises(AttuneError, match=told):
+        normalizer_id("lemmas-nltk")
+
+
+def test_data_is_found_by_the_environment_and_nltk_loads_for_its_policy_alone(data: Path) -> None:
+    program = """
+import sys
+from common.prompts import normalize_prompts, normalizer_id
+normalizer_id("lemmas"), normalize_prompts(["a"], "plain")
+assert "nltk" not in sys.modules
+print(*normalize_prompts(["barking dogs"], "lemmas-nltk"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"NLTK_DATA": str(data.parent), "PYTHONPATH": ":".join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("bark dog\n", 0), done.stderr

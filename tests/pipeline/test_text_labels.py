@@ -1,0 +1,203 @@
+"""Labels of AudioSet, FSD50K and VGG-Sound before and after; what an ontology implies; speech."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import AttuneError
+from pipeline.text.speech import SPEECH_TERMS, SpeechPolicy, find_speech, speech_verdicts
+from pipeline.text.tags import TagPolicy, ancestor_names, pseudo_sentence, tag_name
+
+AUDIOSET = {
+    "Male speech, man speaking": "male speech man speaking",
+    "Narration, monologue": "narration monologue",
+    "Baby cry, infant cry": "baby cry infant cry",
+    "Whimper (dog)": "whimper dog",
+    "Crowing, cock-a-doodle-doo": "crowing cock-a-doodle-doo",
+    "Canidae, dogs, wolves": "canidae dogs wolves",
+    "Bee, wasp, etc.": "bee wasp etc",
+    "Keyboard (musical)": "keyboard musical",
+    "Change ringing (campanology)": "change ringing campanology",
+    "Boat, Water vehicle": "boat water vehicle",
+    "Fire engine, fire truck (siren)": "fire engine fire truck siren",
+    "Heavy engine (low frequency)": "heavy engine low frequency",
+    "Dishes, pots, and pans": "dishes pots and pans",
+    "Clickety-clack": "clickety-clack",
+    "Inside, large room or hall": "inside large room or hall",
+    "Hi-hat": "hi-hat",
+    "Children's music": "children's music",
+    "Drum and bass": "drum and bass",
+    "Vehicle horn, car horn, honking": "vehicle horn car horn honking",
+    "Air horn, truck horn": "air horn truck horn",
+}
+FSD50K = {
+    "Accelerating_and_revving_and_vroom": "accelerating and revving and vroom",
+    "Bass_drum": "bass drum",
+    "Bathtub_(filling_or_washing)": "bathtub filling or washing",
+    "Bird_vocalization_and_bird_call_and_bird_song": (
+        "bird vocalization and bird call and bird song"
+    ),
+    "Burping_and_eructation": "burping and eructation",
+    "Child_speech_and_kid_speaking": "child speech and kid speaking",
+    "Chirp_and_tweet": "chirp and tweet",
+    "Cupboard_open_or_close": "cupboard open or close",
+    "Dishes_and_pots_and_pans": "dishes and pots and pans",
+    "Engine_starting": "engine starting",
+    "Frying_(food)": "frying food",
+    "Gunshot_and_gunfire": "gunshot and gunfire",
+    "Hi-hat": "hi-hat",
+    "Human_group_actions": "human group actions",
+    "Keyboard_(musical)": "keyboard musical",
+    "Microwave_oven": "microwave oven",
+    "Race_car_and_auto_racing": "race car and auto racing",
+    "Snare_drum": "snare drum",
+    "Walk_and_footsteps": "walk and footsteps",
+    "Waves_and_surf": "waves and surf",
+}
+VGGSOUND = {
+    "goose honking": "goose honking",
+    "cow lowing": "cow lowing",
+    "people finger snapping": "people finger snapping",
+    "cupboard opening or closing": "cupboard opening or closing",
+    "church bell ringing": "church bell ringing",
+    "playing marimba, xylophone": "playing marimba xylophone",
+    "motorboat, speedboat acceleration": "motorboat speedboat acceleration",
+    "fly, housefly buzzing": "fly housefly buzzing",
+    "donkey, ass braying": "donkey ass braying",
+    "male speech, man speaking": "male speech man speaking",
+    "civil defense siren": "civil defense siren",
+    "bird chirping, tweeting": "bird chirping tweeting",
+    "hedge trimmer running": "hedge trimmer running",
+    "cuckoo bird calling": "cuckoo bird calling",
+    "disc scratching": "disc scratching",
+    "raining": "raining",
+    "playing hammond organ": "playing hammond organ",
+    "ambulance siren": "ambulance siren",
+    "plastic bottle crushing": "plastic bottle crushing",
+    "opening or closing drawers": "opening or closing drawers",
+}
+
+
+@pytest.mark.parametrize(
+    "cases", [AUDIOSET, FSD50K, VGGSOUND], ids=["audioset", "fsd50k", "vggsound"]
+)
+def test_labels_become_words(cases: dict[str, str]) -> None:
+    assert len(cases) == 20
+    assert {label: pseudo_sentence([label]) for label in cases} == cases
+    assert pseudo_sentence(list(cases)) == " ".join(cases.values())
+
+
+def test_punctuation_that_stands_alone_is_dropped() -> None:
+    assert (
+        pseudo_sentence(["Bird - call", "rain &amp; thunder", "+", "&"]) == "bird call rain thunder"
+    )
+
+
+ONTOLOGY = [
+    {"id": "/m/a", "name": "Animal", "child_ids": ["/m/d", "/m/b"]},
+    {"id": "/m/d", "name": "Dog", "child_ids": ["/m/w"]},
+    {"id": "/m/w", "name": "Whimper (dog)", "child_ids": []},
+    {"id": "/m/b", "name": "Bird vocalization, bird call", "child_ids": ["/m/s"]},
+    {"id": "/m/s", "name": "Squawk", "child_ids": []},
+    {"id": "/m/h", "name": "Whimper", "child_ids": ["/m/w"]},
+    {"id": "/m/x", "name": "X", "child_ids": ["/m/y"]},
+    {"id": "/m/y", "name": "Y", "child_ids": ["/m/x", "/m/z"]},
+    {"id": "/m/z", "name": "Z", "child_ids": ["/m/unlisted"]},
+]
+
+
+def test_every_way_up_the_ontology_counts() -> None:
+    above = ancestor_names(ONTOLOGY)
+    assert above["whimper dog"] == {"dog", "animal", "whimper"}
+    assert above["squawk"] == {"bird vocalization bird call", "animal"}
+    assert above["animal"] == above["whimper"] == frozenset()
+    assert (above["x"], above["y"], above["z"]) == ({"y"}, {"x"}, {"x", "y"})
+    with pytest.raises(AttuneError, match="entry 1 is not one of AudioSet's"):
+        ancestor_names([ONTOLOGY[0], {"name": "Dog"}])
+
+
+def test_fsd50k_names_are_found_in_audiosets_ontology() -> None:
+    assert tag_name("Bird_vocalization_and_bird_call") == tag_name("Bird vocalization, bird call")
+    assert tag_name("Dishes_and_pots_and_pans") == tag_name("Dishes, pots, and pans")
+
+
+@pytest.mark.parametrize(
+    ("policy", "tags", "sentence"),
+    [
+        ("all", ["Dog", "Animal", "dog"], "dog animal dog"),
+        ("unique", ["Dog", "Animal", "dog"], "dog animal"),
+        ("specific", ["Dog", "Animal", "dog"], "dog"),
+        ("specific", ["Animal", "Whimper (dog)", "Rain", "Whimper", "Squawk"],
+         "whimper dog rain squawk"),
+        ("specific", ["Squawk", "Bird_vocalization_and_bird_call", "Animal"], "squawk"),
+        ("specific", ["Animal"], "animal"),
+        ("specific", ["X", "Y"], "x y"),
+        ("specific", ["X", "Z"], "z"),
+        ("specific", [], ""),
+    ],
+)  # fmt: skip
+def test_tag_policies(policy: TagPolicy, tags: list[str], sentence: str) -> None:
+    assert pseudo_sentence(tags, policy, ancestor_names(ONTOLOGY)) == sentence
+
+
+def test_specific_tags_need_an_ontology() -> None:
+    with pytest.raises(AttuneError, match="ontology"):
+        pseudo_sentence(["Dog"], "specific")
+
+
+@pytest.mark.parametrize(
+    ("text", "dropped_by"),
+    [
+        ("A man gives a speech", {"word", "term", "wide"}),
+        ("Male_speech_and_man_speaking", {"word", "term", "wide"}),
+        ("Hubbub, speech noise, speech babble", {"word", "term", "wide"}),
+        ("SPEECHES in a hall", {"term", "wide"}),
+        ("he is speechless", {"term", "wide"}),
+        ("two women are talking", {"wide"}),
+        ("a man says hello", {"wide"}),
+        ("Narration, monologue", {"wide"}),
+        ("Conversation", {"wide"}),
+        ("a voice-over", {"wide"}),
+        ("an essay on chatter marks", set()),
+        ("birds call and a brook babbles", set()),
+        ("a loudspeaker hums", set()),
+        ("a stalk snaps in the sand", set()),
+    ],
+)
+def test_how_wide_each_speech_policy_is(text: str, dropped_by: set[str]) -> None:
+    verdicts = speech_verdicts(["Rain"], ["wind blows", text])
+    assert {policy for policy, dropped in verdicts.items() if dropped} == dropped_by
+    assert set(verdicts) == {"keep", "word", "term", "wide"}
+    for policy, dropped in verdicts.items():
+        found = find_speech(["Rain"], ["wind blows", text], policy)
+        assert found == (text if dropped else None)
+
+
+@pytest.mark.parametrize(
+    ("terms", "text", "is_found"),
+    [
+        (["shout"], "a man shouting", False),
+        (["shout*"], "a man SHOUTING", True),
+        (["*berto"], "an alberto call", True),
+        (["talk show"], "a Talk  show", True),
+        (["talk show"], "talk_show", True),
+        (["talk show"], "talk shows", False),
+        (["c++ (lang)"], "in c++ (lang)", True),
+        (["", " ", "*"], "anything", False),
+    ],
+)
+def test_terms_of_the_users_own(terms: list[str], text: str, is_found: bool) -> None:
+    policies: tuple[SpeechPolicy, ...] = ("word", "term")
+    for policy in policies:
+        assert (find_speech([], [text], policy, terms) == text) is is_found
+        assert speech_verdicts([text], [], terms)[policy] is is_found
+    assert find_speech([], [text], "keep", terms) is None
+
+
+def test_no_term_spans_two_texts() -> None:
+    assert not speech_verdicts(["phone"], ["call"])["wide"]
+    assert speech_verdicts([], ["phone call"])["wide"]
+
+
+def test_every_term_of_wide_is_found_by_itself() -> None:
+    assert [t for t in SPEECH_TERMS if find_speech([t.strip("*")], [], "wide") is None] == []
