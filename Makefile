@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint typecheck format preprocess train-codec-sfx \
-        train-codec-music train-sfx train-music generate clean
+        train-codec-music train-sfx train-music generate bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -82,6 +82,9 @@ train-music: $(READY)  ## the language model for music
 export PROMPT
 generate: $(READY)  ## PROMPT="a dog barks" [CONFIG=configs/demo.yaml] [ARGS="--n 4"]
 	$(PY) -m training generate --config $(or $(CONFIG),configs/demo.yaml) --prompt "$$PROMPT" $(ARGS)
+
+bench: $(READY)  ## speed, as ratios against peers: NAME=plan for one
+	$(PY) -m benchmarks $(NAME)
 
 clean:  ## remove caches; runs/ stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

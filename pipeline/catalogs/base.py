@@ -126,7 +126,7 @@ class Catalog(Section):
             AttuneError: it is missing or cannot be read, or the recipe names none.
         """
         if self._without_audio or self.role == "hold_out":
-            return AudioRoot(None)
+            return AudioRoot(folder or ".", is_blind=True)
         if folder is None:
             raise AttuneError(f"catalog {self.label}: needs audio= (the folder of its files)")
         return AudioRoot(folder)
@@ -178,19 +178,18 @@ class FoundFiles:
 
 
 class AudioRoot:
-    """The folder that holds a catalog's audio, listed once; None: every file is taken to be there.
+    """The folder that holds a catalog's audio, listed once; blind: every file is taken to be there.
 
     Raises:
         AttuneError: it is missing or cannot be read.
     """
 
-    def __init__(self, folder: str | Path | None) -> None:
-        self.is_blind = folder is None
-        if folder is None:
-            self.folder = Path()
-            return
+    def __init__(self, folder: str | Path, *, is_blind: bool = False) -> None:
+        self.is_blind = is_blind
         self._links: set[str] = set()
         self.folder = Path(folder).absolute()
+        if is_blind:
+            return
         try:
             os.stat(os.path.join(self.folder, ""))
         except (FileNotFoundError, NotADirectoryError):

@@ -1,0 +1,73 @@
+"""`catalog check` and `catalog show`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from common.errors import AttuneError
+from pipeline.cli import app
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["catalog", *arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> str:
+    return str(write_recipe(tmp_path / "data"))
+
+
+def test_check_accounts_for_every_row(recipe: str, tmp_path: Path) -> None:
+    found: dict[str, Any] = json.loads(run("check", recipe, "--json"))
+    entry = found["datasets"]["small"]
+    assert entry["read"] == 34 == entry["accepted"] + sum(entry["refused"].values())
+    # The same file twice is a duplicate; the speech and the empty prompt were found before that.
+    assert entry["refused"] == {
+        "empty_prompt": 1, "missing_audio": 1, "outside_root": 1, "speech": 1,
+    }  # fmt: skip
+    assert entry["speech"] == {"word": 1, "term": 1, "wide": 1}
+    assert entry["prompts"] == 30 and entry["unique_prompts"] == 8
+    assert entry["licenses"] == {"not stated": 30}
+    assert entry["examples"]["missing_audio"][0]["raw"] == "gone.wav,a dog barks,train"
+    assert not (tmp_path / "data").exists()  # nothing is written
+    blind = json.loads(run("check", recipe, "--no-audio", "--json"))["datasets"]["small"]
+    assert blind["refused"] == {"empty_prompt": 1, "outside_root": 1, "speech": 1}
+
+    text = run("check", recipe, "pipeline.text.speech=keep")
+    assert "missing_audio 1" in text and "outside_root 1" in text and "speech 1" not in text
+
+
+def test_show_explains_a_clip(recipe: str) -> None:
+    rows = json.loads(run("show", recipe, "--id", "tone_00.wav", "--json"))
+    assert [row["outcome"] for row in rows] == ["accepted", "text: speech"]
+    first, second = rows
+    assert first["raw"] == "tone_00.wav,A tone is humming in the garden,train"
+    assert first["prompts"] == ["tone hum garden"]
+    assert dict(map(tuple, first["steps"]))["prompts"] == "tone hum garden"
+    assert second["detail"] == "Speech of a man"
+    by_id = json.loads(run("show", recipe, "--id", first["sample_id"][:12], "--json"))
+    assert first in by_id
+    text = run("show", recipe, "--id", "tone_00.wav")
+    assert "tone hum garden" in text and "speech" in text
+
+    (gone,) = json.loads(run("show", recipe, "--id", "gone.wav", "--json"))
+    assert gone["outcome"] == "catalog: missing_audio" and gone["steps"] == []
+
+
+def test_mistakes_are_one_line(recipe: str) -> None:
+    with pytest.raises(AttuneError, match="no catalog row has 'nobody'"):
+        run("show", recipe, "--id", "nobody")
+    with pytest.raises(AttuneError, match="name a recipe"):
+        run("check", "pipeline.text.speech=keep")
+    with pytest.raises(AttuneError, match="speech"):
+        run("check", recipe, "pipeline.text.speech=loud")
