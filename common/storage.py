@@ -113,6 +113,15 @@ class Store:
             return False
         return True
 
+    def version(self, key: str) -> str | None:
+        """What changes when the object's content does (tag, time, size); None if there is none."""
+        try:
+            with self._errors(key):
+                meta = obstore.head(self._backend, key)
+        except FileNotFoundError:
+            return None
+        return f"{meta['e_tag']} {meta['last_modified'].isoformat()} {meta['size']}"
+
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
         try:

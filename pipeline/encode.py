@@ -14,6 +14,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from common.codec import Codec, load_codec
 from common.errors import AttuneError
 from common.schema import RECORD
 from common.storage import StorageError, open_store
+from pipeline.catalogs.base import remote_uri
 from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.textcache import StateSpan, TextCache
 
@@ -167,9 +169,8 @@ class EncodeWorker:
     def _decode(self, row: Mapping[str, Any], sample_rate: int) -> Audio | AudioError:
         settings = self.settings
         try:
-            audio = read_audio(
-                row["audio_uri"], row["start_s"], row["end_s"], settings.max_duration_s
-            )
+            with _on_disk(row["audio_uri"]) as path:
+                audio = read_audio(path, row["start_s"], row["end_s"], settings.max_duration_s)
             check_audio(
                 audio.wav,
                 audio.sample_rate,
@@ -178,13 +179,37 @@ class EncodeWorker:
                 settings.silence_dbfs,
             )
         except AudioError as error:
-            if error.reason == "missing":
+            if error.reason == "missing" and remote_uri(row["audio_uri"]) is None:
                 _check_folder(Path(row["audio_uri"]).parent)
             return error
         wav = resample(audio.wav, audio.sample_rate, sample_rate)
         if not wav.size:
             return AudioError("too_short", f"{audio.wav.size} samples at {audio.sample_rate} Hz")
         return audio._replace(wav=wav)
+
+
+@contextmanager
+def _on_disk(uri: str) -> Iterator[Path]:
+    """An audio file on a local disk: itself, or for a while a copy of an object.
+
+    Raises:
+        AudioError: there is no such object.
+        StorageError: the store cannot be reached; tried again.
+    """
+    if remote_uri(uri) is None:
+        yield Path(uri)
+        return
+    folder, _, name = uri.rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / f"audio{Path(name).suffix}"
+        try:
+            copy.write_bytes(open_store(folder).read(name))
+        except FileNotFoundError:
+            raise AudioError("missing", uri) from None
+        try:
+            yield copy
+        except AudioError as error:
+            raise AudioError(error.reason, error.detail.replace(str(copy), uri)) from error
 
 
 def _check_folder(folder: Path) -> None:

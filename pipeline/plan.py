@@ -25,7 +25,7 @@ from common.errors import AttuneError
 from common.prompts import PromptPolicy
 from common.schema import PLAN, REJECTS, SPLITS
 from pipeline.catalogs import Catalog
-from pipeline.catalogs.base import Refusal
+from pipeline.catalogs.base import Refusal, remote_uri
 from pipeline.catalogs.columnar import ColumnarCatalog, Piece
 from pipeline.catalogs.rows import (
     HELD_OUT,
@@ -37,6 +37,7 @@ from pipeline.catalogs.rows import (
     plain,
     raw_of,
     refuse_where,
+    rename_files,
     sources_of,
     tables,
 )
@@ -146,11 +147,11 @@ def decide(
     Raises:
         AttuneError: a catalog cannot be read.
     """
-    ordered = [replace(rules, ancestors=catalog.ancestors()) for catalog in catalogs]
+    ordered = [replace(rules, ancestors=catalog.fetched().ancestors()) for catalog in catalogs]
     work = [
         (number, catalog, piece, ordered[number])
         for number, catalog in enumerate(catalogs)
-        for piece in (catalog.pieces() if isinstance(catalog, ColumnarCatalog) else [None])
+        for piece in _pieces(catalog)
     ]
     by_catalog: list[list[pa.Table]] = [[] for _ in catalogs]
     for table in mapper(_read, work):
@@ -209,7 +210,9 @@ _NO_ROWS = assign(collect(ROWS.empty_table(), "sound", TextRules("plain")), {})
 
 def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Table]:
     """A part of a catalog, with its pseudo-sentences and the texts still to be normalized."""
-    number, catalog, piece, rules = work
+    number, listed, piece, rules = work
+    catalog = listed.fetched()
+    names = _original_names(listed, catalog)
     if isinstance(catalog, ColumnarCatalog):
         assert piece is not None
         parts: Iterable[pa.Table] = [catalog.read_piece(piece)]
@@ -217,11 +220,23 @@ def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Tab
         parts = tables(catalog.read())
     for table in parts:
         table = _name_merged(table, catalog.label)
+        table = rename_files(table, names) if names else table
         if catalog.role == "hold_out":
             here = np.asarray(is_in(table))
             table = refuse_where(table, here, "catalog", HELD_OUT, [""] * int(here.sum()))
         table = collect(table, catalog.text_kind, rules)
         yield table.replace_schema_metadata({"catalog": str(number)})
+
+
+def _pieces(catalog: Catalog) -> Sequence[Piece | None]:
+    here = catalog.fetched()
+    return here.pieces() if isinstance(here, ColumnarCatalog) else [None]
+
+
+def _original_names(listed: Catalog, fetched: Catalog) -> dict[str, str]:
+    """Local copy -> the object in a bucket that it is of."""
+    pairs = zip(fetched.sources(), listed.sources(), strict=True)
+    return {str(a): remote_uri(b) or str(b) for a, b in pairs if a != b}
 
 
 def _name_merged(table: pa.Table, label: str) -> pa.Table:

@@ -27,6 +27,7 @@ from common.errors import AttuneError
 from common.prompts import normalizer_id
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
+from pipeline.catalogs.base import remote_uri
 from pipeline.config import EXECUTION_ONLY, PipelineConfig
 from pipeline.mapping import Mapper, map_here
 from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
@@ -123,7 +124,11 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
             f"codec {recipe.codec.path} runs at {settings.get('sampling_rate')} Hz, but "
             f"sample_rate is {recipe.sample_rate}"
         )
-    sources = sorted({str(path) for catalog in config.catalogs for path in catalog.sources()})
+    sources = {
+        remote_uri(path) or str(path): str(copy)
+        for catalog in config.catalogs
+        for path, copy in zip(catalog.sources(), catalog.fetched().sources(), strict=True)
+    }
     return {
         "version": PLAN_VERSION,
         "seed": recipe.seed,
@@ -133,7 +138,7 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
         "text_max_length": recipe.text_encoder.max_length,
         "normalizer": normalizer_id(config.prompt_policy),
         "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY)),
-        "sources": {path: _file_sha256(path) for path in sources},
+        "sources": {name: _file_sha256(copy) for name, copy in sorted(sources.items())},
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, PrivateAttr
 from common.config import Section
 from common.errors import AttuneError
 from common.schema import Record
+from common.storage import open_store
 
 Split = Literal["train", "valid", "test"]
 
@@ -129,7 +132,24 @@ class Catalog(Section):
             return AudioRoot(folder or ".", is_blind=True)
         if folder is None:
             raise AttuneError(f"catalog {self.label}: needs audio= (the folder of its files)")
-        return AudioRoot(folder)
+        uri = remote_uri(folder)
+        return AudioRoot(folder) if uri is None else BucketRoot(uri)
+
+    def fetched(self) -> Self:
+        """The same catalog with local copies of those of its files that lie in a bucket.
+
+        Raises:
+            AttuneError: a file cannot be fetched, or the catalog wants a folder tree on a disk.
+        """
+        here: dict[str, Path] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            uri = remote_uri(value) if isinstance(value, Path) and name != "audio" else None
+            if uri is not None and name == "root":
+                raise AttuneError(f"catalog {self.label}: {uri}: root must be a folder on a disk")
+            if uri is not None:
+                here[name] = local_copy(uri)
+        return self.model_copy(update=here) if here else self
 
     def malformed(
         self,
@@ -188,6 +208,7 @@ class AudioRoot:
         self.is_blind = is_blind
         self._links: set[str] = set()
         self.folder = Path(folder).absolute()
+        self._place = os.path.join(self.folder, "")
         if is_blind:
             return
         try:
@@ -197,6 +218,9 @@ class AudioRoot:
         except OSError as error:
             raise AttuneError(f"audio folder {folder}: {error.strerror}") from error
         self._real = os.path.realpath(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
     def by_stem(self, *stems: str) -> str | None:
         """Path of the first `STEM.*` there is, of any extension of audio files.
@@ -229,7 +253,7 @@ class AudioRoot:
         outside = (found >= 0) & np.append(suspect, False)[found]
         there = (found >= 0) & ~outside
         chosen = pa.array(names, pa.string()).take(pa.array(found, mask=~there))
-        paths = pc.binary_join_element_wise(os.path.join(self.folder, ""), chosen, "")
+        paths = pc.binary_join_element_wise(self._place, chosen, "")
         return FoundFiles(paths, found < 0, outside)
 
     def _leads_out(self, name: str) -> bool:
@@ -266,14 +290,74 @@ class AudioRoot:
         return {os.path.splitext(name)[0]: name for name, _ in sorted(found, reverse=True)}
 
 
+class BucketRoot(AudioRoot):
+    """The same for `s3://bucket/prefix`: one listing, no links.
+
+    Raises:
+        AttuneError: the bucket cannot be listed, or nothing is there.
+    """
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(".", is_blind=True)
+        self.is_blind = False
+        self.uri = uri.rstrip("/")
+        self._place = f"{self.uri}/"
+        self._names = {key for key, _ in open_store(self.uri).list()}
+        if not self._names:
+            raise AttuneError(f"audio folder {uri}: no such folder")
+
+    def by_name(self, name: str) -> str | None:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{name!r} leads outside {self.uri}")
+        return self._place + name if name in self._names else None
+
+    @cached_property
+    def _stems(self) -> dict[str, str]:
+        audio = (name for name in self._names if "/" not in name and _has_audio_extension(name))
+        return {os.path.splitext(name)[0]: name for name in sorted(audio, reverse=True)}
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+def remote_uri(path: Path | str) -> str | None:
+    """`s3://...` of a path that names an object; None for a path on a disk."""
+    text = str(path)
+    if text.startswith("s3://"):
+        return text
+    # What `Path` makes of it.
+    return f"s3://{text.removeprefix('s3:/')}" if text.startswith("s3:/") else None
+
+
+def local_copy(uri: str) -> Path:
+    """A local copy of an object, fetched once for each of its contents.
+
+    Raises:
+        AttuneError: there is no such object, or the store cannot be reached.
+    """
+    folder, _, name = uri.rpartition("/")
+    store = open_store(folder)
+    version = store.version(name)
+    if version is None:
+        raise AttuneError(f"{uri}: no such file")
+    key = hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=12).hexdigest()
+    copy = Path(tempfile.gettempdir()) / f"attune-catalogs-{os.getuid()}" / key / name
+    if not copy.is_file():
+        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
+            partial.write(store.read(name))
+        os.replace(partial.name, copy)
+    return copy
+
+
 def locate(record: Record, root: AudioRoot, name: str) -> Record | Refusal:
     """Give a record the path of its named audio file, or refuse it."""
-    return _place(record, lambda: root.by_name(name), f"no {name!r} in {root.folder}")
+    return _place(record, lambda: root.by_name(name), f"no {name!r} in {root}")
 
 
 def locate_stem(record: Record, root: AudioRoot, *stems: str) -> Record | Refusal:
     """Give a record the path of the first audio file `STEM.*` there is, or refuse it."""
-    return _place(record, lambda: root.by_stem(*stems), f"no {stems[0]}.* in {root.folder}")
+    return _place(record, lambda: root.by_stem(*stems), f"no {stems[0]}.* in {root}")
 
 
 def _place(record: Record, find: Callable[[], str | None], missing: str) -> Record | Refusal:
@@ -288,8 +372,11 @@ def _place(record: Record, find: Callable[[], str | None], missing: str) -> Reco
 
 
 def _is_audio(entry: os.DirEntry[str]) -> bool:
-    extension = os.path.splitext(entry.name)[1].lower()
-    return extension in AUDIO_EXTENSIONS and entry.is_file()
+    return _has_audio_extension(entry.name) and entry.is_file()
+
+
+def _has_audio_extension(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS
 
 
 def _is_inside(path: str, folder: str) -> bool:

@@ -6,7 +6,7 @@ A row keeps its place (file, line) and, once something decided against it, stage
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.schema import RECORD, Record
-from pipeline.catalogs.base import AudioRoot, FoundFiles, Merged, Outcome, Refusal
+from pipeline.catalogs.base import (
+    AudioRoot,
+    FoundFiles,
+    Merged,
+    Outcome,
+    Refusal,
+    local_copy,
+    remote_uri,
+)
 from pipeline.catalogs.columnar import raw_lines
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -132,8 +140,8 @@ def place(
     uris = pc.replace_with_mask(pa.nulls(len(table), pa.string()), pa.array(chosen), found.paths)
     table = table.set_column(at, ROWS.field("audio_uri"), uris)
     for mask, reason, form in (
-        (found.outside, "outside_root", f"{{!r}} links to outside {root.folder}"),
-        (found.missing, "missing_audio", f"no {{}}.* in {root.folder}"),
+        (found.outside, "outside_root", f"{{!r}} links to outside {root}"),
+        (found.missing, "missing_audio", f"no {{}}.* in {root}"),
     ):
         if mask.any():
             refused = np.zeros(len(table), bool)
@@ -156,17 +164,27 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
     raw = pa.nulls(len(order), pa.string())
     for name in pc.unique(file).drop_null().to_pylist():
         chosen = np.asarray(pc.fill_null(pc.equal(file, name), False)) & (np.asarray(line) > 0)
-        if chosen.any() and Path(name).is_file():
+        uri = remote_uri(name)
+        path = Path(name) if uri is None else local_copy(uri)
+        if chosen.any() and path.is_file():
             lines = line.filter(pa.array(chosen))
             if len(lines) > _MANY:  # of a list of millions, which has no rows of several lines
-                texts = raw_lines(Path(name), lines)
+                texts = raw_lines(path, lines)
             else:
                 from pipeline.catalogs.tables import raw_rows
 
-                found = raw_rows(Path(name), lines.to_pylist())
+                found = raw_rows(path, lines.to_pylist())
                 texts = pa.array([found.get(number) for number in lines.to_pylist()], pa.string())
             raw = pc.replace_with_mask(raw, pa.array(chosen), texts)
     return raw
+
+
+def rename_files(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    """Give the files of rows other names: a local copy's rows come from its bucket."""
+    column = plain(table["file"]).dictionary_encode()
+    renamed = [names.get(name, name) for name in column.dictionary.to_pylist()]
+    column = pa.DictionaryArray.from_arrays(column.indices, pa.array(renamed, pa.string()))
+    return table.set_column(table.schema.get_field_index("file"), ROWS.field("file"), column)
 
 
 def constant(value: str, n: int) -> pa.DictionaryArray:

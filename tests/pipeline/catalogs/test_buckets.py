@@ -1,0 +1,131 @@
+"""Catalogs and audio in a bucket: the same records as from a disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from in_process import encode_all
+
+from common.config import load_recipe
+from common.errors import AttuneError
+from common.shards import ShardDataset
+from common.storage import Store, open_store
+from pipeline.catalogs.audiofolder import AudioFolder
+from pipeline.catalogs.audioset import AudioSet
+from pipeline.catalogs.base import Catalog
+from pipeline.catalogs.music import Music
+from pipeline.config import PipelineConfig
+from pipeline.finalize import finalize
+from pipeline.plan import PlanTables, build_plan
+from pipeline.planfile import ensure_plan
+from pipeline.text.captions import TextRules
+
+SEGMENTS = """\
+# YTID, start_seconds, end_seconds, positive_labels
+-abc, 30.000, 40.000, "/m/a"
+gone, 0.000, 10.000, "/m/a"
+bad, 0.000, 10.000, "/m/none"
+"""
+TRACKS = '{"path": "a/odd #1 & 50%.flac", "description": "A calm tune"}\n{"path": "../x.flac"}\n'
+
+
+@pytest.fixture
+def bucket(s3_bucket: str) -> Store:
+    store = open_store(f"{s3_bucket}/data")
+    store.write("audioset/segments.csv", SEGMENTS.encode())
+    store.write("audioset/labels.csv", b'index,mid,display_name\n0,/m/a,"Dog, barking"\n')
+    store.write("audioset/audio/Y-abc.wav", b"x")
+    store.write("music/catalog.jsonl", TRACKS.encode())
+    store.write("music/audio/a/odd #1 & 50%.flac", b"x")
+    return store
+
+
+def catalogs(store: Store) -> list[Catalog]:
+    uri = store.uri
+    return [
+        AudioSet.model_validate({
+            "segments": f"{uri}/audioset/segments.csv",
+            "class_labels": f"{uri}/audioset/labels.csv",
+            "audio": f"{uri}/audioset/audio",
+        }),
+        Music.model_validate({
+            "catalog": f"{uri}/music/catalog.jsonl", "audio": f"{uri}/music/audio",
+        }),
+    ]  # fmt: skip
+
+
+def plan(made: list[Catalog]) -> PlanTables:
+    return build_plan(made, rules=TextRules(prompts="plain"), clips_per_shard=4, seed=0)
+
+
+def test_rows_and_files_of_a_bucket(bucket: Store) -> None:
+    tables = plan(catalogs(bucket))
+    uri = bucket.uri
+    assert {row["audio_uri"]: row["source"] for row in tables.plan.to_pylist()} == {
+        f"{uri}/audioset/audio/Y-abc.wav": f"{uri}/audioset/segments.csv:2",
+        f"{uri}/music/audio/a/odd #1 & 50%.flac": f"{uri}/music/catalog.jsonl:1",
+    }
+    assert [(r["source"], r["reason"], r["raw"]) for r in tables.rejects.to_pylist()] == [
+        (f"{uri}/audioset/segments.csv:3", "missing_audio", 'gone, 0.000, 10.000, "/m/a"'),
+        (f"{uri}/audioset/segments.csv:4", "malformed_row", 'bad, 0.000, 10.000, "/m/none"'),
+        (f"{uri}/music/catalog.jsonl:2", "outside_root", '{"path": "../x.flac"}'),
+    ]
+    # Another content under the same name is read anew.
+    bucket.write(
+        "audioset/segments.csv", SEGMENTS.replace("30.000, 40.000", "50.000, 60.000").encode()
+    )
+    assert "-abc_50000_60000" in plan(catalogs(bucket)).plan["native_id"].to_pylist()
+
+
+def test_what_is_not_in_the_bucket_is_one_line(bucket: Store) -> None:
+    _, music = catalogs(bucket)
+    gone = music.model_copy(update={"catalog": Path(f"{bucket.uri}/music/none.jsonl")})
+    with pytest.raises(AttuneError, match=r"s3://.*/music/none\.jsonl: no such file"):
+        plan([gone])
+    empty = music.model_copy(update={"audio": Path(f"{bucket.uri}/nothing")})
+    with pytest.raises(AttuneError, match=r"s3://.*/nothing: no such folder"):
+        plan([empty])
+    with pytest.raises(AttuneError, match="must be a folder on a disk"):
+        plan([AudioFolder.model_validate({"root": f"{bucket.uri}/tree"})])
+
+
+def test_audio_of_a_bucket_becomes_the_same_codes(
+    s3_bucket: str, small_corpus: Path, recipe_text: object, tmp_path: Path
+) -> None:
+    store = open_store(f"{s3_bucket}/music")
+    names = ["tone_00.wav", "tone_07.wav", "page.wav"]
+    rows = "".join(f'{{"path": "{name}", "description": "{name[:6]}"}}\n' for name in names)
+    for name in names:
+        store.write(f"audio/{name}", small_corpus / name)
+    store.write("catalog.jsonl", rows.encode())
+    (tmp_path / "catalog.jsonl").write_text(rows)
+    found = {}
+    places = {
+        "disk": (tmp_path / "catalog.jsonl", small_corpus),
+        "bucket": (f"{store.uri}/catalog.jsonl", f"{store.uri}/audio"),
+    }
+    for kind, (catalog, audio) in places.items():
+        assert callable(recipe_text)
+        text = recipe_text(tmp_path / kind).partition("  catalogs:")[0]
+        path = tmp_path / f"{kind}.yaml"
+        path.write_text(
+            f"{text}  catalogs: [{{dataset: music, catalog: '{catalog}', audio: '{audio}'}}]"
+        )
+        recipe = load_recipe(path)
+        frozen, _ = ensure_plan(
+            open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig)
+        )
+        if kind == "bucket":
+            store.delete("audio/tone_07.wav")
+        encode_all(frozen, recipe)
+        finalize(frozen, recipe)
+        data = ShardDataset.open(str(tmp_path / kind))
+        samples = [data.read(i) for i in range(len(data))]
+        found[kind] = {s.record["native_id"]: s.codes.tolist() for s in samples}
+        refused = pq.read_table(tmp_path / kind / "quarantine.parquet").to_pylist()
+        found[f"{kind} refused"] = {row["native_id"]: row["reason"] for row in refused}
+    assert set(found["disk"]) == {"tone_00.wav", "tone_07.wav"}
+    assert found["bucket"]["tone_00.wav"] == found["disk"]["tone_00.wav"]
+    assert found["bucket refused"] == {"page.wav": "unreadable", "tone_07.wav": "missing"}
