@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from common.prompts import normalize_caption, normalize_captions, normalize_prompts, normalizer_id
+from common.prompts import (
+    explain_prompt,
+    normalize_caption,
+    normalize_captions,
+    normalize_prompts,
+    normalizer_id,
+)
 
 PAIRS = {
     "a dog is barking at the park": "dog bark park",
     "Three people are walking; a car's horn honks 12 times.": "people walk car horn honk time",
     "Rustling occurs, ducks quack and water splashes": "rustle occur duck quack water splash",
     "Wood-block & glass (2nd) at 3.5 kHz": "wood block glass khz",
+    "1 1/2 h.p., 3'45\" at 24/7: two-stroke, 4x4, \u00bd": "hp stroke",
+    "1940's, 40s; 2nd twenty-fifth; dozens, hundreds": "",
+    "sand &amp; gravel <b>poured</b>; rain/hail - both": "sand gravel pour rain hail",
+    "they'll stop,it;s over": "stop",
+    "a bird call, bird calls, birds calling": "bird call bird call bird call",
+    "goes going go; makes making make": "",
+    "A man is scraping a pan": "man scrape pan",
+    "singing; an engine revs, a bell dings; dog barking": "sing engine rev bell ding dog bark",
+    "The saw cuts; a terrier in an evening building": "saw cut terrier evening building",
     "There are two of them.": "",
     "   ": "",
     "!!! ... 42": "",
@@ -34,5 +49,15 @@ def test_a_normalized_prompt_stays_as_it_is(text: str) -> None:
 
 def test_the_plain_policy_only_collapses_white_space() -> None:
     assert normalize_prompts(["A  calm\npiano, 90 BPM "], "plain") == ["A calm piano, 90 BPM"]
-    assert normalizer_id("plain") != normalizer_id("lemmas")
-    assert "spacy-" in normalizer_id("lemmas")
+    assert normalizer_id("plain") == "plain-1"
+    assert normalizer_id("lemmas").startswith("lemmas-2+spacy-")
+
+
+def test_the_steps_end_in_the_prompt() -> None:
+    text = "A  DOG is barking 12 times"
+    assert explain_prompt(text, "lemmas") == [
+        ("lowercased", "a dog is barking 0 times"),
+        ("stop words and numbers removed", "dog barking times"),
+        ("lemmas", normalize_caption(text)),
+    ]
+    assert explain_prompt(text, "plain") == [("white space collapsed", "A DOG is barking 12 times")]
