@@ -31,7 +31,7 @@ from pipeline.catalogs.riff import WavText, read_wav_text
 from pipeline.catalogs.tables import Row, read_table
 from pipeline.catalogs.values import text
 
-_CAPTIONS = ("text", "caption", "description")
+_CAPTIONS = ("caption", "description", "text")
 _TAKE = re.compile(r"(?:[\s_-]+(?:take|tk|version|ver|v|no|#)?[\s_.#-]*\d{1,4})+$", re.IGNORECASE)
 
 

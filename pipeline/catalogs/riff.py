@@ -6,6 +6,7 @@ Reads chunk headers and skips over what they announce: a few hundred bytes of a 
 from __future__ import annotations
 
 import html
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def _read(file: BinaryIO) -> WavText | None:
         return None
     found = WavText()
     rate, data_size = 0, 0
+    file_size = os.fstat(file.fileno()).st_size
     for _ in range(_MAX_CHUNKS):
         chunk = file.read(8)
         if len(chunk) < 8:
@@ -63,6 +65,8 @@ def _read(file: BinaryIO) -> WavText | None:
             if head[:4] == b"RIFF":
                 data_size = size
             size = data_size
+        if size > file_size - body:  # cut short, or announced wrongly: nothing can follow
+            break
         file.seek(body + size + size % 2)
     found.seconds = data_size / rate if rate and data_size else None
     return found

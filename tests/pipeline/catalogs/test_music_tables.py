@@ -1,0 +1,56 @@
+"""Music catalogs as CSV and Parquet: the same records as from JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from reading import catalog, held_out, records, refusals, write
+
+from common.errors import AttuneError
+
+TRACK = {
+    "path": "a.flac", "title": "A", "artist": "Ann", "bpm": 90.0, "genre": "jazz",
+    "moods": ["calm", "sad"], "keywords": ["piano"], "instrument": "piano", "key": "C major",
+    "description": "A tune, calm", "duration": 61.5,
+}  # fmt: skip
+
+
+def test_three_forms_of_one_track(tmp_path: Path) -> None:
+    write(tmp_path / "c.jsonl", json.dumps(TRACK))
+    pq.write_table(pa.Table.from_pylist([TRACK]), tmp_path / "c.parquet")
+    for name, moods in (("joined", "calm;sad"), ("literal", "['calm', 'sad']")):
+        row = [f'"{moods if key == "moods" else _plain(value)}"' for key, value in TRACK.items()]
+        write(tmp_path / f"{name}.csv", ",".join(TRACK), ",".join(row))
+    found = [
+        records(list(catalog(dataset="music", catalog=tmp_path / name).without_audio().read()))[0]
+        for name in ("c.jsonl", "c.parquet", "joined.csv", "literal.csv")
+    ]
+    for record in found:
+        assert record.tags == ["piano", "calm", "sad", "C major"]
+        assert (record.bpm, record.stated_s, record.genre) == (90.0, 61.5, "jazz")
+        assert (record.group_id, record.captions) == ("artist:ann", ["A tune, calm"])
+
+
+def _plain(value: object) -> object:
+    return ";".join(value) if isinstance(value, list) else value
+
+
+def test_rows_without_a_tempo_and_rows_that_are_wrong(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.csv", "path,artist,bpm,split", "a,Ann,,", ",Bob,,test", "c,,x,test")
+    outcomes = list(catalog(dataset="music", catalog=path).without_audio().read())
+    assert [(r.bpm, r.split) for r in records(outcomes)] == [(None, "train")]
+    assert refusals(outcomes) == [("3", "malformed_row"), ("4", "malformed_row")]
+    assert held_out(outcomes) == {"artist:bob", "music:c"}
+
+
+def test_half_a_parquet_file_is_told(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([TRACK]), tmp_path / "c.parquet")
+    whole = (tmp_path / "c.parquet").read_bytes()
+    (tmp_path / "c.parquet").write_bytes(whole[: len(whole) // 2])
+    made = catalog(dataset="music", catalog=tmp_path / "c.parquet").without_audio()
+    with pytest.raises(AttuneError, match=r"c\.parquet: broken Parquet"):
+        list(made.read())
