@@ -50,6 +50,7 @@ class EncodeSettings:
     threads: int
     """Torch threads of the codec."""
     device: str
+    batch_clips: int = 1
 
 
 class EncodeWorker:
@@ -129,11 +130,10 @@ class EncodeWorker:
         refused: list[dict[str, Any]],
     ) -> Iterator[EncodedClip]:
         """Encoded clips in order; fills `samples` and `refused` on the way."""
-        for row, outcome in self._decoded(rows, sample_rate):
+        for row, outcome, codes in self._encoded(self._decoded(rows, sample_rate)):
             if isinstance(outcome, AudioError):
                 refused.append(_refusal(row, outcome))
                 continue
-            codes = self.codec.encode_track(outcome.wav)
             text = [states[prompt] for prompt in row["prompts"]]
             found = {
                 "frames": int(codes.shape[1]),
@@ -151,6 +151,48 @@ class EncodeWorker:
             yield EncodedClip(
                 row["sample_id"], codes, np.concatenate(text), record | found | identity
             )
+
+    def _encoded(
+        self, decoded: Iterator[tuple[dict[str, Any], Audio | AudioError]]
+    ) -> Iterator[tuple[dict[str, Any], Audio | AudioError, npt.NDArray[np.int16]]]:
+        """Each row with its codes (none for a refusal), in order.
+
+        Up to `batch_clips` clips of one length share a batch; which ones depends on the shard's
+        rows alone, so that a shard comes out the same whoever makes it.
+        """
+        waiting: list[tuple[dict[str, Any], Audio | AudioError]] = []
+        codes: dict[int, npt.NDArray[np.int16]] = {}
+        groups: dict[int, list[int]] = {}
+
+        def encode(group: list[int]) -> None:
+            wavs = [audio.wav for i in group if isinstance(audio := waiting[i][1], Audio)]
+            for i, found in zip(group, self.codec.encode_clips(wavs), strict=True):
+                codes[i] = found
+
+        def finished() -> Iterator[tuple[Any, Any, Any]]:
+            for group in groups.values():
+                encode(group)
+            for i, (row, outcome) in enumerate(waiting):
+                yield row, outcome, codes.get(i, _NO_CODES)
+            waiting.clear()
+            codes.clear()
+            groups.clear()
+
+        for row, outcome in decoded:
+            waiting.append((row, outcome))
+            i = len(waiting) - 1
+            if isinstance(outcome, Audio):
+                if self.settings.batch_clips > 1 and self.codec.is_short(outcome.wav):
+                    group = groups.setdefault(len(outcome.wav), [])
+                    group.append(i)
+                    if len(group) == self.settings.batch_clips:
+                        encode(groups.pop(len(outcome.wav)))
+                else:
+                    codes[i] = self.codec.encode_track(outcome.wav)
+            # Bounded: no more clips wait for company than this.
+            if not groups or len(waiting) >= 8 * self.settings.batch_clips:
+                yield from finished()
+        yield from finished()
 
     def _decoded(
         self, rows: pa.Table, sample_rate: int
@@ -228,6 +270,9 @@ def _check_folder(folder: Path) -> None:
     raise StorageError(
         f"audio folder {folder}: {problem}; it held audio when the plan was made: is it mounted?"
     )
+
+
+_NO_CODES = np.zeros((0, 0), np.int16)
 
 
 def _refusal(row: Mapping[str, Any], error: AudioError) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def encode(
         max_duration_s=config.max_duration_s,
         silence_dbfs=config.silence_dbfs,
         decode_threads=config.decode_threads,
+        batch_clips=config.batch_clips,
         threads=resources.cpus,
         device="cuda" if resources.gpus else "cpu",
     )
