@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import captions, plan
+from benchmarks import captions, codec, plan
 from common.cli import run_app
 from common.errors import AttuneError
 
@@ -44,9 +44,36 @@ def bench_captions() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     ]
 
 
+def bench_codec() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """The codec's encoder at the paper's size."""
+    found = codec.run_encoder(threads=os.cpu_count() or 1)
+    return found, [
+        (
+            f"codec, 16 kHz, {size} x 10 s / {found[f'batch_{size}']['best_peer']}",
+            f"{found[f'batch_{size}']['ratio']:.2f}",
+            "at most 0.80",
+        )
+        for size in (1, 4)
+    ]
+
+
+def bench_encode() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """The encode stage on the embedded corpus."""
+    from pipeline.corpus.layout import write_corpus
+
+    with tempfile.TemporaryDirectory() as scratch:
+        write_corpus(Path(scratch), 0, progress=lambda line: None)
+        found = codec.run_stage(Path(scratch), "builtin:sfx-small", threads=1)
+    return found, [
+        ("encode stage / codec alone, embedded corpus", f"{found['ratio']:.2f}", "at most 1.15")
+    ]
+
+
 BENCHMARKS: dict[str, Callable[[], tuple[dict[str, Any], list[tuple[str, str, str]]]]] = {
     "plan": bench_plan,
     "captions": bench_captions,
+    "codec": bench_codec,
+    "encode": bench_encode,
 }
 
 app = typer.Typer(add_completion=False)

@@ -52,8 +52,8 @@ class PipelineConfig(Section):
     silence_dbfs: float = -80.0
     """Clips whose peak stays at or below this are refused."""
     batch_clips: int = Field(default=1, ge=1)
-    """Clips of one length that the codec encodes together: faster; by rounding, less than 0.1% of the
-    codes differ from those of a clip by itself."""
+    """Clips of one length that the codec encodes together: faster; by rounding, fewer than 0.1% of
+    the codes differ from those of a clip by itself."""
     prompts_per_chunk: int = Field(default=1024, ge=1)
     """Unit of the text cache: prompts embedded and stored together."""
 
