@@ -102,7 +102,7 @@ def _encodec(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _position(name: str) -> tuple[Any, ...]:
-    """Sorts a layer's parameters alike in both namings: numbers as numbers, gain, then direction."""
+    """Sorts parameters alike in both namings: numbers as numbers, gain, then direction."""
     renamed = (
         name.replace("parametrizations.weight.original0", "weight_g")
         .replace("parametrizations.weight.original1", "weight_v")
