@@ -80,6 +80,10 @@ class EncodeWorker:
             )
         return codec
 
+    def is_ready(self) -> bool:
+        """Answers once the worker stands."""
+        return True
+
     def encode_shard(
         self, shard: int, rows: pa.Table, spans: Mapping[str, StateSpan]
     ) -> dict[str, Any]:

@@ -33,6 +33,8 @@ from pipeline.resources import Resources, share_out
 from pipeline.status import finished_summary
 from pipeline.textcache import TextCache
 
+_START_DEATHS = 20
+"""Workers in a row that may die before they answer."""
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Only plan rows pass through Ray's object store."""
 
@@ -159,24 +161,46 @@ def encode(
     retries: deque[tuple[int, pa.Table]] = deque()
     failures: dict[int, list[str]] = {}
     poison: dict[int, str] = {}
-    idle = [actor_class.remote(settings) for _ in range(min(resources.workers, plan.n_shards))]
+    deaths = 0
+    # An actor gets work once it answers: one that waits for a node which never comes back (its own
+    # died, say) holds up nobody else's shards.
+    starting: dict[Any, Any] = {}
+    idle: list[Any] = []
     running: dict[Any, tuple[Any, int, pa.Table]] = {}
 
-    while True:
-        while idle:
-            task = retries.popleft() if retries else next(fresh, None)
-            if task is None:
-                break
+    def start() -> None:
+        actor = actor_class.remote(settings)
+        starting[actor.is_ready.remote()] = actor
+
+    for _ in range(min(resources.workers, plan.n_shards - len(committed))):
+        start()
+    task = next(fresh, None)
+    while task is not None or running:
+        while idle and task is not None:
             shard, rows = task
             prompts = {prompt for row in rows["prompts"].to_pylist() for prompt in row}
             actor = idle.pop()
             reference = actor.encode_shard.remote(shard, rows, {p: spans[p] for p in prompts})
             running[reference] = (actor, shard, rows)
-        if not running:
-            return poison
-        done, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+            task = retries.popleft() if retries else next(fresh, None)
+        done, _ = ray.wait([*running, *starting], num_returns=1, timeout=1.0)
         progress.show()
         for reference in done:
+            if reference in starting:
+                actor = starting.pop(reference)
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    deaths += 1
+                    if deaths > _START_DEATHS:
+                        raise AttuneError(
+                            f"workers die before they have begun: {_describe(error)}; run again"
+                        ) from error
+                    start()
+                else:
+                    deaths = 0
+                    idle.append(actor)
+                continue
             actor, shard, rows = running.pop(reference)
             try:
                 account = ray.get(reference)
@@ -187,7 +211,9 @@ def encode(
                 errors = failures.setdefault(shard, [])
                 errors.append(_describe(error))
                 if isinstance(error, ray.exceptions.RayActorError):
-                    actor = actor_class.remote(settings)  # its process is gone
+                    start()  # its process is gone
+                else:
+                    idle.append(actor)
                 if len(errors) < config.attempts:
                     retries.append((shard, rows))
                 elif cause is not None:
@@ -199,7 +225,10 @@ def encode(
                 progress.add(account["clips"], account["refused"], account["seconds"])
                 if shard in failures:
                     plan.store.delete(_poison_key(shard))
-            idle.append(actor)
+                idle.append(actor)
+        if task is None:
+            task = retries.popleft() if retries else next(fresh, None)
+    return poison
 
 
 def plan_resources(config: PipelineConfig, say: Callable[[str], None]) -> Resources:

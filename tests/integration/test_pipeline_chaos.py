@@ -1,0 +1,233 @@
+"""Chaos: SIGKILL drivers, workers, raylets and a whole node; the result is that of a calm run.
+
+pytest tests/integration/test_pipeline_chaos.py -m heavy -s     # prints what it did
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from pipeline_process import run_to_end, start_pipeline
+
+from common.storage import open_store
+from pipeline.verify import verify_shards
+
+KILLS = 25
+CLIPS = 126
+PER_SHARD = 3
+"""44 shards."""
+DEADLINE_S = 1500.0
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """126 clips that take a worker a while each, and six planted bad files."""
+    root = tmp_path / "corpus"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    rows = [("file_name", "text")]
+    for i in range(CLIPS):
+        t = np.arange(16_000 * 20) / 16_000
+        wave = 0.4 * np.sin(2 * np.pi * (100 + 9 * i) * t) + 0.02 * rng.standard_normal(t.size)
+        soundfile.write(root / f"{i:03d}.wav", wave, 16_000)
+        rows.append((f"{i:03d}.wav", f"a tone of kind {'abcdefghij'[i % 10]}"))
+    soundfile.write(root / "silent.wav", np.zeros(32_000), 16_000)
+    (root / "zero.wav").write_bytes(b"")
+    (root / "page.wav").write_text("<html></html>" * 30)
+    (root / "cut.wav").write_bytes((root / "000.wav").read_bytes()[:40_000])
+    soundfile.write(root / "nan.wav", np.full(16_000, np.nan), 16_000, "FLOAT")
+    soundfile.write(root / "short.wav", wave[:900], 16_000)
+    rows += [
+        (f"{name}.wav", "broken") for name in ("silent", "zero", "page", "cut", "nan", "short")
+    ]
+    with (root / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return root
+
+
+class Cluster:
+    """Two Ray nodes on this machine, each started by a process of its own."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.address = ""
+        self.start()
+
+    def start(self) -> None:
+        self.nodes = [self._node("--head", "--port=0")]
+        deadline = time.monotonic() + 120
+        while not (found := re.findall(r"--address='([\d.:]+)'", self.log.read_text())):
+            assert self.nodes[0].poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        self.address = found[-1]
+        self.add()
+
+    def add(self) -> None:
+        self.nodes.append(self._node(f"--address={self.address}"))
+
+    def _node(self, *arguments: str) -> subprocess.Popen[bytes]:
+        if "--head" in arguments:
+            self.log.write_text("")
+        command = [
+            str(Path(sys.executable).with_name("ray")), "start", "--block", *arguments,
+            "--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000",
+        ]  # fmt: skip
+        command += ["--include-dashboard=false"] if "--head" in arguments else []
+        with self.log.open("a") as out:
+            return subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def kill_node(self, index: int) -> None:
+        for pid in [*_below(self.nodes[index].pid), self.nodes[index].pid]:
+            _kill(pid)
+        self.nodes.pop(index).wait()
+
+    def stop(self) -> None:
+        while self.nodes:
+            self.kill_node(len(self.nodes) - 1)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path / "ray.log")
+    yield made
+    made.stop()
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
+def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
+    corpus: Path, recipe_text: Callable[..., str], cluster: Cluster, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    calm, shaken = tmp_path / "calm", tmp_path / "shaken"
+
+    def write_recipe(data: Path) -> str:
+        text = recipe_text(data).partition("  catalogs:")[0]
+        text = text.replace("clips_per_shard: 4", f"clips_per_shard: {PER_SHARD}")
+        text = text.replace("workers: 1", "workers: 2")
+        recipe.write_text(f"{text}  catalogs: [{{dataset: audiofolder, root: {corpus}}}]\n")
+        return str(recipe)
+
+    began = time.monotonic()
+    run_to_end("run", "--config", write_recipe(calm))
+    calm_s = time.monotonic() - began
+
+    write_recipe(shaken)
+    rng = random.Random(0)
+    done: Counter[str] = Counter()
+    drivers = 0
+    began = time.monotonic()
+    driver = None
+    while sum(done.values()) < KILLS:
+        assert time.monotonic() - began < DEADLINE_S, done
+        if driver is None or driver.poll() is not None:
+            if (shaken / "summary.json").exists():
+                # Finished before enough had died: take a few commits back and go on.
+                (shaken / "summary.json").unlink()
+                for path in rng.sample(sorted((shaken / "commits").iterdir()), 12):
+                    path.unlink()
+            driver = start_pipeline(
+                "run", "--config", str(recipe), "pipeline.attempts=3", ray_address=cluster.address
+            )
+            drivers += 1
+        time.sleep(rng.uniform(1.0, 7.0))
+        victim = rng.choices(
+            ["worker", "driver", "raylet", "node", "head"], weights=[10, 5, 3, 3, 1]
+        )[0]
+        if victim == "driver":
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.communicate()
+            done[victim] += 1
+        elif victim == "worker":
+            workers = [
+                pid for node in cluster.nodes for pid in _below(node.pid) if _title(pid, "ray::")
+            ]
+            encoders = [pid for pid in workers if _title(pid, "ray::EncodeWorker")]
+            if encoders or workers:
+                _kill(rng.choice(encoders or workers))
+                done[victim] += 1
+        elif victim == "raylet" and len(cluster.nodes) > 1:
+            raylets = [pid for pid in _below(cluster.nodes[1].pid) if _title(pid, "raylet")]
+            if raylets:
+                _kill(raylets[0])
+                done[victim] += 1
+                time.sleep(1)
+            cluster.kill_node(1)
+            cluster.add()
+        elif victim == "node":
+            cluster.kill_node(1)
+            done[victim] += 1
+            time.sleep(rng.uniform(0, 3))
+            cluster.add()
+        elif victim == "head":
+            cluster.stop()
+            done[victim] += 1
+            os.killpg(driver.pid, signal.SIGKILL)  # it would wait for the cluster a long time
+            driver.communicate()
+            cluster.start()
+    if driver is not None and driver.poll() is None:
+        driver.communicate(timeout=300)
+    for _ in range(5):  # a driver that lost its cluster, or parked a shard, is started again
+        if (shaken / "summary.json").exists():
+            break
+        drivers += 1
+        start_pipeline("run", "--config", str(recipe), ray_address=cluster.address).communicate(
+            timeout=300
+        )
+    shaken_s = time.monotonic() - began
+
+    left, right = _content(shaken), _content(calm)
+    orphans = sorted(left.keys() - right.keys())
+    print(
+        f"\n{sum(done.values())} kills ({dict(done)}), {drivers} drivers, {shaken_s:.0f} s against "
+        f"{calm_s:.0f} s undisturbed; {len(orphans)} objects that no commit names"
+    )
+    assert sum(name.startswith("commits/") for name in right) == (CLIPS + 6) // PER_SHARD == 44
+    assert left["manifest.parquet"] == right["manifest.parquet"]
+    # Tars by their hashes, commits, caches, summary: everything there is, byte for byte.
+    assert {name: left.get(name) for name in right} == right
+    assert all(name.startswith(("shards/", "text/", "poison/")) for name in orphans), orphans
+    assert verify_shards(open_store(shaken))["problems"] == []
+
+
+def _content(data: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(data)): p.read_bytes() for p in data.rglob("*") if p.is_file()}
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _below(pid: int) -> list[int]:
+    """All descendants of a process."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [found for child in map(int, children) for found in (child, *_below(child))]
+
+
+def _title(pid: int, text: str) -> bool:
+    try:
+        return text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
