@@ -38,8 +38,8 @@ class VggSound(Catalog):
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
         columns = self._columns()
-        for row in read_csv(self.clips, columns, header=columns):
-            if str(row.values.get("start")).lower().startswith("start"):
+        for number, row in enumerate(read_csv(self.clips, columns, header=columns)):
+            if number == 0 and str(row.values.get("start")).lower().startswith("start"):
                 continue  # a header row that some copies have
             yield self._outcome(row, root)
 

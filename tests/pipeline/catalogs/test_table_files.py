@@ -11,12 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from reading import catalog, records, write
+from reading import catalog, records, refusals, write
 
 from common.errors import AttuneError
-from pipeline.catalogs.tables import MAX_RAW, raw_rows, read_csv, read_json_entries, read_jsonl
+from pipeline.catalogs.tables import MAX_RAW, raw_rows, read_csv, read_json_entries
 
 ROWS = "file_name,text\na.wav,A dog\nb.wav,A cat\n"
 COLUMNS = ("file_name", "text")
@@ -42,6 +40,8 @@ def parquet_bytes() -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"RIFF\x00\x00\x00\x00WAVEfmt ", "a WAV file"),
         (ROWS.encode("utf-16-le"), "NUL bytes: binary, or UTF-16 without"),
+        ("file_name,text\na.wav,caf\u00e9\n".encode("latin-1"), ":2: byte 0xe9: not UTF-8 text"),
+        ("file_name,text\na.wav,\ud55c\uad6d\n".encode("cp949"), ":2: byte 0xc7: not UTF-8 text"),
         (b"file_name,text\na.wav,\xff\xfe\n", r":2: byte 0xff: not UTF-8 text; convert it: iconv"),
         (b'file_name,text\na.wav,"open\n', r":2: not valid CSV: ends inside a quoted field"),
         (b'file_name,text\na.wav,"x"y\n', r":2: not valid CSV: ',' expected"),
@@ -79,6 +79,7 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
         ROWS.replace("\n", "\r").encode(),
         ROWS.replace(",", ";").encode(),
         ROWS.replace(",", "\t").encode(),
+        ROWS.replace(",", "|").encode(),
         ROWS.replace("file_name,text", 'file_name ,"text"').encode(),
         ROWS.rstrip("\n").encode(),
     ],
@@ -116,6 +117,51 @@ def test_raw_rows_of_csv_and_json_lines(tmp_path: Path) -> None:
     assert raw_rows(lines, [1, 2]) == {1: '{"a": "x", "b": "\\","}', 2: '{"a": 2}'}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_raw_rows_of_other_forms(tmp_path: Path, encoding: str, separator: str, end: str) -> None:
+    rows = ["file_name,text", 'a.wav,"two\nlines"', "b.wav,A dog"]
+    path = tmp_path / "list.csv"
+    path.write_bytes(end.join(rows).replace(",", separator).encode(encoding))
+    assert raw_rows(path, [1, 2, 4]) == {
+        number: row.replace(",", separator) for number, row in zip((1, 2, 4), rows, strict=True)
+    }
+
+
+AUDIOSET = (
+    "# YTID, start_seconds, end_seconds, positive_labels",
+    '-abcdefghij, 0.000, 10.000, "/m/a,/m/b"',
+    'bcdefghijkl, 30, 40, "/m/b"',
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "accepted"),
+    [
+        (AUDIOSET, ["2", "3"]),
+        (AUDIOSET[1:], ["1", "2"]),  # without the comments
+        (("YTID,start_seconds,end_seconds,positive_labels", *AUDIOSET[1:]), ["2", "3"]),
+        (('"# num_ytids=2, num_segs=2",,,', *AUDIOSET[1:]), ["2", "3"]),
+        ((AUDIOSET[0], '#NAME?,0,10,"/m/a,/m/b"', AUDIOSET[2]), ["3"]),
+        ((AUDIOSET[0], "-abcdefghij,0,10,/m/a,/m/b", AUDIOSET[2]), ["3"]),
+        ((AUDIOSET[0], '-abcdefghij,0,10," ""/m/a",/m/b"', AUDIOSET[2]), ["3"]),
+        (tuple(line.replace(", ", ";") for line in AUDIOSET[1:]), []),
+    ],
+)
+def test_segment_lists_after_a_spreadsheet(
+    tmp_path: Path, lines: tuple[str, ...], accepted: list[str]
+) -> None:
+    """What it left whole is read, what it broke is refused, by its line."""
+    segments = write(tmp_path / "segments.csv", *lines, end="\r\n")
+    labels = write(tmp_path / "labels.csv", "index,mid,display_name", "0,/m/a,A", "1,/m/b,B")
+    made = catalog(dataset="audioset", segments=segments, class_labels=labels).without_audio()
+    outcomes = list(made.read())
+    assert [record.source.rpartition(":")[2] for record in records(outcomes)] == accepted
+    assert len(outcomes) == 2
+    assert {reason for _, reason in refusals(outcomes)} <= {"malformed_row"}
+
+
 def test_raw_rows_of_parquet_and_json(tmp_path: Path) -> None:
     (tmp_path / "list.parquet").write_bytes(parquet_bytes())
     assert raw_rows(tmp_path / "list.parquet", [1, 2]) == {
@@ -124,121 +170,6 @@ def test_raw_rows_of_parquet_and_json(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"data": [{"id": "é"}, "\ud800"]}))
     assert raw_rows(tmp_path / "list.json", [1, 2]) == {1: '{"id": "é"}', 2: '"?"'}
     assert raw_rows(tmp_path / "a.wav", [0]) == {}  # a file of a tree has no rows
-
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
-IDS = st.from_regex(r"[-_A-Za-z0-9]{11}", fullmatch=True)
-
-
-def quoted(*fields: str) -> str:
-    return ",".join('"' + field.replace('"', '""') + '"' for field in fields) + "\n"
-
-
-HYPOTHESIS = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-@HYPOTHESIS
-@given(
-    rows=st.lists(st.tuples(IDS, st.integers(0, 600), TEXT), max_size=5, unique_by=lambda r: r[0])
-)
-@example(rows=[("-abcdefghij", 30, 'A "dog", barks\r\nand\rruns\n')])
-def test_any_legal_row_comes_through(tmp_path: Path, rows: list[tuple[str, int, str]]) -> None:
-    """By each reader of text with free captions: ids, times and texts as they were written."""
-    lists = {
-        "audiocaps": ("captions", "youtube_id,start_time,caption", lambda i, s, t: (i, str(s), t)),
-        "musiccaps": (
-            "captions", "ytid,start_s,end_s,aspect_list,caption",
-            lambda i, s, t: (i, str(s), str(s + 10), repr([t]), t),
-        ),
-        "bbc": ("sounds", "location,description,secs", lambda i, s, t: (i, t, str(s))),
-        "clotho": (
-            "captions", "file_name,caption_1,caption_2,caption_3,caption_4,caption_5",
-            lambda i, s, t: (i, t, "", "", "", ""),
-        ),
-        "vggsound": ("clips", "", lambda i, s, t: (i, str(s), t.strip() or "dog", "train")),
-        "music": ("catalog", "path,description", lambda i, s, t: (i, t)),
-    }  # fmt: skip
-    for dataset, (key, header, fields) in lists.items():
-        if not header and not rows:
-            continue  # without rows a list without header is empty
-        path = tmp_path / f"{dataset}.csv"
-        text = (header + "\n" if header else "") + "".join(quoted(*fields(*row)) for row in rows)
-        path.write_bytes(text.encode())
-        outcomes = list(catalog(dataset=dataset, **{key: path}).without_audio().read())
-        found = records(outcomes)
-        assert len(found) == len(outcomes) == len(rows)
-        for record, (name, start, caption) in zip(found, rows, strict=True):
-            assert name in record.audio_uri
-            if dataset == "vggsound":
-                assert record.tags == [caption.strip() or "dog"]
-            else:
-                kept = [caption] if caption.strip() else []
-                assert [c.strip() for c in record.captions] == [c.strip() for c in kept]
-            if record.clip.startswith("youtube:"):
-                assert record.clip == f"youtube:{name}@{start}"
-            raw = raw_rows(path, [int(record.source.rpartition(":")[2])])
-            assert name in next(iter(raw.values()))
-
-
-READERS = {
-    "audiocaps": "captions", "clotho": "captions", "musiccaps": "captions", "bbc": "sounds",
-    "vggsound": "clips", "fsd50k": "clips", "music": "catalog", "wavcaps": "captions",
-}  # fmt: skip
-HEADERS = (
-    "", "youtube_id,start_time,caption\n", "ytid,start_s,end_s,aspect_list,caption\n",
-    "location,description\n", "fname,labels,mids,split\n", "path,bpm\n", '{"data": [', "\ufeff",
-    "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n", "\ufeffpath,bpm\n",
-)  # fmt: skip
-CONTENT = st.builds(
-    lambda header, rest: header.encode() + rest,
-    st.sampled_from(HEADERS),
-    st.one_of(
-        st.binary(max_size=80),
-        TEXT.map(str.encode),
-        st.text(',"\n\r;[]{}:-/.0a\\u#', max_size=60).map(str.encode),
-    ),
-)
-
-
-@HYPOTHESIS
-@given(content=CONTENT, suffix=st.sampled_from([".csv", ".jsonl", ".parquet"]))
-@example(content=b"PAR1" + b"\0" * 40, suffix=".parquet")
-@example(content=b'[{"id": "../x"}, {"id": "a\\u0000"}]', suffix=".csv")
-@example(content=b'{"path": "a\\u0000b"}\n{"path": "a", "keywords": "["}\n', suffix=".jsonl")
-def test_no_content_gets_past_the_readers(tmp_path: Path, content: bytes, suffix: str) -> None:
-    """Whatever the bytes: rows that are each accounted for, or one line."""
-    path = tmp_path / f"list{suffix}"
-    path.write_bytes(content)
-    (tmp_path / "audio").mkdir(exist_ok=True)
-    for dataset, key in READERS.items():
-        more = {"source": "freesound"} if dataset == "wavcaps" else {}
-        made = catalog(dataset=dataset, **{key: path}, audio=tmp_path / "audio", **more)
-        for reader in (made, made.without_audio()):
-            try:
-                outcomes = list(reader.read())
-            except AttuneError as error:
-                assert "\n" not in str(error)
-                continue
-            places = [int(outcome.source.rpartition(":")[2]) for outcome in outcomes]
-            assert len(set(places)) == len(places)  # a row, an outcome
-            assert set(raw_rows(path, places)) == set(places) or dataset == "wavcaps"
-
-
-@HYPOTHESIS
-@given(content=st.binary(max_size=60))
-@example(content=b'{"a": "\\ud800"}\n[1]\n{"a": 1}\n{' + b"[" * 50)
-def test_json_lines_number_every_line(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "list.jsonl"
-    path.write_bytes(content)
-    try:
-        rows = list(read_jsonl(path))
-    except AttuneError:
-        return
-    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    lines = io.StringIO(text, newline="").readlines()
-    assert len(rows) == sum(bool(line.strip()) for line in lines)
 
 
 def test_entries_that_are_no_objects_keep_their_place(tmp_path: Path) -> None:
