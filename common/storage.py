@@ -11,12 +11,13 @@ environment variables.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import obstore
 from obstore.exceptions import (
@@ -32,6 +33,19 @@ from common.errors import AttuneError
 
 class StorageError(AttuneError):
     """The store refused or could not be reached, after its own retries."""
+
+
+RETRY_VARIABLE = "ATTUNE_STORE_RETRY_S"
+"""Seconds for which a remote store's faults are retried before they are the caller's."""
+_RETRY_S = 120.0
+
+
+class Entry(NamedTuple):
+    """An object as its store lists it; `modified` is by the store's clock."""
+
+    key: str
+    size: int
+    modified: datetime
 
 
 class Store:
@@ -96,22 +110,30 @@ class Store:
             return False
         return True
 
-    def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        """`(key, size in bytes)` of every object below folder `prefix`, sorted by key."""
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Every object below folder `prefix`, sorted by key."""
         with self._errors(prefix):
             return sorted(
-                (str(meta["path"]), int(meta["size"]))
+                Entry(str(meta["path"]), int(meta["size"]), meta["last_modified"])
                 for batch in obstore.list(self._backend, prefix=prefix.rstrip("/") or None)
                 for meta in batch
             )
 
-    def exists(self, key: str) -> bool:
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        """`(key, size in bytes)` of every object below folder `prefix`, sorted by key."""
+        return [(entry.key, entry.size) for entry in self.entries(prefix)]
+
+    def entry(self, key: str) -> Entry | None:
+        """One object as `entries` has it; None if there is none."""
         try:
             with self._errors(key):
-                obstore.head(self._backend, key)
+                meta = obstore.head(self._backend, key)
         except FileNotFoundError:
-            return False
-        return True
+            return None
+        return Entry(key, int(meta["size"]), meta["last_modified"])
+
+    def exists(self, key: str) -> bool:
+        return self.entry(key) is not None
 
     def version(self, key: str) -> str | None:
         """What changes when the object's content does (tag, time, size); None if there is none."""
@@ -181,7 +203,8 @@ def open_store(uri: str | Path) -> Store:
     """Open a folder (made if it is missing) or `s3://bucket/prefix`.
 
     Raises:
-        AttuneError: the scheme is not supported, or the path is a file.
+        AttuneError: the scheme is not supported, the path is a file, or `ATTUNE_STORE_RETRY_S` is
+            no number of seconds.
     """
     text = str(uri).rstrip("/") or "/"
     scheme, separator, rest = text.partition("://")
@@ -194,7 +217,8 @@ def open_store(uri: str | Path) -> Store:
             bucket,
             prefix=prefix or None,
             client_options={"allow_http": True} if endpoint.startswith("http://") else None,
-            retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=120)},
+            # Time alone decides: obstore waits ever longer between tries, up to 15 s.
+            retry_config={"max_retries": 10_000, "retry_timeout": timedelta(seconds=_retry_s())},
         )
         return Store(text, backend)
     if separator and scheme != "file":
@@ -207,6 +231,17 @@ def open_store(uri: str | Path) -> Store:
     except OSError as error:
         raise AttuneError(f"{folder}: cannot make the folder: {error.strerror}") from error
     return Store(str(folder), LocalStore(folder))
+
+
+def _retry_s() -> float:
+    text = os.environ.get(RETRY_VARIABLE, "") or str(_RETRY_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= 86400:
+        raise AttuneError(f"{RETRY_VARIABLE}={text}: expected seconds, 0 to 86400")
+    return seconds
 
 
 def _first_line(error: Exception) -> str:

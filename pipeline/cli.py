@@ -1,4 +1,4 @@
-"""`python -m pipeline`: run, plan, status, and a look into the shards."""
+"""`python -m pipeline`: run, plan, status, gc, retry, and a look into the shards."""
 
 from __future__ import annotations
 
@@ -101,6 +101,46 @@ def status(
     )
     for entry in found["poison"]:
         print(f"poison   shard {entry['shard']:06d}: {entry['errors'][-1]}")
+
+
+@app.command()
+def gc(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them; else list only.")] = False,
+    older_than: Annotated[
+        str, typer.Option("--older-than", help="Keep what is younger, e.g. 90s, 24h, 7d, 0.")
+    ] = "24h",
+    json: JsonOption = False,
+) -> None:
+    """List what no commit or plan names: orphan tars, unused text chunks, stale poison files.
+
+    A finished run's orphans are removed at any age; what retry replaced stays for --older-than.
+    """
+    from common.shards import open_store_to_read
+    from pipeline.gc import collect_garbage, parse_age
+
+    recipe, _ = _load(config, overrides)
+    age = parse_age(older_than)
+    found = collect_garbage(open_store_to_read(recipe.data_dir), age, delete)
+    if json:
+        print_json(found)
+        return
+    for item in found["items"]:
+        kept = f"  (kept: younger than {older_than})" if item["kept"] else ""
+        print(f"{item['key']}  {item['bytes']} bytes, {_age(item['age_s'])}: {item['why']}{kept}")
+    number = len(found["deleted"]) if delete else sum(not item["kept"] for item in found["items"])
+    print(
+        f"{found['data_dir']}: {'removed' if delete else 'to remove:'} {number} files, "
+        f"{found['bytes']} bytes" + ("" if delete or not number else "; --delete removes them")
+    )
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _load(config: str, overrides: list[str] | None) -> tuple[Recipe, PipelineConfig]:
