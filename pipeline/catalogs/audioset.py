@@ -28,7 +28,14 @@ from pipeline.catalogs.base import (
     Split,
     locate_stem,
 )
-from pipeline.catalogs.columnar import ColumnarCatalog, Piece, line_pieces, piece_lines
+from pipeline.catalogs.columnar import (
+    WHOLE,
+    ColumnarCatalog,
+    Piece,
+    has_plain_lines,
+    line_pieces,
+    piece_lines,
+)
 from pipeline.catalogs.rows import ROWS, constant, is_in, no_values, place, plain, tables
 from pipeline.catalogs.tables import Row, check_file, read_csv
 from pipeline.text.tags import Ancestors, ancestor_names
@@ -79,22 +86,26 @@ class AudioSet(ColumnarCatalog):
 
     def read(self) -> Iterator[Outcome]:
         """Row by row, as the other catalogs: the reference for what the columns hold."""
-        names = self.label_names()
         root = self.open_audio(self.audio)
-        for row in read_csv(self.segments, _HEADER, header=_HEADER, skip_initial_space=True):
-            if _is_header(row):
-                continue
-            outcome = self._outcome(row, names)
+        for outcome in self._rows():
             if isinstance(outcome, Record):
                 youtube_id, _, start = outcome.clip.removeprefix("youtube:").partition("@")
                 outcome = locate_stem(outcome, root, *_stems(youtube_id, start))
             yield outcome
 
+    def _rows(self) -> Iterator[Record | Refusal]:
+        names = self.label_names()
+        for row in read_csv(self.segments, _HEADER, header=_HEADER, skip_initial_space=True):
+            if not _is_header(row):
+                yield self._outcome(row, names)
+
     def pieces(self) -> list[Piece]:
         check_file(self.segments)
-        return list(line_pieces(self.segments))
+        return list(line_pieces(self.segments)) if has_plain_lines(self.segments) else [WHOLE]
 
     def read_piece(self, piece: Piece) -> pa.Table:
+        if piece == WHOLE:
+            return pa.concat_tables([ROWS.empty_table(), *tables(self._rows())])
         names = self.label_names()
         lines = pa.array(piece_lines(self.segments, piece), pa.string())
         numbers = pa.array(np.arange(len(lines), dtype=np.int32) + piece.first_line)
@@ -169,6 +180,8 @@ class AudioSet(ColumnarCatalog):
                 (fields,) = csv.reader([line.rstrip("\r")], skipinitialspace=True, strict=True)
             except (csv.Error, ValueError) as error:
                 raise AttuneError(f"{source}: not valid CSV: {error}") from error
+            if fields[0].startswith("# "):
+                continue
             problem = "" if len(fields) == 4 else f"expected 4 fields, found {len(fields)}"
             row = Row(source, dict(zip(_HEADER, fields, strict=False)), problem)
             if not _is_header(row):

@@ -18,11 +18,17 @@ PIECE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Piece:
-    """Whole lines of a file: bytes `start` to `end`, beginning at line `first_line` (from 1)."""
+    """Whole lines of a file: bytes `start` to `end`, beginning at line `first_line` (from 1).
+
+    `end` 0 stands for a whole file that cannot be cut.
+    """
 
     start: int
     end: int
     first_line: int
+
+
+WHOLE = Piece(0, 0, 1)
 
 
 class ColumnarCatalog(Catalog):
@@ -62,6 +68,21 @@ def line_pieces(path: Path, size: int | None = None) -> Iterator[Piece]:
             yield Piece(start, end + len(rest), line)
             line += chunk.count(b"\n") + rest.count(b"\n")
             start = end + len(rest)
+
+
+def has_plain_lines(path: Path) -> bool:
+    """Whether a file's lines all end in LF or CRLF and hold no NUL, so that it can be cut at LFs;
+    UTF-16 and old Macintosh files are the others."""
+    with path.open("rb") as file:
+        last = b""
+        while chunk := file.read(PIECE_BYTES):
+            joined = last + chunk
+            if b"\0" in chunk or joined.count(b"\r") - joined.endswith(b"\r") != joined.count(
+                b"\r\n"
+            ):
+                return False
+            last = chunk[-1:] if chunk.endswith(b"\r") else b""
+    return True
 
 
 def piece_lines(path: Path, piece: Piece) -> list[str]:

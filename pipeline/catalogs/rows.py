@@ -26,7 +26,7 @@ from pipeline.catalogs.base import (
     local_copy,
     remote_uri,
 )
-from pipeline.catalogs.columnar import raw_lines
+from pipeline.catalogs.columnar import has_plain_lines, raw_lines
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 """For columns of few different values."""
@@ -168,7 +168,9 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
         path = Path(name) if uri is None else local_copy(uri)
         if chosen.any() and path.is_file():
             lines = line.filter(pa.array(chosen))
-            if len(lines) > _MANY:  # of a list of millions, which has no rows of several lines
+            if len(lines) > _MANY and has_plain_lines(
+                path
+            ):  # of a list of millions, which has no rows of several lines
                 texts = raw_lines(path, lines)
             else:
                 from pipeline.catalogs.tables import raw_rows

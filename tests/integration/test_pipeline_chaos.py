@@ -144,11 +144,17 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
                 (shaken / "summary.json").unlink()
                 for path in rng.sample(sorted((shaken / "commits").iterdir()), 12):
                     path.unlink()
+            if driver is not None:
+                driver.communicate()
             driver = start_pipeline(
                 "run", "--config", str(recipe), "pipeline.attempts=3", ray_address=cluster.address
             )
             drivers += 1
-        time.sleep(rng.uniform(1.0, 7.0))
+        # Something gets done between two deaths, or it would only ever start: one more shard.
+        known, patience = _commits(shaken), time.monotonic() + 60
+        while driver.poll() is None and _commits(shaken) <= known and time.monotonic() < patience:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.0, 1.5))
         victim = rng.choices(
             ["worker", "driver", "raylet", "node", "head"], weights=[10, 5, 3, 3, 1]
         )[0]
@@ -210,6 +216,10 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
 
 def _content(data: Path) -> dict[str, bytes]:
     return {str(p.relative_to(data)): p.read_bytes() for p in data.rglob("*") if p.is_file()}
+
+
+def _commits(data: Path) -> int:
+    return len(list((data / "commits").glob("*.json")))
 
 
 def _kill(pid: int) -> None:

@@ -78,6 +78,22 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
     return row if row["reason"] is None else {name: row[name] for name in refused}
 
 
+@pytest.mark.parametrize(
+    ("encoding", "end"), [("utf-8", "\r"), ("utf-16", "\n"), ("utf-8-sig", "\r\n"), ("utf-8", "\n")]
+)
+def test_audioset_lists_in_other_clothes(tmp_path: Path, encoding: str, end: str) -> None:
+    lines = ["# YTID, a, b, c", '"# num_ytids=2",,,', 'x, 0.000, 9.000, "/m/b"', 'y, 0, 9, "/m/a"']
+    (tmp_path / "s.csv").write_bytes((end.join(lines) + end).encode(encoding))
+    (tmp_path / "labels.csv").write_text(LABELS)
+    made = AudioSet(segments=tmp_path / "s.csv", class_labels=tmp_path / "labels.csv")
+    catalog = made.without_audio()
+    found = catalog.locate(pa.concat_tables([catalog.read_piece(p) for p in catalog.pieces()]))
+    assert [_told(row) for row in found.to_pylist()] == [
+        _told(row) for table in tables(catalog.read()) for row in table.to_pylist()
+    ]
+    assert found["native_id"].to_pylist() == ["x_0_9000", "y_0_9000"]
+
+
 def test_audioset_in_one_piece_by_default(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text('x, 0.000, 1.000, "/m/a"\n')
     (tmp_path / "labels.csv").write_text(LABELS)
