@@ -27,6 +27,7 @@ from pipeline.catalogs.base import (
     remote_uri,
 )
 from pipeline.catalogs.columnar import has_plain_lines, raw_lines
+from pipeline.catalogs.tables import raw_rows
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 """For columns of few different values."""
@@ -168,13 +169,10 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
         path = Path(name) if uri is None else local_copy(uri)
         if chosen.any() and path.is_file():
             lines = line.filter(pa.array(chosen))
-            if len(lines) > _MANY and has_plain_lines(
-                path
-            ):  # of a list of millions, which has no rows of several lines
+            # A list that long has no rows of several lines.
+            if len(lines) > _MANY and has_plain_lines(path):
                 texts = raw_lines(path, lines)
             else:
-                from pipeline.catalogs.tables import raw_rows
-
                 found = raw_rows(path, lines.to_pylist())
                 texts = pa.array([found.get(number) for number in lines.to_pylist()], pa.string())
             raw = pc.replace_with_mask(raw, pa.array(chosen), texts)
