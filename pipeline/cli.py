@@ -104,6 +104,38 @@ def status(
 
 
 @app.command()
+def retry(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option("--reason", help="Refused for this reason, e.g. missing; may be repeated."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to retry.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Encode anew the shards with clips that were refused, or that failed on every attempt.
+
+    For audio that was restored since. Without --reason: refusals of every reason.
+    """
+    from pipeline.retry import retry_pipeline
+
+    recipe, settings = _load(config, overrides)
+    say = _say(json)
+    found = retry_pipeline(recipe, settings, reason or (), dry_run, say)
+    if json:
+        print_json(found)
+    elif not dry_run:
+        refused = ", ".join(f"{name} {number}" for name, number in found["refused"].items())
+        say(
+            f"retried: {found['accepted']} clips are accepted now"
+            + (f", refused again: {refused}" if refused else "")
+        )
+        for sample_id in found["lost"]:
+            say(f"sample {sample_id} was accepted before and is refused now; see superseded/")
+
+
+@app.command()
 def gc(
     config: ConfigOption,
     overrides: OverridesArgument = None,

@@ -140,6 +140,11 @@ def commit_key(shard: int) -> str:
     return f"commits/{shard:06d}.json"
 
 
+def superseded_key(shard: int, sha256: str) -> str:
+    """Where `supersede_commit` puts a commit with this sha256."""
+    return f"{SUPERSEDED}/{shard:06d}-{sha256[:12]}.json"
+
+
 def committed_shards(store: Store) -> set[int]:
     """Numbers of the committed shards, from the listing alone."""
     matches = (_COMMIT_KEY.fullmatch(key) for key, _ in store.list("commits"))
@@ -195,7 +200,7 @@ def supersede_commit(store: Store, shard: int, sha256: str) -> bool:
         return False
     if hashlib.sha256(data).hexdigest() != sha256:
         return False
-    store.write(f"{SUPERSEDED}/{shard:06d}-{sha256[:12]}.json", data)
+    store.write(superseded_key(shard, sha256), data)
     store.delete(commit_key(shard))
     return True
 

@@ -30,6 +30,7 @@ from pipeline.mapping import map_on_ray
 from pipeline.planfile import FrozenPlan, ensure_plan
 from pipeline.progress import EncodeProgress
 from pipeline.resources import Resources, share_out
+from pipeline.retry import resume_retry
 from pipeline.status import finished_summary
 from pipeline.textcache import TextCache
 
@@ -62,6 +63,7 @@ def run_pipeline(
         f"{plan.n_shards} shards, {plan.info['n_refused']} rows refused, "
         f"{plan.info['n_unique_prompts']} unique prompts"
     )
+    resume_retry(plan, say)
     summary = finished_summary(plan)
     if summary is not None:
         say("every shard is committed and the manifest is written: nothing to do")

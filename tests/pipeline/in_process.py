@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
+import pytest
 
 from common.config import Recipe
 from pipeline.embed import missing_chunks
 from pipeline.encode import EncodeSettings, EncodeWorker
 from pipeline.planfile import FrozenPlan
+from pipeline.resources import Resources
 from pipeline.textcache import TextCache
 
 DIM = 8
@@ -51,3 +55,22 @@ def encode_all(plan: FrozenPlan, recipe: Recipe) -> None:
     worker = make_worker(plan, recipe)
     for shard, rows in plan.shards():
         worker.encode_shard(shard, rows, spans)
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run_pipeline` in this process: its own order of steps, with the stages called directly."""
+
+    def encode(
+        plan: FrozenPlan, recipe: Recipe, config: object, resources: object, committed: set[int]
+    ) -> dict[int, str]:
+        cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
+        spans = cache.spans(set(plan.table("prompts")["chunk"].to_pylist()))
+        worker = make_worker(plan, recipe)
+        for shard, rows in plan.shards(skip=committed):
+            worker.encode_shard(shard, rows, spans)
+        return {}
+
+    monkeypatch.setattr("pipeline.run.ray_session", lambda store: nullcontext("none"))
+    monkeypatch.setattr("pipeline.run.plan_resources", lambda config, say: Resources(1, 1, 0))
+    monkeypatch.setattr("pipeline.run.embed", lambda plan, *rest: fill_cache(plan))
+    monkeypatch.setattr("pipeline.run.encode", encode)

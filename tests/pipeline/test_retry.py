@@ -1,0 +1,264 @@
+"""`retry`: restored audio enters, nothing is lost on the way, wherever it is killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from in_process import without_ray
+
+from common.config import Recipe, load_recipe
+from common.errors import AttuneError
+from common.storage import Store, open_store
+from pipeline.config import PipelineConfig
+from pipeline.gc import collect_garbage
+from pipeline.planfile import ensure_plan
+from pipeline.retry import retry_pipeline
+from pipeline.run import run_pipeline
+from pipeline.verify import verify_shards
+
+LOST = ("tone_03.wav", "tone_17.wav")
+RESULTS = ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json")
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@dataclass
+class Workplace:
+    """A finished run that lacks the clips of `LOST`; `away` keeps their files."""
+
+    recipe: Recipe
+    config: PipelineConfig
+    corpus: Path
+    away: Path
+    write_recipe: Callable[..., Path]
+
+    @property
+    def data(self) -> Path:
+        return Path(str(self.recipe.data_dir))
+
+    def restore(self, *names: str) -> None:
+        for name in names or LOST:
+            shutil.copy2(self.away / name, self.corpus / name)
+
+    def retry(self, *reasons: str, say: Callable[[str], None] = quiet, **changes: Any) -> Any:
+        return retry_pipeline(self.recipe, self.config, reasons, say=say, **changes)
+
+    def run(self) -> None:
+        run_pipeline(self.recipe, self.config, quiet)
+
+    def fresh(self, data: Path) -> dict[str, bytes]:
+        """What a first run over the corpus as it is now ends with."""
+        recipe = load_recipe(
+            self.write_recipe(data),
+            [f"pipeline.catalogs=[{{dataset: audiofolder, root: {self.corpus}, name: small}}]"],
+        )
+        run_pipeline(recipe, recipe.section("pipeline", PipelineConfig), quiet)
+        return results(data)
+
+
+def results(data: Path) -> dict[str, bytes]:
+    return {name: (data / name).read_bytes() for name in RESULTS}
+
+
+def refused(data: Path) -> dict[str, str]:
+    rows = pq.read_table(data / "quarantine.parquet").to_pylist()
+    return {row["native_id"]: row["reason"] for row in rows}
+
+
+@pytest.fixture
+def place(
+    write_recipe: Callable[..., Path],
+    small_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Workplace:
+    without_ray(monkeypatch)
+    corpus, away = tmp_path / "corpus", tmp_path / "away"
+    shutil.copytree(small_corpus, corpus)
+    away.mkdir()
+    recipe = load_recipe(
+        write_recipe(tmp_path / "data"),
+        [f"pipeline.catalogs=[{{dataset: audiofolder, root: {corpus}, name: small}}]"],
+    )
+    config = recipe.section("pipeline", PipelineConfig)
+    ensure_plan(open_store(recipe.data_dir), recipe, config)
+    for name in LOST:
+        shutil.move(corpus / name, away / name)
+    place = Workplace(recipe, config, corpus, away, write_recipe)
+    place.run()
+    assert {name: refused(place.data)[name] for name in LOST} == dict.fromkeys(LOST, "missing")
+    return place
+
+
+def test_restored_audio_enters_as_in_a_first_run(place: Workplace, tmp_path: Path) -> None:
+    before = {p.name: p.read_bytes() for p in (place.data / "shards").iterdir()}
+    place.restore()
+    found = place.retry("missing")
+    assert (found["clips"], found["accepted"], found["lost"]) == ({"missing": 2}, 2, [])
+    assert 1 <= len(found["shards"]) <= 2
+    assert not set(LOST) & refused(place.data).keys()
+    assert results(place.data) == place.fresh(tmp_path / "fresh")
+    assert verify_shards(open_store(place.data))["problems"] == []
+    # Who opened the folder before still finds every tar; gc removes them when it is told to.
+    assert all((place.data / "shards" / name).read_bytes() == data for name, data in before.items())
+    collect_garbage(open_store(place.data), 0.0, delete=True)
+    names = {p.name for p in (place.data / "shards").iterdir()}
+    assert names == {p.name for p in (tmp_path / "fresh" / "shards").iterdir()}
+    assert results(place.data) == results(tmp_path / "fresh")
+
+
+def test_what_has_no_chance_is_left_alone(place: Workplace) -> None:
+    before = {p: p.stat().st_mtime_ns for p in place.data.rglob("*") if p.is_file()}
+    found = place.retry("missing", "empty_file")
+    assert (found["shards"], found["waiting"]) == ([], {"missing": 2, "empty_file": 1})
+    assert {p: p.stat().st_mtime_ns for p in place.data.rglob("*") if p.is_file()} == before
+
+
+def test_a_dry_run_changes_nothing(place: Workplace) -> None:
+    place.restore(LOST[0])
+    before = {p: p.read_bytes() for p in place.data.rglob("*") if p.is_file()}
+    said: list[str] = []
+    found = place.retry(dry_run=True, say=said.append)
+    assert found["clips"] == {
+        "missing": 1, "silent": 1, "too_short": 1, "non_finite": 1, "unreadable": 1, "truncated": 1,
+    }  # fmt: skip
+    assert found["waiting"] == {"missing": 1, "empty_file": 1}
+    assert "missing 1" in said[0] and "as they were: empty_file 1, missing 1" in said[1]
+    assert {p: p.read_bytes() for p in place.data.rglob("*") if p.is_file()} == before
+
+
+def test_only_the_reasons_asked_for(place: Workplace) -> None:
+    wave = np.random.default_rng(1).uniform(-0.5, 0.5, 16000)
+    soundfile.write(place.corpus / "silent.wav", wave, 16000)
+    found = place.retry("silent")
+    assert (found["clips"], found["accepted"]) == ({"silent": 1}, 1)
+    assert "silent.wav" not in refused(place.data)
+    with pytest.raises(AttuneError, match="--reason mising: expected one of missing, not_a_file"):
+        place.retry("mising")
+
+
+def test_a_shard_that_would_lose_a_clip_is_left_as_it_is(place: Workplace) -> None:
+    place.restore()
+    shards = place.retry("missing", dry_run=True)["shards"]
+    manifest = pq.read_table(place.data / "manifest.parquet").to_pylist()
+    row = next(row for row in manifest if row["shard"] == shards[0])
+    Path(row["audio_uri"]).unlink()
+    said: list[str] = []
+    found = place.retry("missing", say=said.append)
+    assert list(found["held"]) == [f"{shards[0]:06d}"]
+    assert any(row["audio_uri"] in line and "left as it is" in line for line in said)
+    after = pq.read_table(place.data / "manifest.parquet").to_pylist()
+    assert {r["sample_id"] for r in manifest} <= {r["sample_id"] for r in after}
+
+
+def test_a_clip_that_is_lost_all_the_same_is_named(place: Workplace) -> None:
+    place.restore(LOST[0])
+    shard = place.retry("missing", dry_run=True)["shards"][0]
+    manifest = pq.read_table(place.data / "manifest.parquet").to_pylist()
+    row = next(row for row in manifest if row["shard"] == shard)
+    Path(row["audio_uri"]).write_text("no audio any more" * 9)
+    found = place.retry("missing")
+    assert (found["lost"], found["accepted"]) == ([row["sample_id"]], 1)
+    assert len(list((place.data / "superseded").iterdir())) == 1
+
+
+def test_poison_shards_are_made_and_their_files_go(place: Workplace) -> None:
+    store = open_store(place.data)
+    want = results(place.data)
+    for key in ("commits/000003.json", "summary.json"):
+        store.delete(key)
+    store.write("poison/000003.json", json.dumps({"shard": 3, "errors": ["x"]}).encode())
+    store.write("poison/000001.json", b"{}")  # of a shard that is there: gc's
+    assert place.retry("missing")["poison"] == [3]
+    assert results(place.data) == want
+    assert [key for key, _ in store.list("poison")] == ["poison/000001.json"]
+
+
+def test_it_needs_this_recipes_plan(place: Workplace) -> None:
+    place.config = place.config.model_copy(update={"min_duration_s": 0.6})
+    with pytest.raises(AttuneError, match=r"this recipe makes plan .*min_duration_s"):
+        place.retry()
+    (place.data / "plan/plan.json").unlink()
+    with pytest.raises(AttuneError, match="no plan there"):
+        place.retry()
+
+
+def test_a_damaged_list_is_named_and_another_plans_is_dropped(place: Workplace) -> None:
+    store = open_store(place.data)
+    want = results(place.data)
+    store.write("retry.json", b"{")
+    with pytest.raises(AttuneError, match=r"retry\.json: is damaged"):
+        place.run()
+    store.write("retry.json", b'{"plan_hash":"other","shards":{"0":"00"}}')
+    place.run()
+    assert not store.exists("retry.json") and results(place.data) == want
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nobody catches it."""
+
+
+class Killer:
+    """Lets `left` store operations happen, and no more."""
+
+    METHODS = ("read", "read_range", "read_ranges", "open", "write", "create", "entries", "entry",
+               "version", "delete")  # fmt: skip
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left: float = float("inf")
+        self.done = 0
+        for name in self.METHODS:
+            monkeypatch.setattr(Store, name, self.guarded(getattr(Store, name)))
+
+    def guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self.left <= 0:
+                raise Killed
+            self.left -= 1
+            self.done += 1
+            return method(*arguments, **options)
+
+        return call
+
+
+def test_killed_between_any_two_store_operations(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.restore()
+    want = place.fresh(tmp_path / "fresh")
+    start = tmp_path / "start"
+    shutil.copytree(place.data, start)
+    killer = Killer(monkeypatch)
+    place.retry("missing")
+    operations = killer.done
+    assert operations > 40 and results(place.data) == want
+    begun = 0
+    for k in range(operations):
+        shutil.rmtree(place.data)
+        shutil.copytree(start, place.data)
+        killer.left = k
+        with pytest.raises(Killed):
+            place.retry("missing")
+        killer.left = float("inf")
+        # Readers see a run that is whole, before or after, or one that is unfinished.
+        if (place.data / "summary.json").exists():
+            assert results(place.data) in (results(start), want)
+        if k % 2 or not (place.data / "retry.json").exists():
+            begun += 1
+            place.retry("missing")
+        else:
+            place.run()  # knows of the retry by itself
+        assert results(place.data) == want, f"killed after {k} of {operations} operations"
+        assert verify_shards(open_store(place.data))["problems"] == []
+    assert 0 < begun < operations
