@@ -1,8 +1,8 @@
-"""`python -m pipeline shards`: ls, show, stats, verify."""
+"""`python -m pipeline shards`: ls, show, stats, export-audio, report, verify."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,12 @@ shards_app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+SampleOption = Annotated[
+    int | None,
+    typer.Option("--sample", min=1, metavar="N", help="Take the codes of N shards, not of all."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of every draw.")]
 
 
 @shards_app.command("ls")
@@ -58,28 +64,71 @@ def show(
 
 @shards_app.command("stats")
 def stats(
-    config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    sample: SampleOption = None,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
 ) -> None:
-    """Clips, hours, prompts and licences by dataset; durations; refusals by reason."""
-    found = shard_stats(_store(config, overrides))
+    """Clips, hours, prompts, durations, licences and codes, by dataset; refusals by reason."""
+    found = shard_stats(_store(config, overrides), sample, seed)
     if json:
         print_json(found)
         return
     for name, row in found["datasets"].items():
         splits = ", ".join(f"{split} {number}" for split, number in row["splits"].items())
+        about = "" if row["unique_prompts_exact"] else "about "
         print(
             f"{name:<12} {row['clips']:>7} clips  {row['hours']:>8.3f} h  {row['prompts']:>7} "
-            f"prompts ({row['unique_prompts']} unique)  {splits}"
+            f"prompts ({about}{row['unique_prompts']} unique)  {splits}"
         )
-    seconds, tokens = found["duration_s"], found["prompt_tokens"]
-    print(f"duration     {seconds['min']:.2f} / {seconds['median']:.2f} / {seconds['max']:.2f} s")
-    print(f"tokens       {tokens['min']} / {tokens['median']:g} / {tokens['max']} per prompt")
-    for stream, row in enumerate(found["codebooks"]):
-        print(f"codebook {stream}   {row['used']} codes used, perplexity {row['perplexity']:.1f}")
-    for name, number in found["licenses"].items():
-        print(f"licence      {number:>7}  {name}")
+        print(f"  duration   {_spread(row['duration_s'], 's', '.2f')}")
+        print(f"  tokens     {_spread(row['prompt_tokens'], 'per prompt', 'g')}")
+        for stream, usage in enumerate(row["codebooks"]):
+            print(f"  codebook {stream} {_usage(usage)}")
+        for name, number in row["licenses"].items():
+            print(f"  licence    {number:>7} clips  {name}")
+    print(f"all          {found['n_samples']:>7} clips  {found['hours']:>8.3f} h")
+    print(f"  duration   {_spread(found['duration_s'], 's', '.2f')}")
+    print(f"  tokens     {_spread(found['prompt_tokens'], 'per prompt', 'g')}")
+    for stream, usage in enumerate(found["codebooks"]):
+        print(f"  codebook {stream} {_usage(usage)} of {found['codebook_size']}")
+    source = found["codes_from"]
+    drawn = "" if source["seed"] is None else f", drawn by seed {source['seed']}"
+    print(
+        f"codes are of {source['clips']} clips in {source['shards']} of {source['of_shards']} "
+        f"shards{drawn}; all else is of every clip"
+    )
     for reason, number in found["rejected_by_reason"].items():
         print(f"refused      {number:>7}  {reason}")
+
+
+@shards_app.command("export-audio")
+def export(
+    sample_id: Annotated[str, typer.Argument(help="A sample id, or its first digits.")],
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    out: Annotated[str | None, typer.Option(help="Default: ID.wav in this folder.")] = None,
+    as_float: Annotated[
+        bool, typer.Option("--float", help="32-bit float samples instead of 16-bit integers.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Decode one sample to a wav file."""
+    from pipeline.export import export_audio  # brings torch: not for every command
+
+    recipe = load_recipe(config, overrides or [])
+    store = open_store_to_read(recipe.data_dir)
+    found = export_audio(store, recipe.codec.path, sample_id, out, as_float, force)
+    if json:
+        print_json(found)
+        return
+    clipped = f", {found['clipped']} samples clipped (--float keeps them)"
+    print(
+        f"{found['out']}: {found['sample_rate']} Hz, {found['seconds']:.2f} s, "
+        f"peak {found['peak']:.3f}{clipped if found['clipped'] else ''}"
+    )
 
 
 @shards_app.command("verify")
@@ -101,6 +150,16 @@ def verify(
         )
     if found["problems"]:
         raise typer.Exit(1)
+
+
+def _spread(figures: dict[str, Any], unit: str, form: str) -> str:
+    """`min 1 | p05 2 | ... | max 9 unit`."""
+    kept = (f"{name} {figures[name]:{form}}" for name in figures if name != "histogram")
+    return f"{' | '.join(kept)} {unit}" if figures.get("max") is not None else "none"
+
+
+def _usage(usage: dict[str, Any]) -> str:
+    return f"perplexity {usage['perplexity']:>6.1f}, {usage['used']} codes used"
 
 
 def _store(config: str, overrides: list[str] | None) -> Store:

@@ -1,4 +1,4 @@
-"""A finished set of shards, made without Ray: the same workers, called directly."""
+"""A finished set of shards, made without Ray (the same workers, called directly), and commands."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from in_process import encode_all
 
+from common.cli import run_app
 from common.config import Recipe, load_recipe
 from common.storage import open_store
+from pipeline.cli import app
 from pipeline.config import PipelineConfig
 from pipeline.finalize import finalize
 from pipeline.planfile import FrozenPlan, ensure_plan
@@ -42,3 +44,19 @@ def finished(
     shutil.rmtree(data)
     shutil.copytree(_FINISHED["data"], data)
     return data
+
+
+@pytest.fixture
+def pipeline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `python -m pipeline ARGUMENTS`: exit status, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_app(app)
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run

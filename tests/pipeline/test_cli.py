@@ -9,25 +9,6 @@ from typing import Any
 
 import pytest
 
-from common.cli import run_app
-from pipeline.cli import app
-
-
-@pytest.fixture
-def pipeline(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs `python -m pipeline ARGUMENTS`: exit status, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
-        with pytest.raises(SystemExit) as end:
-            run_app(app)
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
-
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
