@@ -137,7 +137,7 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
     done: Counter[str] = Counter()
     drivers = 0
     began = time.monotonic()
-    driver = None
+    driver: subprocess.Popen[str] | None = None
     while sum(done.values()) < KILLS:
         assert time.monotonic() - began < DEADLINE_S, done
         if driver is None or driver.poll() is not None:
@@ -146,8 +146,7 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
                 (shaken / "summary.json").unlink()
                 for path in rng.sample(sorted((shaken / "commits").iterdir()), 12):
                     path.unlink()
-            if driver is not None:
-                driver.communicate()
+            _collect(driver)
             driver = start_pipeline(
                 "run", "--config", str(recipe), "pipeline.attempts=3", ray_address=cluster.address
             )
@@ -163,7 +162,6 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
         if victim == "driver":
             if driver.poll() is None:
                 os.killpg(driver.pid, signal.SIGKILL)
-                driver.communicate()
                 done[victim] += 1
         elif victim == "worker":
             workers = [
@@ -192,8 +190,7 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
             with suppress(ProcessLookupError):  # it would wait for the cluster a long time
                 os.killpg(driver.pid, signal.SIGKILL)
             cluster.start()
-    if driver is not None and driver.poll() is None:
-        driver.communicate(timeout=300)
+    _collect(driver)
     for _ in range(5):  # a driver that lost its cluster, or parked a shard, is started again
         if (shaken / "summary.json").exists():
             break
@@ -219,6 +216,11 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
 
 def _content(data: Path) -> dict[str, bytes]:
     return {str(p.relative_to(data)): p.read_bytes() for p in data.rglob("*") if p.is_file()}
+
+
+def _collect(driver: subprocess.Popen[str] | None) -> None:
+    if driver is not None and driver.stdout is not None and not driver.stdout.closed:
+        driver.communicate(timeout=300)
 
 
 def _commits(data: Path) -> int:
