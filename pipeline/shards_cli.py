@@ -133,10 +133,15 @@ def export(
 
 @shards_app.command("verify")
 def verify(
-    config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also each record, text state, header and total.")
+    ] = False,
+    json: JsonOption = False,
 ) -> None:
     """Check commits, tars, every sample and the manifest; exit 1 and name what is wrong."""
-    found = verify_shards(_store(config, overrides))
+    found = verify_shards(_store(config, overrides), deep)
     if json:
         print_json(found)
     else:
@@ -144,7 +149,9 @@ def verify(
             where = " ".join(str(problem[key]) for key in ("where", "sample_id") if problem[key])
             print(f"{where}: {problem['problem']}")
         print(
-            f"{found['shards']} shards, {found['samples']} samples: "
+            f"{found['shards']} shards, {found['samples']} samples"
+            + (f" ({found['states']} with the text cache's states)" if deep else "")
+            + ": "
             + (f"{len(found['problems'])} problems" if found["problems"] else "all well")
             + (f"; {len(found['orphans'])} orphan tars" if found["orphans"] else "")
         )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import re
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import AttuneError
+from common.schema import MANIFEST
+from common.shards import MEMBERS
 from common.storage import open_store
 from pipeline.inspect import list_shards, shard_stats, show_sample
 from pipeline.verify import verify_shards
@@ -94,6 +100,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest not parquet": (lambda d: (d / "manifest.parquet").write_bytes(b"x" * 99), "readable"),
     "manifest row lost": (lambda d: rewrite_manifest(d, lambda rows: rows.pop(3)), "has no row"),
     "manifest rows swapped": (lambda d: rewrite_manifest(d, lambda rows: rows.reverse()), "order"),
+    "manifest row twice": (
+        lambda d: rewrite_manifest(d, lambda rows: rows.insert(4, rows[3])), "more than one row",
+    ),
     "manifest value wrong": (
         lambda d: rewrite_manifest(d, lambda rows: rows[0].update(offset=7)), "offset is 7",
     ),
@@ -116,14 +125,331 @@ def test_a_sound_folder_has_no_problems(finished: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found(finished: Path, fault: str) -> None:
-    import re
-
     spoil, message = FAULTS[fault]
     sample_id = spoil(finished)
     problems = verify_shards(open_store(finished))["problems"]
     assert any(re.search(message, problem["problem"]) for problem in problems), problems
     if isinstance(sample_id, str) and fault in ("code out of range", "other codec in record"):
         assert {p["sample_id"] for p in problems if p["sample_id"]} == {sample_id}
+
+
+Arrays = dict[str, Any]
+
+
+def remake(data: Path, change: Callable[[list[Arrays]], object]) -> str:
+    """Make the tar of SHARD anew with other content, and everything that names it with it.
+
+    Hash, name, spans, manifest and shard list are true again: only a look at the content helps.
+    `change` gets per sample `codes`, `record`, `text`, and may add `names`, `mtime`.
+
+    Returns:
+        The id of the second sample.
+    """
+    old = commit(data)
+    samples: list[Arrays] = []
+    with tarfile.open(data / old["shard_key"]) as tar:
+        for listed in old["samples"]:
+            codes, record, text = (
+                tar.extractfile(f"{listed['sample_id']}.{extension}").read()  # type: ignore[union-attr]
+                for extension in MEMBERS
+            )
+            samples.append(
+                {
+                    "codes": np.load(io.BytesIO(codes)),
+                    "record": json.loads(record),
+                    "text": np.load(io.BytesIO(text)),
+                }
+            )
+    change(samples)
+    buffer, spans = io.BytesIO(), []
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for listed, sample in zip(old["samples"], samples, strict=True):
+            start = tar.offset
+            contents = {
+                "codes.npy": npy(sample["codes"]),
+                "json": json.dumps(sample["record"]).encode(),
+                "text.npy": npy(sample["text"]),
+            }
+            for extension in sample.get("order", MEMBERS):
+                member = tarfile.TarInfo(f"{listed['sample_id']}.{extension}")
+                member.size, member.mtime = len(contents[extension]), sample.get("mtime", 0)
+                tar.addfile(member, io.BytesIO(contents[extension]))
+            spans.append({"offset": start, "length": tar.offset - start})
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    key = f"shards/{SHARD:06d}-{digest[:12]}.tar"
+    (data / old["shard_key"]).unlink()
+    (data / key).write_bytes(content)
+    listing = [sample | span for sample, span in zip(old["samples"], spans, strict=True)]
+    rewrite_commit(data, shard_key=key, sha256=digest, bytes=len(content), samples=listing)
+    where = {sample["sample_id"]: sample | {"shard_key": key} for sample in listing}
+    rewrite_manifest(
+        data,
+        lambda rows: [
+            row.update({k: v for k, v in where[row["sample_id"]].items() if k in MANIFEST.names})
+            for row in rows
+            if row["sample_id"] in where
+        ],
+    )
+    rewrite_shard_list(data, SHARD_ENTRY, url=key, sha256=digest, filesize=len(content))
+    return str(old["samples"][1]["sample_id"])
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+SHARD_ENTRY = 2
+"""Where SHARD stands in `shards.json`."""
+
+
+def rewrite_shard_list(data: Path, entry: int, **changes: object) -> str:
+    index = json.loads((data / "shards.json").read_text())
+    assert index["shardlist"][entry]["url"].startswith(f"shards/{SHARD:06d}-")
+    index["shardlist"][entry] |= changes
+    (data / "shards.json").write_text(json.dumps(index))
+    return f"shards/{SHARD:06d}-"
+
+
+def rewrite_quarantine(data: Path, change: Callable[[list[dict[str, Any]]], object]) -> str:
+    """Changes the rows; the sample id of the second."""
+    table = pq.read_table(data / "quarantine.parquet")
+    rows = table.to_pylist()
+    sample_id = str(rows[1]["sample_id"])
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), data / "quarantine.parquet")
+    return sample_id
+
+
+def manifest_row(data: Path, change: Callable[[list[dict[str, Any]], int], object]) -> str:
+    """Spoil the manifest at the second sample of SHARD; its id."""
+    sample_id = str(commit(data)["samples"][1]["sample_id"])
+
+    def find(rows: list[dict[str, Any]]) -> None:
+        change(rows, next(i for i, row in enumerate(rows) if row["sample_id"] == sample_id))
+
+    rewrite_manifest(data, find)
+    return sample_id
+
+
+def second(**changes: Callable[[Any], Any]) -> Callable[[Path], str]:
+    """Remake the tar with the second sample's parts changed."""
+
+    def change(samples: list[Arrays]) -> None:
+        for name, function in changes.items():
+            samples[1][name] = function(samples[1].get(name))
+
+    return lambda data: remake(data, change)
+
+
+def edited(**changes: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda record: record | changes
+
+
+def put(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array[0, -1] = value
+        return array
+
+    return change
+
+
+def swap_text(samples: list[Arrays]) -> None:
+    """The states of two samples of equal token counts change places."""
+    by_count: dict[tuple[int, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        by_count.setdefault(tuple(sample["record"]["prompt_tokens"]), []).append(i)
+    texts = [sample["text"] for sample in samples]
+    i, j = next(
+        (i, j) for same in by_count.values() for i in same for j in same
+        if i < j and not np.array_equal(texts[i], texts[j])
+    )  # fmt: skip
+    samples[i]["text"], samples[j]["text"] = texts[j], texts[i]
+
+
+def swap_members(data: Path) -> str:
+    """The blocks of the first two samples change places in the file; the hash name stays."""
+    first, other = commit(data)["samples"][:2]
+    path = data / commit(data)["shard_key"]
+    content = path.read_bytes()
+    end = other["offset"] + other["length"]
+    path.write_bytes(content[other["offset"] : end] + content[: other["offset"]] + content[end:])
+    return str(first["sample_id"])
+
+
+def name_another_tar(data: Path) -> str:
+    other = json.loads((data / "commits/000003.json").read_text())
+    rewrite_commit(data, **{name: other[name] for name in ("shard_key", "sha256", "bytes")})
+    return f"commits/{SHARD:06d}.json"
+
+
+def tear(data: Path, name: str) -> str:
+    whole = (data / name).read_bytes()
+    (data / name).write_bytes(whole[: len(whole) // 2])
+    return name
+
+
+def rewrite_summary(data: Path, **changes: object) -> str:
+    summary = json.loads((data / "summary.json").read_text())
+    (data / "summary.json").write_text(json.dumps(summary | changes))
+    return "summary.json"
+
+
+SHARD_FILE = f"shards/{SHARD:06d}-"
+# What is done (returns the sample, shard or file that must be named), and what must be said of it.
+DEEP_FAULTS: dict[str, tuple[Callable[[Path], str], str]] = {
+    "bit flip under its old name": (
+        lambda d: in_tar(d, lambda c, o: c.__setitem__(o + 700, c[o + 700] ^ 1)) and SHARD_FILE,
+        "has sha256",
+    ),
+    "tar cut short": (
+        lambda d: in_tar(d, lambda c, o: c.__delitem__(slice(o + 600, None))) and SHARD_FILE,
+        "bytes, its commit says",
+    ),
+    "samples swapped in the tar": (swap_members, "expected members"),
+    "members of a sample swapped": (second(order=lambda _: MEMBERS[::-1]), "expected members"),
+    "a member missing": (second(order=lambda _: MEMBERS[:2]), "expected members"),
+    "code too high": (second(codes=put(32)), r"codes range over 0\.\.32, expected 0\.\.31"),
+    "code below zero": (second(codes=put(-1)), r"codes range over -1\.\."),
+    "codes of another dtype": (second(codes=lambda a: a.astype(np.int32)), "found int32"),
+    "codes big-endian": (second(codes=lambda a: a.astype(">i2")), "found >i2"),
+    "a codebook short": (second(codes=lambda a: a[:3]), r"codes have shape \(3, "),
+    "a frame short": (second(codes=lambda a: a[:, 1:]), "codes have shape"),
+    "codes flat": (second(codes=lambda a: a.ravel()), "expected int16"),
+    "text of another dtype": (second(text=lambda a: a.astype(np.float32)), "found float32"),
+    "text with NaN": (second(text=put(np.nan)), "not finite"),
+    "text infinite": (second(text=put(np.inf)), "not finite"),
+    "text of another prompt": (lambda d: remake(d, swap_text) and SHARD_FILE, "the text cache"),
+    "text one bit off": (second(text=put(0.125)), "are not those in the text cache"),
+    "a text state short": (second(text=lambda a: a[1:]), "states for prompts of"),
+    "token counts that are no numbers": (
+        second(record=edited(prompt_tokens=["x"])), "unsupported operand|states for prompts",
+    ),
+    "token counts of another sum": (second(record=edited(prompt_tokens=[99])), "tokens"),
+    "token counts negative": (second(record=edited(prompt_tokens=[4, -1])), "prompt|states|split"),
+    "record of another sample": (second(record=edited(sample_id="0" * 32)), "json is of sample"),
+    "record with another prompt": (second(record=edited(prompts=["cat"])), "prompts is"),
+    "record with another split": (second(record=edited(split="valid")), "split is"),
+    "record with another licence": (
+        second(record=edited(license="CC0")), 'license is "CC0", the plan says null',
+    ),
+    "record with another source": (second(record=edited(source_sample_rate=8)), "source_sample_r"),
+    "tar headers with a time": (second(mtime=lambda _: 1700000000), "header is not as it was"),
+    "manifest row missing": (
+        lambda d: manifest_row(d, lambda rows, i: rows.pop(i)), "committed but has no row",
+    ),
+    "manifest row extra": (
+        lambda d: manifest_row(d, lambda rows, i: rows.append(rows[i] | {"sample_id": "f" * 32}))
+        and "f" * 32,
+        "is in no commit",
+    ),
+    "manifest row twice": (
+        lambda d: manifest_row(d, lambda rows, i: rows.insert(i, rows[i])), "more than one row",
+    ),
+    "manifest offset wrong": (
+        lambda d: manifest_row(d, lambda rows, i: rows[i].update(offset=512)), "offset is 512",
+    ),
+    "manifest position wrong": (
+        lambda d: manifest_row(d, lambda rows, i: rows[i].update(position=77)), "position is 77",
+    ),
+    "manifest of another codec": (
+        lambda d: manifest_row(d, lambda rows, i: rows[i].update(codec_id="0")), 'codec_id is "0"',
+    ),
+    "shards.json with another count": (
+        lambda d: rewrite_shard_list(d, SHARD_ENTRY, nsamples=99), "nsamples is 99",
+    ),
+    "shards.json with another hash": (
+        lambda d: rewrite_shard_list(d, SHARD_ENTRY, sha256="0" * 64), "sha256 is",
+    ),
+    "shards.json with another tar": (
+        lambda d: rewrite_shard_list(d, SHARD_ENTRY, url="shards/000002-0.tar"), "no commit names",
+    ),
+    "shards.json torn": (lambda d: tear(d, "shards.json"), "is damaged"),
+    "shards.json gone": (
+        lambda d: (d / "shards.json").unlink() or "shards.json", "is missing",
+    ),
+    "quarantine torn": (lambda d: tear(d, "quarantine.parquet"), "is not readable"),
+    "quarantine gone": (
+        lambda d: (d / "quarantine.parquet").unlink() or "quarantine.parquet", "is missing",
+    ),
+    "quarantine row missing": (
+        lambda d: rewrite_quarantine(d, lambda rows: rows.pop(1)), "refused but has no row",
+    ),
+    "quarantine row extra": (
+        lambda d: rewrite_quarantine(d, lambda rows: rows.append(rows[1] | {"sample_id": "f" * 32}))
+        and "f" * 32,
+        "no commit refused it",
+    ),
+    "quarantine row twice": (
+        lambda d: rewrite_quarantine(d, lambda rows: rows.append(rows[1]))
+        and "quarantine.parquet",
+        "has a sample twice",
+    ),
+    "quarantine with another reason": (
+        lambda d: rewrite_quarantine(d, lambda rows: rows[1].update(reason="silly")), "reason is",
+    ),
+    "commit naming another tar": (name_another_tar, "the tar of another shard"),
+    "commit of another plan": (
+        lambda d: rewrite_commit(d, plan_hash="0") or f"commits/{SHARD:06d}.json", "is of plan 0",
+    ),
+    "summary with other hours": (lambda d: rewrite_summary(d, hours=9.0), "hours is 9.0"),
+    "summary with other reasons": (
+        lambda d: rewrite_summary(d, rejected_by_reason={}), "rejected_by_reason is",
+    ),
+    "a retry cut off": (
+        lambda d: (d / "retry.json").write_text("{}") and "retry.json", "is under way",
+    ),
+}  # fmt: skip
+
+
+def named_in(problem: dict[str, str]) -> str:
+    return " ".join(problem[key] for key in ("where", "sample_id", "problem"))
+
+
+def test_deep_finds_a_sound_folder_sound(finished: Path) -> None:
+    found = verify_shards(open_store(finished), deep=True)
+    assert found["problems"] == []
+    assert (found["shards"], found["samples"], found["states"]) == (8, 24, 24)
+    remake(finished, lambda samples: None)  # the tests' own tool plants nothing by itself
+    assert verify_shards(open_store(finished), deep=True)["problems"] == []
+    shutil.rmtree(finished / "text")  # a cache may go; the states are then taken as they are
+    found = verify_shards(open_store(finished), deep=True)
+    assert (found["problems"], found["states"]) == ([], 0)
+
+
+@pytest.mark.parametrize("fault", DEEP_FAULTS)
+def test_deep_finds_and_names_each_fault(finished: Path, fault: str) -> None:
+    spoil, message = DEEP_FAULTS[fault]
+    culprit = spoil(finished)
+    problems = verify_shards(open_store(finished), deep=True)["problems"]
+    assert any(
+        re.search(culprit, named_in(problem)) and re.search(message, problem["problem"])
+        for problem in problems
+    ), problems
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_deep_finds_what_the_quick_look_finds(finished: Path, fault: str) -> None:
+    spoil, message = FAULTS[fault]
+    spoil(finished)
+    problems = verify_shards(open_store(finished), deep=True)["problems"]
+    assert any(re.search(message, problem["problem"]) for problem in problems), problems
+
+
+def test_no_flipped_bit_escapes_or_ends_it_early(finished: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = finished / commit(finished)["shard_key"]
+    whole = path.read_bytes()
+    # Half of them in the first member's headers, where parsing goes wrong in the most ways.
+    places = [*rng.integers(0, 700, 30), *rng.integers(0, len(whole), 30)]
+    for place in places:
+        spoiled = bytearray(whole)
+        spoiled[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(spoiled)
+        problems = verify_shards(open_store(finished), deep=True)["problems"]
+        assert any(path.name in problem["where"] for problem in problems), place
 
 
 def test_inspection(finished: Path) -> None:
