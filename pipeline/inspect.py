@@ -58,21 +58,26 @@ def list_shards(store: Store) -> list[dict[str, Any]]:
     return rows
 
 
-def manifest_batches(store: Store, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The manifest's columns, a few thousand rows at a time, by shard and position.
+def table_batches(
+    store: Store, columns: Sequence[str], key: str = "manifest.parquet"
+) -> Iterator[pa.RecordBatch]:
+    """Columns of a table of a finished run, a few thousand rows at a time.
+
+    The manifest's rows come by shard and position.
 
     Raises:
-        AttuneError: the run is not finished, or the manifest is damaged.
+        AttuneError: the run is not finished, or the table is damaged.
     """
     try:
-        with store.open("manifest.parquet") as source:
+        with store.open(key) as source:
             yield from pq.ParquetFile(source).iter_batches(_ROWS_PER_BATCH, columns=list(columns))
     except FileNotFoundError:
         raise AttuneError(
-            f"{store.uri}: no manifest.parquet there; run `python -m pipeline run` to the end first"
+            f"{store.uri}: no {key} there; run `python -m pipeline run` to the end first"
         ) from None
     except pa.ArrowException as error:
-        raise AttuneError(f"{store.uri}/manifest.parquet: not readable: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise AttuneError(f"{store.uri}/{key}: not readable: {reason}") from error
 
 
 def find_sample(store: Store, sample_id: str) -> tuple[dict[str, Any], Sample]:
@@ -83,7 +88,7 @@ def find_sample(store: Store, sample_id: str) -> tuple[dict[str, Any], Sample]:
     """
     matches = 0
     found: pa.RecordBatch | None = None
-    for batch in manifest_batches(store, MANIFEST.names):
+    for batch in table_batches(store, MANIFEST.names):
         hits = batch.filter(pc.starts_with(batch["sample_id"], sample_id))
         matches += len(hits)
         found = hits if len(hits) else found
@@ -310,7 +315,7 @@ def tally_manifest(
     columns = (
         "dataset", "split", "prompts", "prompt_tokens", "duration_s", "license", "license_url",
     )  # fmt: skip
-    for batch in manifest_batches(store, columns):
+    for batch in table_batches(store, columns):
         for name in pc.unique(batch["dataset"]).to_pylist():
             rows = batch.filter(pc.equal(batch["dataset"], name))
             tallies.setdefault(name, Tally()).add(rows)
@@ -393,7 +398,7 @@ def smallest_by_hash(names: Iterable[str], number: int, seed: int) -> list[str]:
 def _shard_numbers(store: Store) -> Iterator[int]:
     """The shards that hold clips, each once."""
     last = None
-    for batch in manifest_batches(store, ["shard"]):
+    for batch in table_batches(store, ["shard"]):
         for shard in pc.unique(batch["shard"]).to_pylist():
             if shard != last:
                 yield shard
@@ -403,7 +408,7 @@ def _shard_numbers(store: Store) -> Iterator[int]:
 def _read_clips(store: Store, shards: set[int] | None) -> Iterator[tuple[dict[str, Any], Sample]]:
     """Manifest row and content of each clip of these shards (None: of all)."""
     columns = ("sample_id", "dataset", "shard", "shard_key", "offset", "length")
-    for batch in manifest_batches(store, columns):
+    for batch in table_batches(store, columns):
         if shards is not None:
             batch = batch.filter(pc.is_in(batch["shard"], pa.array(sorted(shards), pa.int32())))
         for key, group in groupby(batch.to_pylist(), lambda row: row["shard_key"]):

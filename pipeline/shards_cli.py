@@ -131,6 +131,31 @@ def export(
     )
 
 
+@shards_app.command("report")
+def report(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    out: Annotated[str, typer.Option(help="The page.")] = "report.html",
+    clips: Annotated[int, typer.Option(min=0, help="Decoded clips per dataset.")] = 3,
+    sample: SampleOption = None,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Write one self-contained HTML page: totals, plots, clips to listen to."""
+    from pipeline.export import check_target, write_file
+    from pipeline.report import build_report
+
+    recipe = load_recipe(config, overrides or [])
+    path = check_target(out, force=True)
+    store = open_store_to_read(recipe.data_dir)
+    html, shown = build_report(store, recipe.codec.path, clips, sample, seed)
+    write_file(path, html.encode())
+    if json:
+        print_json({"out": str(path), "bytes": len(html.encode()), "clips": shown})
+        return
+    print(f"{path}: {len(html.encode()) / 1e6:.2f} MB, {len(shown)} clips to listen to")
+
+
 @shards_app.command("verify")
 def verify(
     config: ConfigOption,
