@@ -151,6 +151,7 @@ class EncodeWorker:
             identity = {
                 "codec_id": self.settings.codec_id,
                 "text_encoder_id": self.settings.text_encoder_id,
+                "audio": outcome.notes._asdict(),
             }
             yield EncodedClip(
                 row["sample_id"], codes, np.concatenate(text), record | found | identity

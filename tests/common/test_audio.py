@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -239,3 +240,79 @@ def test_resampling_keeps_the_tone() -> None:
     assert down.shape == (RATE,) and down.dtype == np.float32
     expected = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
     np.testing.assert_allclose(down[200:-200], expected[200:-200], atol=1e-3)
+
+
+def test_what_is_odd_but_usable_is_noted_before_channels_are_mixed(tmp_path: Path) -> None:
+    loud = np.clip(4 * TONE, -1, 1)
+    soundfile.write(tmp_path / "x.wav", np.stack([loud, 0 * loud + 0.5], axis=1), RATE, "PCM_24")
+    audio = read_audio(tmp_path / "x.wav")
+    assert audio.wav.max() < 0.76  # the mix alone would hide it
+    assert audio.notes.peak_dbfs == 0.0
+    # A sine of amplitude 2 is beyond 1 for 2/3 of the time.
+    assert audio.notes.clipped_share == pytest.approx(1 / 3, abs=0.01)
+    assert audio.notes.dc_offset == pytest.approx(0.25, abs=1e-3)
+    soundfile.write(tmp_path / "y.wav", TONE, RATE)
+    quiet = read_audio(tmp_path / "y.wav").notes
+    assert quiet.peak_dbfs == pytest.approx(-6.02, abs=0.01)
+    assert quiet.clipped_share == 0.0 and abs(quiet.dc_offset) < 1e-4
+    soundfile.write(tmp_path / "z.wav", 0 * TONE, RATE)
+    assert read_audio(tmp_path / "z.wav").notes == (-np.inf, 0.0, 0.0)
+
+
+def _level_db(wav: np.ndarray, hz: float, rate: int) -> float:
+    """Of a tone's amplitude in the middle of `wav`, against 1."""
+    middle = wav[len(wav) // 4 : -len(wav) // 4].astype(np.float64)
+    window = np.blackman(len(middle))
+    turning = np.exp(-2j * np.pi * hz * np.arange(len(middle)) / rate)
+    return float(20 * np.log10(2 * abs((middle * window * turning).sum()) / window.sum()))
+
+
+@pytest.mark.parametrize(
+    ("from_rate", "to_rate"), [(44100, 16000), (48000, 16000), (192000, 32000), (22050, 16000)]
+)
+def test_resampling_removes_what_would_alias_and_keeps_the_rest(
+    from_rate: int, to_rate: int
+) -> None:
+    t = np.arange(2 * from_rate) / from_rate
+    for share in (1.02, 1.2):  # of the new Nyquist frequency
+        beyond = np.sin(np.pi * share * to_rate * t).astype(np.float32)
+        middle = resample(beyond, from_rate, to_rate)[to_rate // 2 : -to_rate // 2]
+        assert 20 * np.log10(np.abs(middle).max()) < -90
+    for share in (0.01, 0.5, 0.9):
+        tone = np.sin(np.pi * share * to_rate * t).astype(np.float32)
+        kept = resample(tone, from_rate, to_rate)
+        assert abs(_level_db(kept, share * to_rate / 2, to_rate)) < 0.1
+
+
+@pytest.mark.parametrize(("from_rate", "to_rate"), [(16000, 48000), (11025, 16000)])
+def test_resampling_upwards_adds_no_images(from_rate: int, to_rate: int) -> None:
+    hz = 0.4 * from_rate
+    tone = np.sin(2 * np.pi * hz * np.arange(2 * from_rate) / from_rate).astype(np.float32)
+    up = resample(tone, from_rate, to_rate)
+    assert abs(_level_db(up, hz, to_rate)) < 0.1
+    if from_rate - hz < to_rate / 2:
+        assert _level_db(up, from_rate - hz, to_rate) < -90
+
+
+def test_a_file_that_does_not_change_is_hashed_once_a_changed_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def count(file: BinaryIO, name: str) -> Any:
+        hashed.append(file.name)
+        return digest(file, name)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("hashlib.file_digest", count)
+    path = tmp_path / "x.wav"
+    soundfile.write(path, TONE, RATE)
+    fresh = [read_audio(path, i / 4, (i + 1) / 4).sha256 for i in range(3)]
+    assert len(hashed) == 3  # might change once more within the clock's tick
+    monkeypatch.setattr("time.time", lambda: path.stat().st_mtime + 60)
+    settled = [read_audio(path, i / 4, (i + 1) / 4).sha256 for i in range(3)]
+    assert len(hashed) == 4
+    soundfile.write(path, TONE[::-1], RATE)
+    changed = read_audio(path).sha256
+    assert {*fresh, *settled} == {fresh[0]}
+    assert changed == hashlib.sha256(path.read_bytes()).hexdigest() != fresh[0]
