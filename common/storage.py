@@ -13,16 +13,19 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    GenericError,
     NotFoundError,
     PreconditionError,
 )
@@ -38,6 +41,12 @@ class StorageError(AttuneError):
 RETRY_VARIABLE = "ATTUNE_STORE_RETRY_S"
 """Seconds for which a remote store's faults are retried before they are the caller's."""
 _RETRY_S = 120.0
+_NO_ANSWER = "HTTP error"
+"""In what obstore says of a connection that failed, or of an answer that came in part."""
+_UPLOADS = 3
+"""Attempts at a multipart upload that the store forgot."""
+
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -51,9 +60,10 @@ class Entry(NamedTuple):
 class Store:
     """One folder of objects; made by `open_store`."""
 
-    def __init__(self, uri: str, backend: Any) -> None:
+    def __init__(self, uri: str, backend: Any, retry_s: float = 0.0) -> None:
         self.uri = uri
         self._backend = backend
+        self._retry_s = retry_s
 
     def read(self, key: str) -> bytes:
         """The object's bytes.
@@ -63,14 +73,16 @@ class Store:
             StorageError: any other failure.
         """
         with self._errors(key):
-            return bytes(obstore.get(self._backend, key).bytes())
+            return self._patiently(lambda: bytes(obstore.get(self._backend, key).bytes()))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start`; raises as `read`, also when the object is shorter."""
         if length == 0:
             return b""
         with self._errors(key):
-            data = bytes(obstore.get_range(self._backend, key, start=start, length=length))
+            data = self._patiently(
+                lambda: bytes(obstore.get_range(self._backend, key, start=start, length=length))
+            )
         if len(data) != length:
             raise StorageError(
                 f"{self.uri}/{key}: asked for {length} bytes at {start}, found {len(data)}"
@@ -80,43 +92,60 @@ class Store:
     def read_ranges(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         """Several `(start, length)` of one object at once; near ones share a request."""
         with self._errors(key):
-            parts = obstore.get_ranges(
-                self._backend,
-                key,
-                starts=[start for start, _ in spans],
-                lengths=[length for _, length in spans],
+            parts = self._patiently(
+                lambda: obstore.get_ranges(
+                    self._backend,
+                    key,
+                    starts=[start for start, _ in spans],
+                    lengths=[length for _, length in spans],
+                )
             )
         return [bytes(part) for part in parts]
 
     def open(self, key: str) -> BinaryIO:
         """A seekable binary file over the object, reading only the ranges that are asked for."""
         with self._errors(key):
-            size = int(obstore.head(self._backend, key)["size"])
+            size = int(self._head(key)["size"])
         return io.BufferedReader(_RangeFile(self, key, size), buffer_size=1 << 18)
 
     def write(self, key: str, data: bytes | Path) -> None:
         """Create or atomically replace an object from bytes or a local file."""
-        self._put(key, data, "overwrite")
+        self._put(key, lambda: obstore.put(self._backend, key, data, mode="overwrite"))
 
     def create(self, key: str, data: bytes | Path) -> bool:
         """Create an object only if there is none: False if there was one already.
 
-        After a lost response a retry can find its own object: a caller that gets False and must
-        know whose object it is reads it.
+        After a lost answer the next try can find its own object: one with the same bytes counts as
+        that.  Where the store itself answered with an error and had created it all the same, False
+        comes back: a caller that must know whose object it is reads it.
         """
+        lost = False
+
+        def put() -> None:
+            nonlocal lost
+            try:
+                obstore.put(self._backend, key, data, mode="create")
+            except GenericError:
+                lost = True
+                raise
+
         try:
-            self._put(key, data, "create")
+            self._put(key, put)
         except (AlreadyExistsError, PreconditionError):
-            return False
+            return lost and self.read(key) == (
+                data if isinstance(data, bytes) else data.read_bytes()
+            )
         return True
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """Every object below folder `prefix`, sorted by key."""
         with self._errors(prefix):
-            return sorted(
-                Entry(str(meta["path"]), int(meta["size"]), meta["last_modified"])
-                for batch in obstore.list(self._backend, prefix=prefix.rstrip("/") or None)
-                for meta in batch
+            return self._patiently(
+                lambda: sorted(
+                    Entry(str(meta["path"]), int(meta["size"]), meta["last_modified"])
+                    for batch in obstore.list(self._backend, prefix=prefix.rstrip("/") or None)
+                    for meta in batch
+                )
             )
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
@@ -127,7 +156,7 @@ class Store:
         """One object as `entries` has it; None if there is none."""
         try:
             with self._errors(key):
-                meta = obstore.head(self._backend, key)
+                meta = self._head(key)
         except FileNotFoundError:
             return None
         return Entry(key, int(meta["size"]), meta["last_modified"])
@@ -139,7 +168,7 @@ class Store:
         """What changes when the object's content does (tag, time, size); None if there is none."""
         try:
             with self._errors(key):
-                meta = obstore.head(self._backend, key)
+                meta = self._head(key)
         except FileNotFoundError:
             return None
         return f"{meta['e_tag']} {meta['last_modified'].isoformat()} {meta['size']}"
@@ -148,19 +177,40 @@ class Store:
         """Remove an object; no error if there is none."""
         try:
             with self._errors(key):
-                obstore.delete(self._backend, key)
+                self._patiently(lambda: obstore.delete(self._backend, key))
         except FileNotFoundError:
             pass
 
-    def _put(self, key: str, data: bytes | Path, mode: Literal["create", "overwrite"]) -> None:
+    def _head(self, key: str) -> Any:
+        return self._patiently(lambda: obstore.head(self._backend, key))
+
+    def _put(self, key: str, put: Callable[[], object]) -> None:
         if not key.isascii() or key.startswith("/") or ".." in key.split("/"):
             raise ValueError(f"bad object key {key!r}")
-        try:
-            obstore.put(self._backend, key, data, mode=mode)
-        except (AlreadyExistsError, PreconditionError):
-            raise
-        except BaseError as error:
-            raise StorageError(f"{self.uri}/{key}: {_first_line(error)}") from error
+        for attempt in range(1, _UPLOADS + 1):
+            try:
+                self._patiently(put)
+                return
+            except (AlreadyExistsError, PreconditionError):
+                raise
+            except (NotFoundError, FileNotFoundError) as error:
+                # No such bucket; or no such upload: the answer to its completion was lost.
+                if attempt == _UPLOADS or not self._retry_s:
+                    raise StorageError(f"{self.uri}/{key}: {_first_line(error)}") from error
+            except BaseError as error:
+                raise StorageError(f"{self.uri}/{key}: {_first_line(error)}") from error
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Repeat what got no answer, or a part of one, while there is time."""
+        deadline, pause = time.monotonic() + self._retry_s, 0.1
+        while True:
+            try:
+                return action()
+            except GenericError as error:
+                if _NO_ANSWER not in str(error) or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, 15.0)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -213,14 +263,15 @@ def open_store(uri: str | Path) -> Store:
         if not bucket:
             raise AttuneError(f"{text}: expected s3://bucket/prefix")
         endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT", "")
+        retry_s = _retry_s()
         backend = S3Store(
             bucket,
             prefix=prefix or None,
             client_options={"allow_http": True} if endpoint.startswith("http://") else None,
             # Time alone decides: obstore waits ever longer between tries, up to 15 s.
-            retry_config={"max_retries": 10_000, "retry_timeout": timedelta(seconds=_retry_s())},
+            retry_config={"max_retries": 10_000, "retry_timeout": timedelta(seconds=retry_s)},
         )
-        return Store(text, backend)
+        return Store(text, backend, retry_s)
     if separator and scheme != "file":
         raise AttuneError(f"{text}: expected a folder or s3://bucket/prefix, found {scheme}://")
     folder = Path(rest if separator else text).expanduser().absolute()
