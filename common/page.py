@@ -38,7 +38,7 @@ table { border-collapse: collapse; font-size: .92rem; margin: .8rem 0; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e5e5e5;
          vertical-align: top; }
 td { overflow-wrap: break-word; } th { font-weight: 600; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; } td.number, th.number, .whole { white-space: nowrap; }
 .key { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
 .key div { background: #f4f6f8; border-radius: .5rem; padding: .7rem 1.1rem; }
 .key b { display: block; font-size: 1.5rem; }

@@ -209,7 +209,7 @@ def _datasets(tallies: Mapping[str, Tally], by_hours: Sequence[str]) -> str:
                 tally.prompts,
                 int(tally.unique),
                 tally.durations.quantile(0.5),
-                splits,
+                page.Html(f'<span class="whole">{escape(splits)}</span>'),
             )
         )
     header = ("dataset", "clips", "hours", "prompts", "different", "median s", "splits")
