@@ -309,13 +309,14 @@ def _decode_sound(sound: soundfile.SoundFile, path: Path, size: int, part: _Part
     part.check_length(wanted, rate)
     block = max(1, _BLOCK_VALUES // sound.channels)
     # libsndfile itself does this for its other codecs.
-    lead = min(start, round(_LEAD_S * rate)) if sound.subtype.startswith("MPEG") else 0
+    lead = round(_LEAD_S * rate) if sound.subtype.startswith("MPEG") else 0
     try:
-        sound.seek(start - lead)
-        if lead:
-            sound.read(lead, dtype="float32")
         while clip.size < wanted:
-            samples = sound.read(min(block, wanted - clip.size), dtype="float32", always_2d=True)
+            ahead = min(start + clip.size, lead)
+            count = ahead + min(block, wanted - clip.size)
+            # For every block: soundfile seeks after each read, which restarts the decoder.
+            sound.seek(start + clip.size - ahead)
+            samples = sound.read(count, dtype="float32", always_2d=True)[ahead:]
             if not len(samples):
                 break
             clip.add(samples)

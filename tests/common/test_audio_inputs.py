@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -64,7 +64,14 @@ def sound(
 ) -> Write:
     """By libsndfile; `wav` [S] or [S, C]."""
     samples = sweep(rate) if wav is None else wav
-    return lambda path: soundfile.write(path, samples, rate, subtype, format=container)
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+
+    def run(path: Path) -> None:
+        with soundfile.SoundFile(path, "w", rate, channels, subtype, format=container) as file:
+            for i in range(0, len(samples), 60 * rate):  # Vorbis overflows the stack at once
+                file.write(samples[i : i + 60 * rate])
+
+    return run
 
 
 def edited(write: Write, edit: Callable[[bytes], bytes]) -> Write:
@@ -463,11 +470,14 @@ def correlation(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], la
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_kind_is_read_right_or_refused_with_its_reason(tmp_path: Path, kind: Kind) -> None:
+def test_every_kind_is_read_right_or_refused_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
     if kind.name == "no read permission" and os.geteuid() == 0:
         pytest.skip("root reads everything")
     path = tmp_path / f"x.{kind.extension}"
-    sound()(tmp_path / "other.wav")
+    sound()(tmp_path / "other.wav")  # what lists and playlists lead to
+    monkeypatch.chdir(tmp_path)
     kind.write(path)
     if kind.outcome != READ:
         with pytest.raises(AudioError) as refusal:
@@ -509,3 +519,116 @@ def test_the_readme_tells_the_outcome_of_every_kind() -> None:
         README.write_text(text[: found.start(1)] + table() + text[found.end(1) :])
         return
     assert found.group(1) == table(), "write it anew with ATTUNE_WRITE_README=1"
+
+
+class _Counted:
+    """A file that counts the bytes that are read from it."""
+
+    bytes = 0
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        _Counted.bytes += len(data)
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        size = self.file.readinto(buffer)
+        _Counted.bytes += size
+        return size
+
+
+def repeated(write: Write, muxer: str, times: int) -> Write:
+    """The packets of a file, over and over: an hour of AAC without the minutes of its encoding."""
+
+    def run(path: Path) -> None:
+        source = path.with_name("source")
+        write(source)
+        with av.open(str(path), "w", format=muxer) as other:
+            stream = None
+            shift = 0
+            for _ in range(times):
+                with av.open(str(source)) as one:
+                    stream = stream or other.add_stream_from_template(one.streams.audio[0])
+                    # Not the last one, which says how much of it is to be dropped.
+                    packets = [packet for packet in one.demux(audio=0) if packet.dts is not None]
+                    packets = packets[:-1]
+                    for packet in packets:
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = stream
+                    shift += len(packets) * packets[1].duration
+                    for packet in packets:
+                        other.mux(packet)
+
+    return run
+
+
+def melody(seconds: int, rate: int) -> npt.NDArray[np.float32]:
+    """Tones of random height and loudness, two a second: no two places are alike, [S]."""
+    rng = np.random.default_rng(0)
+    hz, loud = rng.uniform(100, 1000, 2 * seconds), rng.uniform(0.1, 0.7, 2 * seconds)
+    phase = np.cumsum(2 * np.pi * np.repeat(hz, rate // 2) / rate)
+    return (np.repeat(loud, rate // 2) * np.sin(phase)).astype(np.float32)
+
+
+HOUR = 3600
+LOOP = media("aac", "mp4", [melody(61, 8000)], 8000)
+OPUS_LOOP = media("libopus", "webm", [melody(61, 8000)], 8000)
+LONG_FILES = {
+    "wav": lambda: sound("PCM_16", "WAV", 8000, melody(HOUR, 8000)),
+    "aiff": lambda: sound("PCM_16", "AIFF", 8000, melody(HOUR, 8000)),
+    "flac": lambda: sound("PCM_16", "FLAC", 8000, melody(HOUR, 8000)),
+    "ogg": lambda: sound("VORBIS", "OGG", 8000, melody(HOUR, 8000)),
+    "mp3": lambda: sound("MPEG_LAYER_III", "MP3", 8000, melody(HOUR, 8000)),
+    "m4a": lambda: repeated(LOOP, "mp4", 60),
+    "mkv": lambda: repeated(LOOP, "matroska", 60),
+    "webm": lambda: repeated(OPUS_LOOP, "webm", 60),
+}
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        pytest.param(name, marks=pytest.mark.heavy) if name in ("ogg", "mp3", "webm") else name
+        for name in LONG_FILES
+    ],
+)
+def test_ten_seconds_of_an_hour_are_sought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
+    path = tmp_path / f"x.{extension}"
+    LONG_FILES[extension]()(path)
+    whole = read_audio(path)
+    at, rate = 3300.37, whole.sample_rate
+
+    decoded = 0
+    sound_file, open_container = soundfile.SoundFile, av.open
+
+    class Counting(sound_file):  # type: ignore[misc, valid-type]
+        def __init__(self, file: Any) -> None:
+            super().__init__(_Counted(file))
+
+        def read(self, *arguments: Any, **options: Any) -> Any:
+            nonlocal decoded
+            samples = super().read(*arguments, **options)
+            decoded += len(samples)
+            return samples
+
+    def counted_open(file: Any, **options: Any) -> Any:
+        return open_container(_Counted(file), **options)
+
+    monkeypatch.setattr("soundfile.SoundFile", Counting)
+    monkeypatch.setattr("av.open", counted_open)
+    _Counted.bytes = 0
+    part = read_audio(path, at, at + 10)
+    assert part.wav.shape == (10 * rate,)
+    # libmpg123 walks over all frame headers on its way, which costs no decoding.
+    assert 0 < _Counted.bytes < path.stat().st_size * (1.0 if extension == "mp3" else 0.06)
+    assert decoded <= 11 * rate
+
+    start = round(at * rate)
+    expected = whole.wav[start : start + 10 * rate]
+    # Opus' predictors fade out, they do not stop; all others are in step after the lead.
+    np.testing.assert_allclose(part.wav, expected, atol=1e-3 if extension == "webm" else 1e-6)

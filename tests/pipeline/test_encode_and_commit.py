@@ -122,6 +122,7 @@ def test_the_manifest_says_where_everything_is(finished: Path, tiny_codec: Path)
         audio = read_audio(row["audio_uri"])
         np.testing.assert_array_equal(sample.codes, codec.encode_track(audio.wav))
         assert row["source_sha256"] == audio.sha256 == sample.record["source_sha256"]
+        assert sample.record["audio"] == audio.notes._asdict()
         assert row["frames"] == sample.codes.shape[1] == -(-round(row["duration_s"] * 16000) // 320)
         assert row["prompts"] == sample.record["prompts"]
         assert [len(states) for states in sample.text] == row["prompt_tokens"]
