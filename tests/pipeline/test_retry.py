@@ -262,3 +262,30 @@ def test_killed_between_any_two_store_operations(
         assert results(place.data) == want, f"killed after {k} of {operations} operations"
         assert verify_shards(open_store(place.data))["problems"] == []
     assert 0 < begun < operations
+
+
+def test_the_command(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from common.cli import run_app
+    from pipeline.cli import app
+
+    catalogs = f"pipeline.catalogs=[{{dataset: audiofolder, root: {place.corpus}, name: small}}]"
+    recipe = str(place.write_recipe(place.data))
+
+    def retry(*arguments: str) -> tuple[int, str, str]:
+        line = ["pipeline", "retry", "--config", recipe, *arguments, catalogs]
+        monkeypatch.setattr("sys.argv", line)
+        with pytest.raises(SystemExit) as end:
+            run_app(app)
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    assert "to retry: 0 shards\n" in retry("--reason", "missing")[1]
+    assert retry("--reason", "lost")[2].startswith("error: --reason lost: expected one of missing,")
+    place.restore()
+    status, out, _ = retry("--reason", "missing", "--dry-run", "--json")
+    assert (status, json.loads(out)["clips"]) == (0, {"missing": 2})
+    status, out, _ = retry("--reason", "missing", "--reason", "empty_file")
+    assert status == 0
+    assert "with missing 2" in out and "as they were: empty_file 1" in out
+    assert "retried: 2 clips are accepted now" in out
