@@ -21,8 +21,10 @@ from common.storage import open_store
 
 
 @pytest.fixture
-def ray_cluster(s3_bucket: str, tmp_path: Path) -> Iterator[str]:
+def ray_cluster(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of a one-node cluster of its own, which sees the S3 server."""
+    # A head may make a token of its own as it starts, which whoever connects does not have.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     log = tmp_path / "ray.log"
     ray = Path(sys.executable).with_name("ray")
     with log.open("w") as out:
