@@ -25,7 +25,7 @@ from common.errors import AttuneError
 from common.prompts import PromptPolicy
 from common.schema import PLAN, REJECTS, SPLITS
 from pipeline.catalogs import Catalog
-from pipeline.catalogs.base import Refusal, remote_uri
+from pipeline.catalogs.base import remote_uri
 from pipeline.catalogs.columnar import ColumnarCatalog, Piece
 from pipeline.catalogs.rows import (
     HELD_OUT,
@@ -176,12 +176,6 @@ def decide(
     rows, overlaps = resolve_overlaps(rows, [c.label for c in catalogs], overlap)
     counts = _count(rows, list(dict.fromkeys(catalog.label for catalog in catalogs)))
     return Decision(rows, counts, overlaps, leakage)
-
-
-def rejects_table(refusals: Iterable[Refusal]) -> pa.Table:
-    """Refusals as a `REJECTS` table, in their order."""
-    rows = [{name: getattr(refusal, name) for name in REJECTS.names} for refusal in refusals]
-    return pa.Table.from_pylist(rows, schema=REJECTS)
 
 
 def hash_inputs(inputs: Mapping[str, Any]) -> str:

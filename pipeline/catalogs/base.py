@@ -70,8 +70,6 @@ class Refusal:
     sample_id: str = ""
     group_id: str = ""
     split: str = ""
-    raw: str = ""
-    """The row as it stands in the file; filled in when the plan is written."""
 
 
 @dataclass(slots=True)
