@@ -339,7 +339,9 @@ def local_copy(uri: str) -> Path:
     if version is None:
         raise AttuneError(f"{uri}: no such file")
     key = hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=12).hexdigest()
-    copy = Path(tempfile.gettempdir()) / f"attune-catalogs-{os.getuid()}" / key / name
+    # A folder of one's own: whoever could write there could pass off another catalog.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    copy = cache / "attune" / "catalogs" / key / name
     if not copy.is_file():
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:

@@ -31,6 +31,11 @@ bad, 0.000, 10.000, "/m/none"
 TRACKS = '{"path": "a/odd #1 & 50%.flac", "description": "A calm tune"}\n{"path": "../x.flac"}\n'
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def bucket(s3_bucket: str) -> Store:
     store = open_store(f"{s3_bucket}/data")
