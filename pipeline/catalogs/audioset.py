@@ -267,7 +267,10 @@ def read_ontology(path: Path) -> list[dict[str, Any]]:
     check_file(path)
     try:
         entries = json.loads(path.read_bytes())
-        if not all(isinstance(entry["name"], str) and entry["id"] for entry in entries):
+        if not all(
+            isinstance(entry["name"], str) and entry["id"] and isinstance(entry["child_ids"], list)
+            for entry in entries
+        ):
             raise TypeError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise AttuneError(

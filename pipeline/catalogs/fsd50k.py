@@ -20,7 +20,7 @@ from pipeline.catalogs.audioset import read_class_labels, read_ontology
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
 from pipeline.catalogs.tables import Row, check_file, read_csv
 from pipeline.catalogs.values import text
-from pipeline.text.tags import Ancestors, ancestor_names
+from pipeline.text.tags import Ancestors, ancestor_names, implied_names, tag_name
 
 _SPLITS = {"train": "train", "val": "valid"}
 _VOCABULARY = ("index", "label", "mid")
@@ -61,12 +61,9 @@ class Fsd50k(Catalog):
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
         names: dict[str, str] = {}
-        ancestors: dict[str, set[str]] = {}
         if self.ontology:
-            entries = read_ontology(self.ontology)
-            names = {str(entry["id"]): entry["name"] for entry in entries}
-            if self.labels == "specific":
-                ancestors = find_ancestors(entries, self.ontology)
+            names = {str(entry["id"]): entry["name"] for entry in read_ontology(self.ontology)}
+        ancestors = (self.ancestors() or {}) if self.labels == "specific" else {}
         if self.class_labels:
             names |= read_class_labels(self.class_labels)
         known = read_vocabulary(self.vocabulary) if self.vocabulary else None
@@ -82,7 +79,7 @@ class Fsd50k(Catalog):
         self,
         row: Row,
         names: Mapping[str, str],
-        ancestors: Mapping[str, set[str]],
+        ancestors: Ancestors,
         known: set[str] | None,
     ) -> Record | Refusal:
         name = row.values.get("fname", "").strip()
@@ -104,12 +101,11 @@ class Fsd50k(Catalog):
         group = f"freesound:{name}" if name.isdecimal() else ""
         if problem:
             return self.malformed(row.source, name, problem, group_id=group, split=split)
-        covered = {above for mid in mids for above in ancestors.get(mid, ())}
         tags = [
-            names.get(mid) or plain_label(label)
-            for label, mid in zip(labels, mids, strict=True)
-            if mid not in covered
+            names.get(mid) or plain_label(label) for label, mid in zip(labels, mids, strict=True)
         ]
+        implied = implied_names(set(map(tag_name, tags)), ancestors)
+        tags = [tag for tag in tags if tag_name(tag) not in implied]
         return Record(
             dataset=self.label,
             native_id=name,
@@ -126,32 +122,6 @@ class Fsd50k(Catalog):
 def plain_label(label: str) -> str:
     """`Bird_vocalization_and_bird_call` -> `Bird vocalization, bird call`."""
     return label.replace("_and_", ", ").replace("_", " ")
-
-
-def find_ancestors(entries: list[dict[str, Any]], path: Path) -> dict[str, set[str]]:
-    """Machine id -> those of all classes above it; the ontology is a graph, a class can have
-    several parents.
-
-    Raises:
-        AttuneError: a list of children is none.
-    """
-    parents: dict[str, set[str]] = {}
-    for entry in entries:
-        children = entry.get("child_ids") or []
-        if not isinstance(children, list):
-            raise AttuneError(f"{path}: not AudioSet's ontology.json: child_ids {children!r:.80}")
-        for child in children:
-            parents.setdefault(str(child), set()).add(str(entry["id"]))
-    ancestors: dict[str, set[str]] = {}
-    for mid in parents:
-        found: set[str] = set()
-        left = [mid]
-        while left:
-            new = parents.get(left.pop(), set()) - found
-            found |= new
-            left += new
-        ancestors[mid] = found - {mid}
-    return ancestors
 
 
 def read_vocabulary(path: Path) -> set[str]:

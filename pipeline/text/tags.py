@@ -37,7 +37,7 @@ def pseudo_sentence(
     if policy == "specific":
         if ancestors is None:
             raise AttuneError("tag policy specific needs an ontology to tell which tag is implied")
-        implied = _implied(set(named.values()), ancestors)
+        implied = implied_names(set(named.values()), ancestors)
         named = {words: name for words, name in named.items() if name not in implied}
     return " ".join(named)
 
@@ -93,8 +93,8 @@ def _words(tag: str) -> str:
     return " ".join(word for word in words if any(map(str.isalnum, word)))
 
 
-def _implied(names: Set[str], ancestors: Ancestors) -> set[str]:
-    """Those of the names that lie above another one, and not also below it."""
+def implied_names(names: Set[str], ancestors: Ancestors) -> set[str]:
+    """Those of the names (`tag_name`) that lie above another one, and not also below it."""
     return {
         name
         for other in names
