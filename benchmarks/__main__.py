@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import captions, codec, plan
+from benchmarks import captions, codec, plan, scale, stage
 from common.cli import run_app
 from common.errors import AttuneError
 
@@ -26,7 +26,11 @@ AUDIOSET_ROWS = 2_000_000
 CAPTIONS = 5000
 
 
-def bench_plan() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+Result = tuple[dict[str, Any], list[tuple[str, object, str]]]
+"""Figures, and lines of the table: what, how much, the aim."""
+
+
+def bench_plan() -> Result:
     """Planning AudioSet whole."""
     with tempfile.TemporaryDirectory() as scratch:
         found = plan.run(*plan.write_segments(Path(scratch), AUDIOSET_ROWS))
@@ -36,7 +40,7 @@ def bench_plan() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     ]
 
 
-def bench_captions() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+def bench_captions() -> Result:
     """Captions to prompts."""
     found = captions.run(None, CAPTIONS)
     return found, [
@@ -44,36 +48,69 @@ def bench_captions() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     ]
 
 
-def bench_codec() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+def bench_codec() -> Result:
     """The codec's encoder at the paper's size."""
     found = codec.run_encoder(threads=os.cpu_count() or 1)
-    return found, [
-        (
-            f"codec, 16 kHz, {size} x 10 s / {found[f'batch_{size}']['best_peer']}",
-            f"{found[f'batch_{size}']['ratio']:.2f}",
-            "at most 0.80",
-        )
-        for size in (1, 4)
-    ]
+    found["bfloat16_shipped_codec"] = codec.bfloat16_share()
+    rows = []
+    for size in (1, 4):
+        one = found[f"batch_{size}"]
+        same = min(share for name, share in one["equal_codes"].items() if "bfloat16" not in name)
+        rows += [
+            (f"codec, 16 kHz, {size} x 10 s / {one['best_peer']}", one["ratio"], "at most 0.80"),
+            ("  its codes equal to each peer's, share", same, "at least 0.999"),
+            ("  in bfloat16 / in float32", one["bfloat16_ratio"], "about 0.5"),
+        ]
+    rows.append((
+        "codes that bfloat16 changes, shipped codec, share",
+        found["bfloat16_shipped_codec"]["differ"], "no bound",
+    ))  # fmt: skip
+    return found, rows
 
 
-def bench_encode() -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
-    """The encode stage on the embedded corpus."""
+def bench_stage() -> Result:
+    """The pipeline around the codec, on the embedded corpus and on ESC10_ROOT's clips if set."""
     from pipeline.corpus.layout import write_corpus
 
+    found: dict[str, Any] = {}
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         write_corpus(Path(scratch), 0, progress=lambda line: None)
-        found = codec.run_stage(Path(scratch), "builtin:sfx-small", threads=1)
-    return found, [
-        ("encode stage / codec alone, embedded corpus", f"{found['ratio']:.2f}", "at most 1.15")
+        folders = {"embedded corpus": Path(scratch)}
+        if root := os.environ.get("ESC10_ROOT"):
+            folders["ESC-10"] = Path(root)
+        for name, folder in folders.items():
+            one = found[name] = stage.run(folder, threads=os.cpu_count() or 1)
+            rows += [
+                (f"encode stage / codec alone, {name}", one["stage_ratio"], "at most 1.15"),
+                ("  whole command / codec alone", one["command_ratio"], "at most 1.15"),
+            ]
+    return found, rows
+
+
+def bench_scale() -> Result:
+    """Memory and the text cache, from 1,000 to 100,000 clips; stand-in codec."""
+    found = [scale.run(clips) for clips in scale.SIZES]
+    first, last = found[0], found[-1]
+    sizes = f"{first['clips']:,} -> {last['clips']:,} clips, stand-in codec"
+    return {"sizes": found}, [
+        (f"driver peak MB, {sizes}", f"{first['driver_mb']} -> {last['driver_mb']}", "constant"),
+        ("  worker peak MB", f"{first['worker_mb']} -> {last['worker_mb']}", "constant"),
+        ("  planning process peak MB", f"{first['plan_mb']} -> {last['plan_mb']}", "no bound"),
+        (
+            f"  embedded, of {last['prompts']:,} prompts, {last['unique_prompts']:,} different",
+            last["embedded"],
+            "once each",
+        ),
     ]
 
 
-BENCHMARKS: dict[str, Callable[[], tuple[dict[str, Any], list[tuple[str, str, str]]]]] = {
+BENCHMARKS: dict[str, Callable[[], Result]] = {
     "plan": bench_plan,
     "captions": bench_captions,
     "codec": bench_codec,
-    "encode": bench_encode,
+    "stage": bench_stage,
+    "scale": bench_scale,
 }
 
 app = typer.Typer(add_completion=False)
@@ -92,7 +129,7 @@ def bench(
         raise AttuneError(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     machine = f"{os.cpu_count()} CPUs, {_processor()}, Python {platform.python_version()}"
     results: dict[str, Any] = {"date": date.today().isoformat(), "machine": machine}
-    rows = []
+    rows: list[tuple[str, object, str]] = []
     for name in names or BENCHMARKS:
         print(f"{name} ...", flush=True)
         results[name], told = BENCHMARKS[name]()
@@ -102,7 +139,7 @@ def bench(
     print(f"\n{results['date']}, {machine}")
     width = max(len(row[0]) for row in rows)
     for title, value, aim in rows:
-        print(f"{title:<{width}}  {value:>8}  ({aim})")
+        print(f"{title:<{width}}  {value!s:>12}  ({aim})")
     print(f"figures: {out}")
 
 

@@ -70,6 +70,8 @@ REASONS = {
     "too_long": "longer than max_duration_s",
     "non_finite": "holds NaN or infinite samples",
     "silent": "never louder than silence_dbfs, apart from a constant offset",
+    "clipped": "more of its values than max_clipped_share are at full scale",
+    "dc_offset": "its constant offset is beyond max_dc_offset",
 }
 """Every reason for which audio is refused."""
 
@@ -178,6 +180,26 @@ def check_audio(
     swing = (float(wav.max()) - float(wav.min())) / 2 if wav.size > 1 else float(abs(wav[0]))
     if swing <= 10 ** (silence_dbfs / 20):
         raise AudioError("silent", f"peak {swing:.3g}, expected above {silence_dbfs:g} dBFS")
+
+
+def check_notes(
+    notes: AudioNotes, max_clipped_share: float = 1.0, max_dc_offset: float = 1.0
+) -> None:
+    """Refuse by what was noted of a clip; nothing is refused for it unless asked.
+
+    Raises:
+        AudioError: clipped or dc_offset.
+    """
+    if notes.clipped_share > max_clipped_share:
+        raise AudioError(
+            "clipped",
+            f"{notes.clipped_share:.4%} of the values are at full scale, expected at most "
+            f"{max_clipped_share:.4%}",
+        )
+    if abs(notes.dc_offset) > max_dc_offset:
+        raise AudioError(
+            "dc_offset", f"{notes.dc_offset:g} of full scale, expected at most {max_dc_offset:g}"
+        )
 
 
 def resample(wav: Waveform, from_rate: int, to_rate: int) -> Waveform:

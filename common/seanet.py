@@ -31,20 +31,23 @@ class FastEncoder(nn.Module):
 
     Args:
         encoder: an `EncodecEncoder` whose weight norm is folded and that `supports` accepts.
+        dtype: of weights and activations; latents are float32 all the same.
     """
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self.dtype = dtype
         self.layers = nn.ModuleList(_convert(module) for module in encoder.layers)
         for layer in self.layers:
             if isinstance(layer, nn.ELU):
                 layer.inplace = True  # nobody else reads what came before it
+        self.to(dtype)
 
     def forward(self, wav: Tensor) -> Tensor:
-        hidden = wav[:, :, None]
+        hidden = wav[:, :, None].to(self.dtype)
         for layer in self.layers:
             hidden = layer(hidden)
-        return hidden.transpose(1, 2)
+        return hidden.transpose(1, 2).float()
 
 
 class _Convolution(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from common.config import Recipe, load_recipe
 from common.storage import open_store
 from pipeline.catalog_cli import catalog_app
 from pipeline.config import PipelineConfig
+from pipeline.progress import format_duration, format_rate
 from pipeline.shards_cli import shards_app
 
 app = typer.Typer(
@@ -71,7 +73,7 @@ def plan(
         print_json(frozen.info)
         return
     say(f"plan {frozen.plan_hash} ({'new' if is_new else 'kept'}) in {store.uri}/plan")
-    _say_catalogs(frozen.info["catalogs"])
+    _print_rows(_catalog_rows(frozen.info["catalogs"]))
     say(
         f"{frozen.n_planned} clips in {frozen.n_shards} shards, "
         f"{frozen.info['n_unique_prompts']} unique prompts"
@@ -92,15 +94,7 @@ def status(
         print_json(found)
         return
     print(f"{found['data_dir']}: {found['state']}, plan {found['plan_hash']}")
-    _say_catalogs(found["catalogs"])
-    prompts, shards = found["prompts"], found["shards"]
-    print(f"prompts  {prompts['embedded']}/{prompts['unique']} embedded")
-    print(
-        f"shards   {shards['committed']}/{shards['planned']} committed: {found['clips']} clips, "
-        f"{found['hours']:.2f} h, {found['refused_while_encoding']} refused while encoding"
-    )
-    for entry in found["poison"]:
-        print(f"poison   shard {entry['shard']:06d}: {entry['errors'][-1]}")
+    _print_rows([*_catalog_rows(found["catalogs"]), *_stage_rows(found)])
 
 
 @app.command()
@@ -185,12 +179,85 @@ def _say(json: bool) -> Any:
     return lambda line: print(line, file=sys.stderr if json else sys.stdout, flush=True)
 
 
-def _say_catalogs(catalogs: dict[str, Any]) -> None:
+def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Labels in one column, what there is to say in another."""
+    rows = list(rows)
+    width = max((len(label) for label, _ in rows), default=0)
+    for label, text in rows:
+        print(f"{label:<{width}}  {text}")
+
+
+def _catalog_rows(catalogs: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for label, count in catalogs.items():
-        refused = Counter(count["refused"])
-        reasons = ", ".join(f"{reason} {number}" for reason, number in refused.most_common())
         merged = f", merged {count['merged']}" if count["merged"] else ""
-        print(
-            f"{label:<12} read {count['read']} = accepted {count['accepted']}{merged}, "
-            f"refused {refused.total()}{f' ({reasons})' if reasons else ''}"
-        )
+        held_out = f", held out {count['held_out']}" if count["held_out"] else ""
+        refused = sum(count["refused"].values())
+        accepted = f"read {count['read']} = accepted {count['accepted']}{merged}{held_out}"
+        yield label, f"{accepted}, refused {refused}{_reasons(count['refused'])}"
+
+
+def _stage_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each stage of a run in a line, and each shard that is parked."""
+    for stage, parts in (
+        ("plan", _plan_parts(found["stages"]["plan"])),
+        ("embed", _embed_parts(found["stages"]["embed"])),
+        ("encode", _encode_parts(found["stages"]["encode"])),
+        ("finalize", _finalize_parts(found)),
+    ):
+        yield stage, "  ".join(part for part in parts if part)
+    for entry in found["poison"]:
+        yield "poison", f"shard {entry['shard']:06d}: {entry['errors'][-1]}"
+
+
+def _plan_parts(plan: dict[str, Any]) -> list[str]:
+    return [
+        f"{plan['read']} rows",
+        f"{plan['accepted']} accepted",
+        f"{plan['merged']} merged" if plan["merged"] else "",
+        f"{plan['held_out']} held out" if plan["held_out"] else "",
+        f"{sum(plan['refused'].values())} refused",
+        f"{plan['shards']} shards",
+        f"{plan['prompts']} prompts",
+    ]
+
+
+def _embed_parts(embed: dict[str, Any]) -> list[str]:
+    return [
+        f"{embed['chunks_done']}/{embed['chunks']} chunks",
+        f"{embed['prompts_done']}/{embed['prompts']} prompts",
+        _rate(embed["prompts_per_s"], "/s"),
+        _eta(embed["eta_s"]),
+    ]
+
+
+def _encode_parts(encode: dict[str, Any]) -> list[str]:
+    age = encode["last_commit_age_s"]
+    return [
+        f"{encode['shards_done']}/{encode['shards']} shards",
+        f"{encode['clips_done']}/{encode['clips']} clips",
+        f"{encode['hours']:.2f} h",
+        f"{sum(encode['refused'].values())} refused{_reasons(encode['refused'])}",
+        _rate(encode["times_real_time"], "x real time"),
+        _eta(encode["eta_s"]),
+        "" if age is None else f"last commit {_age(age)} ago",
+    ]
+
+
+def _finalize_parts(found: dict[str, Any]) -> list[str]:
+    shards = found["shards"]
+    written = "written" if found["stages"]["finalize"]["done"] else "not written yet"
+    return [f"{shards['committed']}/{shards['planned']} committed", f"manifest {written}"]
+
+
+def _reasons(refused: dict[str, int]) -> str:
+    """` (silent 8, truncated 4)`, the most frequent first; nothing where nothing was refused."""
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(refused).most_common())
+    return f" ({reasons})" if reasons else ""
+
+
+def _rate(per_s: float | None, unit: str) -> str:
+    return "" if per_s is None else f"{format_rate(per_s)}{unit}"
+
+
+def _eta(seconds: float | None) -> str:
+    return "" if seconds is None else f"ETA {format_duration(seconds, hours=True)}"

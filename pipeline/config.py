@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from common.codec import Precision
 from common.config import Section
 from common.prompts import PromptPolicy
 from pipeline.catalogs import AnyCatalog
@@ -51,9 +52,16 @@ class PipelineConfig(Section):
     max_duration_s: float = Field(default=7200.0, gt=0)
     silence_dbfs: float = -80.0
     """Clips whose peak stays at or below this are refused."""
+    max_clipped_share: float = Field(default=1.0, ge=0, le=1)
+    """Clips of which a larger share of the values is at full scale are refused."""
+    max_dc_offset: float = Field(default=1.0, ge=0, le=1)
+    """Clips with a larger constant offset, of full scale, are refused."""
     batch_clips: int = Field(default=1, ge=1)
     """Clips of one length that the codec encodes together: faster; by rounding, fewer than 0.1% of
     the codes differ from those of a clip by itself."""
+    precision: Precision = "float32"
+    """Of the codec's encoder: `bfloat16` takes about half the time, a few percent of the codes
+    differ; see `common.codec`."""
     prompts_per_chunk: int = Field(default=1024, ge=1)
     """Unit of the text cache: prompts embedded and stored together."""
 

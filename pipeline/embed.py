@@ -13,12 +13,12 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.config import TextEncoderConfig
 from common.errors import AttuneError
 from common.storage import open_store
 from common.text_encoder import TextEncoder, load_text_encoder
+from pipeline.planfile import FrozenPlan, load_plan
 from pipeline.textcache import TextCache
 
 
@@ -26,12 +26,26 @@ class EmbedChunks:
     """Holds the encoder; called with batches of chunks by Ray Data."""
 
     def __init__(
-        self, data_dir: str, config: TextEncoderConfig, text_encoder_id: str, threads: int,
-        device: str,
-    ) -> None:  # fmt: skip
-        self.config, self.text_encoder_id = config, text_encoder_id
+        self, data_dir: str, config: TextEncoderConfig, plan_hash: str, threads: int, device: str
+    ) -> None:
+        self.data_dir, self.config, self.plan_hash = data_dir, config, plan_hash
         self.threads, self.device = threads, device
-        self.cache = TextCache(open_store(data_dir), text_encoder_id)
+
+    @cached_property
+    def plan(self) -> FrozenPlan:
+        """Where the prompts stand.
+
+        Raises:
+            AttuneError: another run put another plan there meanwhile.
+        """
+        plan = load_plan(open_store(self.data_dir))
+        if plan is None or plan.plan_hash != self.plan_hash:
+            raise AttuneError(f"{self.data_dir}: plan {self.plan_hash} is gone; run again")
+        return plan
+
+    @cached_property
+    def cache(self) -> TextCache:
+        return TextCache(self.plan.store, self.plan.info["inputs"]["text_encoder_id"])
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -44,38 +58,26 @@ class EmbedChunks:
 
         torch.set_num_threads(self.threads)
         encoder = load_text_encoder(self.config, self.device)
-        if encoder.text_encoder_id != self.text_encoder_id:
+        expected = self.plan.info["inputs"]["text_encoder_id"]
+        if encoder.text_encoder_id != expected:
             raise AttuneError(
                 f"text encoder {self.config.path} is {encoder.text_encoder_id} on a worker, the "
-                f"plan was made for {self.text_encoder_id}; give every node the same encoder"
+                f"plan was made for {expected}; give every node the same encoder"
             )
         return encoder
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for name, prompts in zip(batch["chunk"], batch["prompts"], strict=True):
-            texts = [str(prompt) for prompt in prompts]
-            self.cache.write_chunk(str(name), texts, self.encoder.encode(texts))
-        return {"prompts": [len(prompts) for prompts in batch["prompts"]]}
-
-
-def missing_chunks(prompts: pa.Table, cache: TextCache) -> pa.Table:
-    """The chunks still to embed: `chunk`, and its `prompts` in the plan's order."""
-    done = pa.array(sorted(cache.chunks()), pa.string())
-    rows = prompts.filter(pc.invert(pc.is_in(prompts["chunk"], value_set=done)))
-    chunks: dict[str, list[str]] = {}
-    for prompt, chunk in zip(rows["prompt"].to_pylist(), rows["chunk"].to_pylist(), strict=True):
-        chunks.setdefault(chunk, []).append(prompt)
-    return pa.table(
-        {"chunk": list(chunks), "prompts": list(chunks.values())},
-        schema=pa.schema([("chunk", pa.string()), ("prompts", pa.list_(pa.string()))]),
-    )
+        done = []
+        for name, groups in zip(batch["chunk"], batch["row_groups"], strict=True):
+            prompts = self.plan.prompts_of(str(name), map(int, groups))
+            self.cache.write_chunk(str(name), prompts, self.encoder.encode(prompts))
+            done.append(len(prompts))
+        return {"prompts": done}
 
 
 def embed_chunks(
-    prompts: pa.Table,
-    cache: TextCache,
+    plan: FrozenPlan,
     config: TextEncoderConfig,
-    text_encoder_id: str,
     *,
     workers: int,
     cpus: int,
@@ -83,7 +85,7 @@ def embed_chunks(
     attempts: int,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Embed, on a running Ray, every chunk of `prompts` (`PROMPTS`) that the cache lacks.
+    """Embed, on a running Ray, every chunk of a plan's prompts that the cache lacks.
 
     Args:
         on_progress: hears of the prompts done and to do.
@@ -95,20 +97,23 @@ def embed_chunks(
 
     total = done = 0
     for attempt in range(1, attempts + 1):
-        chunks = missing_chunks(prompts, cache)
-        if not len(chunks):
+        chunks = list(plan.missing_chunks())
+        if not chunks:
             return
-        total = total or sum(len(chunk) for chunk in chunks["prompts"].to_pylist())
+        total = total or sum(chunk.prompts for chunk in chunks)
         device = "cuda" if gpus else "cpu"
         # A block per chunk from the start: a repartition would be a task that waits for a CPU
         # which the actors hold.
-        blocks = [chunks.slice(i, 1) for i in range(len(chunks))]
+        blocks = [
+            pa.table({"chunk": [chunk.name], "row_groups": [list(chunk.row_groups)]})
+            for chunk in chunks
+        ]
         with warnings.catch_warnings():
             # Ray 2.60 still takes max_restarts here and has no other place for it yet.
             warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
             embedded = ray.data.from_arrow(blocks).map_batches(
                 EmbedChunks,
-                fn_constructor_args=(cache.store.uri, config, text_encoder_id, cpus, device),
+                fn_constructor_args=(plan.store.uri, config, plan.plan_hash, cpus, device),
                 batch_size=1,
                 num_cpus=cpus,
                 num_gpus=gpus,

@@ -1,37 +1,47 @@
 """One shard from plan rows to commit: decode, resample, check, encode, tar, publish.
 
-The unit of work and of retry.  A worker holds the codec; files are decoded a few ahead of it in a
-small thread pool (libsndfile and soxr release the interpreter), so that the codec does not wait
-for them and memory stays bounded.  A bad input is refused with its reason and the shard goes on;
-what is not the input's fault (storage, a lost mount, memory, the codec) is raised, and the whole
-shard is tried again.
+The unit of work and of retry.  A worker holds the codec, which has a thread to itself; files are
+decoded a few ahead of it in a small pool (libsndfile, FFmpeg and soxr release the interpreter).  It
+works on several shards at once, so that the codec goes on with the next one while a tar is read
+back and uploaded.  A bad input is refused with its reason and the shard goes on; what is not the
+input's fault (storage, a lost mount, memory, the codec) is raised, and the whole shard is tried
+again.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from common.audio import Audio, AudioError, check_audio, read_audio, resample
-from common.codec import Codec, load_codec
+from common.allocator import keep_freed_memory
+from common.audio import Audio, AudioError, check_audio, check_notes, read_audio, resample
+from common.codec import Codec, Precision, load_codec
 from common.errors import AttuneError
 from common.schema import RECORD
 from common.storage import StorageError, open_store
 from pipeline.catalogs.base import remote_uri
 from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
-from pipeline.textcache import StateSpan, TextCache
+from pipeline.textcache import TextCache
+
+SHARDS_AT_ONCE = 2
+"""Of one worker."""
+_HELD_BYTES = 256 * 2**20
+"""Decoded audio that may wait for the codec, per shard; a clip that is longer waits alone."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,18 +61,24 @@ class EncodeSettings:
     """Torch threads of the codec."""
     device: str
     batch_clips: int = 1
+    precision: Precision = "float32"
+    """Of the codec's encoder."""
+    max_clipped_share: float = 1.0
+    max_dc_offset: float = 1.0
 
 
 class EncodeWorker:
-    """A codec with its decode pool; Ray runs it as an actor."""
+    """A codec with its decode pool; Ray runs it as an actor, several shards at a time."""
 
     def __init__(self, settings: EncodeSettings) -> None:
-        import torch
-
-        torch.set_num_threads(settings.threads)
+        keep_freed_memory()
         self.settings = settings
         self.store = open_store(settings.data_dir)
         self.cache = TextCache(self.store, settings.text_encoder_id)
+        self.decoders = ThreadPoolExecutor(settings.decode_threads)
+        # One thread: OpenMP keeps a team of threads for each that computes, and more than one
+        # team on the same cores slow each other down.
+        self.codec_thread = ThreadPoolExecutor(1)
 
     @cached_property
     def codec(self) -> Codec:
@@ -71,8 +87,14 @@ class EncodeWorker:
         Raises:
             AttuneError: this node has another codec than the plan was made for.
         """
+        return self._on_codec_thread(self._load_codec)
+
+    def _load_codec(self) -> Codec:
+        import torch
+
         settings = self.settings
-        codec = load_codec(settings.codec, settings.device)
+        torch.set_num_threads(settings.threads)
+        codec = load_codec(settings.codec, settings.device, settings.precision)
         if codec.codec_id != settings.codec_id:
             raise AttuneError(
                 f"codec {settings.codec} on {os.uname().nodename} is {codec.codec_id}, the plan "
@@ -80,24 +102,37 @@ class EncodeWorker:
             )
         return codec
 
+    def _on_codec_thread(self, action: Callable[..., T], *arguments: Any) -> T:
+        return self.codec_thread.submit(action, *arguments).result()
+
     def is_ready(self) -> bool:
         """Answers once the worker stands."""
         return True
 
-    def encode_shard(
-        self, shard: int, rows: pa.Table, spans: Mapping[str, StateSpan]
-    ) -> dict[str, Any]:
+    def encode_shard(self, shard: int, rows: pa.Table) -> dict[str, Any]:
         """Encode and commit one shard.
 
         Args:
             shard: its number.
-            rows: its plan rows (`PLAN`), by position.
-            spans: where the states of its prompts lie.
+            rows: its rows of `plan.parquet`, by position.
 
         Returns:
             Its account: shard, clips, refused, seconds of audio.
+
+        Raises:
+            StorageError: the store or the scratch disk failed.
         """
-        commit = read_commit(self.store, shard) or self._make(shard, rows, spans)
+        commit = read_commit(self.store, shard)
+        if commit is None:
+            try:
+                commit = self._make(shard, rows)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise StorageError(
+                    f"{tempfile.gettempdir()} on {os.uname().nodename}: {error.strerror}; make "
+                    "room there or let TMPDIR name another folder"
+                ) from error
         return {
             "shard": shard,
             "clips": len(commit["samples"]) + len(commit["refused"]),
@@ -105,14 +140,13 @@ class EncodeWorker:
             "seconds": sum(sample["duration_s"] for sample in commit["samples"]),
         }
 
-    def _make(self, shard: int, rows: pa.Table, spans: Mapping[str, StateSpan]) -> dict[str, Any]:
-        sample_rate = self.codec.sample_rate  # loads it, before any thread asks
-        states = self.cache.read(spans)
+    def _make(self, shard: int, rows: pa.Table) -> dict[str, Any]:
+        sample_rate = self.codec.sample_rate
         samples: list[dict[str, Any]] = []
         refused: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory(prefix="attune-shard-") as scratch:
             tar = Path(scratch) / "shard.tar"
-            placed = build_tar(tar, self._clips(rows, states, sample_rate, samples, refused))
+            placed = build_tar(tar, self._clips(rows, sample_rate, samples, refused))
             check_tar(tar, placed)
             for sample, (_, offset, length) in zip(samples, placed, strict=True):
                 sample |= {"offset": offset, "length": length}
@@ -128,12 +162,12 @@ class EncodeWorker:
     def _clips(
         self,
         rows: pa.Table,
-        states: Mapping[str, npt.NDArray[np.float16]],
         sample_rate: int,
         samples: list[dict[str, Any]],
         refused: list[dict[str, Any]],
     ) -> Iterator[EncodedClip]:
         """Encoded clips in order; fills `samples` and `refused` on the way."""
+        states = self._states(rows)
         for row, outcome, codes in self._encoded(self._decoded(rows, sample_rate)):
             if isinstance(outcome, AudioError):
                 refused.append(_refusal(row, outcome))
@@ -157,6 +191,15 @@ class EncodeWorker:
                 row["sample_id"], codes, np.concatenate(text), record | found | identity
             )
 
+    def _states(self, rows: pa.Table) -> dict[str, npt.NDArray[np.float16]]:
+        """The text states of a shard's prompts."""
+        chunks: dict[str, str] = {}
+        for names, places in zip(
+            *(rows[c].to_pylist() for c in ("prompts", "chunks")), strict=True
+        ):
+            chunks.update(zip(names, places, strict=True))
+        return self.cache.read(self.cache.find(chunks))
+
     def _encoded(
         self, decoded: Iterator[tuple[dict[str, Any], Audio | AudioError]]
     ) -> Iterator[tuple[dict[str, Any], Audio | AudioError, npt.NDArray[np.int16]]]:
@@ -171,8 +214,8 @@ class EncodeWorker:
 
         def encode(group: list[int]) -> None:
             wavs = [audio.wav for i in group if isinstance(audio := waiting[i][1], Audio)]
-            for i, found in zip(group, self.codec.encode_clips(wavs), strict=True):
-                codes[i] = found
+            found = self._on_codec_thread(self.codec.encode_clips, wavs)
+            codes.update(zip(group, found, strict=True))
 
         def finished() -> Iterator[tuple[Any, Any, Any]]:
             for group in groups.values():
@@ -193,9 +236,10 @@ class EncodeWorker:
                     if len(group) == self.settings.batch_clips:
                         encode(groups.pop(len(outcome.wav)))
                 else:
-                    codes[i] = self.codec.encode_track(outcome.wav)
+                    codes[i] = self._on_codec_thread(self.codec.encode_track, outcome.wav)
             # Bounded: no more clips wait for company than this.
-            if not groups or len(waiting) >= 8 * self.settings.batch_clips:
+            held = sum(clip.wav.nbytes for _, clip in waiting if isinstance(clip, Audio))
+            if not groups or len(waiting) >= 8 * self.settings.batch_clips or held > _HELD_BYTES:
                 yield from finished()
         yield from finished()
 
@@ -204,14 +248,33 @@ class EncodeWorker:
     ) -> Iterator[tuple[dict[str, Any], Audio | AudioError]]:
         """Each row with its audio at `sample_rate`, or its refusal; decoded a few ahead."""
         ahead: deque[tuple[dict[str, Any], Future[Audio | AudioError]]] = deque()
-        with ThreadPoolExecutor(self.settings.decode_threads) as pool:
-            for row in rows.to_pylist():
-                ahead.append((row, pool.submit(self._decode, row, sample_rate)))
-                if len(ahead) > 2 * self.settings.decode_threads:
-                    done_row, future = ahead.popleft()
-                    yield done_row, future.result()
-            for done_row, future in ahead:
-                yield done_row, future.result()
+        left = iter(rows.to_pylist())
+        largest = 0
+
+        def submit() -> None:
+            # One at least; more while they are few and small: what is not decoded yet is taken to
+            # be as large as the largest before it.
+            most = 2 * self.settings.decode_threads if largest else self.settings.decode_threads
+            while not ahead or (
+                len(ahead) < most
+                and sum(_bytes_of(future, largest) for _, future in ahead) <= _HELD_BYTES
+            ):
+                row = next(left, None)
+                if row is None:
+                    return
+                ahead.append((row, self.decoders.submit(self._decode, row, sample_rate)))
+
+        try:
+            submit()
+            while ahead:
+                row, future = ahead.popleft()
+                outcome = future.result()
+                largest = max(largest, _bytes_of(future, 0))
+                submit()
+                yield row, outcome
+        finally:
+            for _, future in ahead:  # the shard failed: its place in the pool is another's
+                future.cancel()
 
     def _decode(self, row: Mapping[str, Any], sample_rate: int) -> Audio | AudioError:
         settings = self.settings
@@ -225,6 +288,7 @@ class EncodeWorker:
                 settings.max_duration_s,
                 settings.silence_dbfs,
             )
+            check_notes(audio.notes, settings.max_clipped_share, settings.max_dc_offset)
         except AudioError as error:
             if error.reason == "missing" and remote_uri(row["audio_uri"]) is None:
                 _check_folder(Path(row["audio_uri"]).parent)
@@ -275,6 +339,14 @@ def _check_folder(folder: Path) -> None:
     raise StorageError(
         f"audio folder {folder}: {problem}; it held audio when the plan was made: is it mounted?"
     )
+
+
+def _bytes_of(future: Future[Audio | AudioError], pending: int) -> int:
+    """Of the audio that was decoded; `pending` while it is not."""
+    if not future.done():
+        return pending
+    outcome = None if future.exception() else future.result()
+    return outcome.wav.nbytes if isinstance(outcome, Audio) else 0
 
 
 _NO_CODES = np.zeros((0, 0), np.int16)

@@ -167,7 +167,9 @@ def _superseded(store: Store) -> dict[str, datetime]:
 
 def _text(store: Store, plan: FrozenPlan) -> Iterator[tuple[str, Entry, str]]:
     encoder = str(plan.info["inputs"]["text_encoder_id"])
-    chunks = set(plan.table("prompts")["chunk"].to_pylist())
+    chunks: set[str] = set()
+    for batch in plan.batches("prompts", ["chunk"]):
+        chunks.update(batch["chunk"].unique().to_pylist())
     for entry in store.entries("text"):
         match = _CHUNK.fullmatch(entry.key)
         if match is None:

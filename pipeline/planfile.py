@@ -1,8 +1,9 @@
 """The plan on disk: frozen once, then read by every later stage.
 
-plan/plan.parquet      accepted clips, by shard and position; row groups hold whole shards
+plan/plan.parquet      accepted clips (`PLAN`) and the `chunks` of the text cache that their prompts
+                       are in, by shard and position; row groups hold whole shards
 plan/rejects.parquet   refused rows: stage, reason, detail
-plan/prompts.parquet   every unique prompt and the chunk of the text cache that it is in
+plan/prompts.parquet   every unique prompt and its chunk; those to embed first, a row group each
 plan/plan.json         plan_hash, its inputs, counts; written last: it makes the plan exist
 """
 
@@ -10,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,7 +34,7 @@ from pipeline.mapping import Mapper, map_here
 from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.textcache import TextCache
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Raise when the same inputs come to mean other shards."""
 CLIPS_PER_ROW_GROUP = 8192
 _HASH_KEY = b"attune.plan_hash"
@@ -41,6 +42,16 @@ _PLAN_KEYS = {
     "plan_hash", "inputs", "n_planned", "n_shards", "n_refused", "n_unique_prompts",
     "clips_per_shard", "prompt_policy", "catalogs",
 }  # fmt: skip
+
+
+class MissingChunk(NamedTuple):
+    """A chunk of the text cache that is still to be made."""
+
+    name: str
+    row_groups: tuple[int, ...]
+    """Of `prompts.parquet`, that its prompts lie in."""
+    prompts: int
+    """How many they are."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,43 @@ class FrozenPlan:
                 for number in numbers:
                     if number not in skip:
                         yield number, table.filter(pc.equal(table["shard"], number))
+
+    def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of `plan`, `rejects` or `prompts`, a piece at a time."""
+        with self._reading(name), self.store.open(f"plan/{name}.parquet") as source:
+            file = pq.ParquetFile(source)
+            self._check_hash(name, file.schema_arrow)
+            yield from file.iter_batches(columns=list(columns))
+
+    def missing_chunks(self) -> Iterator[MissingChunk]:
+        """The chunks of prompts that the text cache lacks."""
+        cached = TextCache(self.store, self.info["inputs"]["text_encoder_id"]).chunks()
+        with self._reading("prompts"), self.store.open("plan/prompts.parquet") as source:
+            file = pq.ParquetFile(source)
+            self._check_hash("prompts", file.schema_arrow)
+            waiting: MissingChunk | None = None
+            for group in range(file.num_row_groups):
+                names = file.read_row_group(group, columns=["chunk"])["chunk"]
+                for count in names.value_counts().to_pylist():
+                    name, number = count["values"], int(count["counts"])
+                    if waiting is not None and waiting.name == name:
+                        waiting = MissingChunk(
+                            name, (*waiting.row_groups, group), waiting.prompts + number
+                        )
+                        continue
+                    if waiting is not None:
+                        yield waiting
+                    waiting = None if name in cached else MissingChunk(name, (group,), number)
+            if waiting is not None:
+                yield waiting
+
+    def prompts_of(self, chunk: str, row_groups: Iterable[int]) -> list[str]:
+        """The prompts of a chunk, in the plan's order, from the row groups that it lies in."""
+        with self._reading("prompts"), self.store.open("plan/prompts.parquet") as source:
+            file = pq.ParquetFile(source)
+            self._check_hash("prompts", file.schema_arrow)
+            rows = file.read_row_groups(list(row_groups))
+        return list(rows.filter(pc.equal(rows["chunk"], chunk))["prompt"].to_pylist())
 
     def table(self, name: str) -> pa.Table:
         """All of `plan`, `rejects` or `prompts`."""
@@ -217,12 +265,12 @@ def freeze_plan(
     if standing := _standing(store, plan_hash):
         return standing, False
     cache = TextCache(store, str(inputs["text_encoder_id"]))
-    prompts = cache.assign_chunks(tables.plan, config.prompts_per_chunk)
+    prompts, chunks = cache.assign_chunks(tables.plan, config.prompts_per_chunk)
     per_group = _shards_per_row_group(config.clips_per_shard) * config.clips_per_shard
     for name, table, row_group_size in (
         ("rejects", tables.rejects, CLIPS_PER_ROW_GROUP),
-        ("prompts", prompts, 1 << 17),
-        ("plan", tables.plan, per_group),
+        ("prompts", prompts, config.prompts_per_chunk),
+        ("plan", tables.plan.append_column("chunks", chunks), per_group),
     ):
         table = table.replace_schema_metadata({_HASH_KEY: plan_hash})
         _write_parquet(store, f"plan/{name}.parquet", table, row_group_size)

@@ -10,32 +10,29 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from common.config import Recipe
 from common.errors import AttuneError
-from common.storage import StorageError, Store, open_store
-from pipeline.commit import canonical_json, committed_shards
+from common.storage import Store, open_store
+from pipeline.commit import committed_shards
 from pipeline.config import PipelineConfig
-from pipeline.embed import embed_chunks, find_mistake
-from pipeline.encode import EncodeSettings, EncodeWorker
+from pipeline.dispatch import Dispatch, Task
+from pipeline.embed import embed_chunks
+from pipeline.encode import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
 from pipeline.finalize import finalize
 from pipeline.mapping import map_on_ray
 from pipeline.planfile import FrozenPlan, ensure_plan
-from pipeline.progress import EncodeProgress
+from pipeline.progress import EmbedProgress, EncodeProgress
 from pipeline.resources import Resources, share_out
 from pipeline.retry import resume_retry
 from pipeline.status import finished_summary
-from pipeline.textcache import TextCache
 
-_START_DEATHS = 20
-"""Workers in a row that may die before they answer."""
+_ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""For workers: what one thread freed another may have; else each keeps what it ever needed."""
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Only plan rows pass through Ray's object store."""
 
@@ -77,7 +74,7 @@ def run_pipeline(
                 f"ray: {ray_name}; {resources.workers} workers of {resources.cpus} CPUs and "
                 f"{resources.gpus:g} GPUs"
             )
-            embed(plan, recipe, resources, config.attempts, say)
+            embed(plan, recipe, resources, config.attempts)
             poison = encode(plan, recipe, config, resources, committed)
         if poison:
             named = ", ".join(f"{shard:06d} ({error})" for shard, error in sorted(poison.items()))
@@ -102,26 +99,21 @@ def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[Fro
     return ensure_plan(store, recipe, config)
 
 
-def embed(
-    plan: FrozenPlan,
-    recipe: Recipe,
-    resources: Resources,
-    attempts: int,
-    say: Callable[[str], None],
-) -> None:
+def embed(plan: FrozenPlan, recipe: Recipe, resources: Resources, attempts: int) -> None:
     """Embed the prompts that the text cache lacks."""
-    cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
-    embed_chunks(
-        plan.table("prompts"),
-        cache,
-        recipe.text_encoder,
-        plan.info["inputs"]["text_encoder_id"],
-        workers=resources.workers,
-        cpus=resources.cpus,
-        gpus=resources.gpus,
-        attempts=attempts,
-        on_progress=lambda done, total: say(f"embed  {done}/{total} prompts"),
-    )
+    missing = sum(chunk.prompts for chunk in plan.missing_chunks())
+    if not missing:
+        return
+    with EmbedProgress(missing) as progress:
+        embed_chunks(
+            plan,
+            recipe.text_encoder,
+            workers=resources.workers,
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+            attempts=attempts,
+            on_progress=progress.update,
+        )
 
 
 def encode(
@@ -152,85 +144,28 @@ def encode(
         batch_clips=config.batch_clips,
         threads=resources.cpus,
         device="cuda" if resources.gpus else "cpu",
+        precision=config.precision,
+        max_clipped_share=config.max_clipped_share,
+        max_dc_offset=config.max_dc_offset,
     )
-    actor_class: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(EncodeWorker)
-    cache = TextCache(plan.store, inputs["text_encoder_id"])
-    spans = cache.spans(set(plan.table("prompts")["chunk"].to_pylist()))
-    progress = EncodeProgress(
-        plan.n_planned, plan.n_shards, sum(map(plan.clips_in, committed)), len(committed)
-    )
-    fresh = plan.shards(skip=committed)
-    retries: deque[tuple[int, pa.Table]] = deque()
-    failures: dict[int, list[str]] = {}
-    poison: dict[int, str] = {}
-    deaths = 0
-    # An actor gets work once it answers: one that waits for a node which never comes back (its own
-    # died, say) holds up nobody else's shards.
-    starting: dict[Any, Any] = {}
-    idle: list[Any] = []
-    running: dict[Any, tuple[Any, int, pa.Table]] = {}
-
-    def start() -> None:
-        actor = actor_class.remote(settings)
-        starting[actor.is_ready.remote()] = actor
-
-    for _ in range(min(resources.workers, plan.n_shards - len(committed))):
-        start()
-    task = next(fresh, None)
-    while task is not None or running:
-        while idle and task is not None:
-            shard, rows = task
-            prompts = {prompt for row in rows["prompts"].to_pylist() for prompt in row}
-            actor = idle.pop()
-            reference = actor.encode_shard.remote(shard, rows, {p: spans[p] for p in prompts})
-            running[reference] = (actor, shard, rows)
-            task = retries.popleft() if retries else next(fresh, None)
-        done, _ = ray.wait([*running, *starting], num_returns=1, timeout=1.0)
-        progress.show()
-        for reference in done:
-            if reference in starting:
-                actor = starting.pop(reference)
-                try:
-                    ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    deaths += 1
-                    if deaths > _START_DEATHS:
-                        raise AttuneError(
-                            f"workers die before they have begun: {_describe(error)}; run again"
-                        ) from error
-                    start()
-                else:
-                    deaths = 0
-                    idle.append(actor)
-                continue
-            actor, shard, rows = running.pop(reference)
-            try:
-                account = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                cause = find_mistake(error)
-                if cause is not None and not isinstance(cause, StorageError):
-                    raise cause from None  # the same on every attempt
-                errors = failures.setdefault(shard, [])
-                errors.append(_describe(error))
-                if isinstance(error, ray.exceptions.RayActorError):
-                    start()  # its process is gone
-                else:
-                    idle.append(actor)
-                if len(errors) < config.attempts:
-                    retries.append((shard, rows))
-                elif cause is not None:
-                    raise cause from None
-                else:
-                    poison[shard] = errors[-1]
-                    _park(plan.store, shard, errors)
-            else:
-                progress.add(account["clips"], account["refused"], account["seconds"])
-                if shard in failures:
-                    plan.store.delete(_poison_key(shard))
-                idle.append(actor)
-        if task is None:
-            task = retries.popleft() if retries else next(fresh, None)
-    return poison
+    remote: Any = ray.remote  # typed without max_concurrency
+    actor_class = remote(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        max_concurrency=SHARDS_AT_ONCE,
+        runtime_env={"env_vars": _ONE_HEAP},
+    )(EncodeWorker)
+    tasks = (Task(shard, rows) for shard, rows in plan.shards(skip=committed))
+    clips_done = sum(map(plan.clips_in, committed))
+    with EncodeProgress(plan.n_planned, plan.n_shards, clips_done, len(committed)) as progress:
+        dispatch = Dispatch(
+            lambda: actor_class.remote(settings),
+            plan.store,
+            config.attempts,
+            on_done=lambda done: progress.add(done["clips"], done["refused"], done["seconds"]),
+            on_tick=progress.show,
+        )
+        return dispatch.run(tasks, min(resources.workers, plan.n_shards - len(committed)))
 
 
 def plan_resources(config: PipelineConfig, say: Callable[[str], None]) -> Resources:
@@ -289,18 +224,3 @@ def ray_session(store: Store) -> Iterator[str]:
         yield f"cluster at {address}, {nodes} nodes" if address else "embedded"
     finally:
         ray.shutdown()
-
-
-def _poison_key(shard: int) -> str:
-    return f"poison/{shard:06d}.json"
-
-
-def _park(store: Store, shard: int, errors: list[str]) -> None:
-    """Name a shard that failed on every attempt, for `status` and whoever looks into it."""
-    store.write(_poison_key(shard), canonical_json({"shard": shard, "errors": errors}))
-
-
-def _describe(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0][:200] if lines else ''}"

@@ -1,15 +1,31 @@
-"""Where a run stands, from its files alone: works while it runs, after a kill, and at the end."""
+"""Where a run stands, from its files alone: works while it runs, after a kill, and at the end.
+
+Speed is what the last ten minutes of work brought, by the times at which the store says that
+commits and text chunks were written; nobody keeps a record for it.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, TypeVar
 
 from common.errors import AttuneError
-from common.storage import Store
-from pipeline.commit import committed_shards, read_commit
+from common.storage import Entry, Store
+from pipeline.commit import commit_key, read_commit
 from pipeline.planfile import FrozenPlan, load_plan
 from pipeline.textcache import TextCache
+
+_RECENT = timedelta(minutes=10)
+_SLOW = timedelta(hours=1)
+"""What speed is taken from: as much work before the newest piece of it."""
+_READERS = 16
+"""Commits that are read at once."""
+
+Key = TypeVar("Key", int, str)
 
 
 def finished_summary(plan: FrozenPlan) -> dict[str, Any] | None:
@@ -23,47 +39,176 @@ def finished_summary(plan: FrozenPlan) -> dict[str, Any] | None:
     return summary
 
 
-def read_status(store: Store) -> dict[str, Any]:
-    """Counts per stage.
+def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
+    """Counts over all, and `stages`: progress and speed of each.
+
+    A speed is None until there are two commits (chunks) to take it from, an ETA also where nothing
+    is left to do.  Times are seconds.
+
+    Args:
+        now: what the age of the newest commit is counted to; this machine's clock if None.
 
     Raises:
-        AttuneError: there is no plan yet.
+        AttuneError: there is no plan yet, or a commit is damaged.
     """
     plan = load_plan(store)
     if plan is None:
         raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
-    committed = sorted(committed_shards(store) & set(range(plan.n_shards)))
-    clips = refused = 0
-    seconds = 0.0
-    for shard in committed:
-        commit = read_commit(store, shard)
-        if commit is not None:
-            clips += len(commit["samples"])
-            refused += len(commit["refused"])
-            seconds += sum(sample["duration_s"] for sample in commit["samples"])
-    prompts = plan.table("prompts")
-    cached = TextCache(store, plan.info["inputs"]["text_encoder_id"]).chunks()
-    embedded = sum(chunk in cached for chunk in prompts["chunk"].to_pylist())
-    poison = _read_poison(store)
-    if finished_summary(plan) is not None:
+    embed = _embed_stage(plan)
+    shards = _read_commits(plan)
+    encode = _encode_stage(plan, shards, now or datetime.now(UTC))
+    finished = finished_summary(plan) is not None
+    if finished:
         state = "finished"
-    elif len(committed) == plan.n_shards:
+    elif len(shards) == plan.n_shards:
         state = "committed"
     else:
-        state = "encoding" if committed else "planned"
+        state = "encoding" if shards else "planned"
     return {
         "data_dir": store.uri,
         "plan_hash": plan.plan_hash,
         "state": state,
         "catalogs": plan.info["catalogs"],
         "planned": plan.n_planned,
-        "prompts": {"unique": len(prompts), "embedded": embedded},
-        "shards": {"planned": plan.n_shards, "committed": len(committed)},
-        "clips": clips,
-        "hours": round(seconds / 3600, 6),
-        "refused_while_encoding": refused,
-        "poison": [entry for entry in poison if entry["shard"] not in set(committed)],
+        "prompts": {"unique": embed["prompts"], "embedded": embed["prompts_done"]},
+        "shards": {"planned": plan.n_shards, "committed": len(shards)},
+        "clips": sum(shard.clips for shard in shards.values()),
+        "hours": encode["hours"],
+        "refused_while_encoding": sum(encode["refused"].values()),
+        "poison": [entry for entry in _read_poison(store) if entry["shard"] not in shards],
+        "stages": {
+            "plan": _plan_stage(plan),
+            "embed": embed,
+            "encode": encode,
+            "finalize": {"done": finished},
+        },
     }
+
+
+def _plan_stage(plan: FrozenPlan) -> dict[str, Any]:
+    """Rows of all catalogs: read = accepted + merged + held_out + all refused."""
+    counts = plan.info["catalogs"].values()
+    refused: Counter[str] = Counter()
+    for count in counts:
+        refused.update(count["refused"])
+    fates = ("read", "accepted", "merged", "held_out")
+    return {fate: sum(count[fate] for count in counts) for fate in fates} | {
+        "refused": dict(sorted(refused.items())),
+        "clips": plan.n_planned,
+        "shards": plan.n_shards,
+        "prompts": int(plan.info["n_unique_prompts"]),
+    }
+
+
+def _embed_stage(plan: FrozenPlan) -> dict[str, Any]:
+    sizes: Counter[str] = Counter()
+    for batch in plan.batches("prompts", ("chunk",)):
+        for count in batch.column("chunk").value_counts().to_pylist():
+            sizes[count["values"]] += count["counts"]
+    folder = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"]).folder
+    written = {
+        name: entry.modified
+        for entry in plan.store.entries(folder)
+        if (name := _chunk_of(entry)) in sizes
+    }
+    done = sum(sizes[name] for name in written)
+    recent, span_s = _recent_work(written.items())
+    speed = _per_s(sum(sizes[name] for name in recent), span_s)
+    return {
+        "prompts": sizes.total(),
+        "prompts_done": done,
+        "chunks": len(sizes),
+        "chunks_done": len(written),
+        "prompts_per_s": speed,
+        "eta_s": _eta(sizes.total() - done, speed),
+    }
+
+
+def _chunk_of(entry: Entry) -> str:
+    """The chunk that this file finishes; nothing for any other file."""
+    name = entry.key.rsplit("/", 1)[-1]
+    return name.removesuffix(".parquet") if name.endswith(".parquet") else ""
+
+
+class _Shard(NamedTuple):
+    """What a commit sums up to."""
+
+    modified: datetime
+    clips: int
+    refused: Counter[str]
+    seconds: float
+
+
+def _read_commits(plan: FrozenPlan) -> dict[int, _Shard]:
+    """Every committed shard, by number."""
+    numbers = {commit_key(shard): shard for shard in range(plan.n_shards)}
+
+    def read(entry: Entry) -> tuple[int, _Shard | None]:
+        shard = numbers[entry.key]
+        commit = read_commit(plan.store, shard)
+        if commit is None:  # superseded meanwhile
+            return shard, None
+        refused = Counter(str(row["reason"]) for row in commit["refused"])
+        seconds = float(sum(sample["duration_s"] for sample in commit["samples"]))
+        return shard, _Shard(entry.modified, len(commit["samples"]), refused, seconds)
+
+    entries = [entry for entry in plan.store.entries("commits") if entry.key in numbers]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return {shard: sums for shard, sums in pool.map(read, entries) if sums is not None}
+
+
+def _encode_stage(plan: FrozenPlan, shards: dict[int, _Shard], now: datetime) -> dict[str, Any]:
+    """`clips_done` counts refused clips too; `hours_left` supposes more of what there was."""
+    refused: Counter[str] = Counter()
+    for shard in shards.values():
+        refused.update(shard.refused)
+    done = sum(shard.clips for shard in shards.values()) + refused.total()
+    left = plan.n_planned - done
+    hours = sum(shard.seconds for shard in shards.values()) / 3600
+    recent, span_s = _recent_work((number, shard.modified) for number, shard in shards.items())
+    latest = [shards[number] for number in recent]
+    clips_per_s = _per_s(sum(shard.clips + shard.refused.total() for shard in latest), span_s)
+    newest = max((shard.modified for shard in shards.values()), default=None)
+    return {
+        "shards": plan.n_shards,
+        "shards_done": len(shards),
+        "clips": plan.n_planned,
+        "clips_done": done,
+        "hours": round(hours, 6),
+        "hours_left": round(hours * left / done, 6) if done else None,
+        "refused": dict(sorted(refused.items())),
+        "times_real_time": _per_s(sum(shard.seconds for shard in latest), span_s),
+        "clips_per_s": clips_per_s,
+        "eta_s": _eta(left, clips_per_s),
+        "last_commit_age_s": (
+            None if newest is None else round(max(0.0, (now - newest).total_seconds()), 3)
+        ),
+    }
+
+
+def _recent_work(written: Iterable[tuple[Key, datetime]]) -> tuple[list[Key], float]:
+    """What was written in the ten minutes up to the newest piece, but for the first; where that is
+    nothing, the newest, if the one before it is at most an hour older (shards of long music).
+
+    Returns:
+        The pieces that were made between the first and the newest, and the seconds between these.
+    """
+    times = sorted(written, key=lambda item: item[1])
+    if not times:
+        return [], 0.0
+    newest = times[-1][1]
+    recent = [(key, modified) for key, modified in times if newest - modified <= _RECENT]
+    if len(recent) == 1 and len(times) > 1 and newest - times[-2][1] <= _SLOW:
+        recent = times[-2:]
+    return [key for key, _ in recent[1:]], (newest - recent[0][1]).total_seconds()
+
+
+def _per_s(work: float, span_s: float) -> float | None:
+    return round(work / span_s, 6) if span_s > 0 else None
+
+
+def _eta(left: float, per_s: float | None) -> float | None:
+    return round(left / per_s, 3) if left > 0 and per_s else None
 
 
 def _read_poison(store: Store) -> list[dict[str, Any]]:

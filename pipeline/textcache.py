@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.storage import Store
@@ -28,6 +30,9 @@ PROMPTS = pa.schema([("prompt", pa.string()), ("chunk", pa.string())])
 _INDEX = pa.schema(
     [("prompt", pa.string()), ("row", pa.int64()), ("tokens", pa.int32()), ("dim", pa.int32())]
 )
+
+
+_INDICES_KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +51,55 @@ class TextCache:
     def __init__(self, store: Store, text_encoder_id: str) -> None:
         self.store = store
         self.folder = f"text/{text_encoder_id}"
+        # What a shard's neighbours ask for again; some tens of kilobytes each.
+        self._index = lru_cache(maxsize=_INDICES_KEPT)(self._read_index)
 
     def chunks(self) -> set[str]:
         """Names of the finished chunks."""
         names = (key.rsplit("/", 1)[-1] for key, _ in self.store.list(self.folder))
         return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
 
-    def assign_chunks(self, plan: pa.Table, chunk_size: int) -> pa.Table:
-        """Every unique prompt of a plan (`PROMPTS`), with the chunk it is in or will be in.
+    def assign_chunks(self, plan: pa.Table, chunk_size: int) -> tuple[pa.Table, pa.Array]:
+        """The chunk that each unique prompt of a plan is in, or will be in.
 
-        Prompts that are in the cache already keep their chunk; the others are cut into new ones.
+        Prompts that are in the cache already keep their chunk; the others are cut into new ones in
+        the order in which the plan comes to them, so that a shard finds most of its own in few.
+
+        Returns:
+            `PROMPTS`, new chunks first, each in one piece; and per row of the plan the chunks of
+            its prompts, list<string>.
         """
-        flat = plan["prompts"].combine_chunks().flatten()
-        prompts = sorted(flat.unique().to_pylist())
-        known = {prompt: span.chunk for prompt, span in self.spans(self.chunks()).items()}
-        fresh = [prompt for prompt in prompts if prompt not in known]
+        lists = plan["prompts"].combine_chunks()
+        flat = lists.flatten()
+        prompts = flat.unique()
+        known = self._known()
+        place = pc.index_in(prompts, value_set=known["prompt"].combine_chunks())
+        fresh = prompts.filter(pc.is_null(place))
+        names: list[str] = []
         for start in range(0, len(fresh), chunk_size):
-            chunk = fresh[start : start + chunk_size]
+            chunk = fresh.slice(start, chunk_size).to_pylist()
             name = hashlib.blake2b(json.dumps(chunk).encode(), digest_size=12).hexdigest()
-            known.update(dict.fromkeys(chunk, name))
-        chunks = [known[prompt] for prompt in prompts]
-        return pa.table({"prompt": prompts, "chunk": chunks}, schema=PROMPTS)
+            names += [name] * len(chunk)
+        kept = known.take(place.drop_null()).sort_by([("chunk", "ascending")])
+        table = pa.concat_tables(
+            [pa.table({"prompt": fresh, "chunk": pa.array(names, pa.string())}, PROMPTS), kept]
+        ).combine_chunks()
+        where = pc.index_in(flat, value_set=table["prompt"].combine_chunks())
+        chunks = table["chunk"].combine_chunks().take(where)
+        return table, pa.ListArray.from_arrays(_offsets(lists), chunks)
+
+    def _known(self) -> pa.Table:
+        """`PROMPTS` of the finished chunks, each prompt once."""
+        tables = [PROMPTS.empty_table()]
+        for name in sorted(self.chunks()):
+            prompts = self._index(name)["prompt"]
+            names = pa.repeat(pa.scalar(name), len(prompts))
+            tables.append(pa.table([prompts, names], schema=PROMPTS))
+        table = pa.concat_tables(tables)
+        _, first = np.unique(
+            pc.dictionary_encode(table["prompt"].combine_chunks()).indices, return_index=True
+        )
+        return table.take(pa.array(np.sort(first)))
 
     def write_chunk(
         self, name: str, prompts: Sequence[str], states: Sequence[npt.NDArray[np.float16]]
@@ -89,16 +122,32 @@ class TextCache:
         self.store.write(f"{self.folder}/{name}.f16", data)
         self.store.write(f"{self.folder}/{name}.parquet", buffer.getvalue())
 
-    def spans(self, chunks: Iterable[str]) -> dict[str, StateSpan]:
-        """Where each prompt of these finished chunks lies."""
+    def find(self, prompts: Mapping[str, str]) -> dict[str, StateSpan]:
+        """Where prompts lie, from the finished chunk that each is in.
+
+        Raises:
+            FileNotFoundError: a chunk is not there.
+            KeyError: a prompt is not in its chunk.
+        """
+        by_chunk: dict[str, list[str]] = {}
+        for prompt, chunk in prompts.items():
+            by_chunk.setdefault(chunk, []).append(prompt)
         spans: dict[str, StateSpan] = {}
-        for name in sorted(chunks):
-            data = self.store.read(f"{self.folder}/{name}.parquet")
-            index = pq.read_table(pa.BufferReader(data))
-            columns = (index[column].to_pylist() for column in ("prompt", "row", "tokens", "dim"))
-            for prompt, row, tokens, dim in zip(*columns, strict=True):
-                spans.setdefault(prompt, StateSpan(name, row, tokens, dim))
+        for chunk, wanted in by_chunk.items():
+            index = self._index(chunk)
+            places = pc.index_in(pa.array(wanted, pa.string()), value_set=index["prompt"])
+            if places.null_count:
+                lost = wanted[places.is_null().index(True).as_py()]
+                raise KeyError(f"prompt {lost!r} is not in text chunk {chunk}")
+            found = index.take(places)
+            columns = (found[column].to_pylist() for column in ("row", "tokens", "dim"))
+            for prompt, row, tokens, dim in zip(wanted, *columns, strict=True):
+                spans[prompt] = StateSpan(chunk, row, tokens, dim)
         return spans
+
+    def _read_index(self, chunk: str) -> pa.Table:
+        data = self.store.read(f"{self.folder}/{chunk}.parquet")
+        return pq.read_table(pa.BufferReader(data)).combine_chunks()
 
     def read(self, spans: Mapping[str, StateSpan]) -> dict[str, npt.NDArray[np.float16]]:
         """The states of each prompt, float16 [L_i, D]; one request per chunk."""
@@ -115,3 +164,9 @@ class TextCache:
             for prompt, part in zip(prompts, parts, strict=True):
                 states[prompt] = np.frombuffer(part, "<f2").reshape(-1, spans[prompt].dim)
         return states
+
+
+def _offsets(lists: pa.ListArray) -> pa.Array:
+    """Of lists that begin at the first of their values, whatever array they are a part of."""
+    offsets = lists.offsets
+    return pc.subtract(offsets, offsets[0])

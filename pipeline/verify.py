@@ -30,7 +30,7 @@ from common.storage import StorageError, Store
 from pipeline.commit import commit_key, committed_shards, read_commit
 from pipeline.finalize import check_account
 from pipeline.planfile import FrozenPlan, load_plan
-from pipeline.textcache import StateSpan, TextCache
+from pipeline.textcache import TextCache
 
 
 def verify_shards(store: Store, deep: bool = False) -> dict[str, Any]:
@@ -289,7 +289,6 @@ class _DeepCheck(_Check):
         self.states = 0
         super().__init__(store, plan, summary)
         self.cache = TextCache(store, str(plan.info["inputs"]["text_encoder_id"]))
-        self.spans = self._read_spans()
 
     def run(self) -> dict[str, Any]:
         found = super().run()
@@ -367,28 +366,22 @@ class _DeepCheck(_Check):
         prompts = sample.record.get("prompts")
         if not isinstance(prompts, list) or len(prompts) != len(sample.text):
             return []  # told before
-        spans = {prompt: self.spans[prompt] for prompt in prompts if prompt in self.spans}
-        if len(spans) < len(set(prompts)):
-            return []
+        planned = self.planned.get(sample.sample_id)
+        if planned is None or planned["prompts"] != prompts:
+            return []  # told before
         try:
+            spans = self.cache.find(dict(zip(prompts, planned["chunks"], strict=True)))
             cached = self.cache.read(spans)
-        except (FileNotFoundError, StorageError, ValueError):
+        except (FileNotFoundError, StorageError):
             return []  # a cache may go
+        except (ValueError, KeyError) as error:  # Arrow's errors are ValueErrors
+            return [f"its part of the text cache cannot be read: {_short(str(error))}"]
         self.states += 1
         return [
             f"text states of {_short(prompt)} are not those in the text cache"
             for prompt, states in zip(prompts, sample.text, strict=True)
             if not np.array_equal(states, cached[prompt])
         ]
-
-    def _read_spans(self) -> dict[str, StateSpan]:
-        try:
-            prompts = self.plan.table("prompts")
-            named = set(prompts["chunk"].to_pylist()) & self.cache.chunks()
-            return self.cache.spans(named)
-        except (AttuneError, FileNotFoundError, pa.ArrowException) as error:
-            self.problem("text", f"the text cache cannot be read: {error}")
-            return {}
 
     def _shard_list(self) -> None:
         """`shards.json` lists the tars of the commits, in their order."""

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from common.allocator import keep_freed_memory
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.allocator import keep_freed_memory
 from training.checkpoint import Checkpointer, latest_checkpoint
 from training.config import LMConfig
 from training.data import Batch, ClipOrder, Loader, check_shards, dropped_text

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.audio import AudioError, check_audio, read_audio, resample
+from common.audio import AudioError, AudioNotes, check_audio, check_notes, read_audio, resample
 
 RATE = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.float32)
@@ -339,3 +339,13 @@ def test_a_file_that_does_not_change_is_hashed_once_a_changed_one_again(
     changed = read_audio(path).sha256
     assert {*fresh, *settled} == {fresh[0]}
     assert changed == hashlib.sha256(path.read_bytes()).hexdigest() != fresh[0]
+
+
+def test_clipping_and_offset_are_refused_where_asked() -> None:
+    notes = AudioNotes(peak_dbfs=0.0, clipped_share=0.02, dc_offset=-0.1)
+    check_notes(notes)
+    check_notes(notes, max_clipped_share=0.02, max_dc_offset=0.1)
+    with pytest.raises(AudioError, match=r"clipped: 2\.0000% .* at most 1\.0000%"):
+        check_notes(notes, max_clipped_share=0.01)
+    with pytest.raises(AudioError, match=r"dc_offset: -0\.1 of full scale, expected at most 0\.09"):
+        check_notes(notes, max_dc_offset=0.09)

@@ -11,13 +11,23 @@ MARK = "ATTUNE_TEST_RUN"
 """Environment variable that every process of a run inherits."""
 
 
-def start_pipeline(*arguments: str, mark: str = "", ray_address: str = "") -> subprocess.Popen[str]:
-    """Start `python -m pipeline ARGUMENTS` as the leader of its own process group."""
+def start_pipeline(
+    *arguments: str, mark: str = "", ray_address: str = "", count: Path | None = None
+) -> subprocess.Popen[str]:
+    """Start `python -m pipeline ARGUMENTS` as the leader of its own process group.
+
+    Args:
+        count: file that gets a byte for each clip that goes through the codec.
+    """
     environment = os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address}
     if not ray_address:
         del environment["RAY_ADDRESS"]
+    program = ["-m", "pipeline"]
+    if count is not None:
+        program = [str(Path(__file__).with_name("counting_pipeline.py")), str(count)]
+        environment["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *arguments],
+        [sys.executable, *program, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

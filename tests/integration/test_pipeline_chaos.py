@@ -6,6 +6,7 @@ pytest tests/integration/test_pipeline_chaos.py -m heavy -s     # prints what it
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import re
@@ -24,6 +25,7 @@ import soundfile
 from pipeline_process import run_to_end, start_pipeline
 
 from common.storage import open_store
+from pipeline.gc import collect_garbage
 from pipeline.verify import verify_shards
 
 KILLS = 25
@@ -135,7 +137,8 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
     write_recipe(shaken)
     rng = random.Random(0)
     done: Counter[str] = Counter()
-    drivers = 0
+    drivers = taken_back = 0
+    count = tmp_path / "count"
     began = time.monotonic()
     driver: subprocess.Popen[str] | None = None
     while sum(done.values()) < KILLS:
@@ -145,11 +148,13 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
                 # Finished before enough had died: take a few commits back and go on.
                 (shaken / "summary.json").unlink()
                 for path in rng.sample(sorted((shaken / "commits").iterdir()), 12):
+                    taken_back += len(json.loads(path.read_bytes())["samples"])
                     path.unlink()
             _collect(driver)
             driver = start_pipeline(
-                "run", "--config", str(recipe), "pipeline.attempts=3", ray_address=cluster.address
-            )
+                "run", "--config", str(recipe), "pipeline.attempts=3",
+                ray_address=cluster.address, count=count,
+            )  # fmt: skip
             drivers += 1
         # Something gets done between two deaths, or it would only ever start: one more shard.
         known, patience = _commits(shaken), time.monotonic() + 60
@@ -195,23 +200,33 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
         if (shaken / "summary.json").exists():
             break
         drivers += 1
-        start_pipeline("run", "--config", str(recipe), ray_address=cluster.address).communicate(
-            timeout=300
-        )
+        start_pipeline(
+            "run", "--config", str(recipe), ray_address=cluster.address, count=count
+        ).communicate(timeout=300)
     shaken_s = time.monotonic() - began
 
     left, right = _content(shaken), _content(calm)
     orphans = sorted(left.keys() - right.keys())
+    encoded = count.stat().st_size
+    needed = CLIPS + taken_back
     print(
         f"\n{sum(done.values())} kills ({dict(done)}), {drivers} drivers, {shaken_s:.0f} s against "
-        f"{calm_s:.0f} s undisturbed; {len(orphans)} objects that no commit names"
+        f"{calm_s:.0f} s undisturbed; {encoded} clips encoded where {needed} had to be "
+        f"({encoded - needed} again); {len(orphans)} objects that no commit names"
     )
+    assert encoded >= needed
     assert sum(name.startswith("commits/") for name in right) == (CLIPS + 6) // PER_SHARD == 44
     assert left["manifest.parquet"] == right["manifest.parquet"]
     # Tars by their hashes, commits, caches, summary: everything there is, byte for byte.
     assert {name: left.get(name) for name in right} == right
     assert all(name.startswith(("shards/", "text/", "poison/")) for name in orphans), orphans
-    assert verify_shards(open_store(shaken))["problems"] == []
+    store = open_store(shaken)
+    assert verify_shards(store)["problems"] == []
+    # No orphan survives; nothing else goes.
+    collected = collect_garbage(store, 0.0, delete=True)
+    assert {item["key"] for item in collected["items"]} >= set(orphans)
+    assert _content(shaken) == right
+    assert verify_shards(store, deep=True)["problems"] == []
 
 
 def _content(data: Path) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,15 @@ from pipeline.config import PipelineConfig
 from pipeline.encode import EncodeWorker
 from pipeline.run import run_pipeline
 from pipeline.status import read_status
-from pipeline.textcache import StateSpan
 
 
 class DyingWorker(EncodeWorker):
     """Its process is killed by shard 2, as by a file that crashes a decoder."""
 
-    def encode_shard(
-        self, shard: int, rows: pa.Table, spans: Mapping[str, StateSpan]
-    ) -> dict[str, Any]:
+    def encode_shard(self, shard: int, rows: pa.Table) -> dict[str, Any]:
         if shard == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().encode_shard(shard, rows, spans)
+        return super().encode_shard(shard, rows)
 
 
 def test_a_shard_that_kills_its_worker_is_parked_and_the_rest_goes_on(

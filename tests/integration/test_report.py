@@ -26,7 +26,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
     from common.storage import open_store
     from common.text_encoder import load_text_encoder
     from pipeline.config import PipelineConfig
-    from pipeline.embed import missing_chunks
     from pipeline.encode import EncodeSettings, EncodeWorker
     from pipeline.textcache import TextCache
     from training.train import train
@@ -78,8 +77,9 @@ report:
     plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, settings)
     encoder = load_text_encoder(recipe.text_encoder)
     cache = TextCache(plan.store, encoder.text_encoder_id)
-    for row in missing_chunks(plan.table("prompts"), cache).to_pylist():
-        cache.write_chunk(row["chunk"], row["prompts"], encoder.encode(row["prompts"]))
+    for chunk in list(plan.missing_chunks()):
+        prompts = plan.prompts_of(chunk.name, chunk.row_groups)
+        cache.write_chunk(chunk.name, prompts, encoder.encode(prompts))
     worker = EncodeWorker(
         EncodeSettings(
             data_dir=recipe.data_dir,
@@ -96,7 +96,7 @@ report:
         )
     )
     for shard, rows in plan.shards():
-        worker.encode_shard(shard, rows, cache.spans(cache.chunks()))
+        worker.encode_shard(shard, rows)
     finalize(plan, recipe)
     train(recipe)
     train(load_recipe(path, ["lm.run=without", "lm.rr.weight=0"]))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from common.config import Recipe
-from pipeline.embed import missing_chunks
 from pipeline.encode import EncodeSettings, EncodeWorker
 from pipeline.planfile import FrozenPlan
 from pipeline.resources import Resources
@@ -43,18 +42,17 @@ def make_worker(plan: FrozenPlan, recipe: Recipe, **changes: object) -> EncodeWo
 
 def fill_cache(plan: FrozenPlan) -> TextCache:
     cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
-    for row in missing_chunks(plan.table("prompts"), cache).to_pylist():
-        states = [fake_states(prompt) for prompt in row["prompts"]]
-        cache.write_chunk(row["chunk"], row["prompts"], states)
+    for chunk in list(plan.missing_chunks()):
+        prompts = plan.prompts_of(chunk.name, chunk.row_groups)
+        cache.write_chunk(chunk.name, prompts, [fake_states(prompt) for prompt in prompts])
     return cache
 
 
 def encode_all(plan: FrozenPlan, recipe: Recipe) -> None:
-    cache = fill_cache(plan)
-    spans = cache.spans(cache.chunks())
+    fill_cache(plan)
     worker = make_worker(plan, recipe)
     for shard, rows in plan.shards():
-        worker.encode_shard(shard, rows, spans)
+        worker.encode_shard(shard, rows)
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,11 +61,9 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(
         plan: FrozenPlan, recipe: Recipe, config: object, resources: object, committed: set[int]
     ) -> dict[int, str]:
-        cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
-        spans = cache.spans(set(plan.table("prompts")["chunk"].to_pylist()))
         worker = make_worker(plan, recipe)
         for shard, rows in plan.shards(skip=committed):
-            worker.encode_shard(shard, rows, spans)
+            worker.encode_shard(shard, rows)
         return {}
 
     monkeypatch.setattr("pipeline.run.ray_session", lambda store: nullcontext("none"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -248,6 +249,52 @@ def test_a_failing_disk_fails_the_shard_and_commits_nothing(
     with pytest.raises(OSError, match="Input/output error"):
         encode_all(*planned)
     assert planned[0].store.list("commits") == []
+
+
+def test_a_full_scratch_disk_is_the_stores_kind_of_error(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried again, and in the end one line that says where there is no room."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.encode.build_tar", fail)
+    with pytest.raises(StorageError, match=r"No space left on device; make room there or .*TMPDIR"):
+        encode_all(*planned)
+    assert planned[0].store.list("commits") == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"), [("max_clipped_share", "clipped"), ("max_dc_offset", "dc_offset")]
+)
+def test_levels_are_refused_where_asked(
+    planned: Planned, tmp_path: Path, limit: str, reason: str
+) -> None:
+    wave = np.clip(1.5 * np.sin(np.arange(16_000)) + 0.3, -1, 1)
+    soundfile.write(tmp_path / "loud.wav", wave, 16_000, "FLOAT")
+    assert not isinstance(_decode_one(planned, tmp_path / "loud.wav"), AudioError)
+    outcome = _decode_one(planned, tmp_path / "loud.wav", **{limit: 0.05})
+    assert isinstance(outcome, AudioError) and outcome.reason == reason
+
+
+def test_a_long_clip_waits_alone(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decoded ahead of the codec is bounded in bytes."""
+    for i in range(8):
+        soundfile.write(tmp_path / f"{i}.wav", np.full(16_000, 0.1 * (i + 1)), 16_000)
+    rows = [{"audio_uri": f"{tmp_path}/{i}.wav", "start_s": None, "end_s": None} for i in range(8)]
+    worker = make_worker(*planned, silence_dbfs=-300.0, decode_threads=2)
+    begun, seen, ahead = [], [], []
+    decode = worker._decode
+    monkeypatch.setattr(worker, "_decode", lambda row, rate: begun.append(row) or decode(row, rate))
+    monkeypatch.setattr("pipeline.encode._HELD_BYTES", 100_000)  # a clip has 64,000
+    for row, _ in worker._decoded(pa.Table.from_pylist(rows), 16_000):
+        seen.append(row["audio_uri"])
+        ahead.append(len(begun) - len(seen))
+    assert seen == [row["audio_uri"] for row in rows]
+    assert max(ahead) <= 2  # 4 where nothing is large
 
 
 def test_status_tells_every_stage(planned: Planned, finished: Path) -> None:

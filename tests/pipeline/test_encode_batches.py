@@ -42,10 +42,10 @@ def encode(recipe_path: Path, out: Path, batch: int) -> dict[str, bytes]:
     plan, _ = ensure_plan(
         open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig)
     )
-    cache = fill_cache(plan)
+    fill_cache(plan)
     worker = make_worker(plan, recipe, batch_clips=batch)
     for shard, rows in plan.shards():
-        worker.encode_shard(shard, rows, cache.spans(cache.chunks()))
+        worker.encode_shard(shard, rows)
     finalize(plan, recipe)
     return {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
 

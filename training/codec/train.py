@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
+from common.allocator import keep_freed_memory
 from common.codec import codec_identity
 from common.config import Recipe
 from common.errors import AttuneError
-from training.allocator import keep_freed_memory
 from training.codec.config import CodecTrainingConfig
 from training.codec.data import AudioClips, load_clips, segment_batch
 from training.codec.losses import MultiScaleMelLoss, si_sdr

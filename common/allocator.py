@@ -1,7 +1,9 @@
 """Keep freed memory instead of returning it to the kernel after each tensor.
 
 By default glibc maps large blocks anew for each allocation and unmaps them when freed; every step
-of training on a CPU then pays page faults for its activations all over again.
+of training and every clip through the codec on a CPU then pays page faults for its activations all
+over again.  By default, too, each thread has an arena of its own, and what one freed another cannot
+have.
 """
 
 from __future__ import annotations

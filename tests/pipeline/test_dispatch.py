@@ -1,0 +1,161 @@
+"""Dispatch on a made-up cluster: who gets what, who is blamed, and that everything ends."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from common.errors import AttuneError
+from common.storage import StorageError, Store, open_store
+from pipeline.dispatch import Dispatch, Task
+from pipeline.encode import SHARDS_AT_ONCE
+
+
+class Reference:
+    """What a call on an actor gives; filled in when `FakeRay.wait` lets the call happen."""
+
+    def __init__(self, actor: Actor, shard: int | None) -> None:
+        self.actor, self.shard = actor, shard
+        self.result: Any = None
+
+
+class Method:
+    def __init__(self, call: Callable[..., Reference]) -> None:
+        self.remote = call
+
+
+class Actor:
+    def __init__(self, cluster: FakeRay) -> None:
+        self.cluster = cluster
+        self.is_ready = Method(lambda: self._call(None))
+        self.encode_shard = Method(lambda shard, rows: self._call(shard))
+
+    def _call(self, shard: int | None) -> Reference:
+        reference = Reference(self, shard)
+        self.cluster.calls.append(reference)
+        busy = [call.shard for call in self.cluster.calls if call.actor is self]
+        self.cluster.most = max(self.cluster.most, len(busy))
+        if shard is not None:
+            self.cluster.tries[shard] += 1
+            for other in busy:
+                if other is not None and other != shard:
+                    self.cluster.company[shard].add(other)
+                    self.cluster.company[other].add(shard)
+        return reference
+
+
+class FakeRay:
+    """Calls end in a random order.  A killer takes its actor and all that this one has with it."""
+
+    def __init__(self, seed: int, killers: set[int], failing: dict[int, Exception]) -> None:
+        self.rng = random.Random(seed)
+        self.killers, self.failing = killers, failing
+        self.calls: list[Reference] = []
+        self.tries: Counter[int] = Counter()
+        self.company: dict[int, set[int]] = {shard: set() for shard in range(100)}
+        self.most = 0
+
+    def start(self) -> Actor:
+        return Actor(self)
+
+    def wait(self, references: list[Reference], **options: object) -> tuple[list[Any], list[Any]]:
+        over = [reference for reference in references if reference not in self.calls]
+        if not over:
+            over = [self.rng.choice(references)]
+            self._end(over[0])
+        return over, [reference for reference in references if reference not in over]
+
+    def _end(self, reference: Reference) -> None:
+        self.calls.remove(reference)
+        if reference.shard in self.killers:
+            reference.result = RayActorError()
+            for other in [call for call in self.calls if call.actor is reference.actor]:
+                self.calls.remove(other)
+                other.result = RayActorError()
+        elif reference.shard in self.failing:
+            cause = self.failing[reference.shard]
+            reference.result = RayTaskError("encode_shard", "traceback", cause)
+        else:
+            reference.result = {"shard": reference.shard}
+
+    def get(self, reference: Reference) -> Any:
+        if isinstance(reference.result, Exception):
+            raise reference.result
+        return reference.result
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    def run(
+        seed: int = 0, killers: set[int] | None = None, failing: dict[int, Exception] | None = None,
+        attempts: int = 3, workers: int = 3,
+    ) -> tuple[FakeRay, list[int], dict[int, str], Store]:  # fmt: skip
+        cluster = FakeRay(seed, killers or set(), failing or {})
+        monkeypatch.setattr(ray, "wait", cluster.wait)
+        monkeypatch.setattr(ray, "get", cluster.get)
+        done: list[int] = []
+        store = open_store(tmp_path)
+        dispatch = Dispatch(
+            cluster.start, store, attempts, lambda account: done.append(account["shard"]),
+            lambda: None,
+        )  # fmt: skip
+        poison = dispatch.run(tasks(), workers)
+        return cluster, done, poison, store
+
+    return run
+
+
+def tasks() -> Iterator[Task]:
+    for shard in range(40):
+        yield Task(shard, pa.table({"shard": [shard]}))
+
+
+def test_every_shard_is_done_once_and_no_worker_has_too_many(run: Callable[..., Any]) -> None:
+    cluster, done, poison, _ = run()
+    assert sorted(done) == list(range(40)) and poison == {}
+    assert set(cluster.tries.values()) == {1}
+    assert cluster.most == SHARDS_AT_ONCE
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_only_what_kills_its_worker_is_blamed(
+    run: Callable[..., Any], seed: int, attempts: int
+) -> None:
+    killers = {0, 7, 8, 39}
+    cluster, done, poison, store = run(seed, killers, attempts=attempts)
+    assert poison.keys() == killers
+    assert sorted(done) == sorted(set(range(40)) - killers)
+    assert [key for key, _ in store.list("poison")] == [
+        f"poison/{shard:06d}.json" for shard in sorted(killers)
+    ]
+    for shard, tries in cluster.tries.items():
+        # Once in company where nobody knows who did it, then alone.
+        expected = attempts + 1 if shard in killers else len(killers) + 1
+        assert tries <= expected, shard
+    assert cluster.most <= SHARDS_AT_ONCE
+
+
+def test_what_fails_by_itself_is_parked_or_ends_the_run(run: Callable[..., Any]) -> None:
+    cluster, done, poison, _ = run(failing={5: RuntimeError("no memory")}, attempts=2)
+    assert "no memory" in poison.pop(5) and not poison
+    assert cluster.tries[5] == 2 and len(done) == 39
+    with pytest.raises(StorageError, match="disk full"):
+        run(failing={5: StorageError("disk full")})
+    with pytest.raises(AttuneError, match="another codec"):
+        run(failing={5: AttuneError("another codec")})
+
+
+def test_a_worker_that_never_stands_ends_the_run(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(AttuneError, match="die before they have begun"):
+        run(killers={None})  # what `is_ready` is called with
