@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 MARK = "ATTUNE_TEST_RUN"
 """Environment variable that every process of a run inherits."""
@@ -42,6 +45,28 @@ def run_to_end(*arguments: str, ray_address: str = "") -> str:
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     return output
+
+
+def below(pid: int) -> list[int]:
+    """All descendants of a process, whichever of its threads made them."""
+    children: list[str] = []
+    with suppress(OSError):  # gone meanwhile
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            children += (thread / "children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *below(child))]
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """A signal to a process that may be gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def kill_tree(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL for a process and all below it: a Ray head would take half a minute to leave."""
+    for pid in [*below(process.pid), process.pid] if process.poll() is None else []:
+        send(pid, signal.SIGKILL)
+    process.wait()
 
 
 def marked_processes(mark: str) -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from pipeline_process import run_to_end, start_pipeline
+from pipeline_process import below, kill_tree, run_to_end, send, start_pipeline
 
 from common.storage import open_store
 from pipeline.gc import collect_garbage
@@ -97,9 +97,7 @@ class Cluster:
             )  # fmt: skip
 
     def kill_node(self, index: int) -> None:
-        for pid in [*_below(self.nodes[index].pid), self.nodes[index].pid]:
-            _kill(pid)
-        self.nodes.pop(index).wait()
+        kill_tree(self.nodes.pop(index))
 
     def stop(self) -> None:
         while self.nodes:
@@ -170,16 +168,16 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
                 done[victim] += 1
         elif victim == "worker":
             workers = [
-                pid for node in cluster.nodes for pid in _below(node.pid) if _title(pid, "ray::")
+                pid for node in cluster.nodes for pid in below(node.pid) if _title(pid, "ray::")
             ]
             encoders = [pid for pid in workers if _title(pid, "ray::EncodeWorker")]
             if encoders or workers:
-                _kill(rng.choice(encoders or workers))
+                send(rng.choice(encoders or workers), signal.SIGKILL)
                 done[victim] += 1
         elif victim == "raylet" and len(cluster.nodes) > 1:
-            raylets = [pid for pid in _below(cluster.nodes[1].pid) if _title(pid, "raylet")]
+            raylets = [pid for pid in below(cluster.nodes[1].pid) if _title(pid, "raylet")]
             if raylets:
-                _kill(raylets[0])
+                send(raylets[0], signal.SIGKILL)
                 done[victim] += 1
                 time.sleep(1)
             cluster.kill_node(1)
@@ -240,20 +238,6 @@ def _collect(driver: subprocess.Popen[str] | None) -> None:
 
 def _commits(data: Path) -> int:
     return len(list((data / "commits").glob("*.json")))
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _below(pid: int) -> list[int]:
-    """All descendants of a process."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [found for child in map(int, children) for found in (child, *_below(child))]
 
 
 def _title(pid: int, text: str) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pipeline_process import run_to_end
+from pipeline_process import kill_tree, run_to_end
 
 from common.shards import ShardDataset
 from common.storage import open_store
@@ -39,8 +37,7 @@ def ray_cluster(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert head.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
     yield found.group(1)
-    os.killpg(head.pid, signal.SIGTERM)
-    head.wait(timeout=60)
+    kill_tree(head)
 
 
 def test_s3_on_a_cluster_gives_the_manifest_of_an_embedded_run_on_disk(

@@ -1,0 +1,258 @@
+"""`ray job submit`: a run as a job on a cluster that is reached through its dashboard alone."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import soundfile
+from pipeline_process import below, kill_tree, run_to_end, send
+
+from common.storage import open_store
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+LEFT_OUT = [".git", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split())]
+RATE = 16_000
+
+
+class Cluster:
+    """A head with a dashboard and a second node, of one CPU each, that have nothing of ours.
+
+    What a job needs must come with it: the nodes' own `common` and `pipeline` refuse to be
+    imported, they know no bucket, and neither looks into the other's temporary folder.
+    """
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self.scratch = scratch
+        self.log = folder / "ray.log"
+        self.nodes: list[subprocess.Popen[str]] = []
+        self.jobs: list[subprocess.Popen[str]] = []
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "RAY_ADDRESS" and not name.startswith("AWS_")
+        }
+        # A head may make a token of its own as it starts, which whoever connects does not have.
+        self.environment["RAY_AUTH_MODE"] = "disabled"
+        for package in ("common", "pipeline"):
+            module = folder / "bare" / package / "__init__.py"
+            module.parent.mkdir(parents=True)
+            module.write_text("raise ImportError('not the code that came with the job')\n")
+        self.node_environment = self.environment | {
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(scratch),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(folder / "bare"),
+        }
+        self.dashboard = ""
+
+    def start(self) -> None:
+        self.log.touch()
+        port, other = _free_ports(2)
+        self._add_node(
+            "head", "--head", "--port=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={port}", f"--ray-client-server-port={other}",
+            "--disable-usage-stats",
+        )  # fmt: skip
+        self.dashboard = f"http://127.0.0.1:{port}"
+        address = self._read_log(r"--address='([\d.:]+)'")
+        self._add_node("second", f"--address={address}")
+        self._read_log(r"Ray runtime started(?s:.)*(Ray runtime started)")
+
+    def _add_node(self, name: str, *arguments: str) -> None:
+        command = [
+            RAY, "start", "--block", *arguments, f"--temp-dir={self.scratch / name}",
+            "--num-cpus=1", "--object-store-memory=100000000", "--dashboard-agent-listen-port=0",
+        ]  # fmt: skip
+        with self.log.open("a") as out:
+            self.nodes.append(
+                subprocess.Popen(
+                    command, stdout=out, stderr=subprocess.STDOUT, text=True,
+                    env=self.node_environment, cwd=self.scratch, start_new_session=True,
+                )
+            )  # fmt: skip
+
+    def _read_log(self, pattern: str) -> str:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(pattern, self.log.read_text())):
+            assert self.nodes[-1].poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+        return found.group(1)
+
+    def submit(self, *arguments: str) -> subprocess.Popen[str]:
+        """`pipeline run ARGUMENTS` as the README has it; `AWS_*` go along."""
+        variables = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+        command = [
+            RAY, "job", "submit", "--address", self.dashboard, "--working-dir", ".",
+            "--runtime-env-json", json.dumps({"env_vars": variables}),
+            "--", "python", "-m", "pipeline", "run", *arguments,
+        ]  # fmt: skip
+        job = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=self.environment, cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+        self.jobs.append(job)
+        return job
+
+    def tasks(self, name: str) -> list[dict[str, str]]:
+        """What Ray says of the tasks of this name."""
+        command = [
+            RAY, "list", "tasks", "--address", self.dashboard, "--filter", f"name={name}",
+            "--limit", "1000", "--format", "json",
+        ]  # fmt: skip
+        listed = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        return json.loads(listed.stdout)
+
+    def stop(self) -> None:
+        for process in [*self.jobs, *reversed(self.nodes)]:
+            with process:
+                kill_tree(process)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    # A short path: sockets lie in it.
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
+        made = Cluster(tmp_path_factory.mktemp("cluster"), Path(scratch))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.fixture
+def esc50(tmp_path: Path) -> Path:
+    """12 clips and a silent one in ESC-50's layout."""
+    root = tmp_path / "ESC-50-master"
+    (root / "audio").mkdir(parents=True)
+    (root / "meta").mkdir()
+    rng = np.random.default_rng(0)
+    rows = [("filename", "fold", "target", "category", "esc10", "src_file", "take")]
+    t = np.arange(RATE * 5) / RATE
+    for i in range(13):
+        wave = 0.4 * np.sin(2 * np.pi * (100 + 9 * i) * t) + 0.02 * rng.standard_normal(t.size)
+        fold, kind = str(1 + i % 5), ("dog", "rain", "sea_waves")[i % 3]
+        name = f"{fold}-{i}-A-{i % 3}.wav"
+        soundfile.write(root / "audio" / name, wave * (i < 12), RATE)
+        rows.append((name, fold, str(i % 3), kind, "True", str(i), "A"))
+    with (root / "meta" / "esc50.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return root
+
+
+def test_a_job_on_two_nodes_gives_the_manifest_of_an_ordinary_run(
+    cluster: Cluster, esc50: Path, s3_bucket: str, tmp_path: Path
+) -> None:
+    url = f"{s3_bucket}/attune/data"
+    recipe = [
+        "--config", "configs/esc10.yaml", f"root={esc50}", "codec.path=builtin:sfx-small",
+        "pipeline.clips_per_shard=1", "pipeline.workers=2",
+    ]  # fmt: skip
+    before = _files(ROOT)
+    job = cluster.submit(*recipe, f"data_dir={url}")
+    copy = _see_it_run(cluster, job)
+    after = _files(ROOT)
+    printed = job.communicate(timeout=240)[0]
+    assert job.returncode == 0 and "done: 12 clips" in printed, printed
+
+    # It ran in a copy of the repository, which someone may be at work on, without what is ignored.
+    assert copy.is_relative_to(cluster.scratch / "head") and "runtime_resources" in copy.parts
+    files = _files(copy)
+    assert "pipeline/run.py" in files and before & after <= files <= before | after
+    assert not [path for path in copy.iterdir() if _is_left_out(path.name)]
+
+    # Both nodes encoded, and have no code but what came along.
+    shards = cluster.tasks("EncodeWorker.encode_shard")
+    assert len({shard["node_id"] for shard in shards if shard["state"] == "FINISHED"}) == 2, shards
+
+    run_to_end("run", *recipe, f"data_dir={tmp_path / 'data'}")
+    store = open_store(url)
+    for name in ("manifest.parquet", "quarantine.parquet", "shards.json"):
+        assert store.read(name) == (tmp_path / "data" / name).read_bytes()
+
+    job = cluster.submit(*recipe, f"data_dir={url}")
+    printed = job.communicate(timeout=240)[0]
+    assert job.returncode == 0 and "nothing to do" in printed, printed
+
+
+def test_a_mistake_fails_the_job_and_is_told_where_it_was_submitted(cluster: Cluster) -> None:
+    job = cluster.submit("--config", "configs/esc10.yaml", "root=/data", "pipeline.worker=2")
+    printed = job.communicate(timeout=240)[0]
+    assert job.returncode == 1, printed
+    error = "error: config configs/esc10.yaml: unknown key 'pipeline.worker'; did you mean"
+    assert re.search(f"^{re.escape(error)}", printed, re.MULTILINE), printed
+    assert "Traceback" not in printed
+
+
+def _see_it_run(cluster: Cluster, job: subprocess.Popen[str]) -> Path:
+    """The working directory of the job's process, once a worker on each node is ready.
+
+    The first one stands still until the other is there: so short a run would be over by then.
+    """
+    folder: Path | None = None
+    held: dict[int, int] = {}
+    deadline = time.monotonic() + 240
+    while job.poll() is None and time.monotonic() < deadline:
+        for i, node in enumerate(cluster.nodes):
+            for pid in below(node.pid):
+                with suppress(OSError):  # gone meanwhile
+                    process = Path(f"/proc/{pid}")
+                    title = (process / "cmdline").read_bytes()
+                    if b"\0-m\0pipeline\0run\0" in title:
+                        folder = (process / "cwd").readlink()
+                    ready = title.startswith(b"ray::EncodeWorker") and b"__init__" not in title
+                    if ready and i not in held:
+                        held[i] = pid
+                        send(pid, signal.SIGSTOP)
+        if len(held) == 2:
+            for pid in held.values():
+                send(pid, signal.SIGCONT)
+            assert folder is not None
+            return folder
+        time.sleep(0.02)
+    job.terminate()
+    raise AssertionError(f"workers on nodes {sorted(held)} alone: {job.communicate()[0]}")
+
+
+def _free_ports(n: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
+def _is_left_out(name: str) -> bool:
+    """Whether files and folders of this name stay behind: git's own, and what it ignores."""
+    return any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT)
+
+
+def _files(root: Path) -> set[str]:
+    """The paths of all files below a folder that should be in the package."""
+    found = set()
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not _is_left_out(name)]
+        paths = [Path(folder, name) for name in files if not _is_left_out(name)]
+        found |= {str(path.relative_to(root)) for path in paths}
+    return found
