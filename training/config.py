@@ -62,6 +62,12 @@ class RegularizationConfig(Section):
     pool: Pool = "max"
     scope: Literal["global", "local"] = "global"
     """Pairs over the global batch, or within each process's share of it."""
+    apply: Literal["cfg", "always"] = "cfg"
+    """`cfg`: where text was dropped (equation 6). `always`: with text as well, by which the paper's
+    metrics did not improve (section 3.2)."""
+    text: Literal["raw", "projected"] = "raw"
+    """What the prompts' similarity is taken of: the text encoder's states, or these after the
+    model's text projection. Fixed either way: no gradient flows into it."""
 
 
 class LMConfig(Section):
@@ -107,6 +113,11 @@ class LMConfig(Section):
         if self.batch_size < 2 and self.rr.weight > 0:
             raise ValueError(
                 "batch_size must be at least 2 with rr.weight > 0: rr compares pairs of clips"
+            )
+        if self.rr.weight > 0 and self.rr.apply == "cfg" and self.cfg.dropout == 0:
+            raise ValueError(
+                "rr.weight > 0 with rr.apply=cfg acts on steps without text, and cfg.dropout is 0: "
+                "there are none; set rr.weight=0, or rr.apply=always"
             )
         if self.optim.warmup >= self.steps:
             raise ValueError(

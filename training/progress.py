@@ -10,7 +10,10 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-_SCALARS = ("loss", "rr", "grad_norm", "lr", "tokens_per_s", "valid_loss", "valid_loss_uncond")
+_SCALARS = (
+    "loss", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm", "grad_norm", "lr",
+    "tokens_per_s", "valid_loss", "valid_loss_uncond",
+)  # fmt: skip
 
 
 class Progress:
@@ -39,7 +42,8 @@ class Progress:
 
     def log(self, row: dict[str, Any], say: bool = True) -> None:
         """Record one step: `step`, `loss`, `loss_per_stream`, `grad_norm`, `lr`, `tokens_per_s`,
-        `dropped` (share of the batch without text), and `rr` where text was dropped."""
+        `dropped` (share of the batch without text), and where rr applied `rr`, `rr_correlation`,
+        `rr_grad_norm` and `ce_grad_norm`."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         step = row["step"]

@@ -29,7 +29,12 @@ from training.config import LMConfig
 from training.data import Batch, ClipOrder, Loader, check_shards, dropped_text
 from training.distributed import World, full, gather_rows, shard, start, sum_over_processes
 from training.ema import ExponentialMovingAverage
-from training.lm.losses import pool, representation_regularization, stream_losses
+from training.lm.losses import (
+    pool,
+    representation_regularization,
+    similarity_correlation,
+    stream_losses,
+)
 from training.lm.model import Architecture, LanguageModel
 from training.lm.patterns import delay, valid_steps
 from training.optim import (
@@ -117,7 +122,7 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
         finished = step + 1
         last = finished == config.steps
         regular = finished % config.log_every == 0 or last
-        logged = regular or outcome.dropped > 0
+        logged = regular or (outcome.rr is not None and config.rr.apply == "cfg")
         saved = finished % config.checkpoint_every == 0 or last
         # Before the weights take it in.  A GPU would wait for the answer: there only when somebody
         # needs it; weights that are not finite give a gradient that is not, at the latest then.
@@ -179,47 +184,83 @@ class TrainingStep:
         )
         # FSDP averages gradients over processes; the objective is a sum over them.
         objective = objective * world.size
-        rr = None
-        if dropped.any():
-            rr = self._regularization(batch, hidden, dropped)
-            if config.rr.weight > 0:
-                objective = objective + config.rr.weight * rr
-        objective.backward()
-        return Outcome(sums.detach() / counts, rr, float(dropped.mean()))
+        outcome = Outcome(sums.detach() / counts, float(dropped.mean()))
+        chosen = np.ones_like(dropped) if config.rr.apply == "always" else dropped
+        if not chosen.any():
+            objective.backward()
+            return outcome
+        if not config.rr.weight:
+            with torch.no_grad():
+                outcome.rr, outcome.correlation = self._regularization(batch, hidden, chosen)
+            objective.backward()
+            return outcome
+        # A view of its own: the regularization's share of the gradient can be told apart there.
+        states = hidden.view_as(hidden)
+        states.retain_grad()
+        whole: list[Tensor] = []
+        hidden.register_hook(whole.append)
+        rr, outcome.correlation = self._regularization(batch, states, chosen)
+        outcome.rr = rr.detach()
+        (objective + config.rr.weight * rr).backward()
+        assert states.grad is not None
+        shares = (states.grad.float(), (whole[0] - states.grad).float())
+        outcome.gradients = torch.stack([share.square().sum() for share in shares])
+        outcome.gradients /= world.size**2
+        return outcome
 
-    def _regularization(self, batch: Batch, hidden: Tensor, dropped: NDArray[np.bool_]) -> Tensor:
-        """L_rr over the clips whose text was dropped (all of the batch with one draw for it)."""
+    def _regularization(
+        self, batch: Batch, hidden: Tensor, chosen: NDArray[np.bool_]
+    ) -> tuple[Tensor, Tensor]:
+        """L_rr over the clips `chosen` of the global batch, and how the similarities correlate."""
         how, world = self._config.rr, self._world
-        context = nullcontext() if how.weight > 0 else torch.no_grad()
-        with context:
-            mask = valid_steps(batch.lengths, self._arch.n_codebooks, hidden.shape[1])
-            audio = pool(hidden, mask, how.pool)
-            text = pool(batch.text, batch.text_mask, how.pool)
-            chosen = torch.from_numpy(dropped).to(audio.device)
-            if how.scope == "global":
-                audio, text = gather_rows(audio, world), gather_rows(text, world)
-            else:
-                chosen = chosen.view(world.size, -1)[world.rank]
-            return representation_regularization(audio[chosen], text[chosen])
+        mask = valid_steps(batch.lengths, self._arch.n_codebooks, hidden.shape[1])
+        audio = pool(hidden, mask, how.pool)
+        states = batch.text
+        if how.text == "projected":
+            # Under FSDP the root's weights stay whole from the forward pass to the backward one.
+            with torch.no_grad(), _precision(self._config, world):
+                states = self._model.text_projection(states)
+        text = pool(states, batch.text_mask, how.pool)
+        places = torch.from_numpy(chosen).to(audio.device)
+        if how.scope == "global":
+            audio, text = gather_rows(audio, world), gather_rows(text, world)
+        else:
+            places = places.view(world.size, -1)[world.rank]
+        audio, text = audio[places], text[places]
+        return (
+            representation_regularization(audio, text),
+            similarity_correlation(audio.detach(), text),
+        )
 
 
 class Outcome:
     """What one step came to, still on the device."""
 
-    def __init__(self, shares: Tensor, rr: Tensor | None, dropped: float) -> None:
+    def __init__(self, shares: Tensor, dropped: float) -> None:
         self._shares = shares
-        self._rr = None if rr is None else rr.detach()
         self.dropped = dropped
         """Share of the global batch that trained without text."""
+        self.rr: Tensor | None = None
+        """L_rr where it was taken, before its weight."""
+        self.correlation: Tensor | None = None
+        """Of the two similarity matrices."""
+        self.gradients: Tensor | None = None
+        """Squared norms of the gradients of weighted L_rr and of cross-entropy with respect to this
+        process's last hidden states, float32 `[2]`."""
 
     def row(self, world: World) -> dict[str, Any]:
         """Losses over the global batch (all processes must call this)."""
         losses = sum_over_processes(self._shares, world).tolist()
         row = {"loss": sum(losses) / len(losses), "loss_per_stream": losses}
         row["dropped"] = self.dropped
-        if self._rr is not None:
+        if self.rr is not None and self.correlation is not None:
             # Equal on all processes with scope global; their mean with scope local.
-            row["rr"] = float(sum_over_processes(self._rr, world)) / world.size
+            both = torch.stack([self.rr, self.correlation])
+            found = (sum_over_processes(both, world) / world.size).tolist()
+            row["rr"], row["rr_correlation"] = found
+        if self.gradients is not None:
+            norms = sum_over_processes(self.gradients, world).sqrt().tolist()
+            row["rr_grad_norm"], row["ce_grad_norm"] = norms
         return row
 
 

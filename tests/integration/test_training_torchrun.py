@@ -77,6 +77,32 @@ def test_two_processes_follow_one(root: Path) -> None:
         torch.testing.assert_close(alone[key], shared[key], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("text", ["raw", "projected"])
+def test_two_and_four_processes_give_the_gradient_of_one(
+    root: Path, tmp_path: Path, text: str
+) -> None:
+    """L_rr over the global batch, weighed so that it is most of the gradient."""
+    found = {}
+    script = str(Path(__file__).with_name("gradient_process.py"))
+    overrides = ["lm.batch_size=8", "lm.cfg.dropout=1", "lm.rr.weight=100", f"lm.rr.text={text}"]
+    for processes in (1, 2, 4):
+        out = tmp_path / f"{processes}.safetensors"
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        done = subprocess.run(
+            [sys.executable, *launcher, script, str(root / "recipe.yaml"), str(out), *overrides],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[processes] = load_file(out)
+    assert found[1]["rr_grad_norm"] > found[1]["ce_grad_norm"]
+    for processes in (2, 4):
+        assert found[processes].keys() == found[1].keys()
+        for name, expected in found[1].items():
+            error = (found[processes][name] - expected).abs().max()
+            assert error <= 1e-5 * max(1e-3, float(expected.abs().max())), (processes, name)
+
+
 def test_text_dropped_per_clip_on_two_processes(root: Path) -> None:
     per_clip = ["lm.cfg.granularity=sample", "lm.cfg.dropout=0.5", "lm.steps=6"]
     _assert_alike(_train(root, 1, "one-s", *per_clip), _train(root, 2, "two-s", *per_clip))

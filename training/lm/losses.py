@@ -78,3 +78,23 @@ def representation_regularization(audio: Tensor, text: Tensor) -> Tensor:
     difference = similarity(text.detach()) - similarity(audio)
     off_diagonal = ~torch.eye(batch, dtype=torch.bool, device=audio.device)
     return (difference.square() * off_diagonal).sum() / (batch * (batch - 1))
+
+
+def similarity_correlation(audio: Tensor, text: Tensor) -> Tensor:
+    """How far the clips are alike where their prompts are: Pearson correlation between the
+    off-diagonal entries of the two similarity matrices.
+
+    Args:
+        audio: pooled decoder states `[B, D]`.
+        text: pooled text states `[B, D']`.
+
+    Returns:
+        A float32 scalar in -1...1; 0 where either matrix has no spread, or fewer than 3 clips.
+    """
+    batch = audio.shape[0]
+    if batch < 3:
+        return audio.new_zeros((), dtype=torch.float32)
+    above = torch.triu_indices(batch, batch, 1, device=audio.device).unbind()
+    a, t = (similarity(vectors.detach())[above] for vectors in (audio, text))
+    a, t = a - a.mean(), t - t.mean()
+    return (a @ t) / (a.norm() * t.norm()).clamp(min=1e-12)
