@@ -168,7 +168,11 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
                 done[victim] += 1
         elif victim == "worker":
             workers = [
-                pid for node in cluster.nodes for pid in below(node.pid) if _title(pid, "ray::")
+                pid
+                for node in cluster.nodes
+                for pid in below(node.pid)
+                # A node dies with its agents: that is another victim.
+                if _title(pid, "ray::") and not _title(pid, "Agent")
             ]
             encoders = [pid for pid in workers if _title(pid, "ray::EncodeWorker")]
             if encoders or workers:
