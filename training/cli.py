@@ -31,11 +31,25 @@ def lm(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what this run has and start over.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would take, and stop.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train the language model (under torchrun: on all its processes); goes on where it stopped."""
+    from training.preflight import Preflight
     from training.train import train
 
-    train(load_recipe(config, overrides or []), fresh=fresh)
+    def tell(estimate: Preflight) -> None:
+        if as_json:
+            print_json(estimate.as_dict())
+        else:
+            print(*estimate.lines(), sep="\n")
+        estimate.check()
+
+    if as_json and not dry_run:
+        raise AttuneError("--json goes with --dry-run")
+    train(load_recipe(config, overrides or []), fresh=fresh, dry_run=tell if dry_run else None)
 
 
 @app.command()

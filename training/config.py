@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,15 +10,33 @@ from common.config import Section
 from training.lm.attention import Backend
 from training.lm.losses import Pool
 
+Size = Literal["60M", "300M", "1.5B", "3.3B"]
+SIZES: dict[str, dict[str, int]] = {
+    "60M": {"d_model": 512, "n_layers": 16, "n_heads": 8},
+    "300M": {"d_model": 1024, "n_layers": 24, "n_heads": 16},
+    "1.5B": {"d_model": 1536, "n_layers": 48, "n_heads": 24},
+    "3.3B": {"d_model": 2048, "n_layers": 48, "n_heads": 32},
+}
+"""Named sizes; all but the first are MusicGen's, 300M is the paper's."""
+
 
 class ModelConfig(Section):
     """Size of the decoder; streams, codes and text width come from the shards."""
 
+    size: Size | None = None
+    """A named size (`SIZES`); what is set beside it overrides it."""
     d_model: int = Field(default=1024, ge=8, multiple_of=2)
     n_layers: int = Field(default=24, ge=1)
     n_heads: int = Field(default=16, ge=1)
     ff_mult: int = Field(default=4, ge=1)
     attention: Backend = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("size") not in SIZES:
+            return values
+        return SIZES[values["size"]] | values
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:

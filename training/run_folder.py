@@ -14,6 +14,7 @@ from training.checkpoint import latest_checkpoint, write_atomically
 from training.distributed import World, sum_over_processes
 
 _MAY_CHANGE = {
+    "lm.model.size",  # what it stands for is compared
     "lm.threads",
     "lm.prefetch",
     "lm.log_every",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -43,16 +44,23 @@ from training.optim import (
     learning_rate,
     set_learning_rate,
 )
+from training.preflight import Preflight, preflight
 from training.progress import Progress
 from training.run_folder import claim
 
 
-def train(recipe: Recipe, *, fresh: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    fresh: bool = False,
+    dry_run: Callable[[Preflight], None] | None = None,
+) -> Path:
     """Train the language model of a recipe, or go on where it stopped.
 
     Args:
         recipe: with an `lm` section and finished shards in `data_dir`.
         fresh: delete what this run has so far and start over.
+        dry_run: hears what the run would take; nothing else is done then.
 
     Returns:
         The run's folder.
@@ -82,9 +90,18 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
     order = ClipOrder(dataset, "train", recipe.seed, config.shuffle_window, config.datasets)
     loader = _loader(dataset, order, recipe, config, world)
     held_out = ClipOrder(dataset, "valid", recipe.seed) if config.valid_every else None
+    arch = architecture(config, dataset.summary)
+    run = Path(recipe.run_dir) / config.run
+    frames = min(loader.segment_frames, order.longest)
+    tokens = recipe.text_encoder.max_length
+    estimate = preflight(arch, config, world, order.epoch_size, frames, tokens)
+    if dry_run:
+        if world.is_first:
+            dry_run(estimate)
+        return run
+    estimate.check()
 
     # 2. Model, optimizer, average
-    arch = architecture(config, dataset.summary)
     model = LanguageModel(arch, config.model.attention)
     model.initialize(recipe.seed)
     model.to(world.device)
@@ -93,7 +110,6 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
     ema = ExponentialMovingAverage(model, config.ema_decay)
 
     # 3. Go on where the run stopped
-    run = Path(recipe.run_dir) / config.run
     checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep)
     longest_s = order.longest / dataset.summary["frame_rate"]
     description = describe(recipe, config, arch, dataset.summary, longest_s)
@@ -106,7 +122,7 @@ def train(recipe: Recipe, *, fresh: bool = False) -> Path:
     folder = claim(run, started, world, fresh)
     done = checkpointer.load(folder) if folder else 0
     if world.is_first:
-        _announce(run, model, config, order, world, done)
+        _announce(run, config, estimate, world, done)
     if done >= config.steps:
         return run
 
@@ -389,16 +405,13 @@ def _loader(
     )
 
 
-def _announce(
-    run: Path, model: LanguageModel, config: LMConfig, order: ClipOrder, world: World, done: int
-) -> None:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+def _announce(run: Path, config: LMConfig, estimate: Preflight, world: World, done: int) -> None:
     rr = f"rr {config.rr.weight:g} x {config.rr.pool}-pooled" if config.rr.weight else "no rr"
     print(
-        f"{run}: {parameters / 1e6:.1f}M parameters, {order.epoch_size} clips, batch "
-        f"{config.batch_size} on {world.size} x {world.device.type} ({config.precision}), "
-        f"{config.steps} steps = {config.steps * config.batch_size / order.epoch_size:.1f} epochs, "
-        f"{rr}, text dropped {config.cfg.dropout:.0%}",
+        f"{run}: {world.size} x {world.device.type} ({config.precision}), {rr}, text dropped "
+        f"{config.cfg.dropout:.0%}",
+        *estimate.lines(),
+        sep="\n",
         flush=True,
     )
     if done:
