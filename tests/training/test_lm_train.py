@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
+from training import step as step_module
 from training import train as training
 from training.checkpoint import Checkpointer, load_for_inference
 from training.config import LMConfig
@@ -51,9 +52,9 @@ def test_rr_comes_on_steps_without_text_only(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    real = training.representation_regularization
+    real = step_module.representation_regularization
     monkeypatch.setattr(
-        training,
+        step_module,
         "representation_regularization",
         lambda audio, text: calls.append(audio.requires_grad) or real(audio, text),
     )
@@ -176,13 +177,13 @@ def test_validation_is_the_loss_of_the_saved_average_over_each_clip_once(
 def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = training.stream_losses, itertools.count(1)
+    real, calls = step_module.stream_losses, itertools.count(1)
 
     def broken(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sums, counts = real(*args)
         return sums * (math.nan if next(calls) >= 7 else 1.0), counts
 
-    monkeypatch.setattr(training, "stream_losses", broken)
+    monkeypatch.setattr(step_module, "stream_losses", broken)
     with pytest.raises(AttuneError, match="step 7: gradient norm is nan"):
         _train(tiny_root, tmp_path, "lm.log_every=100", "lm.cfg.dropout=0", "lm.rr.weight=0")
     assert (tmp_path / "lm" / "latest").read_text() == "step-00000005\n"
