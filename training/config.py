@@ -98,6 +98,27 @@ class LMConfig(Section):
     """Longest clip in seconds; longer ones are cropped at random."""
     batch_size: int = Field(default=192, ge=1)
     """Clips per step, over all processes."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Clips per process and forward pass; 0 takes a process's whole share at once. Smaller ones
+    need less memory for the same step: gradients add up, and rr still compares all pairs of the
+    global batch, for a second forward pass on the steps that it acts on."""
+    reduce_micro_batches: bool = False
+    """Reduce gradients over the processes after every micro-batch, not only after the last: each
+    process then keeps its shard of them alone, for that much more traffic."""
+    activation_checkpointing: bool = False
+    """Keep what goes into each block alone and run the block again on the way back: about a third
+    more work for a fraction of the memory."""
+    compile: bool = False
+    """Compile the blocks with `torch.compile`. Pays on GPUs, where kernels are fused; takes a
+    minute at the start, and a C++ compiler on CPUs."""
+    sharding: Literal["full", "hybrid"] = "full"
+    """`full`: weights, gradients, optimizer and average are spread over all processes. `hybrid`:
+    over those of a node, with a copy per node; less traffic between nodes for more memory."""
+    shard_size: int = Field(default=0, ge=0)
+    """Processes that share a copy with `hybrid`; 0 for those of a node."""
+    deterministic: bool = False
+    """Use deterministic algorithms alone; slower on GPUs, where it needs
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment."""
     steps: int = Field(default=100_000, ge=1)
     optim: OptimConfig = OptimConfig()
     cfg: GuidanceConfig = GuidanceConfig()
@@ -140,6 +161,10 @@ class LMConfig(Section):
         if self.optim.warmup >= self.steps:
             raise ValueError(
                 f"optim.warmup ({self.optim.warmup}) must be shorter than steps ({self.steps})"
+            )
+        if self.shard_size and self.sharding == "full":
+            raise ValueError(
+                "shard_size goes with sharding=hybrid; full spreads over all processes"
             )
         if any(weight < 0 for weight in self.datasets.values()):
             raise ValueError("datasets: weights must not be negative")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
+from common.errors import AttuneError
+from training.config import LMConfig
 from training.lm.model import LanguageModel
 
 
@@ -58,14 +63,91 @@ def start(threads: int = 0) -> World:
     return World(int(os.environ.get("RANK", "0")), size, device)
 
 
-def shard(model: LanguageModel, world: World, precision: str) -> None:
+def be_deterministic(device: torch.device) -> None:
+    """Deterministic algorithms alone, from here on.
+
+    Raises:
+        AttuneError: cuBLAS is not set up for them.
+    """
+    known = (":4096:8", ":16:8")
+    if device.type == "cuda" and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in known:
+        raise AttuneError(
+            "lm.deterministic: cuBLAS repeats its results only with CUBLAS_WORKSPACE_CONFIG="
+            f"{known[0]} in the environment; set it before the start"
+        )
+    torch.use_deterministic_algorithms(True)
+    # Filling what `torch.empty` returns finds reads of it; here it would cost time alone.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def parallelize(model: LanguageModel, world: World, config: LMConfig) -> None:
+    """Everything that is done to a model from outside, in the order in which it nests.
+
+    The blocks' `forward` is wrapped, not the blocks: parameters keep their names, in checkpoints as
+    well, and FSDP gathers and frees weights around it.
+
+    Raises:
+        AttuneError: no compiler, or groups that do not fit the processes.
+    """
+    if config.compile:
+        if world.device.type == "cpu" and not _has_compiler():
+            raise AttuneError(
+                "lm.compile needs a C++ compiler (g++ or clang++) on CPUs; install one"
+            )
+        # All blocks share their graphs: with and without text, with and without gradient, each for
+        # the first lengths and batch seen and then for any.
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    for block in model.blocks:
+        if config.compile:
+            block.forward = torch.compile(block.forward)
+        if config.activation_checkpointing:
+            again = partial(checkpoint, block.forward, use_reentrant=False)
+            # No dropout: the second forward pass needs no random state of the first.
+            block.forward = partial(again, preserve_rng_state=False)
+    shard(model, world, config.precision, shard_group(config, world))
+
+
+def shard_group(config: LMConfig, world: World) -> int:
+    """How many processes share one copy of the weights.
+
+    Raises:
+        AttuneError: hybrid sharding that makes no sense on these processes.
+    """
+    if config.sharding == "full" or world.size == 1:
+        return world.size
+    size = config.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if world.size % size:
+        raise AttuneError(
+            f"lm.sharding=hybrid: {world.size} processes do not divide into groups of {size}; set "
+            "lm.shard_size to a number that divides them, or lm.sharding=full"
+        )
+    if size == world.size:
+        raise AttuneError(
+            f"lm.sharding=hybrid keeps a copy of the weights per node, and one node holds all "
+            f"{size} processes; set lm.sharding=full, or a smaller lm.shard_size"
+        )
+    return size
+
+
+def shard(model: LanguageModel, world: World, precision: str, group: int = 0) -> None:
     """FSDP2: each block is a unit, the rest (embeddings, norm, head) the root's.
 
     bf16 trains with bf16 parameters and fp32 reduction; the optimizer's copies stay fp32.
+
+    Args:
+        group: neighbouring processes that share one copy of the weights; every group has its own,
+            and gradients are averaged over the groups. 0 for all processes.
     """
     if world.size == 1:
         return
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    group = group or world.size
+    if group == world.size:
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        shape, names = (world.size // group, group), ("replicate", "shard")
+        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -113,6 +195,11 @@ class _GatherRows(torch.autograd.Function):
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded (all processes must call this)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _has_compiler() -> bool:
+    names = ("g++", "clang++", "c++")
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), *names) if name)
 
 
 def _leave() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from common.errors import AttuneError
 from training.config import LMConfig
-from training.distributed import World
+from training.distributed import World, shard_group
 from training.lm.model import Architecture
 
 EFFICIENCY = 0.4
@@ -34,7 +34,10 @@ class Preflight:
     tokens_per_step: int
     """Codes predicted, at most: clips of the full segment."""
     flops_per_step: float
-    """Forward and backward over all processes."""
+    """Forward and backward over all processes, nothing counted twice."""
+    again: float
+    """Forward passes that a step repeats, on average: of checkpointed blocks, and for rr over
+    micro-batches."""
     memory: dict[str, int]
     available: int | None
     """Bytes that the process can have; None where nobody knows."""
@@ -54,7 +57,8 @@ class Preflight:
     def days(self) -> float:
         """At `EFFICIENCY` of the measured rate on every process."""
         rate = self.matmul_flops * self.processes * EFFICIENCY
-        return self.steps * self.flops_per_step / rate / 86400
+        work = self.flops_per_step * (1 + self.again / 3)  # backward is two forward passes
+        return self.steps * work / rate / 86400
 
     def check(self) -> None:
         """Refuse what cannot fit.
@@ -67,18 +71,20 @@ class Preflight:
             raise AttuneError(
                 f"a process needs about {_gib(self.memory_bytes)} and can have "
                 f"{_gib(self.available)} (largest: {largest}, {_gib(self.memory[largest])}); lower "
-                "lm.batch_size or lm.segment_s, take a smaller lm.model.size, or more processes"
+                "lm.micro_batch (or lm.batch_size, lm.segment_s), set lm.activation_checkpointing, "
+                "take a smaller lm.model.size, or more processes"
             )
 
     def lines(self) -> list[str]:
         """For a person."""
         parts = ", ".join(f"{name} {_gib(size)}" for name, size in self.memory.items())
         have = "" if self.available is None else f" of {_gib(self.available)}"
+        again = f", {self.again:g} more forward passes" if self.again else ""
         return [
             f"model     {self.parameters / 1e6:.1f}M parameters",
             f"memory    about {_gib(self.memory_bytes)}{have} per process ({parts})",
             f"step      {self.batch_size} clips, {self.tokens_per_step} tokens, "
-            f"{self.flops_per_step / 1e12:.3g} TFLOP on {self.processes} processes",
+            f"{self.flops_per_step / 1e12:.3g} TFLOP on {self.processes} processes{again}",
             f"epochs    {self.steps_per_epoch:.1f} steps each, {self.steps} steps = "
             f"{self.steps / self.steps_per_epoch:.1f} epochs of {self.clips} clips",
             f"time      about {_duration(self.days)} at {EFFICIENCY:.0%} of the measured "
@@ -95,6 +101,7 @@ class Preflight:
             "processes": self.processes,
             "tokens_per_step": self.tokens_per_step,
             "flops_per_step": self.flops_per_step,
+            "forward_again": self.again,
             "memory_bytes": self.memory,
             "available_bytes": self.available,
             "steps_per_epoch": self.steps_per_epoch,
@@ -112,9 +119,11 @@ def preflight(
         clips: per epoch.
         frames: of the longest clip that will come.
         text_tokens: of the longest prompt that can come.
+
+    Raises:
+        AttuneError: the processes do not divide as `lm.sharding` wants.
     """
     steps = frames + arch.n_codebooks - 1
-    share = config.batch_size // world.size
     return Preflight(
         parameters=count_parameters(arch),
         clips=clips,
@@ -122,7 +131,8 @@ def preflight(
         steps=config.steps,
         tokens_per_step=config.batch_size * frames * arch.n_codebooks,
         flops_per_step=config.batch_size * flops_per_clip(arch, steps, text_tokens),
-        memory=memory(arch, config, world, share, steps),
+        again=forward_again(config, world),
+        memory=memory(arch, config, world, config.batch_size // world.size, steps),
         available=available_bytes(world),
         matmul_flops=matmul_rate(world.device, config.precision),
         processes=world.size,
@@ -155,28 +165,48 @@ def flops_per_clip(arch: Architecture, steps: int, text_tokens: int) -> float:
     return 3.0 * 2.0 * (steps * per_step + text)
 
 
+def forward_again(config: LMConfig, world: World) -> float:
+    """Forward passes that a step repeats, on average."""
+    again = 1.0 if config.activation_checkpointing else 0.0
+    share = config.batch_size // world.size
+    if config.rr.weight > 0 and 0 < config.micro_batch < share:
+        every, clips = config.rr.apply == "always", config.batch_size
+        per_clip = config.cfg.granularity == "sample"
+        dropout = config.cfg.dropout
+        again += 1.0 if every else 1 - (1 - dropout) ** clips if per_clip else dropout
+    return again
+
+
 def memory(
     arch: Architecture, config: LMConfig, world: World, clips: int, steps: int
 ) -> dict[str, int]:
     """Bytes of one process by what they are for; `clips` is its share of a batch."""
     parameters, d = count_parameters(arch), arch.d_model
+    share, clips = clips, min(clips, config.micro_batch or clips)
     half = config.precision == "bf16"
-    # fp32 weights, gradients, two moments, average; sharded over processes.
-    states = 20 * parameters // world.size
+    # fp32 weights, gradients, two moments, average; sharded over a group of processes.
+    states = 20 * parameters // shard_group(config, world)
     copies = 0
     if world.size > 1:
         # Two blocks are whole at a time, and what lies outside of them always; with gradients.
         outside = parameters - arch.n_layers * _block(arch)
         copies = (2 if half else 4) * 2 * (outside + 2 * _block(arch))
+        if clips < share and not config.reduce_micro_batches:
+            copies += 4 * parameters  # gradients, whole until the last micro-batch
     elif half:
         copies = 2 * parameters  # autocast keeps its bf16 copies for the backward pass
     # Per step and block, what the backward pass needs: three residuals, three norms' outputs, q, k,
     # v, two attention outputs, the cross q, and the feed-forward's two wide ones.
     width = (3 * 4 + 2 * (3 + 3 + 2 + 1)) if half else 4 * (3 + 3 + 3 + 2 + 1)
     width += (2 if half else 4) * 2 * arch.ff_mult
-    activations = arch.n_layers * clips * steps * d * width
+    per_block = clips * steps * d * width
     if half and world.device.type == "cpu":  # explicit attention weights, and their scores
-        activations += arch.n_layers * clips * arch.n_heads * steps * steps * 2 * 2
+        per_block += clips * arch.n_heads * steps * steps * 2 * 2
+    if config.activation_checkpointing:
+        # What goes into every block, and all of one.
+        activations = arch.n_layers * clips * steps * d * 4 + per_block
+    else:
+        activations = arch.n_layers * per_block
     logits = clips * steps * arch.n_codebooks * arch.codebook_size * (16 if half else 12)
     return {
         "weights and optimizer": states,

@@ -15,6 +15,13 @@ from training.distributed import World, sum_over_processes
 
 _MAY_CHANGE = {
     "lm.model.size",  # what it stands for is compared
+    "lm.micro_batch",
+    "lm.reduce_micro_batches",
+    "lm.activation_checkpointing",
+    "lm.compile",
+    "lm.sharding",
+    "lm.shard_size",
+    "lm.deterministic",
     "lm.threads",
     "lm.prefetch",
     "lm.log_every",
@@ -23,7 +30,7 @@ _MAY_CHANGE = {
     "lm.valid_every",
     "lm.valid_batches",
 }
-"""Keys that do not decide what is trained."""
+"""Keys that do not decide what is trained, beyond rounding."""
 
 
 def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> Path | None:

@@ -1,14 +1,16 @@
-"""One training step: forward, the objective, backward."""
+"""One training step: forward, the objective, backward; over micro-batches if need be."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from training.config import LMConfig
 from training.data import Batch, dropped_text
@@ -24,7 +26,14 @@ from training.lm.patterns import delay, valid_steps
 
 
 class TrainingStep:
-    """Forward, loss and backward of one step."""
+    """Forward, loss and backward of one step, in micro-batches where a share does not fit at once.
+
+    L_rr compares every clip of the global batch with every other, also across micro-batches.  So on
+    steps with rr a first pass without graph collects the pooled states of all micro-batches; L_rr
+    and its gradient with respect to these are taken once; a second pass, with graph, adds to each
+    micro-batch's cross-entropy the product of its pooled states and that gradient, whose own
+    gradient is that of L_rr.  There is no dropout: both passes see the same states.
+    """
 
     def __init__(
         self, model: LanguageModel, config: LMConfig, arch: Architecture, world: World, seed: int
@@ -41,68 +50,109 @@ class TrainingStep:
         dropped = dropped_text(
             self._seed, step, config.batch_size, config.cfg.dropout, config.cfg.granularity
         )
-        logits, hidden, targets = forward(self._model, batch, dropped, config, world, self._arch)
-        sums, counts = stream_losses(logits, targets)
-        counts = sum_over_processes(counts, world).clamp(min=1)
-        objective = (
-            (sums / counts).mean() if config.stream_loss == "mean" else (sums / counts).sum()
-        )
-        # FSDP averages gradients over processes; the objective is a sum over them.
-        objective = objective * world.size
-        outcome = Outcome(sums.detach() / counts, float(dropped.mean()))
         chosen = np.ones_like(dropped) if config.rr.apply == "always" else dropped
-        if not chosen.any():
-            objective.backward()
-            return outcome
-        if not config.rr.weight:
+        watched = bool(chosen.any())
+        pulled = watched and config.rr.weight > 0
+        # Every frame of every stream is a target: known before any micro-batch is.
+        frames = sum_over_processes(batch.lengths.sum(), world).clamp(min=1)
+        parts = micro_batches(batch, config.micro_batch)
+        outcome = Outcome(float(dropped.mean()))
+        pooled: list[tuple[Tensor, Tensor]] = []
+        pull: Tensor | None = None
+        if pulled and len(parts) > 1:
             with torch.no_grad():
-                outcome.rr, outcome.correlation = self._regularization(batch, hidden, chosen)
-            objective.backward()
-            return outcome
-        # A view of its own: the regularization's share of the gradient can be told apart there.
-        states = hidden.view_as(hidden)
-        states.retain_grad()
-        whole: list[Tensor] = []
-        hidden.register_hook(whole.append)
-        rr, outcome.correlation = self._regularization(batch, states, chosen)
-        outcome.rr = rr.detach()
-        (objective + config.rr.weight * rr).backward()
-        assert states.grad is not None
-        shares = (states.grad.float(), (whole[0] - states.grad).float())
-        outcome.gradients = torch.stack([share.square().sum() for share in shares])
-        outcome.gradients /= world.size**2
+                for part in parts:
+                    _, hidden, _ = self._forward(part, dropped)
+                    pooled.append(self._pool(part, hidden))
+            pull = self._regularize(pooled, chosen, outcome)
+        for part in parts:
+            if len(parts) > 1 and isinstance(self._model, FSDPModule):
+                last = part is parts[-1]
+                self._model.set_requires_gradient_sync(last or config.reduce_micro_batches)
+            logits, hidden, targets = self._forward(part, dropped)
+            shares = stream_losses(logits, targets)[0] / frames
+            # FSDP averages gradients over processes; the objective is a sum over them.
+            objective = (
+                shares.mean() if config.stream_loss == "mean" else shares.sum()
+            ) * world.size
+            outcome.add_losses(shares.detach())
+            if not pulled:
+                if watched:
+                    with torch.no_grad():
+                        pooled.append(self._pool(part, hidden))
+                objective.backward()
+                continue
+            # A view of its own: the regularization's share of the gradient can be told apart there.
+            states = hidden.view_as(hidden)
+            states.retain_grad()
+            whole: list[Tensor] = []
+            hidden.register_hook(whole.append)
+            audio, text = self._pool(part, states)
+            if pull is None:  # there is but this one
+                pull = self._regularize([(audio.detach(), text)], chosen, outcome)
+            assert pull is not None
+            (objective + (audio * pull[part.rows]).sum()).backward()
+            assert states.grad is not None
+            of_rr, of_both = states.grad.float(), whole[0].float()
+            outcome.add_gradients(of_rr / world.size, (of_both - of_rr) / world.size)
+        if watched and not pulled:
+            self._regularize(pooled, chosen, outcome)
         return outcome
 
-    def _regularization(
-        self, batch: Batch, hidden: Tensor, chosen: NDArray[np.bool_]
-    ) -> tuple[Tensor, Tensor]:
-        """L_rr over the clips `chosen` of the global batch, and how the similarities correlate."""
-        how, world = self._config.rr, self._world
+    def _forward(
+        self, part: MicroBatch, dropped: NDArray[np.bool_]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return forward(self._model, part, dropped, self._config, self._world, self._arch)
+
+    def _pool(self, part: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled states of clips and prompts, both float32 `[b, D]`.
+
+        To be called between forward and backward: under FSDP the root's weights are whole there.
+        """
+        how, batch = self._config.rr, part.batch
         mask = valid_steps(batch.lengths, self._arch.n_codebooks, hidden.shape[1])
-        audio = pool(hidden, mask, how.pool)
         states = batch.text
         if how.text == "projected":
-            # Under FSDP the root's weights stay whole from the forward pass to the backward one.
-            with torch.no_grad(), _precision(self._config, world):
+            with torch.no_grad(), _precision(self._config, self._world):
                 states = self._model.text_projection(states)
-        text = pool(states, batch.text_mask, how.pool)
-        places = torch.from_numpy(chosen).to(audio.device)
+        return pool(hidden, mask, how.pool), pool(states, batch.text_mask, how.pool)
+
+    def _regularize(
+        self,
+        pooled: list[tuple[Tensor, Tensor]],
+        chosen: NDArray[np.bool_],
+        outcome: Outcome,
+    ) -> Tensor | None:
+        """L_rr over the clips `chosen` of the global batch, and how the similarities correlate.
+
+        Args:
+            pooled: states of this process's clips and prompts, without graph.
+
+        Returns:
+            The gradient of weighted L_rr with respect to the clips' `[B, D]`, unless it weighs 0.
+        """
+        how, world = self._config.rr, self._world
+        own, text = (torch.cat(rows) for rows in zip(*pooled, strict=True))
+        own.requires_grad_(how.weight > 0)
+        audio, places = own, torch.from_numpy(chosen).to(own.device)
         if how.scope == "global":
-            audio, text = gather_rows(audio, world), gather_rows(text, world)
+            audio, text = gather_rows(own, world), gather_rows(text, world)
         else:
             places = places.view(world.size, -1)[world.rank]
         audio, text = audio[places], text[places]
-        return (
-            representation_regularization(audio, text),
-            similarity_correlation(audio.detach(), text),
-        )
+        rr = representation_regularization(audio, text)
+        outcome.rr = rr.detach()
+        outcome.correlation = similarity_correlation(audio.detach(), text)
+        if not how.weight:
+            return None
+        return torch.autograd.grad(how.weight * rr, own)[0]
 
 
 class Outcome:
     """What one step came to, still on the device."""
 
-    def __init__(self, shares: Tensor, dropped: float) -> None:
-        self._shares = shares
+    def __init__(self, dropped: float) -> None:
+        self._shares: Tensor | float = 0.0
         self.dropped = dropped
         """Share of the global batch that trained without text."""
         self.rr: Tensor | None = None
@@ -113,8 +163,18 @@ class Outcome:
         """Squared norms of the gradients of weighted L_rr and of cross-entropy with respect to this
         process's last hidden states, float32 `[2]`."""
 
+    def add_losses(self, shares: Tensor) -> None:
+        """A micro-batch's part of the loss of each stream, `[K]`."""
+        self._shares = self._shares + shares
+
+    def add_gradients(self, *parts: Tensor) -> None:
+        """A micro-batch's gradients of weighted L_rr and of cross-entropy."""
+        norms = torch.stack([part.square().sum() for part in parts])
+        self.gradients = norms if self.gradients is None else self.gradients + norms
+
     def row(self, world: World) -> dict[str, Any]:
         """Losses over the global batch (all processes must call this)."""
+        assert isinstance(self._shares, Tensor)
         losses = sum_over_processes(self._shares, world).tolist()
         row = {"loss": sum(losses) / len(losses), "loss_per_stream": losses}
         row["dropped"] = self.dropped
@@ -129,15 +189,44 @@ class Outcome:
         return row
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some clips of a process's share that go through the model together."""
+
+    batch: Batch
+    rows: slice
+    """Their places in the share."""
+
+
+def micro_batches(batch: Batch, size: int) -> list[MicroBatch]:
+    """A process's share in micro-batches of up to `size` clips; 0 leaves it whole."""
+    clips = len(batch.lengths)
+    size = size or clips
+    parts = []
+    for rows in (slice(start, min(start + size, clips)) for start in range(0, clips, size)):
+        part = replace(
+            batch,
+            codes=batch.codes[rows],
+            lengths=batch.lengths[rows],
+            text=batch.text[rows],
+            text_mask=batch.text_mask[rows],
+            sample_ids=batch.sample_ids[rows],
+        )
+        parts.append(MicroBatch(part, rows))
+    return parts
+
+
 def forward(
     model: LanguageModel,
-    batch: Batch,
+    part: MicroBatch,
     dropped: NDArray[np.bool_],
     config: LMConfig,
     world: World,
     arch: Architecture,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, hidden states and targets of this process's share of a batch."""
+    """Logits, hidden states and targets of some clips of this process; `dropped` is of the global
+    batch."""
+    batch = part.batch
     inputs, targets = delay(batch.codes, batch.lengths, arch.special)
     text: Tensor | None = batch.text
     mask: Tensor | None = batch.text_mask
@@ -145,8 +234,8 @@ def forward(
         # Nobody in the global batch has text: all processes skip cross-attention alike.
         text = mask = None
     elif dropped.any():
-        mine = torch.from_numpy(dropped).view(world.size, -1)[world.rank].to(inputs.device)
-        mask = batch.text_mask & ~mine[:, None]
+        mine = torch.from_numpy(dropped).view(world.size, -1)[world.rank][part.rows]
+        mask = batch.text_mask & ~mine.to(inputs.device)[:, None]
     with _precision(config, world):
         logits, hidden = model(inputs, text, mask)
     return logits, hidden, targets

@@ -25,7 +25,14 @@ from common.shards import ShardDataset
 from training.checkpoint import Checkpointer, latest_checkpoint
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
-from training.distributed import World, full, shard, start, sum_over_processes
+from training.distributed import (
+    World,
+    be_deterministic,
+    full,
+    parallelize,
+    start,
+    sum_over_processes,
+)
 from training.ema import ExponentialMovingAverage
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
@@ -38,7 +45,7 @@ from training.optim import (
 from training.preflight import Preflight, preflight
 from training.progress import Progress
 from training.run_folder import claim
-from training.step import TrainingStep, forward
+from training.step import TrainingStep, forward, micro_batches
 
 
 def train(
@@ -65,6 +72,8 @@ def train(
     dataset = ShardDataset.open(recipe.data_dir)
     check_shards(recipe, dataset.summary)
     world = start(config.threads)
+    if config.deterministic:
+        be_deterministic(world.device)
     if world.device.type == "cpu":
         keep_freed_memory()
     if config.batch_size % world.size:
@@ -97,7 +106,7 @@ def train(
     model = LanguageModel(arch, config.model.attention)
     model.initialize(recipe.seed)
     model.to(world.device)
-    shard(model, world, config.precision)
+    parallelize(model, world, config)
     optimizer = build_optimizer(model, config.optim)
     ema = ExponentialMovingAverage(model, config.ema_decay)
 
@@ -188,10 +197,11 @@ def validate(
             # The last batch runs on into the next epoch: those clips were counted before.
             new = places + step * config.batch_size < order.epoch_size
             batch = replace(batch, lengths=batch.lengths * new).to(world.device)
-            logits, _, targets = forward(model, batch, dropped, config, world, model.arch)
-            sums, counts = stream_losses(logits, targets)
-            total += sum_over_processes(sums.sum(), world)
-            count += int(sum_over_processes(counts.sum(), world))
+            for part in micro_batches(batch, config.micro_batch):
+                logits, _, targets = forward(model, part, dropped, config, world, model.arch)
+                sums, counts = stream_losses(logits, targets)
+                total += sum_over_processes(sums.sum(), world)
+                count += int(sum_over_processes(counts.sum(), world))
         row[name] = float(total) / count
     if isinstance(model, FSDPModule):
         # Without a backward pass the root stays whole: nobody could exchange its weights then.

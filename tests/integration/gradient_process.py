@@ -15,7 +15,7 @@ from common.config import load_recipe
 from common.shards import ShardDataset
 from training.config import LMConfig
 from training.data import ClipOrder, Loader
-from training.distributed import full, shard, start, sum_over_processes
+from training.distributed import full, parallelize, start, sum_over_processes
 from training.lm.model import LanguageModel
 from training.optim import fill_missing_gradients
 from training.step import TrainingStep
@@ -29,7 +29,7 @@ def main(path: str, out: str, overrides: list[str]) -> None:
     world = start(1)
     model = LanguageModel(architecture(config, dataset.summary))
     model.initialize(3)
-    shard(model, world, config.precision)
+    parallelize(model, world, config)
     order = ClipOrder(dataset, "train", 0)
     loader = Loader(
         dataset, order, segment_s=0.4, seed=0, batch_size=config.batch_size,

@@ -8,6 +8,7 @@ and grows with the steps as weights drift apart.  After 12 steps 1e-4 leaves roo
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -77,30 +78,101 @@ def test_two_processes_follow_one(root: Path) -> None:
         torch.testing.assert_close(alone[key], shared[key], atol=2e-4, rtol=1e-3)
 
 
+def _gradients(
+    root: Path, tmp_path: Path, processes: int, *overrides: str
+) -> dict[str, torch.Tensor]:
+    """Of one step without text whose L_rr weighs so much that it is most of the gradient."""
+    out = tmp_path / "gradients.safetensors"
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    script = str(Path(__file__).with_name("gradient_process.py"))
+    heavy = ["lm.batch_size=8", "lm.cfg.dropout=1", "lm.rr.weight=100"]
+    command = [sys.executable, *launcher, script, str(root / "recipe.yaml"), str(out)]
+    done = subprocess.run(
+        [*command, *heavy, *overrides],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out)
+
+
+def _assert_same_gradients(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> None:
+    assert found.keys() == expected.keys()
+    assert expected["rr_grad_norm"] > expected["ce_grad_norm"]
+    for name, value in expected.items():
+        error = (found[name] - value).abs().max()
+        assert error <= 1e-5 * max(1e-3, float(value.abs().max())), name
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Gradients of one process that takes its batch at once."""
+    return _gradients(root, tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("text", ["raw", "projected"])
 def test_two_and_four_processes_give_the_gradient_of_one(
-    root: Path, tmp_path: Path, text: str
+    root: Path, tmp_path: Path, alone: dict[str, torch.Tensor], text: str, processes: int
 ) -> None:
-    """L_rr over the global batch, weighed so that it is most of the gradient."""
-    found = {}
-    script = str(Path(__file__).with_name("gradient_process.py"))
-    overrides = ["lm.batch_size=8", "lm.cfg.dropout=1", "lm.rr.weight=100", f"lm.rr.text={text}"]
-    for processes in (1, 2, 4):
-        out = tmp_path / f"{processes}.safetensors"
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        done = subprocess.run(
-            [sys.executable, *launcher, script, str(root / "recipe.yaml"), str(out), *overrides],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-            capture_output=True, text=True, timeout=200, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[processes] = load_file(out)
-    assert found[1]["rr_grad_norm"] > found[1]["ce_grad_norm"]
-    for processes in (2, 4):
-        assert found[processes].keys() == found[1].keys()
-        for name, expected in found[1].items():
-            error = (found[processes][name] - expected).abs().max()
-            assert error <= 1e-5 * max(1e-3, float(expected.abs().max())), (processes, name)
+    """L_rr over the global batch."""
+    option = f"lm.rr.text={text}"
+    expected = alone if text == "raw" else _gradients(root, tmp_path, 1, option)
+    _assert_same_gradients(_gradients(root, tmp_path, processes, option), expected)
+
+
+@pytest.mark.parametrize(
+    ("processes", "overrides"),
+    [
+        (2, ["lm.micro_batch=3"]),
+        (2, ["lm.micro_batch=1", "lm.reduce_micro_batches=true"]),
+        (2, ["lm.activation_checkpointing=true", "lm.micro_batch=2"]),
+        (4, ["lm.sharding=hybrid", "lm.shard_size=2"]),
+        (4, ["lm.sharding=hybrid", "lm.shard_size=2", "lm.micro_batch=1"]),
+    ],
+)
+def test_however_it_is_shared_out_the_gradient_is_that_of_one_process(
+    root: Path,
+    tmp_path: Path,
+    alone: dict[str, torch.Tensor],
+    processes: int,
+    overrides: list[str],
+) -> None:
+    _assert_same_gradients(_gradients(root, tmp_path, processes, *overrides), alone)
+
+
+def test_two_nodes_of_two_train_as_one_process_and_go_on_as_one(root: Path) -> None:
+    """Hybrid sharding, micro-batches and checkpointed blocks together, saved and loaded
+    again."""
+    pieces = ["lm.sharding=hybrid", "lm.shard_size=2", "lm.activation_checkpointing=true"]
+    heavy = ["lm.batch_size=8", "lm.rr.weight=30", "lm.cfg.dropout=0.5", "lm.valid_every=6"]
+    whole = _train(root, 1, "one-h", *heavy)
+    _assert_alike(whole, _train(root, 4, "four-h", *heavy, *pieces, "lm.micro_batch=1"))
+    run = root / "run" / "four-h"
+    (run / "latest").write_text("step-00000010\n")
+    (run / "log.jsonl").unlink()
+    rest = [row for row in whole if row["step"] > 10]
+    _assert_alike(rest, _train(root, 1, "four-h", *heavy))
+
+
+def test_states_are_sharded_and_full_precision_with_bf16(root: Path, tmp_path: Path) -> None:
+    """What multiplies is bf16; weights, gradients, moments and average are fp32, in shards."""
+    out = tmp_path / "states.json"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = str(Path(__file__).with_name("state_process.py"))
+    done = subprocess.run(
+        [sys.executable, *launcher, script, str(root / "recipe.yaml"), str(out)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert found.pop("multiplied") == ["torch.bfloat16"]
+    assert found.keys() == {"weights", "gradients", "exp_avg", "exp_avg_sq", "average"}
+    for what, kinds in found.items():
+        assert kinds == [["DTensor", "torch.float32", True]], what
 
 
 def test_text_dropped_per_clip_on_two_processes(root: Path) -> None:

@@ -1,0 +1,68 @@
+"""How processes are grouped, and deterministic mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import load_recipe
+from common.errors import AttuneError
+from training.config import LMConfig
+from training.distributed import World, be_deterministic, shard_group
+from training.lm.model import Architecture
+from training.preflight import memory
+from training.train import train
+
+ONE = World(0, 1, torch.device("cpu"))
+
+
+def test_groups_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def group(size: int, local: int, **settings: Any) -> int:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        config = LMConfig.model_validate({"batch_size": 16, "sharding": "hybrid"} | settings)
+        return shard_group(config, World(0, size, torch.device("cpu")))
+
+    assert group(16, 8) == 8
+    assert group(16, 8, sharding="full") == 16
+    assert group(16, 8, shard_size=4) == 4
+    assert group(1, 1) == 1  # on one process there is nothing to shard
+    with pytest.raises(AttuneError, match="one node holds all 8 processes"):
+        group(8, 8)
+    with pytest.raises(AttuneError, match="12 processes do not divide into groups of 8"):
+        group(12, 8)
+    with pytest.raises(ValueError, match="shard_size goes with sharding=hybrid"):
+        LMConfig(shard_size=4)
+    config = LMConfig(batch_size=16, sharding="hybrid", shard_size=2)
+    arch = Architecture(64, 3, 4, 4, 50, 48)
+    name = "weights and optimizer"
+    grouped = memory(arch, config, World(0, 8, ONE.device), 2, 50)[name]
+    assert grouped == memory(arch, LMConfig(batch_size=16), ONE, 2, 50)[name] // 2
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What deterministic mode sets, as it was, after a test."""
+    cudnn, utils = torch.backends.cudnn, torch.utils.deterministic
+    before = cudnn.deterministic, cudnn.benchmark, utils.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+    cudnn.deterministic, cudnn.benchmark, utils.fill_uninitialized_memory = before
+
+
+def test_deterministic_mode(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: None
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(AttuneError, match="CUBLAS_WORKSPACE_CONFIG=:4096:8"):
+        be_deterministic(torch.device("cuda", 0))
+    assert not torch.are_deterministic_algorithms_enabled()
+    told = [f"run_dir={tmp_path}", "lm.deterministic=true", "lm.rr.apply=always"]
+    train(load_recipe(tiny_root / "recipe.yaml", [*told, "lm.steps=4"]))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    be_deterministic(torch.device("cuda", 0))
