@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from common.errors import AttuneError
+from training.async_save import BackgroundSave
 from training.distributed import World, full
 from training.ema import ExponentialMovingAverage
 from training.lm.model import Architecture, LanguageModel
@@ -56,6 +57,7 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer,
         ema: ExponentialMovingAverage,
         keep: int,
+        background: bool = False,
     ) -> None:
         self._run = run
         self._world = world
@@ -63,33 +65,82 @@ class Checkpointer:
         self._optimizer = optimizer
         self._ema = ema
         self._keep = keep
+        self._background = BackgroundSave(world) if background else None
+        self._saving = ""
 
     def save(self, step: int, description: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` finished steps and point `latest` to it.
+
+        In the background it returns once everything is copied; `wait` and `check` tell the rest.
 
         Args:
             description: content of `model.json`, which gets `step` added.
         """
         folder = self._run / "checkpoints" / f"step-{step:08d}"
         partial = folder.with_name(folder.name + ".partial")
+        self.wait()
         if self._world.is_first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._barrier()
         state = self._state() | {"step": step, "ema_updates": self._ema.updates}
+        weights = {}
+        for name, shared in self._ema.weights.items():
+            weight = full(shared)
+            if self._world.is_first:  # a copy where training goes on with what is still written
+                weights[name] = weight.to("cpu", copy=self._background is not None)
+
+        def publish() -> None:
+            if self._world.is_first:
+                save_file(weights, partial / "model.safetensors")
+                document = json.dumps(description | {"step": step}, indent=2) + "\n"
+                (partial / "model.json").write_text(document)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+                write_atomically(self._run / "latest", folder.name + "\n")
+                self._prune(folder)
+
+        if self._background:
+            self._saving = folder.name
+            self._background.start(state, partial / "state", publish)
+            return folder
         with _quiet():
             dcp.save(state, checkpoint_id=partial / "state", no_dist=self._world.size == 1)
-        weights = {name: full(w).cpu() for name, w in self._ema.weights.items()}
-        if self._world.is_first:
-            save_file(weights, partial / "model.safetensors")
-            document = json.dumps(description | {"step": step}, indent=2) + "\n"
-            (partial / "model.json").write_text(document)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-            write_atomically(self._run / "latest", folder.name + "\n")
-            self._prune(folder)
+        publish()
         self._barrier()
         return folder
+
+    def check(self) -> None:
+        """Between steps: has what is written in the background failed?
+
+        Raises:
+            AttuneError: it has.
+        """
+        if self._background:
+            with self._told():
+                self._background.check()
+
+    def wait(self) -> None:
+        """Until what is written in the background is finished, on every process.
+
+        Raises:
+            AttuneError: it could not be written.
+        """
+        if self._background and self._saving:
+            with self._told():
+                self._background.wait()
+            self._saving = ""
+            self._barrier()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (Exception, CheckpointException) as error:
+            raise AttuneError(
+                f"checkpoint {self._saving}: cannot be written: {_innermost(error)}; the last good "
+                f"one, if there is one, is named in {self._run / 'latest'}"
+            ) from error
 
     def load(self, folder: Path) -> int:
         """Restore weights, optimizer and EMA in place; returns the number of finished steps.

@@ -144,6 +144,9 @@ class LMConfig(Section):
     """Steps between validations with EMA weights; 0 for none."""
     valid_batches: int = Field(default=8, ge=1)
     checkpoint_every: int = Field(default=1000, ge=1)
+    async_checkpoint: bool = False
+    """Write checkpoints in the background, from a copy of everything in main memory; the next one
+    waits for the one before."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
 

@@ -186,6 +186,8 @@ def memory(
     half = config.precision == "bf16"
     # fp32 weights, gradients, two moments, average; sharded over a group of processes.
     states = 20 * parameters // shard_group(config, world)
+    if config.async_checkpoint and world.device.type == "cpu":
+        states += 16 * parameters // shard_group(config, world)  # all but gradients, copied
     copies = 0
     if world.size > 1:
         # Two blocks are whole at a time, and what lies outside of them always; with gradients.

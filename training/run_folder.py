@@ -26,6 +26,7 @@ _MAY_CHANGE = {
     "lm.prefetch",
     "lm.log_every",
     "lm.checkpoint_every",
+    "lm.async_checkpoint",
     "lm.keep",
     "lm.valid_every",
     "lm.valid_batches",

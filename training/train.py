@@ -111,7 +111,8 @@ def train(
     ema = ExponentialMovingAverage(model, config.ema_decay)
 
     # 3. Go on where the run stopped
-    checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep)
+    keep, background = config.keep, config.async_checkpoint
+    checkpointer = Checkpointer(run, world, model, optimizer, ema, keep, background)
     longest_s = order.longest / dataset.summary["frame_rate"]
     description = describe(recipe, config, arch, dataset.summary, longest_s)
     started = {
@@ -165,10 +166,12 @@ def train(
                 progress.log({"step": finished, **row})
         if saved:
             checkpointer.save(finished, description)
+        checkpointer.check()
         # The rate is that of training alone, since the last line.
         clock += time.monotonic() - aside
         if regular:
             clock, tokens = time.monotonic(), 0
+    checkpointer.wait()
     if progress:
         progress.close()
         print(f"done: {run} (EMA weights in {latest_checkpoint(run)})", flush=True)

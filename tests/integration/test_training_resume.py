@@ -27,8 +27,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _command(root: Path, run: str) -> list[str]:
-    overrides = [f"lm.run={run}", f"lm.steps={STEPS}", "lm.checkpoint_every=4"]
+def _command(root: Path, run: str, *more: str) -> list[str]:
+    overrides = [f"lm.run={run}", f"lm.steps={STEPS}", "lm.checkpoint_every=4", *more]
     return [sys.executable, "-m", "training", "lm", "--config", f"{root}/recipe.yaml", *overrides]
 
 
@@ -91,6 +91,21 @@ def _state(folder: Path) -> dict[str, torch.Tensor]:
         warnings.simplefilter("ignore")  # it says that there is no process group
         dcp.load(state, checkpoint_id=folder, no_dist=True)
     return state
+
+
+def test_killed_while_a_checkpoint_is_written_behind(root: Path) -> None:
+    """Whatever is on its way then is lost; what is finished is not, and the losses are the same."""
+    behind, killed = "lm.async_checkpoint=true", root / "run" / "killed-behind"
+    for step in (9, 13):  # right after a checkpoint was begun
+        _kill_after(_command(root, "killed-behind", behind), killed / "log.jsonl", step)
+        assert len(_rows(killed)) < STEPS
+    subprocess.run(
+        _command(root, "killed-behind", behind), env=_environment(), check=True, capture_output=True
+    )
+    subprocess.run(
+        _command(root, "undisturbed"), env=_environment(), check=True, capture_output=True
+    )
+    assert _rows(killed) == _rows(root / "run" / "undisturbed")
 
 
 def test_a_mistake_is_one_line_and_a_status(root: Path) -> None:

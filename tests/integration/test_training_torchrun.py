@@ -144,9 +144,10 @@ def test_however_it_is_shared_out_the_gradient_is_that_of_one_process(
 
 
 def test_two_nodes_of_two_train_as_one_process_and_go_on_as_one(root: Path) -> None:
-    """Hybrid sharding, micro-batches and checkpointed blocks together, saved and loaded
-    again."""
+    """Hybrid sharding, micro-batches and checkpointed blocks together, saved in the background and
+    loaded again."""
     pieces = ["lm.sharding=hybrid", "lm.shard_size=2", "lm.activation_checkpointing=true"]
+    pieces.append("lm.async_checkpoint=true")
     heavy = ["lm.batch_size=8", "lm.rr.weight=30", "lm.cfg.dropout=0.5", "lm.valid_every=6"]
     whole = _train(root, 1, "one-h", *heavy)
     _assert_alike(whole, _train(root, 4, "four-h", *heavy, *pieces, "lm.micro_batch=1"))

@@ -1,0 +1,58 @@
+"""Checkpoints that are written while training goes on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from training.distributed import World
+
+
+class BackgroundSave:
+    """Writes one checkpoint at a time, from copies in main memory, in a thread.
+
+    The processes talk through a group of their own about it: training's collectives go on
+    meanwhile.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._alone = world.size == 1
+        self._group = None if self._alone else dist.new_group(backend="gloo")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        # DCP warns about running without a process group, which is meant here.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+    def start(self, state: dict[str, Any], folder: Path, publish: Callable[[], None]) -> None:
+        """Copy a state, and write it to a folder from now on; then call `publish`.
+
+        Waits for the one before, and raises what that raised.
+        """
+        self.wait()
+        written = dcp.async_save(
+            state, checkpoint_id=folder, process_group=self._group, no_dist=self._alone
+        )
+        assert isinstance(written, Future)
+        self._pending = self._thread.submit(_finish, written, publish)
+
+    def check(self) -> None:
+        """Raise what the last one raised, if it has by now."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is under way; raises what the last one raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _finish(written: Future[Any], publish: Callable[[], None]) -> None:
+    written.result()
+    publish()
