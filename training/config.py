@@ -88,6 +88,17 @@ class RegularizationConfig(Section):
     model's text projection. Fixed either way: no gradient flows into it."""
 
 
+class SampleConfig(Section):
+    """Clips generated while a run goes on."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between them, a multiple of checkpoint_every: they are made from a checkpoint. 0: none.
+    The first process makes them, the others wait."""
+    prompts: tuple[str, ...] = ("a dog barks", "rain on a roof", "a church bell rings")
+    duration_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Of each clip; 0 for the longest that was trained."""
+
+
 class LMConfig(Section):
     """How the language model is trained; the defaults are the paper's."""
 
@@ -125,6 +136,9 @@ class LMConfig(Section):
     checkpoint_every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    samples: SampleConfig = SampleConfig()
+    wandb: str = ""
+    """Project at Weights & Biases that gets what TensorBoard gets; needs `pip install wandb`."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> LMConfig:
@@ -140,6 +154,11 @@ class LMConfig(Section):
         if self.optim.warmup >= self.steps:
             raise ValueError(
                 f"optim.warmup ({self.optim.warmup}) must be shorter than steps ({self.steps})"
+            )
+        if self.samples.every % self.checkpoint_every:
+            raise ValueError(
+                f"samples.every ({self.samples.every}) must be a multiple of checkpoint_every "
+                f"({self.checkpoint_every}): samples are made from checkpoints"
             )
         if any(weight < 0 for weight in self.datasets.values()):
             raise ValueError("datasets: weights must not be negative")

@@ -22,6 +22,10 @@ _MAY_CHANGE = {
     "lm.keep",
     "lm.valid_every",
     "lm.valid_batches",
+    "lm.samples.every",
+    "lm.samples.prompts",
+    "lm.samples.duration_s",
+    "lm.wandb",
 }
 """Keys that do not decide what is trained."""
 
@@ -40,7 +44,7 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> Path
     path = run / "config.json"
     if world.is_first:
         if fresh:
-            for part in ("checkpoints", "tb"):
+            for part in ("checkpoints", "tb", "samples"):
                 shutil.rmtree(run / part, ignore_errors=True)
             for name in ("latest", "log.jsonl", "config.json"):
                 (run / name).unlink(missing_ok=True)

@@ -8,7 +8,6 @@ cross-entropy per stream, on steps without text the representation regularizatio
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -44,9 +43,10 @@ from training.optim import (
     learning_rate,
     set_learning_rate,
 )
-from training.preflight import Preflight, preflight
-from training.progress import Progress
+from training.preflight import Preflight, flops_per_clip, preflight
+from training.progress import Meter, Progress
 from training.run_folder import claim
+from training.samples import write_samples
 
 
 def train(
@@ -128,9 +128,10 @@ def train(
 
     # 4. Train
     step_fn = TrainingStep(model, config, arch, world, recipe.seed)
-    progress = Progress(run, done, config.steps) if world.is_first else None
-    clock, tokens = time.monotonic(), 0
-    for step, batch in enumerate(loader.batches(done, config.steps), start=done):
+    progress = Progress(run, done, config.steps, config.wandb) if world.is_first else None
+    meter = Meter(estimate.matmul_flops, world.device)
+    batches = meter.waiting(loader.batches(done, config.steps))
+    for step, batch in enumerate(batches, start=done):
         set_learning_rate(optimizer, learning_rate(step, config.steps, config.optim))
         outcome = step_fn(batch.to(world.device), step)
         fill_missing_gradients(model)
@@ -148,26 +149,29 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         ema.update()
 
-        tokens += int(batch.lengths.sum()) * arch.n_codebooks * world.size
+        meter.add(
+            int(batch.lengths.sum()) * arch.n_codebooks * world.size,
+            len(batch.lengths) * flops_per_clip(arch, batch.codes.shape[-1], batch.text.shape[1]),
+        )
         if logged:
             row = {"step": finished, **outcome.row(world)}
             row |= {"grad_norm": float(full(norm)), "lr": optimizer.param_groups[0]["lr"]}
-            row["tokens_per_s"] = round(tokens / (time.monotonic() - clock), 1)
+            row |= meter.row()
             _check_finite(finished, "loss", row["loss"], run)
             if progress:
                 progress.log(row, say=regular)
-        aside = time.monotonic()
-        if held_out and finished % config.valid_every == 0:
-            with ema.applied():
-                row = validate(model, dataset, held_out, recipe, config, world)
-            if progress:
-                progress.log({"step": finished, **row})
-        if saved:
-            checkpointer.save(finished, description)
-        # The rate is that of training alone, since the last line.
-        clock += time.monotonic() - aside
+        with meter.aside():
+            if held_out and finished % config.valid_every == 0:
+                with ema.applied():
+                    row = validate(model, dataset, held_out, recipe, config, world)
+                if progress:
+                    progress.log({"step": finished, **row})
+            if saved:
+                checkpointer.save(finished, description)
+            if progress and config.samples.every and finished % config.samples.every == 0:
+                write_samples(recipe, run, config.samples, progress.board, finished, world.device)
         if regular:
-            clock, tokens = time.monotonic(), 0
+            meter.restart()
     if progress:
         progress.close()
         print(f"done: {run} (EMA weights in {latest_checkpoint(run)})", flush=True)

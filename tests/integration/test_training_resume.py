@@ -17,6 +17,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from tiny_lm import make_world
 
+from training.progress import MEASURED
+
 STEPS = 30
 
 
@@ -38,7 +40,7 @@ def _environment() -> dict[str, str]:
 
 def _rows(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
 
 
 def _kill_after(command: list[str], log: Path, step: int) -> None:
