@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -38,6 +39,7 @@ def lm(
 ) -> None:
     """Train the language model (under torchrun: on all its processes); goes on where it stopped."""
     from training.preflight import Preflight
+    from training.signals import StopSignals
     from training.train import train
 
     def tell(estimate: Preflight) -> None:
@@ -49,7 +51,16 @@ def lm(
 
     if as_json and not dry_run:
         raise AttuneError("--json goes with --dry-run")
-    train(load_recipe(config, overrides or []), fresh=fresh, dry_run=tell if dry_run else None)
+    recipe = load_recipe(config, overrides or [])
+    try:
+        with StopSignals() as stop:
+            train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise AttuneError(
+            f"{recipe.run_dir}: {error.strerror}; make room and rerun the same command to go on"
+        ) from error
 
 
 @app.command()

@@ -88,6 +88,16 @@ class RegularizationConfig(Section):
     model's text projection. Fixed either way: no gradient flows into it."""
 
 
+class NonFiniteConfig(Section):
+    """What to do when the loss or the gradient norm is not finite."""
+
+    skip: int = Field(default=0, ge=0)
+    """Such steps in a row that are passed over: weights, optimizer and average stay as they are,
+    the log counts the step and names its samples. One more stops the run. In a row, because a rare
+    bad clip may come back every epoch, while weights that have gone wrong never recover; 0 stops at
+    the first."""
+
+
 class LMConfig(Section):
     """How the language model is trained; the defaults are the paper's."""
 
@@ -118,6 +128,11 @@ class LMConfig(Section):
     """CPU threads per process; 0 shares the machine's cores between the processes on it."""
     prefetch: int = Field(default=4, ge=1)
     """Batches read ahead."""
+    bad_samples: Literal["stop", "skip"] = "stop"
+    """Of a corrupt or missing shard or sample: stop with its name, or let another clip of the epoch
+    take its place and count it. Which one follows from the place alone, so all processes make the
+    same number of steps, and going on gives the same batches."""
+    non_finite: NonFiniteConfig = NonFiniteConfig()
     log_every: int = Field(default=10, ge=1)
     valid_every: int = Field(default=0, ge=0)
     """Steps between validations with EMA weights; 0 for none."""
@@ -125,6 +140,8 @@ class LMConfig(Section):
     checkpoint_every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest `valid_loss` as well; `best` names it."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> LMConfig:
@@ -140,6 +157,11 @@ class LMConfig(Section):
         if self.optim.warmup >= self.steps:
             raise ValueError(
                 f"optim.warmup ({self.optim.warmup}) must be shorter than steps ({self.steps})"
+            )
+        if self.keep_best and (not self.valid_every or self.checkpoint_every % self.valid_every):
+            raise ValueError(
+                f"keep_best: valid_every ({self.valid_every}) must divide checkpoint_every "
+                f"({self.checkpoint_every}), so that every checkpoint has its valid_loss"
             )
         if any(weight < 0 for weight in self.datasets.values()):
             raise ValueError("datasets: weights must not be negative")

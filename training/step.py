@@ -113,6 +113,11 @@ class Outcome:
         """Squared norms of the gradients of weighted L_rr and of cross-entropy with respect to this
         process's last hidden states, float32 `[2]`."""
 
+    @property
+    def loss(self) -> Tensor:
+        """This process's part of the loss, `[]`: over processes it adds up to that of `row`."""
+        return self._shares.mean()
+
     def row(self, world: World) -> dict[str, Any]:
         """Losses over the global batch (all processes must call this)."""
         losses = sum_over_processes(self._shares, world).tolist()

@@ -25,8 +25,9 @@ from common.shards import ShardDataset
 from training.checkpoint import Checkpointer, latest_checkpoint
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
-from training.distributed import World, full, shard, start, sum_over_processes
+from training.distributed import World, full, shard, start, sum_on_host, sum_over_processes
 from training.ema import ExponentialMovingAverage
+from training.finite import FiniteUpdates
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
 from training.optim import (
@@ -38,6 +39,7 @@ from training.optim import (
 from training.preflight import Preflight, preflight
 from training.progress import Progress
 from training.run_folder import claim
+from training.signals import StopSignals
 from training.step import TrainingStep, forward
 
 
@@ -46,6 +48,7 @@ def train(
     *,
     fresh: bool = False,
     dry_run: Callable[[Preflight], None] | None = None,
+    stop: StopSignals | None = None,
 ) -> Path:
     """Train the language model of a recipe, or go on where it stopped.
 
@@ -53,12 +56,15 @@ def train(
         recipe: with an `lm` section and finished shards in `data_dir`.
         fresh: delete what this run has so far and start over.
         dry_run: hears what the run would take; nothing else is done then.
+        stop: signals that end the run early, with a checkpoint.
 
     Returns:
         The run's folder.
 
     Raises:
-        AttuneError: shards and recipe do not fit, or the run was started with another config.
+        AttuneError: shards and recipe do not fit, the run was started with another config, steps
+            are not finite, or a checkpoint cannot be loaded or saved.
+        Stopped: a signal came.
     """
     # 1. Recipe, shards, processes
     config = recipe.section("lm", LMConfig)
@@ -102,7 +108,7 @@ def train(
     ema = ExponentialMovingAverage(model, config.ema_decay)
 
     # 3. Go on where the run stopped
-    checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep)
+    checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep, config.keep_best)
     longest_s = order.longest / dataset.summary["frame_rate"]
     description = describe(recipe, config, arch, dataset.summary, longest_s)
     started = {
@@ -111,8 +117,7 @@ def train(
         "model": description,
         "plan_hash": dataset.summary.get("plan_hash"),
     }
-    folder = claim(run, started, world, fresh)
-    done = checkpointer.load(folder) if folder else 0
+    done = checkpointer.resume(claim(run, started, world, fresh))
     if world.is_first:
         _announce(run, config, estimate, world, done)
     if done >= config.steps:
@@ -121,6 +126,11 @@ def train(
     # 4. Train
     step_fn = TrainingStep(model, config, arch, world, recipe.seed)
     progress = Progress(run, done, config.steps) if world.is_first else None
+    updates = FiniteUpdates(optimizer, ema, config.non_finite, world, run, progress, done)
+    if stop:
+        stop.watch()
+    else:
+        stop = StopSignals()  # hears nothing
     clock, tokens = time.monotonic(), 0
     for step, batch in enumerate(loader.batches(done, config.steps), start=done):
         set_learning_rate(optimizer, learning_rate(step, config.steps, config.optim))
@@ -130,32 +140,34 @@ def train(
         finished = step + 1
         last = finished == config.steps
         regular = finished % config.log_every == 0 or last
-        logged = regular or (outcome.rr is not None and config.rr.apply == "cfg")
-        saved = finished % config.checkpoint_every == 0 or last
-        # Before the weights take it in.  A GPU would wait for the answer: there only when somebody
-        # needs it; weights that are not finite give a gradient that is not, at the latest then.
-        if logged or saved or world.device.type == "cpu":
-            _check_finite(finished, "gradient norm", float(full(norm)), run)
-        optimizer.step()
+        # Before it is known what is saved: all processes stop after the same step.
+        asked, replaced = sum_on_host([stop.asked, batch.replaced], world)
+        logged = regular or bool(replaced) or (outcome.rr is not None and config.rr.apply == "cfg")
+        saved = finished % config.checkpoint_every == 0 or last or bool(asked)
+        now = logged or saved
+        taken = updates.apply(finished, norm, outcome.loss, batch.sample_ids, now)
         optimizer.zero_grad(set_to_none=True)
-        ema.update()
 
         tokens += int(batch.lengths.sum()) * arch.n_codebooks * world.size
-        if logged:
+        if logged and taken:
             row = {"step": finished, **outcome.row(world)}
             row |= {"grad_norm": float(full(norm)), "lr": optimizer.param_groups[0]["lr"]}
             row["tokens_per_s"] = round(tokens / (time.monotonic() - clock), 1)
-            _check_finite(finished, "loss", row["loss"], run)
+            if replaced:
+                row["bad_samples"] = replaced
             if progress:
                 progress.log(row, say=regular)
-        aside = time.monotonic()
+        aside, valid_loss = time.monotonic(), None
         if held_out and finished % config.valid_every == 0:
             with ema.applied():
                 row = validate(model, dataset, held_out, recipe, config, world)
+            valid_loss = row["valid_loss"]
             if progress:
                 progress.log({"step": finished, **row})
         if saved:
-            checkpointer.save(finished, description)
+            folder = checkpointer.save(finished, description, valid_loss)
+            if asked and not last:
+                raise stop.stopped(finished, folder, world.is_first)
         # The rate is that of training alone, since the last line.
         clock += time.monotonic() - aside
         if regular:
@@ -239,14 +251,6 @@ def describe(
     }
 
 
-def _check_finite(step: int, what: str, value: float, run: Path) -> None:
-    if not math.isfinite(value):
-        raise AttuneError(
-            f"step {step}: {what} is {value}; lower lm.optim.lr; the last good checkpoint, if one "
-            f"was written, is named in {run / 'latest'}"
-        )
-
-
 def _loader(
     dataset: ShardDataset, order: ClipOrder, recipe: Recipe, config: LMConfig, world: World
 ) -> Loader:
@@ -259,6 +263,7 @@ def _loader(
         rank=world.rank,
         world=world.size,
         prefetch=config.prefetch,
+        skip_bad=config.bad_samples == "skip",
     )
 
 
