@@ -28,11 +28,14 @@ def under_torchrun(program: list[str], processes: int, *options: str) -> list[st
     return [sys.executable, *launcher, *options, *program[1:]]
 
 
-def run_to_end(program: list[str], status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run, and insist on the exit status."""
+def run_to_end(
+    program: list[str], status: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run, and insist on the exit status; `variables` of the environment come on top."""
     done = subprocess.run(
-        program, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False
-    )
+        program, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=200,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == status, done.stdout[-1000:] + done.stderr[-3000:]
     return done
 
