@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -50,6 +51,7 @@ def lm(
         _look(load_recipe(config, overrides or []), status, curves, against or [], as_json)
         return
     from training.preflight import Preflight
+    from training.signals import StopSignals
     from training.train import train
 
     def tell(estimate: Preflight) -> None:
@@ -61,7 +63,16 @@ def lm(
 
     if as_json and not dry_run:
         raise AttuneError("--json goes with --dry-run or --status")
-    train(load_recipe(config, overrides or []), fresh=fresh, dry_run=tell if dry_run else None)
+    recipe = load_recipe(config, overrides or [])
+    try:
+        with StopSignals() as stop:
+            train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise AttuneError(
+            f"{recipe.run_dir}: {error.strerror}; make room and rerun the same command to go on"
+        ) from error
 
 
 def _look(
