@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from training.distributed import World
+from training.distributed import TIMEOUT, World
 
 
 class BackgroundSave:
@@ -22,15 +22,15 @@ class BackgroundSave:
     """
 
     def __init__(self, world: World) -> None:
-        self._alone = world.size == 1
-        self._group = None if self._alone else dist.new_group(backend="gloo")
+        self._alone, self._first = world.size == 1, world.is_first
+        self._group = None if self._alone else dist.new_group(timeout=TIMEOUT, backend="gloo")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         # DCP warns about running without a process group, which is meant here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
     def start(self, state: dict[str, Any], folder: Path, publish: Callable[[], None]) -> None:
-        """Copy a state, and write it to a folder from now on; then call `publish`.
+        """Copy a state, and write it to a folder from now on; then the first calls `publish`.
 
         Waits for the one before, and raises what that raised.
         """
@@ -39,7 +39,7 @@ class BackgroundSave:
             state, checkpoint_id=folder, process_group=self._group, no_dist=self._alone
         )
         assert isinstance(written, Future)
-        self._pending = self._thread.submit(_finish, written, publish)
+        self._pending = self._thread.submit(_finish, written, publish if self._first else None)
 
     def check(self) -> None:
         """Raise what the last one raised, if it has by now."""
@@ -53,6 +53,7 @@ class BackgroundSave:
             pending.result()
 
 
-def _finish(written: Future[Any], publish: Callable[[], None]) -> None:
+def _finish(written: Future[Any], publish: Callable[[], None] | None) -> None:
     written.result()
-    publish()
+    if publish:
+        publish()

@@ -163,6 +163,12 @@ class Outcome:
         """Squared norms of the gradients of weighted L_rr and of cross-entropy with respect to this
         process's last hidden states, float32 `[2]`."""
 
+    @property
+    def loss(self) -> Tensor:
+        """This process's part of the loss, `[]`: over processes it adds up to that of `row`."""
+        assert isinstance(self._shares, Tensor)
+        return self._shares.mean()
+
     def add_losses(self, shares: Tensor) -> None:
         """A micro-batch's part of the loss of each stream, `[K]`."""
         self._shares = self._shares + shares

@@ -8,7 +8,6 @@ cross-entropy per stream, on steps without text the representation regularizatio
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +30,11 @@ from training.distributed import (
     full,
     parallelize,
     start,
+    sum_on_host,
     sum_over_processes,
 )
 from training.ema import ExponentialMovingAverage
+from training.finite import FiniteUpdates
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
 from training.optim import (
@@ -42,9 +43,11 @@ from training.optim import (
     learning_rate,
     set_learning_rate,
 )
-from training.preflight import Preflight, preflight
-from training.progress import Progress
+from training.preflight import Preflight, flops_per_clip, preflight
+from training.progress import Meter, Progress
 from training.run_folder import claim
+from training.samples import write_samples
+from training.signals import StopSignals
 from training.step import TrainingStep, forward, micro_batches
 
 
@@ -53,6 +56,7 @@ def train(
     *,
     fresh: bool = False,
     dry_run: Callable[[Preflight], None] | None = None,
+    stop: StopSignals | None = None,
 ) -> Path:
     """Train the language model of a recipe, or go on where it stopped.
 
@@ -60,12 +64,15 @@ def train(
         recipe: with an `lm` section and finished shards in `data_dir`.
         fresh: delete what this run has so far and start over.
         dry_run: hears what the run would take; nothing else is done then.
+        stop: signals that end the run early, with a checkpoint.
 
     Returns:
         The run's folder.
 
     Raises:
-        AttuneError: shards and recipe do not fit, or the run was started with another config.
+        AttuneError: shards and recipe do not fit, the run was started with another config, steps
+            are not finite, or a checkpoint cannot be loaded or saved.
+        Stopped: a signal came.
     """
     # 1. Recipe, shards, processes
     config = recipe.section("lm", LMConfig)
@@ -111,8 +118,8 @@ def train(
     ema = ExponentialMovingAverage(model, config.ema_decay)
 
     # 3. Go on where the run stopped
-    keep, background = config.keep, config.async_checkpoint
-    checkpointer = Checkpointer(run, world, model, optimizer, ema, keep, background)
+    keep, best, behind = config.keep, config.keep_best, config.async_checkpoint
+    checkpointer = Checkpointer(run, world, model, optimizer, ema, keep, best, behind)
     longest_s = order.longest / dataset.summary["frame_rate"]
     description = describe(recipe, config, arch, dataset.summary, longest_s)
     started = {
@@ -121,8 +128,7 @@ def train(
         "model": description,
         "plan_hash": dataset.summary.get("plan_hash"),
     }
-    folder = claim(run, started, world, fresh)
-    done = checkpointer.load(folder) if folder else 0
+    done = checkpointer.resume(claim(run, started, world, fresh))
     if world.is_first:
         _announce(run, config, estimate, world, done)
     if done >= config.steps:
@@ -130,9 +136,15 @@ def train(
 
     # 4. Train
     step_fn = TrainingStep(model, config, arch, world, recipe.seed)
-    progress = Progress(run, done, config.steps) if world.is_first else None
-    clock, tokens = time.monotonic(), 0
-    for step, batch in enumerate(loader.batches(done, config.steps), start=done):
+    progress = Progress(run, done, config.steps, config.wandb) if world.is_first else None
+    updates = FiniteUpdates(optimizer, ema, config.non_finite, world, run, progress, done)
+    if stop:
+        stop.watch()
+    else:
+        stop = StopSignals()  # hears nothing
+    meter = Meter(estimate.matmul_flops, world.device)
+    batches = meter.waiting(loader.batches(done, config.steps))
+    for step, batch in enumerate(batches, start=done):
         set_learning_rate(optimizer, learning_rate(step, config.steps, config.optim))
         outcome = step_fn(batch.to(world.device), step)
         fill_missing_gradients(model)
@@ -140,37 +152,47 @@ def train(
         finished = step + 1
         last = finished == config.steps
         regular = finished % config.log_every == 0 or last
-        logged = regular or (outcome.rr is not None and config.rr.apply == "cfg")
-        saved = finished % config.checkpoint_every == 0 or last
-        # Before the weights take it in.  A GPU would wait for the answer: there only when somebody
-        # needs it; weights that are not finite give a gradient that is not, at the latest then.
-        if logged or saved or world.device.type == "cpu":
-            _check_finite(finished, "gradient norm", float(full(norm)), run)
-        optimizer.step()
+        # Before it is known what is saved: all processes stop after the same step.
+        asked, replaced = sum_on_host([stop.asked, batch.replaced], world)
+        logged = regular or bool(replaced) or (outcome.rr is not None and config.rr.apply == "cfg")
+        saved = finished % config.checkpoint_every == 0 or last or bool(asked)
+        now = logged or saved
+        taken = updates.apply(finished, norm, outcome.loss, batch.sample_ids, now)
         optimizer.zero_grad(set_to_none=True)
-        ema.update()
 
-        tokens += int(batch.lengths.sum()) * arch.n_codebooks * world.size
-        if logged:
+        meter.add(
+            int(batch.lengths.sum()) * arch.n_codebooks * world.size,
+            len(batch.lengths) * flops_per_clip(arch, batch.codes.shape[-1], batch.text.shape[1]),
+        )
+        if logged and taken:
             row = {"step": finished, **outcome.row(world)}
             row |= {"grad_norm": float(full(norm)), "lr": optimizer.param_groups[0]["lr"]}
-            row["tokens_per_s"] = round(tokens / (time.monotonic() - clock), 1)
-            _check_finite(finished, "loss", row["loss"], run)
+            row |= meter.row()
+            if replaced:
+                row["bad_samples"] = replaced
             if progress:
                 progress.log(row, say=regular)
-        aside = time.monotonic()
-        if held_out and finished % config.valid_every == 0:
-            with ema.applied():
-                row = validate(model, dataset, held_out, recipe, config, world)
-            if progress:
-                progress.log({"step": finished, **row})
-        if saved:
-            checkpointer.save(finished, description)
+        with meter.aside():
+            valid_loss = None
+            if held_out and finished % config.valid_every == 0:
+                with ema.applied():
+                    row = validate(model, dataset, held_out, recipe, config, world)
+                valid_loss = row["valid_loss"]
+                if progress:
+                    progress.log({"step": finished, **row})
+            if saved:
+                folder = checkpointer.save(finished, description, valid_loss)
+                if asked and not last:
+                    checkpointer.wait()
+                    raise stop.stopped(finished, folder, world.is_first)
+            if config.samples.every and finished % config.samples.every == 0:
+                checkpointer.wait()
+                if progress:
+                    board = progress.board
+                    write_samples(recipe, run, config.samples, board, finished, world.device)
         checkpointer.check()
-        # The rate is that of training alone, since the last line.
-        clock += time.monotonic() - aside
         if regular:
-            clock, tokens = time.monotonic(), 0
+            meter.restart()
     checkpointer.wait()
     if progress:
         progress.close()
@@ -252,14 +274,6 @@ def describe(
     }
 
 
-def _check_finite(step: int, what: str, value: float, run: Path) -> None:
-    if not math.isfinite(value):
-        raise AttuneError(
-            f"step {step}: {what} is {value}; lower lm.optim.lr; the last good checkpoint, if one "
-            f"was written, is named in {run / 'latest'}"
-        )
-
-
 def _loader(
     dataset: ShardDataset, order: ClipOrder, recipe: Recipe, config: LMConfig, world: World
 ) -> Loader:
@@ -272,6 +286,7 @@ def _loader(
         rank=world.rank,
         world=world.size,
         prefetch=config.prefetch,
+        skip_bad=config.bad_samples == "skip",
     )
 
 

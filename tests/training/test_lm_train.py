@@ -29,7 +29,7 @@ from training.ema import ExponentialMovingAverage
 from training.lm.losses import stream_losses
 from training.lm.patterns import delay
 from training.optim import build_optimizer
-from training.progress import Progress, read_log
+from training.progress import MEASURED, Progress, read_log
 from training.train import train
 
 
@@ -113,8 +113,8 @@ def test_going_on_gives_the_losses_of_an_undisturbed_run(tiny_root: Path, tmp_pa
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')
     again = _train(tiny_root, tmp_path, "lm.run=whole", "lm.log_every=1")
-    strip = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in whole]
-    assert [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in again] == strip
+    strip = [{k: v for k, v in row.items() if k not in MEASURED} for row in whole]
+    assert [{k: v for k, v in row.items() if k not in MEASURED} for row in again] == strip
     resumed = load_file(run / "checkpoints" / "step-00000012" / "model.safetensors")
     assert final.keys() == resumed.keys()
     assert all(torch.equal(final[name], resumed[name]) for name in final)
@@ -246,23 +246,6 @@ def test_a_run_goes_on_under_its_own_config_only(tiny_root: Path, tmp_path: Path
         _train(tiny_root, tmp_path, "lm.rr.weight=1")
     rows = _train(tiny_root, tmp_path, "lm.rr.weight=1", "lm.steps=6", fresh=True)
     assert [row["step"] for row in rows] == list(range(1, 7))
-
-
-def test_a_damaged_checkpoint_is_told(tiny_root: Path, tmp_path: Path) -> None:
-    _train(tiny_root, tmp_path)
-    run = tmp_path / "lm"
-    (run / "latest").write_text("step-00000099\n")
-    with pytest.raises(AttuneError, match="names step-00000099, which is not in"):
-        _train(tiny_root, tmp_path)
-    (run / "latest").write_text("step-00000010\n")
-    for part in (run / "checkpoints" / "step-00000010" / "state").glob("*.distcp"):
-        part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(AttuneError, match=r"step-00000010: cannot be loaded") as raised:
-        _train(tiny_root, tmp_path)
-    assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
-    (run / "config.json").write_text('{"lm": {"ste')
-    with pytest.raises(AttuneError, match=r"config\.json is damaged.*--fresh"):
-        _train(tiny_root, tmp_path)
 
 
 def test_local_rr_needs_two_clips_per_process(
