@@ -38,8 +38,9 @@ def lm(
     as_json: JsonOption = False,
 ) -> None:
     """Train the language model (under torchrun: on all its processes); goes on where it stopped."""
+    from training.distributed import leave
     from training.preflight import Preflight
-    from training.signals import StopSignals
+    from training.signals import Stopped, StopSignals
     from training.train import train
 
     def tell(estimate: Preflight) -> None:
@@ -55,12 +56,16 @@ def lm(
     try:
         with StopSignals() as stop:
             train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop)
+    except Stopped as stopped:
+        leave(stopped.status)
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise AttuneError(
             f"{recipe.run_dir}: {error.strerror}; make room and rerun the same command to go on"
         ) from error
+    leave(0)
 
 
 @app.command()
