@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -153,6 +154,19 @@ class _GatherRows(torch.autograd.Function):
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded (all processes must call this)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def leave(status: int) -> None:
+    """End this process of several once all of them are through; does nothing in one alone.
+
+    At once, past the interpreter's own end: gloo's threads now and then abort a process that takes
+    itself down in good order, after all its work is done.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _leave() -> None:
