@@ -36,7 +36,7 @@ from training.lm.model import Architecture, LanguageModel
 from training.lm.patterns import delay
 from training.optim import build_optimizer, fill_missing_gradients
 from training.preflight import flops_per_clip
-from training.train import TrainingStep
+from training.step import TrainingStep
 
 SIZES = {"tiny": (256, 4, 4), "60M": (512, 16, 8)}
 """Width, layers, heads."""

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import AttuneError
-from common.storage import Store, open_store
+from common.storage import StorageError, Store, open_store
 
 MEMBERS = ("codes.npy", "json", "text.npy")
 """The members of one sample, in the order in which they lie in the tar."""
@@ -35,6 +35,10 @@ _NPY_HEADER = re.compile(
     rb"'shape': \((\d+), (\d+)\), \} *\n",
     re.DOTALL,
 )
+
+
+class BadSample(AttuneError):
+    """A sample that is gone, cut short or corrupt; not one whose store cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +92,30 @@ class ShardDataset:
         """Sample of manifest row `i`, by one range read.
 
         Raises:
-            AttuneError: the bytes there are not that sample's; names sample and shard.
+            BadSample: the bytes there are not that sample's; names sample and shard.
+            StorageError: the store failed.
         """
         sample_id = self._sample_ids[i]
         shard_key = str(self._shard_keys[i].as_py())
+        start, length = int(self._offsets[i]), int(self._lengths[i])
+        where = f"{self.store.uri}/{shard_key}"
         try:
-            data = self.store.read_range(shard_key, int(self._offsets[i]), int(self._lengths[i]))
+            data = self.store.read_range(shard_key, start, length)
         except FileNotFoundError:
-            raise AttuneError(
-                f"{self.store.uri}/{shard_key}: shard is gone; sample {sample_id} lies in it"
-            ) from None
+            raise BadSample(f"{where}: shard is gone; sample {sample_id} lies in it") from None
+        except StorageError as error:
+            entry = self.store.entry(shard_key)
+            if entry is None or entry.size >= start + length:
+                raise
+            raise BadSample(
+                f"{where}: shard is cut short at {entry.size} bytes; sample {sample_id} ends at "
+                f"{start + length}"
+            ) from error
         try:
             return parse_sample(sample_id, data)
         except ValueError as error:
-            raise AttuneError(
-                f"{self.store.uri}/{shard_key}: sample {sample_id} is corrupt: {error}; "
+            raise BadSample(
+                f"{where}: sample {sample_id} is corrupt: {error}; "
                 "see `python -m pipeline shards verify`"
             ) from error
 

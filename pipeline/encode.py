@@ -18,20 +18,20 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from common.allocator import keep_freed_memory
 from common.audio import Audio, AudioError, check_audio, check_notes, read_audio, resample
 from common.codec import Codec, Precision, load_codec
 from common.errors import AttuneError
 from common.schema import RECORD
-from common.storage import StorageError, open_store
+from common.storage import StorageError, Store, open_store
 from pipeline.catalogs.base import remote_uri
 from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.textcache import TextCache
@@ -71,7 +71,6 @@ class EncodeWorker:
     """A codec with its decode pool; Ray runs it as an actor, several shards at a time."""
 
     def __init__(self, settings: EncodeSettings) -> None:
-        keep_freed_memory()
         self.settings = settings
         self.store = open_store(settings.data_dir)
         self.cache = TextCache(self.store, settings.text_encoder_id)
@@ -79,15 +78,20 @@ class EncodeWorker:
         # One thread: OpenMP keeps a team of threads for each that computes, and more than one
         # team on the same cores slow each other down.
         self.codec_thread = ThreadPoolExecutor(1)
+        self._codec: Codec | None = None
+        self._loading = Lock()
 
-    @cached_property
+    @property
     def codec(self) -> Codec:
         """Loaded by the first shard: Ray passes on what a call raises, not what a creation does.
 
         Raises:
             AttuneError: this node has another codec than the plan was made for.
         """
-        return self._on_codec_thread(self._load_codec)
+        with self._loading:
+            if self._codec is None:
+                self._codec = self._on_codec_thread(self._load_codec)
+            return self._codec
 
     def _load_codec(self) -> Codec:
         import torch
@@ -314,13 +318,19 @@ def _on_disk(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / f"audio{Path(name).suffix}"
         try:
-            copy.write_bytes(open_store(folder).read(name))
+            copy.write_bytes(_store(folder).read(name))
         except FileNotFoundError:
             raise AudioError("missing", uri) from None
         try:
             yield copy
         except AudioError as error:
             raise AudioError(error.reason, error.detail.replace(str(copy), uri)) from error
+
+
+@lru_cache(maxsize=64)
+def _store(folder: str) -> Store:
+    """The store of a folder in a bucket; kept, for it keeps its connections."""
+    return open_store(folder)
 
 
 def _check_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed.checkpoint as dcp
 
 from common.codec import codec_identity
 from common.config import Recipe, TextEncoderConfig, load_recipe
@@ -168,3 +170,18 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+def state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint's state, whole."""
+    folder = checkpoint / "state"
+    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.empty(value.size, dtype=value.properties.dtype)
+        for key, value in metadata.items()
+        if hasattr(value, "size")
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that there is no process group
+        dcp.load(tensors, checkpoint_id=folder, no_dist=True)
+    return tensors

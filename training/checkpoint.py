@@ -2,22 +2,27 @@
 
     RUN/config.json              what the run was started with
     RUN/latest                   name of the newest finished checkpoint, replaced atomically
+    RUN/best                     name of the one with the lowest validation loss, if asked for
     RUN/checkpoints/step-00001000/
         state/                   weights, optimizer, EMA, step (PyTorch DCP: reshards on load)
         model.safetensors        EMA weights, whole: all that generation needs
-        model.json               architecture, codec, text encoder, rates, step
+        model.json               architecture, codec, text encoder, rates, step, valid_loss
 
-A checkpoint is written under another name and renamed when it is whole; `latest` follows after.  So
-whatever is killed whenever, `latest` names a checkpoint that can be loaded.
+A checkpoint is written under another name and renamed when it is whole and on the disk; `latest`
+follows after, and only then older ones go.  So whatever is killed whenever, and however full the
+disk, `latest` names a checkpoint that can be loaded.  Should it be damaged afterwards, the run goes
+on from the one before.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +32,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -37,12 +42,23 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from common.errors import AttuneError
-from training.distributed import World, full
+from training.distributed import World, from_first, full, gather_objects
 from training.ema import ExponentialMovingAverage
 from training.lm.model import Architecture, LanguageModel
 
 _NEEDED = ("architecture", "codec_id", "text_encoder_id", "prompt_policy", "segment_s", "step")
 """Keys of `model.json` that generation reads."""
+
+
+class DamagedCheckpoint(AttuneError):
+    """A checkpoint that cannot be gone on from."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        self.reason = f"checkpoint {folder}: {reason}"
+        latest = folder.parent.parent / "latest"
+        super().__init__(
+            f"{self.reason}; name an earlier one in {latest} or start over with --fresh"
+        )
 
 
 class Checkpointer:
@@ -56,59 +72,105 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer,
         ema: ExponentialMovingAverage,
         keep: int,
+        keep_best: bool = False,
     ) -> None:
+        """
+        Args:
+            keep: newest checkpoints that stay.
+            keep_best: the one with the lowest validation loss stays too.
+        """
         self._run = run
         self._world = world
         self._model = model
         self._optimizer = optimizer
         self._ema = ema
         self._keep = keep
+        self._keep_best = keep_best
+        self._loaded: str | None = None
+        self._saved: set[str] = set()
 
-    def save(self, step: int, description: dict[str, Any]) -> Path:
+    def save(self, step: int, description: dict[str, Any], valid_loss: float | None = None) -> Path:
         """Write the checkpoint of `step` finished steps and point `latest` to it.
 
         Args:
-            description: content of `model.json`, which gets `step` added.
+            description: content of `model.json`, which gets `step` and `valid_loss` added.
+            valid_loss: of this very step's average, if it was validated.
+
+        Raises:
+            AttuneError: it cannot be written; no finished one is touched then.
         """
         folder = self._run / "checkpoints" / f"step-{step:08d}"
         partial = folder.with_name(folder.name + ".partial")
+        try:
+            self._on_first(lambda: self._clear(partial))
+            state = self._state() | {"step": step, "ema_updates": self._ema.updates}
+            with _quiet():
+                dcp.save(state, checkpoint_id=partial / "state", no_dist=self._world.size == 1)
+            weights = {name: full(w).cpu() for name, w in self._ema.weights.items()}
+            document = description | {"step": step}
+            if valid_loss is not None:
+                document["valid_loss"] = valid_loss
+            self._on_first(lambda: self._finish(partial, folder, weights, document))
+        except (Exception, CheckpointException) as error:
+            if self._world.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise AttuneError(
+                f"checkpoint {folder}: cannot be saved: {_innermost(error)}; earlier ones are "
+                "whole: rerun the same command to go on from the last, once there is room"
+            ) from error
+        self._saved.add(folder.name)
         if self._world.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self._barrier()
-        state = self._state() | {"step": step, "ema_updates": self._ema.updates}
-        with _quiet():
-            dcp.save(state, checkpoint_id=partial / "state", no_dist=self._world.size == 1)
-        weights = {name: full(w).cpu() for name, w in self._ema.weights.items()}
-        if self._world.is_first:
-            save_file(weights, partial / "model.safetensors")
-            document = json.dumps(description | {"step": step}, indent=2) + "\n"
-            (partial / "model.json").write_text(document)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-            write_atomically(self._run / "latest", folder.name + "\n")
             self._prune(folder)
         self._barrier()
         return folder
+
+    def resume(self, folders: list[Path]) -> int:
+        """Go on from the first of `folders` that can be loaded; returns its finished steps.
+
+        Each one that cannot is told in a line, and `latest` names the one found, so that the log
+        and later starts go by it as well.
+
+        Raises:
+            DamagedCheckpoint: there are some, and none can be loaded; tells of the first.
+        """
+        damaged: list[DamagedCheckpoint] = []
+        for folder in folders:
+            try:
+                done = self.load(folder)
+            except DamagedCheckpoint as error:
+                damaged.append(error)
+                continue
+            if damaged and self._world.is_first:
+                for one in damaged:
+                    print(f"warning: {one.reason}", file=sys.stderr)
+                print(f"warning: going back to {folder}", file=sys.stderr, flush=True)
+                write_atomically(self._run / "latest", folder.name + "\n")
+            return done
+        if damaged:
+            raise damaged[0]
+        return 0
 
     def load(self, folder: Path) -> int:
         """Restore weights, optimizer and EMA in place; returns the number of finished steps.
 
         Raises:
-            AttuneError: the checkpoint is damaged.
+            DamagedCheckpoint: on all processes, if one of them cannot load it.
         """
         state: dict[str, Any] = self._state() | {"step": 0, "ema_updates": 0}
-        try:
-            with _quiet():
-                dcp.load(state, checkpoint_id=folder / "state", no_dist=self._world.size == 1)
-        except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
-            raise AttuneError(
-                f"checkpoint {folder}: cannot be loaded: {_innermost(error)}; name an earlier one "
-                f"in {self._run / 'latest'} or start over with --fresh"
-            ) from error
+        reason, cause = _unfinished(folder), None
+        if not reason:
+            try:
+                with _quiet():
+                    dcp.load(state, checkpoint_id=folder / "state", no_dist=self._world.size == 1)
+            except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
+                reason, cause = f"cannot be loaded: {_innermost(error)}", error
+        reasons = [found for found in gather_objects(reason, self._world) if found]
+        if reasons:
+            raise DamagedCheckpoint(folder, reasons[0]) from cause
         set_model_state_dict(self._model, state["model"])
         set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
         self._ema.updates = state["ema_updates"]
+        self._loaded = folder.name
         return int(state["step"])
 
     def _state(self) -> dict[str, Any]:
@@ -118,17 +180,78 @@ class Checkpointer:
             "ema": self._ema.weights,  # loaded in place
         }
 
+    def _clear(self, partial: Path) -> None:
+        """Room for a new checkpoint: what killed runs left half-written goes."""
+        for left in partial.parent.glob("*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    def _finish(
+        self, partial: Path, folder: Path, weights: dict[str, Tensor], document: dict[str, Any]
+    ) -> None:
+        save_file(weights, partial / "model.safetensors")
+        (partial / "model.json").write_text(json.dumps(document, indent=2) + "\n")
+        for path in (partial / "model.safetensors", partial / "model.json", partial):
+            _to_disk(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        write_atomically(self._run / "latest", folder.name + "\n")
+
     def _prune(self, saved: Path) -> None:
-        """Keep the newest up to `saved`; later ones are left from before the run went back."""
-        finished = sorted((self._run / "checkpoints").glob("step-????????"))
-        kept = [folder for folder in finished if folder.name <= saved.name][-self._keep :]
+        """Keep the newest up to `saved`, and the best.
+
+        Later ones, and those between where the run went back to and what it saved since, are left
+        from before it went back.
+        """
+        finished = _finished(self._run)
+        valid = [folder for folder in finished if folder.name <= saved.name]
+        if self._loaded is not None:
+            mine = self._saved
+            valid = [f for f in valid if f.name <= self._loaded or f.name in mine]
+        kept = valid[-self._keep :]
+        if self._keep_best:
+            losses = {folder: loss for folder in valid if (loss := _valid_loss(folder)) is not None}
+            if losses:
+                best = min(losses, key=losses.__getitem__)
+                write_atomically(self._run / "best", best.name + "\n")
+                kept.append(best)
         for folder in finished:
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def _on_first(self, action: Callable[[], None]) -> None:
+        """Done by the first process; if it fails, all of them do.
+
+        Raises:
+            _Told: with the first one's reason.
+        """
+        reason: str | None = None
+        if self._world.is_first:
+            try:
+                action()
+            except Exception as error:  # safetensors raises its own
+                reason = _innermost(error)
+        reason = from_first(reason, self._world)
+        if reason:
+            raise _Told(reason)
+
     def _barrier(self) -> None:
         if self._world.size > 1:
             dist.barrier()
+
+
+class _Told(Exception):
+    """A reason that is written out already."""
+
+
+def candidates(run: Path) -> list[Path]:
+    """Checkpoints to go on from, newest first: what `latest` names, and finished ones before it."""
+    try:
+        name = (run / "latest").read_text().strip()
+    except FileNotFoundError:
+        return []
+    earlier = [folder for folder in _finished(run) if folder.name < name]
+    return [run / "checkpoints" / name, *reversed(earlier)]
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -137,17 +260,35 @@ def latest_checkpoint(run: Path) -> Path | None:
     Raises:
         AttuneError: `latest` names a folder that is gone.
     """
-    try:
-        name = (run / "latest").read_text().strip()
-    except FileNotFoundError:
+    found = candidates(run)
+    if not found:
         return None
-    folder = run / "checkpoints" / name
-    if not (folder / "model.json").is_file():
-        raise AttuneError(
-            f"{run / 'latest'} names {name}, which is not in {folder.parent}; name another one "
-            "there or start over with --fresh"
-        )
-    return folder
+    reason = _unfinished(found[0])
+    if reason:
+        raise DamagedCheckpoint(found[0], reason)
+    return found[0]
+
+
+def _finished(run: Path) -> list[Path]:
+    """Folders that were renamed when they were whole, oldest first."""
+    return sorted((run / "checkpoints").glob("step-????????"))
+
+
+def _unfinished(folder: Path) -> str | None:
+    """What is missing in a checkpoint at first sight."""
+    if not folder.is_dir():
+        named = f"{folder.parent.parent / 'latest'} names {folder.name}"
+        return f"{named}, which is not in {folder.parent}"
+    return None if (folder / "model.json").is_file() else "has no model.json: it is not whole"
+
+
+def _valid_loss(folder: Path) -> float | None:
+    """The validation loss that a checkpoint was saved with, if it is a number."""
+    try:
+        loss = json.loads((folder / "model.json").read_text()).get("valid_loss")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
 def load_for_inference(folder: Path) -> tuple[LanguageModel, dict[str, Any]]:
@@ -181,17 +322,33 @@ def _innermost(error: BaseException) -> str:
             error = error.__cause__
         else:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            if isinstance(error, _Told):
+                return lines[0]
             return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file such that readers see the old or the new content, also after a crash."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, survive a crash of the machine."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
-from common.config import load_recipe
+from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 
 app = typer.Typer(
@@ -34,10 +35,23 @@ def lm(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run would take, and stop.")
     ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say where the run stands, also while it trains.")
+    ] = False,
+    curves: Annotated[
+        Path | None, typer.Option("--curves", help="Draw the run's curves into this PNG.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--with", help="Another run to draw; may be repeated.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the language model (under torchrun: on all its processes); goes on where it stopped."""
+    if status or curves:
+        _look(load_recipe(config, overrides or []), status, curves, against or [], as_json)
+        return
     from training.preflight import Preflight
+    from training.signals import StopSignals
     from training.train import train
 
     def tell(estimate: Preflight) -> None:
@@ -48,8 +62,36 @@ def lm(
         estimate.check()
 
     if as_json and not dry_run:
-        raise AttuneError("--json goes with --dry-run")
-    train(load_recipe(config, overrides or []), fresh=fresh, dry_run=tell if dry_run else None)
+        raise AttuneError("--json goes with --dry-run or --status")
+    recipe = load_recipe(config, overrides or [])
+    try:
+        with StopSignals() as stop:
+            train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise AttuneError(
+            f"{recipe.run_dir}: {error.strerror}; make room and rerun the same command to go on"
+        ) from error
+
+
+def _look(
+    recipe: Recipe, status: bool, curves: Path | None, against: list[str], as_json: bool
+) -> None:
+    from training.config import LMConfig
+    from training.watch import read_status, status_lines, write_curves
+
+    run = Path(recipe.run_dir) / recipe.section("lm", LMConfig).run
+    if status:
+        found = read_status(run)
+        if as_json:
+            print_json(found)
+        else:
+            print(*status_lines(found), sep="\n")
+    if curves:
+        write_curves([run, *(Path(recipe.run_dir) / name for name in against)], curves)
+        if not as_json:
+            print(curves)
 
 
 @app.command()

@@ -88,6 +88,27 @@ class RegularizationConfig(Section):
     model's text projection. Fixed either way: no gradient flows into it."""
 
 
+class SampleConfig(Section):
+    """Clips generated while a run goes on."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between them, a multiple of checkpoint_every: they are made from a checkpoint. 0: none.
+    The first process makes them, the others wait."""
+    prompts: tuple[str, ...] = ("a dog barks", "rain on a roof", "a church bell rings")
+    duration_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Of each clip; 0 for the longest that was trained."""
+
+
+class NonFiniteConfig(Section):
+    """What to do when the loss or the gradient norm is not finite."""
+
+    skip: int = Field(default=0, ge=0)
+    """Such steps in a row that are passed over: weights, optimizer and average stay as they are,
+    the log counts the step and names its samples. One more stops the run. In a row, because a rare
+    bad clip may come back every epoch, while weights that have gone wrong never recover; 0 stops at
+    the first."""
+
+
 class LMConfig(Section):
     """How the language model is trained; the defaults are the paper's."""
 
@@ -118,6 +139,11 @@ class LMConfig(Section):
     """CPU threads per process; 0 shares the machine's cores between the processes on it."""
     prefetch: int = Field(default=4, ge=1)
     """Batches read ahead."""
+    bad_samples: Literal["stop", "skip"] = "stop"
+    """Of a corrupt or missing shard or sample: stop with its name, or let another clip of the epoch
+    take its place and count it. Which one follows from the place alone, so all processes make the
+    same number of steps, and going on gives the same batches."""
+    non_finite: NonFiniteConfig = NonFiniteConfig()
     log_every: int = Field(default=10, ge=1)
     valid_every: int = Field(default=0, ge=0)
     """Steps between validations with EMA weights; 0 for none."""
@@ -125,6 +151,11 @@ class LMConfig(Section):
     checkpoint_every: int = Field(default=1000, ge=1)
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    samples: SampleConfig = SampleConfig()
+    wandb: str = ""
+    """Project at Weights & Biases that gets what TensorBoard gets; needs `pip install wandb`."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest `valid_loss` as well; `best` names it."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> LMConfig:
@@ -140,6 +171,16 @@ class LMConfig(Section):
         if self.optim.warmup >= self.steps:
             raise ValueError(
                 f"optim.warmup ({self.optim.warmup}) must be shorter than steps ({self.steps})"
+            )
+        if self.samples.every % self.checkpoint_every:
+            raise ValueError(
+                f"samples.every ({self.samples.every}) must be a multiple of checkpoint_every "
+                f"({self.checkpoint_every}): samples are made from checkpoints"
+            )
+        if self.keep_best and (not self.valid_every or self.checkpoint_every % self.valid_every):
+            raise ValueError(
+                f"keep_best: valid_every ({self.valid_every}) must divide checkpoint_every "
+                f"({self.checkpoint_every}), so that every checkpoint has its valid_loss"
             )
         if any(weight < 0 for weight in self.datasets.values()):
             raise ValueError("datasets: weights must not be negative")

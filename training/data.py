@@ -10,11 +10,12 @@ epoch: every clip comes once per epoch, and every process makes the same number 
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,11 @@ from torch import Tensor
 from common.codec import codec_identity
 from common.config import Recipe
 from common.errors import AttuneError
-from common.shards import Sample, ShardDataset
+from common.shards import BadSample, Sample, ShardDataset
 from common.text_encoder import text_encoder_identity
+
+_TRIES = 16
+"""Clips drawn for the place of one that cannot be read; if none of them can, the data is lost."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Batch:
 
     codes: int64 [B, K, T], special token past a clip's end; lengths: int64 [B] in frames.
     text: float32 [B, L, D] encoder states, zero past a prompt's end; text_mask: bool [B, L].
+    replaced: how many of the clips took the place of one that cannot be read.
     """
 
     codes: Tensor
@@ -43,6 +48,7 @@ class Batch:
     text: Tensor
     text_mask: Tensor
     sample_ids: tuple[str, ...]
+    replaced: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -54,6 +60,7 @@ class Batch:
             self.text.to(device, non_blocking=True),
             self.text_mask.to(device, non_blocking=True),
             self.sample_ids,
+            self.replaced,
         )
 
 
@@ -188,12 +195,14 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         prefetch: int = 4,
+        skip_bad: bool = False,
     ) -> None:
         """
         Args:
             segment_s: longest clip in seconds; longer ones are cropped.
             batch_size: clips of the global batch; `world` divides it.
             prefetch: batches read ahead.
+            skip_bad: another clip takes the place of one that cannot be read.
         """
         self._dataset = dataset
         self._order = order
@@ -204,6 +213,8 @@ class Loader:
         self._share = batch_size // world
         self._rank = rank
         self._prefetch = prefetch
+        self._skip_bad = skip_bad
+        self._told: set[int] = set()
 
     @property
     def segment_frames(self) -> int:
@@ -226,21 +237,58 @@ class Loader:
                     future.cancel()
 
     def batch(self, step: int) -> Batch:
-        """This process's share of the global batch of one step."""
+        """This process's share of the global batch of one step.
+
+        Raises:
+            BadSample: naming it, unless such are skipped.
+        """
         start = step * self._batch_size + self._rank * self._share
-        clips = []
+        clips, replaced = [], 0
         for position in range(start, start + self._share):
             epoch, row, repeat = self._order.at(position)
-            sample = self._dataset.read(row)
+            sample = self._read(row)
+            if sample is None:
+                sample, repeat = self._instead(position)
+                replaced += 1
             clips.append((sample.sample_id, *self._cut(sample, epoch, repeat)))
-        return collate(clips, self._special)
+        return replace(collate(clips, self._special), replaced=replaced)
+
+    def _read(self, row: int) -> Sample | None:
+        """The sample of a manifest row; None if it is bad and such are skipped."""
+        try:
+            sample = self._dataset.read(row)
+            if not sample.text:
+                raise BadSample(f"sample {sample.sample_id}: no prompt in its shard")
+            return sample
+        except BadSample as error:
+            if not self._skip_bad:
+                raise
+            if row not in self._told:
+                self._told.add(row)
+                print(f"warning: {error}; skipped", file=sys.stderr, flush=True)
+            return None
+
+    def _instead(self, position: int) -> tuple[Sample, int]:
+        """What takes the place of a bad sample: another one of the epoch, by (seed, position).
+
+        Its number stands for "how often it came before", and is none that occurs there, so that
+        its crop is not that of its own turn.
+        """
+        epoch, index = divmod(position, self._order.epoch_size)
+        rows = self._order.epoch(epoch)
+        for place in _rng(self._seed, "instead", position).integers(len(rows), size=_TRIES):
+            sample = self._read(int(rows[place]))
+            if sample is not None:
+                return sample, len(rows) + index
+        raise AttuneError(
+            f"{self._dataset.store.uri}: {_TRIES} samples drawn in place of a bad one are bad as "
+            "well; see `python -m pipeline shards verify`"
+        )
 
     def _cut(
         self, sample: Sample, epoch: int, repeat: int
     ) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
         """One crop of the codes and one of the prompts, by (seed, epoch, sample, repeat)."""
-        if not sample.text:
-            raise AttuneError(f"sample {sample.sample_id}: no prompt in its shard")
         rng = _rng(self._seed, "clip", epoch, int(sample.sample_id[:16], 16), repeat)
         prompt = int(rng.integers(len(sample.text)))
         spare = sample.codes.shape[1] - self._frames

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,14 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from training.lm.model import LanguageModel
+
+TIMEOUT = timedelta(minutes=5)
+"""After which a process gives up waiting for another. A process that dies is noticed at once by its
+launcher, and by the others through their connections; this is for a machine that is gone without a
+word. Above what anybody may wait for: a store's retries (2 minutes), a large checkpoint's writing,
+the compiler."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,9 @@ def start(threads: int = 0) -> World:
     else:
         device = torch.device("cpu")
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Flags and names travel between CPUs, past the GPUs' queues.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
         atexit.register(_leave)
     return World(int(os.environ.get("RANK", "0")), size, device)
 
@@ -80,6 +92,34 @@ def sum_over_processes(tensor: Tensor, world: World) -> Tensor:
         tensor = tensor.detach().clone()
         dist.all_reduce(tensor)
     return tensor
+
+
+def sum_on_host(values: Sequence[int], world: World) -> list[int]:
+    """Sums over all processes of numbers that the CPU holds.
+
+    A GPU's queue is not waited for: it goes on with what it has to do meanwhile.
+    """
+    if world.size == 1:
+        return [int(value) for value in values]
+    numbers = torch.tensor([int(value) for value in values])
+    dist.all_reduce(numbers)
+    return [int(number) for number in numbers]
+
+
+def gather_objects(thing: T, world: World) -> list[T]:
+    """What each process has, by rank."""
+    things = [thing] * world.size
+    if world.size > 1:
+        dist.all_gather_object(things, thing)
+    return things
+
+
+def from_first(thing: T, world: World) -> T:
+    """What the first process has."""
+    things = [thing]
+    if world.size > 1:
+        dist.broadcast_object_list(things, src=0)
+    return things[0]
 
 
 def gather_rows(rows: Tensor, world: World) -> Tensor:

@@ -21,18 +21,40 @@ class ExponentialMovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
+        self._missed: Tensor | None = None  # updates of 0 that nobody was told of yet
         self._model = model
         self.weights = {
             name: parameter.detach().clone() for name, parameter in model.named_parameters()
         }
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the model's weights as they are now."""
+    def update(self, taken: Tensor | None = None) -> None:
+        """Take in the model's weights as they are now.
+
+        Args:
+            taken: 1, or 0 to leave the average as it is, `[]` on the device: nobody waits for it.
+                For a 0, `forget` must follow before the next update that is given none.
+        """
         self.updates += 1
-        share = (1 - self.decay) / (1 - self.decay**self.updates)
         current = [_local(parameter.detach()) for parameter in self._model.parameters()]
-        torch._foreach_lerp_([_local(w) for w in self.weights.values()], current, share)
+        average = [_local(w) for w in self.weights.values()]
+        if taken is None:
+            share = (1 - self.decay) / (1 - self.decay**self.updates)
+            torch._foreach_lerp_(average, current, share)
+            return
+        if self._missed is None:
+            self._missed = torch.zeros((), dtype=torch.float64, device=taken.device)
+        self._missed += 1 - taken
+        counted = 1 - self.decay ** (self.updates - self._missed).clamp(min=1)
+        steps = torch._foreach_sub(current, average)
+        torch._foreach_mul_(steps, (taken * (1 - self.decay) / counted).float())
+        torch._foreach_add_(average, steps)
+
+    def forget(self) -> None:
+        """An earlier update was given 0: it does not count."""
+        self.updates -= 1
+        if self._missed is not None:
+            self._missed -= 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -4,28 +4,101 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from common.errors import AttuneError
+
+T = TypeVar("T")
+
+MEASURED = ("tokens_per_s", "elapsed_s", "mfu", "loader_wait", "memory_gib")
+"""What a row says of the machine; all else is the same whenever and wherever a run is repeated."""
 _SCALARS = (
     "loss", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm", "grad_norm", "lr",
-    "tokens_per_s", "valid_loss", "valid_loss_uncond",
+    "valid_loss", "valid_loss_uncond",
 )  # fmt: skip
+
+
+class Meter:
+    """How fast a run is, since the last line: tokens, FLOP, and the time spent waiting for data.
+
+    Args:
+        matmul_flops: the machine's measured matmul rate, FLOP/s per process.
+        device: whose memory is told.
+    """
+
+    def __init__(self, matmul_flops: float, device: torch.device) -> None:
+        self._rate, self._device = matmul_flops, device
+        self._began = self._last = time.monotonic()
+        self._tokens, self._flops, self._waited, self._aside = 0, 0.0, 0.0, 0.0
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches as they come; counts the time that each takes to come."""
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, tokens: int, flops: float) -> None:
+        """One step: tokens over all processes, FLOP of this one."""
+        self._tokens += tokens
+        self._flops += flops
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time that is no training: validation, checkpoints."""
+        began = time.monotonic()
+        yield
+        self._aside += time.monotonic() - began
+
+    def row(self) -> dict[str, float]:
+        """`MEASURED`: tokens/s, seconds since the start, share of the measured matmul rate (MFU),
+        share of the time that training waited for data, and the most memory so far in GiB."""
+        spent = max(time.monotonic() - self._last - self._aside, 1e-9)
+        return {
+            "tokens_per_s": round(self._tokens / spent, 1),
+            "elapsed_s": round(time.monotonic() - self._began, 3),
+            "mfu": round(self._flops / spent / self._rate, 4),
+            "loader_wait": round(self._waited / spent, 4),
+            "memory_gib": round(self._peak() / 2**30, 3),
+        }
+
+    def restart(self) -> None:
+        """Begin the next line."""
+        self._last = time.monotonic()
+        self._tokens, self._flops, self._waited, self._aside = 0, 0.0, 0.0, 0.0
+
+    def _peak(self) -> int:
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Progress:
     """Log of one run, written by the first process."""
 
-    def __init__(self, run: Path, step: int, steps: int) -> None:
+    def __init__(self, run: Path, step: int, steps: int, wandb_project: str = "") -> None:
         """
         Args:
             run: the run's folder.
             step: finished steps; what the log says of later ones is dropped, as they come again.
             steps: steps in all.
+            wandb_project: at Weights & Biases; gets what TensorBoard gets.
+
+        Raises:
+            AttuneError: `wandb` is asked for and not installed.
         """
+        self._wandb = _start_wandb(run, wandb_project) if wandb_project else None
         self._steps = steps
         self._rr: float | None = None
         path = run / "log.jsonl"
@@ -36,25 +109,26 @@ class Progress:
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             partial.replace(path)
         self._file = path.open("a")
-        self._board = SummaryWriter(str(run / "tb"), purge_step=step + 1)
+        self.board = SummaryWriter(str(run / "tb"), purge_step=step + 1)
         self._started = time.monotonic()
         self._first = step
 
     def log(self, row: dict[str, Any], say: bool = True) -> None:
-        """Record one step: `step`, `loss`, `loss_per_stream`, `grad_norm`, `lr`, `tokens_per_s`,
-        `dropped` (share of the batch without text), and where rr applied `rr`, `rr_correlation`,
+        """Record one step: `step`, `loss`, `loss_per_stream`, `grad_norm`, `lr`, `dropped` (share
+        of the batch without text), `MEASURED`, and where rr applied `rr`, `rr_correlation`,
         `rr_grad_norm` and `ce_grad_norm`."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         step = row["step"]
         # Steps with and without text have different losses: a curve each.
         kind = "unconditional" if row.get("dropped") == 1.0 else "conditional"
-        for name in _SCALARS:
-            if name in row:
+        for name in (*_SCALARS, *MEASURED):
+            if name in row and name != "elapsed_s":
                 tag = f"loss/{kind}" if name == "loss" else name
-                self._board.add_scalar(tag, row[name], step)
+                tag = f"machine/{name}" if name in MEASURED else tag
+                self.board.add_scalar(tag, row[name], step)
         for k, loss in enumerate(row.get("loss_per_stream", [])):
-            self._board.add_scalar(f"loss_per_stream/{kind}_{k}", loss, step)
+            self.board.add_scalar(f"loss_per_stream/{kind}_{k}", loss, step)
         self._rr = row.get("rr", self._rr)
         if say:
             print(self._line(row), flush=True)
@@ -62,7 +136,9 @@ class Progress:
     def close(self) -> None:
         """Flush and close the files."""
         self._file.close()
-        self._board.close()
+        self.board.close()
+        if self._wandb:
+            self._wandb.finish()
 
     def _line(self, row: dict[str, Any]) -> str:
         step = row["step"]
@@ -77,8 +153,23 @@ class Progress:
         return (
             f"step {step}/{self._steps}  loss {row['loss']:.4f} ({streams})  rr {rr}  "
             f"|g| {row['grad_norm']:.2f}  lr {row['lr']:.2e}  "
-            f"{_thousands(row['tokens_per_s'])} tokens/s  eta {_clock(left)}  {kind}"
+            f"{_thousands(row['tokens_per_s'])} tokens/s  eta {format_clock(left)}  {kind}"
         ).rstrip()
+
+
+def _start_wandb(run: Path, project: str) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise AttuneError(
+            "lm.wandb names a project, but wandb is not installed: pip install wandb, or leave "
+            "lm.wandb empty"
+        ) from None
+    # The run keeps its id, so that it goes on there as well.
+    name = f"{run.parent.name}-{run.name}"
+    return wandb.init(
+        project=project, name=name, id=name, resume="allow", dir=str(run), sync_tensorboard=True
+    )
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -96,7 +187,8 @@ def _thousands(number: float) -> str:
     return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
 
 
-def _clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
     minutes, rest = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.errors import AttuneError
-from training.checkpoint import latest_checkpoint, write_atomically
-from training.distributed import World, sum_over_processes
+from training.checkpoint import candidates, write_atomically
+from training.distributed import World, from_first
 
 _MAY_CHANGE = {
     "lm.model.size",  # what it stands for is compared
@@ -20,14 +18,21 @@ _MAY_CHANGE = {
     "lm.log_every",
     "lm.checkpoint_every",
     "lm.keep",
+    "lm.keep_best",
+    "lm.non_finite.skip",
+    "lm.bad_samples",
     "lm.valid_every",
     "lm.valid_batches",
+    "lm.samples.every",
+    "lm.samples.prompts",
+    "lm.samples.duration_s",
+    "lm.wandb",
 }
 """Keys that do not decide what is trained."""
 
 
-def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> Path | None:
-    """Make the folder this run's, and find the checkpoint to go on from, if there is one.
+def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list[Path]:
+    """Make the folder this run's, and find the checkpoints to go on from, newest first.
 
     Args:
         run: folder of the run.
@@ -37,19 +42,19 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> Path
     Raises:
         AttuneError: the run was started with another config.
     """
-    path = run / "config.json"
+    path, found = run / "config.json", list[Path]()
     if world.is_first:
         if fresh:
-            for part in ("checkpoints", "tb"):
+            for part in ("checkpoints", "tb", "samples"):
                 shutil.rmtree(run / part, ignore_errors=True)
-            for name in ("latest", "log.jsonl", "config.json"):
+            for name in ("latest", "best", "log.jsonl", "config.json"):
                 (run / name).unlink(missing_ok=True)
         run.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and latest_checkpoint(run):
+        found = candidates(run)
+        if path.is_file() and found:
             _check_same(_read(path), started, run)
         write_atomically(path, json.dumps(started, indent=2) + "\n")
-    sum_over_processes(torch.zeros(1, device=world.device), world)  # all wait for the first
-    return latest_checkpoint(run)
+    return from_first(found, world)  # all wait for the first
 
 
 def _read(path: Path) -> dict[str, Any]:

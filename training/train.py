@@ -8,17 +8,13 @@ cross-entropy per stream, on steps without text the representation regularizatio
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from common.allocator import keep_freed_memory
@@ -27,26 +23,24 @@ from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.checkpoint import Checkpointer, latest_checkpoint
 from training.config import LMConfig
-from training.data import Batch, ClipOrder, Loader, check_shards, dropped_text
-from training.distributed import World, full, gather_rows, shard, start, sum_over_processes
+from training.data import ClipOrder, Loader, check_shards
+from training.distributed import World, full, shard, start, sum_on_host, sum_over_processes
 from training.ema import ExponentialMovingAverage
-from training.lm.losses import (
-    pool,
-    representation_regularization,
-    similarity_correlation,
-    stream_losses,
-)
+from training.finite import FiniteUpdates
+from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
-from training.lm.patterns import delay, valid_steps
 from training.optim import (
     build_optimizer,
     fill_missing_gradients,
     learning_rate,
     set_learning_rate,
 )
-from training.preflight import Preflight, preflight
-from training.progress import Progress
+from training.preflight import Preflight, flops_per_clip, preflight
+from training.progress import Meter, Progress
 from training.run_folder import claim
+from training.samples import write_samples
+from training.signals import StopSignals
+from training.step import TrainingStep, forward
 
 
 def train(
@@ -54,6 +48,7 @@ def train(
     *,
     fresh: bool = False,
     dry_run: Callable[[Preflight], None] | None = None,
+    stop: StopSignals | None = None,
 ) -> Path:
     """Train the language model of a recipe, or go on where it stopped.
 
@@ -61,12 +56,15 @@ def train(
         recipe: with an `lm` section and finished shards in `data_dir`.
         fresh: delete what this run has so far and start over.
         dry_run: hears what the run would take; nothing else is done then.
+        stop: signals that end the run early, with a checkpoint.
 
     Returns:
         The run's folder.
 
     Raises:
-        AttuneError: shards and recipe do not fit, or the run was started with another config.
+        AttuneError: shards and recipe do not fit, the run was started with another config, steps
+            are not finite, or a checkpoint cannot be loaded or saved.
+        Stopped: a signal came.
     """
     # 1. Recipe, shards, processes
     config = recipe.section("lm", LMConfig)
@@ -110,7 +108,7 @@ def train(
     ema = ExponentialMovingAverage(model, config.ema_decay)
 
     # 3. Go on where the run stopped
-    checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep)
+    checkpointer = Checkpointer(run, world, model, optimizer, ema, config.keep, config.keep_best)
     longest_s = order.longest / dataset.summary["frame_rate"]
     description = describe(recipe, config, arch, dataset.summary, longest_s)
     started = {
@@ -119,8 +117,7 @@ def train(
         "model": description,
         "plan_hash": dataset.summary.get("plan_hash"),
     }
-    folder = claim(run, started, world, fresh)
-    done = checkpointer.load(folder) if folder else 0
+    done = checkpointer.resume(claim(run, started, world, fresh))
     if world.is_first:
         _announce(run, config, estimate, world, done)
     if done >= config.steps:
@@ -128,9 +125,15 @@ def train(
 
     # 4. Train
     step_fn = TrainingStep(model, config, arch, world, recipe.seed)
-    progress = Progress(run, done, config.steps) if world.is_first else None
-    clock, tokens = time.monotonic(), 0
-    for step, batch in enumerate(loader.batches(done, config.steps), start=done):
+    progress = Progress(run, done, config.steps, config.wandb) if world.is_first else None
+    updates = FiniteUpdates(optimizer, ema, config.non_finite, world, run, progress, done)
+    if stop:
+        stop.watch()
+    else:
+        stop = StopSignals()  # hears nothing
+    meter = Meter(estimate.matmul_flops, world.device)
+    batches = meter.waiting(loader.batches(done, config.steps))
+    for step, batch in enumerate(batches, start=done):
         set_learning_rate(optimizer, learning_rate(step, config.steps, config.optim))
         outcome = step_fn(batch.to(world.device), step)
         fill_missing_gradients(model)
@@ -138,146 +141,46 @@ def train(
         finished = step + 1
         last = finished == config.steps
         regular = finished % config.log_every == 0 or last
-        logged = regular or (outcome.rr is not None and config.rr.apply == "cfg")
-        saved = finished % config.checkpoint_every == 0 or last
-        # Before the weights take it in.  A GPU would wait for the answer: there only when somebody
-        # needs it; weights that are not finite give a gradient that is not, at the latest then.
-        if logged or saved or world.device.type == "cpu":
-            _check_finite(finished, "gradient norm", float(full(norm)), run)
-        optimizer.step()
+        # Before it is known what is saved: all processes stop after the same step.
+        asked, replaced = sum_on_host([stop.asked, batch.replaced], world)
+        logged = regular or bool(replaced) or (outcome.rr is not None and config.rr.apply == "cfg")
+        saved = finished % config.checkpoint_every == 0 or last or bool(asked)
+        now = logged or saved
+        taken = updates.apply(finished, norm, outcome.loss, batch.sample_ids, now)
         optimizer.zero_grad(set_to_none=True)
-        ema.update()
 
-        tokens += int(batch.lengths.sum()) * arch.n_codebooks * world.size
-        if logged:
+        meter.add(
+            int(batch.lengths.sum()) * arch.n_codebooks * world.size,
+            len(batch.lengths) * flops_per_clip(arch, batch.codes.shape[-1], batch.text.shape[1]),
+        )
+        if logged and taken:
             row = {"step": finished, **outcome.row(world)}
             row |= {"grad_norm": float(full(norm)), "lr": optimizer.param_groups[0]["lr"]}
-            row["tokens_per_s"] = round(tokens / (time.monotonic() - clock), 1)
-            _check_finite(finished, "loss", row["loss"], run)
+            row |= meter.row()
+            if replaced:
+                row["bad_samples"] = replaced
             if progress:
                 progress.log(row, say=regular)
-        aside = time.monotonic()
-        if held_out and finished % config.valid_every == 0:
-            with ema.applied():
-                row = validate(model, dataset, held_out, recipe, config, world)
-            if progress:
-                progress.log({"step": finished, **row})
-        if saved:
-            checkpointer.save(finished, description)
-        # The rate is that of training alone, since the last line.
-        clock += time.monotonic() - aside
+        with meter.aside():
+            valid_loss = None
+            if held_out and finished % config.valid_every == 0:
+                with ema.applied():
+                    row = validate(model, dataset, held_out, recipe, config, world)
+                valid_loss = row["valid_loss"]
+                if progress:
+                    progress.log({"step": finished, **row})
+            if saved:
+                folder = checkpointer.save(finished, description, valid_loss)
+                if asked and not last:
+                    raise stop.stopped(finished, folder, world.is_first)
+            if progress and config.samples.every and finished % config.samples.every == 0:
+                write_samples(recipe, run, config.samples, progress.board, finished, world.device)
         if regular:
-            clock, tokens = time.monotonic(), 0
+            meter.restart()
     if progress:
         progress.close()
         print(f"done: {run} (EMA weights in {latest_checkpoint(run)})", flush=True)
     return run
-
-
-class TrainingStep:
-    """Forward, loss and backward of one step."""
-
-    def __init__(
-        self, model: LanguageModel, config: LMConfig, arch: Architecture, world: World, seed: int
-    ) -> None:
-        self._model = model
-        self._config = config
-        self._arch = arch
-        self._world = world
-        self._seed = seed
-
-    def __call__(self, batch: Batch, step: int) -> Outcome:
-        """Leave the gradient of the global batch's objective in the parameters."""
-        config, world = self._config, self._world
-        dropped = dropped_text(
-            self._seed, step, config.batch_size, config.cfg.dropout, config.cfg.granularity
-        )
-        logits, hidden, targets = _forward(self._model, batch, dropped, config, world, self._arch)
-        sums, counts = stream_losses(logits, targets)
-        counts = sum_over_processes(counts, world).clamp(min=1)
-        objective = (
-            (sums / counts).mean() if config.stream_loss == "mean" else (sums / counts).sum()
-        )
-        # FSDP averages gradients over processes; the objective is a sum over them.
-        objective = objective * world.size
-        outcome = Outcome(sums.detach() / counts, float(dropped.mean()))
-        chosen = np.ones_like(dropped) if config.rr.apply == "always" else dropped
-        if not chosen.any():
-            objective.backward()
-            return outcome
-        if not config.rr.weight:
-            with torch.no_grad():
-                outcome.rr, outcome.correlation = self._regularization(batch, hidden, chosen)
-            objective.backward()
-            return outcome
-        # A view of its own: the regularization's share of the gradient can be told apart there.
-        states = hidden.view_as(hidden)
-        states.retain_grad()
-        whole: list[Tensor] = []
-        hidden.register_hook(whole.append)
-        rr, outcome.correlation = self._regularization(batch, states, chosen)
-        outcome.rr = rr.detach()
-        (objective + config.rr.weight * rr).backward()
-        assert states.grad is not None
-        shares = (states.grad.float(), (whole[0] - states.grad).float())
-        outcome.gradients = torch.stack([share.square().sum() for share in shares])
-        outcome.gradients /= world.size**2
-        return outcome
-
-    def _regularization(
-        self, batch: Batch, hidden: Tensor, chosen: NDArray[np.bool_]
-    ) -> tuple[Tensor, Tensor]:
-        """L_rr over the clips `chosen` of the global batch, and how the similarities correlate."""
-        how, world = self._config.rr, self._world
-        mask = valid_steps(batch.lengths, self._arch.n_codebooks, hidden.shape[1])
-        audio = pool(hidden, mask, how.pool)
-        states = batch.text
-        if how.text == "projected":
-            # Under FSDP the root's weights stay whole from the forward pass to the backward one.
-            with torch.no_grad(), _precision(self._config, world):
-                states = self._model.text_projection(states)
-        text = pool(states, batch.text_mask, how.pool)
-        places = torch.from_numpy(chosen).to(audio.device)
-        if how.scope == "global":
-            audio, text = gather_rows(audio, world), gather_rows(text, world)
-        else:
-            places = places.view(world.size, -1)[world.rank]
-        audio, text = audio[places], text[places]
-        return (
-            representation_regularization(audio, text),
-            similarity_correlation(audio.detach(), text),
-        )
-
-
-class Outcome:
-    """What one step came to, still on the device."""
-
-    def __init__(self, shares: Tensor, dropped: float) -> None:
-        self._shares = shares
-        self.dropped = dropped
-        """Share of the global batch that trained without text."""
-        self.rr: Tensor | None = None
-        """L_rr where it was taken, before its weight."""
-        self.correlation: Tensor | None = None
-        """Of the two similarity matrices."""
-        self.gradients: Tensor | None = None
-        """Squared norms of the gradients of weighted L_rr and of cross-entropy with respect to this
-        process's last hidden states, float32 `[2]`."""
-
-    def row(self, world: World) -> dict[str, Any]:
-        """Losses over the global batch (all processes must call this)."""
-        losses = sum_over_processes(self._shares, world).tolist()
-        row = {"loss": sum(losses) / len(losses), "loss_per_stream": losses}
-        row["dropped"] = self.dropped
-        if self.rr is not None and self.correlation is not None:
-            # Equal on all processes with scope global; their mean with scope local.
-            both = torch.stack([self.rr, self.correlation])
-            found = (sum_over_processes(both, world) / world.size).tolist()
-            row["rr"], row["rr_correlation"] = found
-        if self.gradients is not None:
-            norms = sum_over_processes(self.gradients, world).sqrt().tolist()
-            row["rr_grad_norm"], row["ce_grad_norm"] = norms
-        return row
 
 
 @torch.no_grad()
@@ -302,7 +205,7 @@ def validate(
             # The last batch runs on into the next epoch: those clips were counted before.
             new = places + step * config.batch_size < order.epoch_size
             batch = replace(batch, lengths=batch.lengths * new).to(world.device)
-            logits, _, targets = _forward(model, batch, dropped, config, world, model.arch)
+            logits, _, targets = forward(model, batch, dropped, config, world, model.arch)
             sums, counts = stream_losses(logits, targets)
             total += sum_over_processes(sums.sum(), world)
             count += int(sum_over_processes(counts.sum(), world))
@@ -353,43 +256,6 @@ def describe(
     }
 
 
-def _check_finite(step: int, what: str, value: float, run: Path) -> None:
-    if not math.isfinite(value):
-        raise AttuneError(
-            f"step {step}: {what} is {value}; lower lm.optim.lr; the last good checkpoint, if one "
-            f"was written, is named in {run / 'latest'}"
-        )
-
-
-def _forward(
-    model: LanguageModel,
-    batch: Batch,
-    dropped: NDArray[np.bool_],
-    config: LMConfig,
-    world: World,
-    arch: Architecture,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, hidden states and targets of this process's share of a batch."""
-    inputs, targets = delay(batch.codes, batch.lengths, arch.special)
-    text: Tensor | None = batch.text
-    mask: Tensor | None = batch.text_mask
-    if dropped.all():
-        # Nobody in the global batch has text: all processes skip cross-attention alike.
-        text = mask = None
-    elif dropped.any():
-        mine = torch.from_numpy(dropped).view(world.size, -1)[world.rank].to(inputs.device)
-        mask = batch.text_mask & ~mine[:, None]
-    with _precision(config, world):
-        logits, hidden = model(inputs, text, mask)
-    return logits, hidden, targets
-
-
-def _precision(config: LMConfig, world: World) -> AbstractContextManager[Any]:
-    if config.precision == "bf16":
-        return torch.autocast(world.device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
 def _loader(
     dataset: ShardDataset, order: ClipOrder, recipe: Recipe, config: LMConfig, world: World
 ) -> Loader:
@@ -402,6 +268,7 @@ def _loader(
         rank=world.rank,
         world=world.size,
         prefetch=config.prefetch,
+        skip_bad=config.bad_samples == "skip",
     )
 
 

@@ -18,7 +18,8 @@ from training.data import ClipOrder, Loader
 from training.distributed import full, shard, start, sum_over_processes
 from training.lm.model import LanguageModel
 from training.optim import fill_missing_gradients
-from training.train import TrainingStep, architecture
+from training.step import TrainingStep
+from training.train import architecture
 
 
 def main(path: str, out: str, overrides: list[str]) -> None:

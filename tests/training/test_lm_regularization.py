@@ -24,7 +24,8 @@ from training.data import Batch, ClipOrder, Loader, dropped_text
 from training.distributed import World
 from training.lm.losses import similarity_correlation
 from training.lm.model import LanguageModel
-from training.train import TrainingStep, architecture
+from training.step import TrainingStep
+from training.train import architecture
 
 ONE = World(0, 1, torch.device("cpu"))
 

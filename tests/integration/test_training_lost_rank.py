@@ -1,0 +1,61 @@
+"""A lost process ends the others within a minute, and torchrun goes on from what is saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tiny_lm import make_world
+from training_process import (
+    assert_same_checkpoint,
+    command,
+    rows,
+    run_to_end,
+    start,
+    under_torchrun,
+    wait_for_step,
+    workers,
+)
+
+STEPS = 300
+OVERRIDES = (f"lm.steps={STEPS}", "lm.checkpoint_every=50")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    make_world(root)
+    return root
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_others_end_and_a_restart_goes_on(root: Path, lost: int) -> None:
+    whole = root / "run" / "whole"
+    if not whole.is_dir():
+        run_to_end(under_torchrun(command(root, "whole", *OVERRIDES), 2))
+    run = root / "run" / f"lost-{lost}"
+    program = command(root, run.name, *OVERRIDES)
+    # Nobody starts it again: the launcher is through within a minute.
+    process = start(under_torchrun(program, 2))
+    wait_for_step(process, run, 60)
+    others = workers(process)
+    os.kill(others[lost], signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert process.returncode == 1, errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in others)
+    assert (run / "latest").read_text() == "step-00000050\n"
+    # Again, and now the launcher starts it anew by itself.
+    process = start(under_torchrun(program, 2, "--max-restarts=1"))
+    wait_for_step(process, run, 160)
+    os.kill(workers(process)[lost], signal.SIGKILL)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert rows(run) == rows(whole)
+    name = f"checkpoints/step-{STEPS:08d}"
+    assert_same_checkpoint(run / name, whole / name)

@@ -1,0 +1,80 @@
+"""The Slurm script of the training README, with stand-ins for Slurm's own commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_lm import make_world
+from training_process import ENVIRONMENT, rows, wait_for_step
+
+STEPS = 300
+PROJECT = Path(__file__).parents[2]
+STAND_INS = {
+    "srun": '#!/bin/sh\nshift\nexec "$@"\n',
+    "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo localhost || echo "$@" >> "$TOLD"\n',
+}
+
+
+def _script(root: Path) -> str:
+    """The README's script, for two processes and the tiny recipe."""
+    readme = (PROJECT / "training" / "README.md").read_text()
+    script = re.search(r"```bash\n(#!/bin/bash\n.*?)```", readme, re.DOTALL)
+    assert script
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    text = script[1]
+    recipe = f"{root}/recipe.yaml lm.steps={STEPS} lm.checkpoint_every=1000"
+    for old, new in (
+        ("configs/sfx.yaml", recipe),
+        ("--nproc-per-node 8", "--nproc-per-node 2"),
+        (":29500", f":{port}"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.heavy
+def test_told_before_the_end_it_saves_and_goes_back_into_the_queue(tmp_path: Path) -> None:
+    make_world(tmp_path)
+    tools, told = tmp_path / "tools", tmp_path / "told"
+    tools.mkdir()
+    for name, content in STAND_INS.items():
+        (tools / name).write_text(content)
+        (tools / name).chmod(0o755)
+    venv = Path(sys.executable).parent
+    environment = ENVIRONMENT | {
+        "PATH": f"{tools}:{venv}:{os.environ['PATH']}",
+        "TOLD": str(told),
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_ID": "4711",
+    }
+
+    def submit() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", "-c", _script(tmp_path)], env=environment, cwd=PROJECT, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    run = tmp_path / "run" / "lm"
+    job = submit()
+    wait_for_step(job, run, 20)
+    job.send_signal(signal.SIGUSR1)
+    _, errors = job.communicate(timeout=100)
+    assert "stopped by SIGUSR1 after step" in errors
+    assert told.read_text() == "requeue 4711\n"
+    assert rows(run)[-1]["step"] < STEPS
+    job = submit()
+    _, errors = job.communicate(timeout=200)
+    assert job.returncode == 0, errors
+    assert told.read_text() == "requeue 4711\n"
+    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))

@@ -1,0 +1,167 @@
+"""Checkpoints that are damaged, half-written, the best, or do not fit on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_lm import state
+
+from common.config import load_recipe
+from common.errors import AttuneError
+from training import checkpoint as checkpoints
+from training import train as training
+from training.checkpoint import Checkpointer, latest_checkpoint
+from training.config import LMConfig
+from training.distributed import start
+from training.ema import ExponentialMovingAverage
+from training.optim import build_optimizer
+from training.progress import read_log
+from training.train import train
+
+
+def _train(root: Path, out: Path, *overrides: str) -> list[dict]:
+    recipe = load_recipe(root / "recipe.yaml", [f"run_dir={out}", "lm.steps=10", *overrides])
+    rows = read_log(train(recipe))
+    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
+
+
+def _names(run: Path) -> list[str]:
+    return sorted(folder.name for folder in (run / "checkpoints").iterdir())
+
+
+def _cut(folder: Path) -> None:
+    for part in (folder / "state").glob("*.distcp"):
+        part.write_bytes(part.read_bytes()[:-100])
+
+
+def _zero(folder: Path) -> None:
+    """As after a crash of the machine: the file's length was written, its bytes were not."""
+    for part in (folder / "state").glob("*.distcp"):
+        part.write_bytes(bytes(part.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (_cut, "cannot be loaded: "),
+        (_zero, "cannot be loaded: "),
+        (lambda folder: (folder / "state" / ".metadata").unlink(), "cannot be loaded: "),
+        (lambda folder: (folder / "model.json").unlink(), "has no model.json: it is not whole"),
+        (shutil.rmtree, "latest names step-00000010, which is not in"),
+    ],
+    ids=["cut", "zeros", "no metadata", "no model.json", "gone"],
+)
+def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_back(
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    why: str,
+) -> None:
+    whole = _train(tiny_root, tmp_path, "lm.checkpoint_every=4")
+    run = tmp_path / "lm"
+    assert _names(run) == ["step-00000008", "step-00000010"]
+    final = state(run / "checkpoints" / "step-00000010")
+    damage(run / "checkpoints" / "step-00000010")
+    capsys.readouterr()
+    assert _train(tiny_root, tmp_path, "lm.checkpoint_every=9") == whole
+    out, err = capsys.readouterr()
+    assert "8 steps are done: going on" in out
+    lines = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert lines[0].startswith(f"warning: checkpoint {run}/checkpoints/step-00000010: ")
+    assert why in lines[0]
+    assert lines[1:] == [f"warning: going back to {run}/checkpoints/step-00000008"]
+    # At 9 the damaged one went first, and not the good one that it stood before.
+    assert _names(run) == ["step-00000009", "step-00000010"]
+    again = state(run / "checkpoints" / "step-00000010")
+    assert all(torch.equal(final[key], again[key]) for key in final)
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    _train(tiny_root, tmp_path, "lm.checkpoint_every=4")
+    run = tmp_path / "lm"
+    _cut(run / "checkpoints" / "step-00000010")
+    shutil.copytree(run / "checkpoints" / "step-00000010", run / "checkpoints" / "step-00000009")
+    (run / "checkpoints" / "step-00000009.partial").mkdir()
+    _train(tiny_root, tmp_path)
+    assert _names(run) == ["step-00000008", "step-00000010"]
+
+
+def test_if_none_can_be_loaded_the_newest_is_told(tiny_root: Path, tmp_path: Path) -> None:
+    _train(tiny_root, tmp_path)
+    run = tmp_path / "lm"
+    for folder in (run / "checkpoints").iterdir():
+        _cut(folder)
+    with pytest.raises(AttuneError, match=r"step-00000010: cannot be loaded") as raised:
+        _train(tiny_root, tmp_path)
+    assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
+    assert "--fresh" in str(raised.value)
+    assert (run / "latest").read_text() == "step-00000010\n"
+    (run / "latest").write_text("step-00000003\n")
+    with pytest.raises(AttuneError, match="names step-00000003, which is not in"):
+        _train(tiny_root, tmp_path)
+    (run / "config.json").write_text('{"lm": {"ste')
+    with pytest.raises(AttuneError, match=r"config\.json is damaged.*--fresh"):
+        _train(tiny_root, tmp_path)
+
+
+def test_the_best_stays_beside_the_newest(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, float("nan"), 2.0, 1.5])
+    monkeypatch.setattr(training, "validate", lambda *_: {"valid_loss": next(losses)})
+    overrides = ["lm.valid_every=2", "lm.checkpoint_every=2", "lm.keep=1", "lm.keep_best=true"]
+    _train(tiny_root, tmp_path, *overrides)
+    run = tmp_path / "lm"
+    assert _names(run) == ["step-00000004", "step-00000010"]
+    assert (run / "best").read_text() == "step-00000004\n"
+    assert (run / "latest").read_text() == "step-00000010\n"
+    # Back to before the best: it comes again, or a better one.
+    (run / "latest").write_text("step-00000004\n")
+    losses = iter([0.5, 2.0, 2.0])
+    _train(tiny_root, tmp_path, *overrides)
+    assert (run / "best").read_text() == "step-00000006\n"
+    assert _names(run) == ["step-00000006", "step-00000010"]
+
+
+def test_the_best_needs_a_validation_for_every_checkpoint(tiny_root: Path) -> None:
+    recipe = load_recipe(tiny_root / "recipe.yaml", ["lm.keep_best=true", "lm.valid_every=2"])
+    with pytest.raises(AttuneError, match=r"valid_every \(2\) must divide checkpoint_every \(5\)"):
+        recipe.section("lm", LMConfig)
+
+
+@pytest.mark.parametrize("where", ["state", "model.safetensors", "latest"])
+def test_a_failed_save_leaves_the_earlier_ones(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    _train(tiny_root, tmp_path, "lm.keep=1")
+    run = tmp_path / "lm"
+    kept = state(latest_checkpoint(run) or Path())
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = torch.nn.Linear(2, 2)
+    config = LMConfig()
+    optimizer, ema = build_optimizer(model, config.optim), ExponentialMovingAverage(model, 0.9)
+    saver = Checkpointer(run, start(1), model, optimizer, ema, keep=1)
+    target = {
+        "state": (checkpoints.dcp, "save"),
+        "model.safetensors": (checkpoints, "save_file"),
+        "latest": (checkpoints, "write_atomically"),
+    }[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, full)
+        words = "step-00000011: cannot be saved: OSError.*No space left on device; earlier ones"
+        with pytest.raises(AttuneError, match=words):
+            saver.save(11, {})
+    assert (run / "latest").read_text() == "step-00000010\n"
+    assert not list(run.glob("**/*.partial"))
+    again = state(latest_checkpoint(run) or Path())
+    assert all(torch.equal(kept[key], again[key]) for key in kept)

@@ -1,0 +1,170 @@
+"""What `lm --status` and `lm --curves` make of a run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import soundfile
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.cli import run_app
+from common.config import load_recipe
+from common.errors import AttuneError
+from training.cli import app
+from training.progress import MEASURED, Meter, read_log
+from training.train import train
+from training.watch import read_status, status_lines, write_curves
+
+
+def make_run(folder: Path, steps: int = 100, logged: int = 40, last: str = "step-00000040") -> Path:
+    """A run whose step takes two seconds, and that went on after step 20."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"lm": {"steps": steps}}))
+    (folder / "latest").write_text(last + "\n")
+    rows = []
+    for step in range(1, logged + 1):
+        dropped = float(step % 10 == 0)
+        row = {
+            "step": step, "loss": 5 - 0.01 * step, "loss_per_stream": [5.0, 4.0, 4.5, 5.5],
+            "dropped": dropped, "grad_norm": 1.0, "lr": 1e-4, "tokens_per_s": 900.0,
+            "elapsed_s": 2.0 * (step if step <= 20 else step - 20), "mfu": 0.25,
+            "loader_wait": 0.01, "memory_gib": 1.5,
+        }  # fmt: skip
+        rows.append(row | ({"rr": 0.2, "rr_correlation": 0.5} if dropped else {}))
+    rows.append({"step": logged, "valid_loss": 4.5, "valid_loss_uncond": 4.75})
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_run_under_way(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "lm")
+    os.utime(run / "log.jsonl", (1000, 1000))
+    found = read_status(run, now=1030)
+    assert (found["state"], found["step"], found["steps"]) == ("training", 40, 100)
+    assert found["eta_s"] == 120.0 and found["last_line_s"] == 30.0
+    assert found["loss"] == pytest.approx(sum(5 - 0.01 * s for s in range(1, 41) if s % 10) / 36)
+    assert found["loss_without_text"] == pytest.approx(5 - 0.25)
+    assert (found["rr"], found["rr_correlation"], found["valid_loss"]) == (0.2, 0.5, 4.5)
+    lines = status_lines(found)
+    assert lines[1] == "step      40/100 (40.0%)  eta 2:00"
+    assert any("MFU 25.0%  waiting for data 1.0%" in line for line in lines)
+    assert read_status(run, now=1000 + 3600)["state"] == "stopped"
+
+
+def test_a_run_at_its_ends(tmp_path: Path) -> None:
+    done = read_status(make_run(tmp_path / "done", steps=40))
+    assert done["state"] == "finished" and done["eta_s"] is None
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "config.json").write_text(json.dumps({"lm": {"steps": 5}}))
+    empty = read_status(new)
+    assert (empty["state"], empty["step"], empty["checkpoint"]) == ("empty", 0, None)
+    assert status_lines(empty)[1] == "step      0/5 (0.0%)"
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    make_run(tmp_path / "lm")
+    with pytest.raises(AttuneError, match=r"no run there .*there are lm"):
+        read_status(tmp_path / "other")
+    (tmp_path / "lm" / "config.json").write_text("{")
+    with pytest.raises(AttuneError, match="is damaged"):
+        read_status(tmp_path / "lm")
+    with pytest.raises(AttuneError, match="no curves"):
+        write_curves([tmp_path / "other"], tmp_path / "curves.png")
+
+
+def test_the_commands(
+    tiny_run: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def run(*arguments: str) -> str:
+        command = ["training", "lm", "--config", str(tiny_root / "recipe.yaml"), *arguments]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as end:
+            run_app(app)
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    found = json.loads(run("--status", "--json"))
+    assert found["state"] == "finished" and found["step"] == 12 and found["memory_gib"] > 0
+    assert "finished" in run("--status")
+    out = tmp_path / "curves.png"
+    assert run("--curves", str(out)).strip() == str(out)
+    assert out.read_bytes()[:4] == b"\x89PNG" and out.stat().st_size > 20_000
+
+
+def test_every_row_has_the_measurements(tiny_run: Path) -> None:
+    rows = [row for row in read_log(tiny_run) if "loss" in row]
+    assert all(row.keys() >= set(MEASURED) for row in rows)
+    assert all(0 < row["mfu"] < 2 and 0 <= row["loader_wait"] <= 1 for row in rows)
+
+
+def test_the_meter_counts_waiting_and_leaves_out_what_is_aside() -> None:
+    def slowly() -> Iterator[int]:
+        for i in range(3):
+            time.sleep(0.05)
+            yield i
+
+    meter = Meter(1e6, torch.device("cpu"))
+    for _ in meter.waiting(slowly()):
+        time.sleep(0.05)
+        meter.add(10, 1e4)
+        with meter.aside():
+            time.sleep(0.2)
+    row = meter.row()
+    assert 0.3 < row["loader_wait"] < 0.8
+    spent = 30 / row["tokens_per_s"]
+    assert 0.29 < spent < 0.6
+    assert row["mfu"] == pytest.approx(3e4 / spent / 1e6, rel=0.02)
+    meter.restart()
+    assert meter.row()["tokens_per_s"] == 0
+
+
+def test_samples_are_made_and_change_nothing(tiny_root: Path, tmp_path: Path) -> None:
+    """With and without them the losses are the same to the bit."""
+    logs = []
+    for name, every in (("with", 10), ("without", 0)):
+        recipe = load_recipe(
+            tiny_root / "recipe.yaml",
+            [f"run_dir={tmp_path}/{name}", f"lm.samples.every={every}", "lm.samples.prompts=[dog]"],
+        )
+        rows = read_log(train(recipe))
+        logs.append([{k: v for k, v in row.items() if k not in MEASURED} for row in rows])
+    assert logs[0] == logs[1]
+    run = tmp_path / "with" / "lm"
+    wave, rate = soundfile.read(run / "samples" / "step-00000010" / "00.wav")
+    assert rate == 16_000 and len(wave) == 16_000 * 0.4
+    assert not (run / "samples" / "step-00000012").exists()
+    events = EventAccumulator(str(run / "tb"))
+    events.Reload()
+    assert events.Tags()["audio"] == ["sample/dog"]
+    assert events.Tags()["images"] == ["spectrogram/dog"]
+    with pytest.raises(AttuneError, match="multiple of checkpoint_every"):
+        train(load_recipe(tiny_root / "recipe.yaml", ["lm.samples.every=7"]))
+
+
+def test_wandb_gets_what_tensorboard_gets(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [f"run_dir={tmp_path}", "lm.wandb=project", "lm.steps=3"]
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(AttuneError, match="pip install wandb"):
+        train(load_recipe(tiny_root / "recipe.yaml", overrides))
+    calls: list[object] = []
+    fake = SimpleNamespace(
+        init=lambda **options: (
+            calls.append(options) or SimpleNamespace(finish=lambda: calls.append("end"))
+        )
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    train(load_recipe(tiny_root / "recipe.yaml", overrides))
+    assert calls[0]["project"] == "project" and calls[0]["sync_tensorboard"] is True
+    assert calls[1:] == ["end"]

@@ -1,0 +1,156 @@
+"""Steps whose loss or gradient is not finite reach neither weights nor optimizer nor average.
+
+Loss and gradient norm of the global batch are looked at before every update.  On CPUs the answer is
+there at once.  A GPU would have to wait for it, so there the update itself obeys a flag on the
+device (fused AdamW's `found_inf`, the average's share), and the answer is read a step later, when
+it has long arrived; or at once where a step is logged or saved, which waits anyway.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.errors import AttuneError
+from training.config import NonFiniteConfig
+from training.distributed import World, full, gather_objects, sum_on_host, sum_over_processes
+from training.ema import ExponentialMovingAverage
+from training.progress import Progress, read_log
+
+_NAMED = 8
+"""Samples named in an error; the log has them all."""
+
+
+class FiniteUpdates:
+    """Updates of weights, optimizer and average; all processes call the same methods alike."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        ema: ExponentialMovingAverage,
+        config: NonFiniteConfig,
+        world: World,
+        run: Path,
+        progress: Progress | None,
+        done: int,
+    ) -> None:
+        """
+        Args:
+            run: the run's folder.
+            progress: where skipped steps are logged; None on all processes but the first.
+            done: finished steps; the log says how many of them were skipped.
+        """
+        self._optimizer = optimizer
+        self._ema = ema
+        self._limit = config.skip
+        self._world = world
+        self._run = run
+        self._progress = progress
+        self._later = world.device.type == "cuda"
+        self._pending: _Pending | None = None
+        before = _skipped_before(run, done) if progress else [0, 0]
+        self._total, self._in_a_row = sum_on_host(before, world)
+
+    def apply(
+        self, step: int, norm: Tensor, loss: Tensor, sample_ids: tuple[str, ...], now: bool
+    ) -> bool:
+        """Take the gradients in, unless something is not finite.
+
+        Args:
+            step: its number, from 1.
+            norm: of the global batch's gradient before clipping, `[]`, sharded or whole.
+            loss: this process's part of the global batch's loss, `[]`.
+            sample_ids: this process's part of the global batch.
+            now: somebody needs to know what became of this very step.
+
+        Returns:
+            False if the step is known to be skipped.
+
+        Raises:
+            AttuneError: more steps in a row than the config allows; names step and samples.
+        """
+        values = torch.stack([full(norm).float(), sum_over_processes(loss.float(), self._world)])
+        if not self._later:
+            if not self._count(step, values.tolist(), sample_ids):
+                return False
+            self._optimizer.step()
+            self._ema.update()
+            return True
+        self._look()
+        bad = 1.0 - values.isfinite().all().float()
+        self._optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self._optimizer.step()
+        self._ema.update(1.0 - bad)
+        self._pending = _Pending(step, values, sample_ids)
+        return self._look() if now else True
+
+    def _look(self) -> bool:
+        """What became of the step before, if nobody has asked yet."""
+        if self._pending is None:
+            return True
+        pending, self._pending = self._pending, None
+        taken = self._count(pending.step, pending.numbers(), pending.sample_ids)
+        if not taken:
+            self._ema.forget()
+        return taken
+
+    def _count(self, step: int, values: list[float], sample_ids: tuple[str, ...]) -> bool:
+        """Whether both values are finite; if not, count, log and perhaps stop."""
+        norm, loss = values
+        if math.isfinite(norm) and math.isfinite(loss):
+            self._in_a_row = 0
+            return True
+        self._total += 1
+        self._in_a_row += 1
+        what = f"loss is {loss}" if math.isfinite(norm) else f"gradient norm is {norm}"
+        ids = [one for part in gather_objects(sample_ids, self._world) for one in part]
+        if self._progress:
+            row = {"step": step, "non_finite": what, "skipped": self._total, "sample_ids": ids}
+            self._progress.log(row, say=False)
+        if self._in_a_row > self._limit:
+            more = f" and {len(ids) - _NAMED} more (log.jsonl)" if len(ids) > _NAMED else ""
+            raise AttuneError(
+                f"step {step}: {what}, {self._in_a_row} such in a row (lm.non_finite.skip "
+                f"{self._limit}), samples {', '.join(ids[:_NAMED])}{more}; lower lm.optim.lr; the "
+                f"last good checkpoint, if one was written, is named in {self._run / 'latest'}"
+            )
+        if self._progress:
+            print(
+                f"warning: step {step}: {what}; skipped, {self._in_a_row} in a row, {self._total} "
+                f"in all; its samples are in {self._run / 'log.jsonl'}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return False
+
+
+class _Pending:
+    """Loss and norm of a step on their way from the device, float32 `[2]`."""
+
+    def __init__(self, step: int, values: Tensor, sample_ids: tuple[str, ...]) -> None:
+        self.step = step
+        self.sample_ids = sample_ids
+        self._values = torch.empty(2, pin_memory=values.is_cuda)
+        self._values.copy_(values, non_blocking=True)
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        if self._arrived:
+            self._arrived.record()
+
+    def numbers(self) -> list[float]:
+        """The values, once they are there."""
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._values.tolist()
+
+
+def _skipped_before(run: Path, done: int) -> list[int]:
+    """Skipped steps up to step `done`: in all, and in a row at the end."""
+    skipped = [row["step"] for row in read_log(run) if "non_finite" in row and row["step"] <= done]
+    in_a_row = 0
+    while in_a_row < len(skipped) and skipped[-1 - in_a_row] == done - in_a_row:
+        in_a_row += 1
+    return [len(skipped), in_a_row]

@@ -1,0 +1,76 @@
+"""Asked to stop: SIGTERM and SIGUSR1 end a run after the step at hand, with a checkpoint.
+
+A batch system announces the end this way (Slurm's `--signal=USR1@120`, a spot instance's SIGTERM),
+and torchrun passes it on.  The signal is only noted; the loop looks once per step, and all
+processes agree on the step (`sum_on_host`), whichever of them was told, and when.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+RESUMABLE = 75
+"""Exit status of a run that stopped because it was asked to: the same command goes on with it.
+`EX_TEMPFAIL` of sysexits.h; nothing else here ends with it."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(SystemExit):
+    """Ends the process with status `RESUMABLE`."""
+
+    def __init__(self) -> None:
+        super().__init__(RESUMABLE)
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGUSR1 from `watch` to the end of its `with` block.
+
+    Until `watch` they do what they always do: there is nothing to save before the first step, and a
+    process that waits for a lost one while it sets up should die at once.
+    """
+
+    def __init__(self) -> None:
+        self._noted: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process was told to stop."""
+        return self._noted is not None
+
+    def watch(self) -> None:
+        """Note signals from here on (in the main thread, where Python handles them)."""
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+
+    def stopped(self, step: int, checkpoint: Path, say: bool) -> Stopped:
+        """What to raise once everything is saved; says so in one line."""
+        if say:
+            by = self._noted.name if self._noted else "a signal to another process"
+            print(
+                f"stopped by {by} after step {step}, saved in {checkpoint}; rerun the same command "
+                f"to go on (status {RESUMABLE})",
+                file=sys.stderr,
+                flush=True,
+            )
+        return Stopped()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = self._noted or signal.Signals(number)
+
+    def __enter__(self) -> StopSignals:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
