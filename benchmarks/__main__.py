@@ -105,12 +105,50 @@ def bench_scale() -> Result:
     ]
 
 
+def bench_lm() -> Result:
+    """Training steps of the language model, and what surrounds them."""
+    from benchmarks import lm, lm_io
+    from training.config import LMConfig
+
+    threads = os.cpu_count() or 1
+    found: dict[str, Any] = {}
+    rows: list[tuple[str, object, str]] = []
+    for size, aim in (("tiny", "at most 0.80"), ("60M", "at most 0.85")):
+        one = found[size] = lm.run_size(size, threads)
+        ratios, shares, loss = one["ratios"], one["share_of_peak"], one["loss"]
+        rows += [
+            (f"training step, {size}, fp32 / Hugging Face's", ratios["fp32"], aim),
+            ("  both with fp32 matmul precision medium", ratios["medium"], aim),
+            ("  both in bf16", ratios["bf16"], aim),
+            ("  ours in bf16 / theirs in fp32", ratios["bf16 to their fp32"], "at most 0.33"),
+        ]
+        for side in ("ours", "theirs"):
+            told = ", ".join(f"{shares[f'{side} {p}']:.2f}" for p in lm.PRECISIONS)
+            rows.append((f"  share of the matmul peak, {side}: fp32, medium, bf16", told, "-"))
+        told = f"{loss['first']:.2f} -> {loss['last']:.2f}"
+        rows.append((f"  loss over {lm.COMPARED} steps", told, "-"))
+        for key, bound in (("fp32", "1e-4"), ("medium", "1e-4"), ("bf16 to their fp32", "2e-2")):
+            apart = f"{loss[f'apart {key}']:.1e}"
+            rows.append((f"    largest difference, {key}", apart, f"at most {bound}"))
+    consumed = lm.CLIPS * lm.FRAMES * 4 / found["tiny"]["seconds"]["ours bf16"]
+    loader, saving = lm_io.loader_rate(), lm_io.checkpoint_seconds()
+    stall = saving["mean_s"] / (LMConfig().checkpoint_every * found["60M"]["seconds"]["ours bf16"])
+    found["loader_tokens_per_s"] = round(loader)
+    found["checkpoint"] = saving | {"stall": round(stall, 5)}
+    rows += [
+        ("loader / tokens that tiny in bf16 takes", f"{loader / consumed:.1f}", "at least 20"),
+        ("checkpoint of 60M, share of training time", f"{stall:.2%}", "below 5%"),
+    ]
+    return found, rows
+
+
 BENCHMARKS: dict[str, Callable[[], Result]] = {
     "plan": bench_plan,
     "captions": bench_captions,
     "codec": bench_codec,
     "stage": bench_stage,
     "scale": bench_scale,
+    "lm": bench_lm,
 }
 
 app = typer.Typer(add_completion=False)

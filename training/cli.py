@@ -50,8 +50,9 @@ def lm(
     if status or curves:
         _look(load_recipe(config, overrides or []), status, curves, against or [], as_json)
         return
+    from training.distributed import leave
     from training.preflight import Preflight
-    from training.signals import StopSignals
+    from training.signals import Stopped, StopSignals
     from training.train import train
 
     def tell(estimate: Preflight) -> None:
@@ -67,12 +68,16 @@ def lm(
     try:
         with StopSignals() as stop:
             train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop)
+    except Stopped as stopped:
+        leave(stopped.status)
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise AttuneError(
             f"{recipe.run_dir}: {error.strerror}; make room and rerun the same command to go on"
         ) from error
+    leave(0)
 
 
 def _look(

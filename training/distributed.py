@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -240,6 +241,19 @@ def full(tensor: Tensor) -> Tensor:
 def _has_compiler() -> bool:
     names = ("g++", "clang++", "c++")
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), *names) if name)
+
+
+def leave(status: int) -> None:
+    """End this process of several once all of them are through; does nothing in one alone.
+
+    At once, past the interpreter's own end: gloo's threads now and then abort a process that takes
+    itself down in good order, after all its work is done.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _leave() -> None:

@@ -16,6 +16,7 @@ import torch
 from common.errors import AttuneError
 from training.config import LMConfig
 from training.distributed import World, shard_group
+from training.lm.attention import BLOCK
 from training.lm.model import Architecture
 
 EFFICIENCY = 0.4
@@ -202,14 +203,15 @@ def memory(
     width = (3 * 4 + 2 * (3 + 3 + 2 + 1)) if half else 4 * (3 + 3 + 3 + 2 + 1)
     width += (2 if half else 4) * 2 * arch.ff_mult
     per_block = clips * steps * d * width
-    if half and world.device.type == "cpu":  # explicit attention weights, and their scores
-        per_block += clips * arch.n_heads * steps * steps * 2 * 2
+    if world.device.type == "cpu":  # explicit attention weights, of blocks up to the diagonal
+        pairs = steps * (steps + BLOCK) // 2
+        per_block += clips * arch.n_heads * pairs * (2 if half else 4)
     if config.activation_checkpointing:
         # What goes into every block, and all of one.
         activations = arch.n_layers * clips * steps * d * 4 + per_block
     else:
         activations = arch.n_layers * per_block
-    logits = clips * steps * arch.n_codebooks * arch.codebook_size * (16 if half else 12)
+    logits = clips * steps * arch.n_codebooks * arch.codebook_size * (4 if half else 8)
     return {
         "weights and optimizer": states,
         "working copies": copies,

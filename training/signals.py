@@ -25,6 +25,7 @@ class Stopped(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(RESUMABLE)
+        self.status = RESUMABLE
 
 
 class StopSignals:

@@ -110,7 +110,7 @@ def test_what_goes_wrong_behind_stops_the_run_with_a_line(
         real(weights, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(AttuneError, match="checkpoint .*step-00000008: cannot be saved") as raised:
+    with pytest.raises(AttuneError, match=r"checkpoint .*step-00000008: cannot be saved") as raised:
         _train(tiny_root, tmp_path, BEHIND, "lm.checkpoint_every=4")
     assert "No space left" in str(raised.value) and "\n" not in str(raised.value)
     assert (tmp_path / "lm" / "latest").read_text() == "step-00000004\n"

@@ -26,7 +26,7 @@ from training.train import train
 def _train(root: Path, out: Path, *overrides: str) -> list[dict]:
     recipe = load_recipe(root / "recipe.yaml", [f"run_dir={out}", "lm.steps=10", *overrides])
     rows = read_log(train(recipe))
-    return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
 
 
 def _names(run: Path) -> list[str]:

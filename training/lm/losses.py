@@ -5,7 +5,7 @@ Pure functions of tensors; nothing here knows of models, files or processes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +29,53 @@ def stream_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         sums float32 `[K]` in nats, and counts of targets int64 `[K]`.
     """
     targets = targets.transpose(1, 2)  # [B, S, K], as the head lays its logits out
-    losses = F.cross_entropy(
-        logits.flatten(0, 2).float(), targets.flatten(), ignore_index=IGNORE, reduction="none"
-    )
+    losses: Tensor = _CrossEntropy.apply(logits.flatten(0, 2), targets.flatten())
     sums = losses.view(-1, targets.shape[-1]).sum(0)
     return sums, (targets != IGNORE).flatten(0, 1).sum(0)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of each row, in fp32 whatever the logits are, a few rows at a time.
+
+    The forward pass leaves the gradient behind, up to the row's weight: exponentials are taken
+    once, and nothing but logits and their gradient, in their own type, passes through memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        keep = ctx.needs_input_grad[0]
+        found = torch.empty_like(logits) if keep else logits
+        losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        valid = targets != IGNORE
+        places = torch.where(valid, targets, 0)[:, None]
+        minus = losses.new_full((len(losses), 1), -1.0)
+        for rows in _chunks(logits):
+            scores = logits[rows].float()
+            shares = torch.softmax(scores, dim=-1)
+            # The largest share is exp(0) / sum, which gives the sum back.
+            total = scores.amax(dim=-1) - shares.amax(dim=-1).log()
+            losses[rows] = total - scores.gather(1, places[rows])[:, 0]
+            if keep:
+                found[rows] = shares.scatter_add_(1, places[rows], minus[rows])
+        if keep:
+            ctx.save_for_backward(found, valid)
+        return losses.mul_(valid)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        found, valid = ctx.saved_tensors
+        weights = (gradient * valid)[:, None]
+        # In place: a second backward pass through the same graph is refused by PyTorch.
+        for rows in _chunks(found):
+            found[rows].mul_(weights[rows])
+        return found, None
+
+
+def _chunks(logits: Tensor) -> list[slice]:
+    """Rows of `[N, V]` that fit a processor's cache together; a GPU takes many at once."""
+    elements = 1 << (18 if logits.device.type == "cpu" else 26)
+    step = max(1, elements // logits.shape[1])
+    return [slice(start, start + step) for start in range(0, len(logits), step)]
 
 
 def pool(states: Tensor, mask: Tensor, how: Pool) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from training.lm import losses
 from training.lm.losses import (
     Pool,
     pool,
@@ -121,3 +122,45 @@ def test_stream_losses_count_each_valid_target_once() -> None:
                     row = logits[b, s, k].double()
                     expected += float(row.exp().sum().log() - row[targets[b, k, s]])
         assert abs(float(sums[k]) - expected) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
+def test_stream_losses_have_the_gradient_of_plain_cross_entropy(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the chunks: one row each, a ragged last one, all; ignored places get zero."""
+    torch.manual_seed(0)
+    plain = (3 * torch.randn(2, 5, 3, 7)).to(dtype)
+    targets = torch.randint(0, 7, (2, 3, 5))
+    targets[0, 1, 2:] = IGNORE
+    targets[1, 2, :] = IGNORE
+    weights = torch.tensor([0.5, -2.0, 3.0])
+    exact = plain.double().requires_grad_()
+    expected = torch.zeros(3, dtype=torch.float64)
+    for k in range(3):
+        expected[k] = torch.nn.functional.cross_entropy(
+            exact[:, :, k].flatten(0, 1), targets[:, k].flatten(), reduction="sum"
+        )
+    (expected * weights).sum().backward()
+    assert exact.grad is not None
+    for rows in (1, 4, 100):
+        monkeypatch.setattr(
+            losses,
+            "_chunks",
+            lambda logits, step=rows: [slice(i, i + step) for i in range(0, len(logits), step)],
+        )
+        logits = plain.clone().requires_grad_()
+        sums, _ = stream_losses(logits, targets)
+        torch.testing.assert_close(sums.double(), expected, atol=1e-4, rtol=1e-6)
+        (sums * weights).sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.dtype == dtype
+        torch.testing.assert_close(logits.grad.double(), exact.grad, atol=tolerance, rtol=tolerance)
+        assert not logits.grad[0, 2:, 1].any()
+        assert torch.equal(logits.detach(), plain)
+
+
+def test_chunks_cover_all_rows_once() -> None:
+    found = losses._chunks(torch.empty(1001, 2048))
+    assert [i for rows in found for i in range(1001)[rows]] == list(range(1001))
+    assert len(found) > 2

@@ -171,6 +171,23 @@ def test_attention_backends_agree(dtype: torch.dtype, tolerance: float) -> None:
     )
 
 
+@pytest.mark.parametrize("steps", [5, 96, 97, 250])
+def test_products_by_blocks_have_the_gradients_of_the_definition(steps: int) -> None:
+    """One block, a whole one, a last one of a single query, several."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(4, 2, 3, steps, 8, generator=generator)
+    found, expected = inputs[:3].clone().requires_grad_(), inputs[:3].double().requires_grad_()
+    q, k, v = found.unbind(0)
+    causal_attention(q, k, v, "matmul").mul(inputs[3]).sum().backward()
+    q, k, v = expected.unbind(0)
+    scores = (q @ k.transpose(-2, -1)) / 8**0.5
+    future = torch.ones(steps, steps, dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+    ((weights @ v) * inputs[3]).sum().backward()
+    assert found.grad is not None
+    torch.testing.assert_close(found.grad.double(), expected.grad, atol=2e-5, rtol=1e-4)
+
+
 def test_logits_equal_musicgens_own_for_padded_prompts() -> None:
     """The same weights in Hugging Face's decoder, behind its text projection, give our logits."""
     from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
