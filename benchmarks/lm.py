@@ -1,6 +1,6 @@
 """A training step of the language model against Hugging Face's MusicGen decoder.
 
-    python -m benchmarks.lm [--sizes tiny 60M] [--rounds 8] [--threads 2]
+    python -m benchmarks.lm [--sizes tiny 60M] [--rounds 8] [--compared 10] [--threads 2]
 
 The same work on both sides: embeddings, text projection, decoder, heads, cross-entropy of 4
 streams of 2048 codes, backward, clipping, fused AdamW; 4 clips of 250 frames with 20 text states
@@ -126,12 +126,14 @@ def their_step(model: Musicgen, arch: Architecture, precision: str) -> Step:
     return step
 
 
-def run_size(size: str, threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
+def run_size(
+    size: str, threads: int, rounds: int = ROUNDS, compared: int = COMPARED
+) -> dict[str, Any]:
     """One size.
 
     Returns:
         seconds of the best round by side and precision, ratios, shares of the matmul peak, and the
-        largest difference between the losses of `COMPARED` steps.
+        largest difference between the losses of `compared` steps.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -151,7 +153,7 @@ def run_size(size: str, threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
         _restore(theirs, musicgen_weights(weights, arch))
         return their_step(theirs, arch, precision)
 
-    batches = [batch(arch, seed) for seed in range(COMPARED)]
+    batches = [batch(arch, seed) for seed in range(compared)]
     losses: dict[tuple[str, str], list[float]] = {}
     for side, precision in order:
         step = make(side, precision)
@@ -165,7 +167,7 @@ def run_size(size: str, threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
         for run in order if turn % 2 else order[::-1]:
             with switched(run[1]):
                 began = clock()
-                steps[run](batches[turn % COMPARED])
+                steps[run](batches[turn % compared])
                 seconds = clock() - began
             if turn:  # the first makes optimizer states and warms caches
                 times[run].append(seconds)
@@ -183,6 +185,7 @@ def run_size(size: str, threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
         "size": size,
         "threads": threads,
         "rounds": rounds,
+        "compared": compared,
         "seconds": {" ".join(run): round(best[run], 4) for run in order},
         "ratios": {
             **{p: round(best["ours", p] / best["theirs", p], 3) for p in PRECISIONS},
@@ -223,10 +226,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--compared", type=int, default=COMPARED, help="steps of the losses")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     for size in options.sizes:
-        print(json.dumps(run_size(size, options.threads, options.rounds), indent=2), flush=True)
+        print(
+            json.dumps(run_size(size, options.threads, options.rounds, options.compared), indent=2),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

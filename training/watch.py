@@ -112,7 +112,7 @@ def write_curves(runs: list[Path], out: Path) -> None:
     from matplotlib import pyplot
 
     panels = (
-        ("loss, with text", lambda row: row["loss"] if row.get("dropped") == 0 else None),
+        ("loss, with text", lambda row: row.get("loss") if row.get("dropped") == 0 else None),
         ("loss, without text", lambda row: row.get("loss") if row.get("dropped") == 1 else None),
         ("validation loss, with text", lambda row: row.get("valid_loss")),
         ("L_rr", lambda row: row.get("rr")),

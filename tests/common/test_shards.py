@@ -73,7 +73,7 @@ def test_whatever_byte_of_a_header_is_damaged_the_short_way_says_no_more_than_ta
     assert accepted == 0  # the checksum covers every byte of a header
 
 
-@pytest.mark.parametrize("kept", [0, 100, 512, 700, 1100, -100])
+@pytest.mark.parametrize("kept", [0, 100, 512, 700, 1100, -400])
 def test_cut_samples_are_refused(kept: int) -> None:
     contents = _contents()
     with pytest.raises(ValueError, match=r"not a tar|expected members|unreadable|cut short"):

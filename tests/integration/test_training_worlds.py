@@ -44,6 +44,7 @@ def _watch(
     return steps
 
 
+@pytest.mark.heavy
 def test_two_processes_go_on_as_one_and_as_four(root: Path) -> None:
     whole = _watch(root, "whole", 1)
     assert list(whole) == list(range(1, 13))
@@ -63,6 +64,7 @@ def test_two_processes_go_on_as_one_and_as_four(root: Path) -> None:
                     assert other[key] == pytest.approx(one[key], rel=TOLERANCE), one["step"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("later", ["", "1"], ids=["at once", "a step later"])
 def test_all_processes_skip_the_step_of_one(root: Path, later: str) -> None:
     """The loss of the last of two processes breaks: neither takes the step in."""

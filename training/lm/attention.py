@@ -126,11 +126,11 @@ class _CausalProducts(torch.autograd.Function):
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (start, end), weights in zip(_blocks(steps), kept, strict=True):
             part = gradient[:, start:end]
-            grad_v[:, :end].baddbmm_(weights.transpose(1, 2), part)
+            grad_v[:, :end] += torch.bmm(weights.transpose(1, 2), part)
             grad = torch.bmm(part, v[:, :end].transpose(1, 2))
             grad = torch._softmax_backward_data(grad, weights, -1, weights.dtype)
             grad_q[:, start:end] = torch.bmm(grad, k[:, :end])
-            grad_k[:, :end].baddbmm_(grad.transpose(1, 2), q[:, start:end])
+            grad_k[:, :end] += torch.bmm(grad.transpose(1, 2), q[:, start:end])
         return (grad_q * ctx.scale).view(shape), grad_k.view(shape), grad_v.view(shape)
 
 

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.lm.attention import Backend, causal_attention, masked_attention
-from training.lm.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.backend: Backend = backend
-        self.qkv = Linear(d_model, 3 * d_model)
-        self.out = Linear(d_model, d_model)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[B, S, d]` to queries, keys and values, each `[B, H, S, D]`."""
@@ -76,9 +75,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.backend: Backend = backend
-        self.q = Linear(d_model, d_model)
-        self.kv = Linear(d_model, 2 * d_model)
-        self.out = Linear(d_model, d_model)
+        self.q = nn.Linear(d_model, d_model, bias=False)
+        self.kv = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Projected text `[B, L, d]` to keys and values, each `[B, H, L, D]`."""
@@ -111,8 +110,8 @@ class Block(nn.Module):
         self.norm_cross = nn.LayerNorm(d, eps=1e-5)
         self.cross_attention = CrossAttention(d, arch.n_heads, backend)
         self.norm_ff = nn.LayerNorm(d, eps=1e-5)
-        self.ff_in = Linear(d, arch.ff_mult * d)
-        self.ff_out = Linear(arch.ff_mult * d, d)
+        self.ff_in = nn.Linear(d, arch.ff_mult * d, bias=False)
+        self.ff_out = nn.Linear(arch.ff_mult * d, d, bias=False)
 
     def forward(self, x: Tensor, context: Tensor | None, bias: Tensor | None) -> Tensor:
         """`[B, S, d]` to `[B, S, d]`; without context, cross-attention adds zero: it is skipped."""
@@ -137,7 +136,7 @@ class LanguageModel(nn.Module):
         self.text_projection = nn.Linear(arch.text_dim, arch.d_model, bias=True)
         self.blocks = nn.ModuleList(Block(arch, backend) for _ in range(arch.n_layers))
         self.norm = nn.LayerNorm(arch.d_model, eps=1e-5)
-        self.head = Linear(arch.d_model, arch.n_codebooks * arch.codebook_size)
+        self.head = nn.Linear(arch.d_model, arch.n_codebooks * arch.codebook_size, bias=False)
         self._positions: Tensor | None = None
 
     @torch.no_grad()
