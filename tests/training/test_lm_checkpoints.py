@@ -19,7 +19,7 @@ from training.config import LMConfig
 from training.distributed import start
 from training.ema import ExponentialMovingAverage
 from training.optim import build_optimizer
-from training.progress import read_log
+from training.progress import MEASURED, read_log
 from training.train import train
 
 
