@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -135,12 +134,16 @@ def _worker_peak(pid: int) -> int:
     try:
         below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        status = Path(f"/proc/{pid}/status").read_text()
+        own = _peak_kb(pid) if b"ray::EncodeWorker" in command else 0
     except OSError:
         return 0
-    peak = re.search(r"VmHWM:\s+(\d+)", status)
-    own = int(peak[1]) if peak and b"ray::EncodeWorker" in command else 0
     return max([own, *(_worker_peak(int(one)) for one in below)])
+
+
+def _peak_kb(pid: int) -> int:
+    """Not `ru_maxrss`, which begins with the peak of the process that started this one."""
+    peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(peak[1]) if peak else 0
 
 
 def _plan(recipe_file: Path) -> dict[str, Any]:
@@ -196,8 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.step:
         found = (_plan if options.step == "plan" else _run)(options.recipe)
-        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps(found | {"peak_mb": peak_kb // 1024}))
+        print(json.dumps(found | {"peak_mb": _peak_kb(os.getpid()) // 1024}))
         return
     print(json.dumps([run(clips) for clips in options.clips], indent=2))
 

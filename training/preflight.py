@@ -211,7 +211,9 @@ def memory(
         activations = arch.n_layers * clips * steps * d * 4 + per_block
     else:
         activations = arch.n_layers * per_block
-    logits = clips * steps * arch.n_codebooks * arch.codebook_size * (4 if half else 8)
+    # Logits, their exponentials, the gradient that the loss leaves behind and what becomes of it:
+    # bytes per logit at the peak, as measured on a CPU.
+    logits = clips * steps * arch.n_codebooks * arch.codebook_size * (16 if half else 24)
     return {
         "weights and optimizer": states,
         "working copies": copies,

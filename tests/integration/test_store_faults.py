@@ -235,7 +235,7 @@ def test_faults_on_the_way_change_nothing(
     calm: dict[str, bytes],
     seed: int,
 ) -> None:
-    proxy.choose = seeded(seed, 0.25)
+    proxy.choose = seeded(seed, 0.4)
     run(s3_url)
     assert proxy.faults.total() > 10, proxy.faults
     proxy.choose = nothing

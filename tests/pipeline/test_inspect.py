@@ -115,7 +115,7 @@ def test_memory_does_not_grow_with_the_number_of_shards(
 
     peak(1)  # what is loaded once is loaded now
     few, many = peak(20), peak(100)  # 160 and 800 shards; 1 and 5 row groups
-    assert many < 1.1 * few
+    assert many - few < 100 * (800 - 160)  # a shard's name and number, nothing of what is in it
 
 
 def test_codes_that_the_codec_lacks_are_an_error(finished: Path) -> None:
