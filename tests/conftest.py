@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
@@ -109,7 +111,9 @@ def write_recipe(recipe_text: Callable[..., str], tmp_path: Path) -> Callable[..
 
     def write(data_dir: str | Path) -> Path:
         path = tmp_path / "recipe.yaml"
-        path.write_text(recipe_text(data_dir))
+        with NamedTemporaryFile("w", dir=tmp_path, delete=False) as file:
+            file.write(recipe_text(data_dir))
+        os.replace(file.name, path)  # whole at any time: two drivers may write it at once
         return path
 
     return write
