@@ -132,6 +132,10 @@ def write_curves(runs: list[Path], out: Path) -> None:
                 x, y = zip(*points, strict=True)
                 (line,) = axis.plot(x, y, alpha=0.25, linewidth=0.8)
                 axis.plot(x, _smooth(y), color=line.get_color(), label=run.name)
+    for axis in axes.flat:
+        if not axis.lines:
+            axis.text(0.5, 0.5, "not logged", ha="center", transform=axis.transAxes)
+            axis.set(xticks=[], yticks=[])
     axes.flat[0].legend()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
