@@ -44,6 +44,10 @@ def lm(
     against: Annotated[
         list[str] | None, typer.Option("--with", help="Another run to draw; may be repeated.")
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", help="Write a trace (.json.gz) of a few steps on the way."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the language model (under torchrun: on all its processes); goes on where it stopped."""
@@ -67,7 +71,13 @@ def lm(
     recipe = load_recipe(config, overrides or [])
     try:
         with StopSignals() as stop:
-            train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop)
+            train(
+                recipe,
+                fresh=fresh,
+                dry_run=tell if dry_run else None,
+                stop=stop,
+                profile=profile,
+            )
     except Stopped as stopped:
         leave(stopped.status)
         raise

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,16 +51,22 @@ class Batch:
     replaced: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device; pinned ones are copied while the CPU goes on."""
         if device.type == "cpu":
             return self
-        return Batch(
-            self.codes.to(device, non_blocking=True),
-            self.lengths.to(device, non_blocking=True),
-            self.text.to(device, non_blocking=True),
-            self.text_mask.to(device, non_blocking=True),
-            self.sample_ids,
-            self.replaced,
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            codes=change(self.codes),
+            lengths=change(self.lengths),
+            text=change(self.text),
+            text_mask=change(self.text_mask),
         )
 
 
@@ -195,6 +201,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         prefetch: int = 4,
+        pin: bool = False,
         skip_bad: bool = False,
     ) -> None:
         """
@@ -202,6 +209,7 @@ class Loader:
             segment_s: longest clip in seconds; longer ones are cropped.
             batch_size: clips of the global batch; `world` divides it.
             prefetch: batches read ahead.
+            pin: into page-locked memory, from which a GPU copies without waiting.
             skip_bad: another clip takes the place of one that cannot be read.
         """
         self._dataset = dataset
@@ -213,6 +221,7 @@ class Loader:
         self._share = batch_size // world
         self._rank = rank
         self._prefetch = prefetch
+        self._pin = pin
         self._skip_bad = skip_bad
         self._told: set[int] = set()
 
@@ -251,7 +260,8 @@ class Loader:
                 sample, repeat = self._instead(position)
                 replaced += 1
             clips.append((sample.sample_id, *self._cut(sample, epoch, repeat)))
-        return replace(collate(clips, self._special), replaced=replaced)
+        batch = replace(collate(clips, self._special), replaced=replaced)
+        return batch.pinned() if self._pin else batch
 
     def _read(self, row: int) -> Sample | None:
         """The sample of a manifest row; None if it is bad and such are skipped."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.profiler import record_function
 
 from common.allocator import keep_freed_memory
 from common.config import Recipe
@@ -44,6 +45,7 @@ from training.optim import (
     set_learning_rate,
 )
 from training.preflight import Preflight, flops_per_clip, preflight
+from training.profiling import StepProfiler
 from training.progress import Meter, Progress
 from training.run_folder import claim
 from training.samples import write_samples
@@ -57,6 +59,7 @@ def train(
     fresh: bool = False,
     dry_run: Callable[[Preflight], None] | None = None,
     stop: StopSignals | None = None,
+    profile: Path | None = None,
 ) -> Path:
     """Train the language model of a recipe, or go on where it stopped.
 
@@ -65,6 +68,7 @@ def train(
         fresh: delete what this run has so far and start over.
         dry_run: hears what the run would take; nothing else is done then.
         stop: signals that end the run early, with a checkpoint.
+        profile: where a trace of a few steps of the first process goes.
 
     Returns:
         The run's folder.
@@ -108,6 +112,7 @@ def train(
             dry_run(estimate)
         return run
     estimate.check()
+    profiler = StepProfiler(profile if world.is_first else None, world.device)
 
     # 2. Model, optimizer, average
     model = LanguageModel(arch, config.model.attention)
@@ -145,10 +150,12 @@ def train(
     meter = Meter(estimate.matmul_flops, world.device)
     batches = meter.waiting(loader.batches(done, config.steps))
     for step, batch in enumerate(batches, start=done):
+        profiler.step()
         set_learning_rate(optimizer, learning_rate(step, config.steps, config.optim))
-        outcome = step_fn(batch.to(world.device), step)
-        fill_missing_gradients(model)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+        with record_function("attune: forward and backward"):
+            outcome = step_fn(batch.to(world.device), step)
+            fill_missing_gradients(model)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
         finished = step + 1
         last = finished == config.steps
         regular = finished % config.log_every == 0 or last
@@ -157,8 +164,9 @@ def train(
         logged = regular or bool(replaced) or (outcome.rr is not None and config.rr.apply == "cfg")
         saved = finished % config.checkpoint_every == 0 or last or bool(asked)
         now = logged or saved
-        taken = updates.apply(finished, norm, outcome.loss, batch.sample_ids, now)
-        optimizer.zero_grad(set_to_none=True)
+        with record_function("attune: update"):
+            taken = updates.apply(finished, norm, outcome.loss, batch.sample_ids, now)
+            optimizer.zero_grad(set_to_none=True)
 
         meter.add(
             int(batch.lengths.sum()) * arch.n_codebooks * world.size,
@@ -184,6 +192,7 @@ def train(
                 folder = checkpointer.save(finished, description, valid_loss)
                 if asked and not last:
                     checkpointer.wait()
+                    profiler.close()
                     raise stop.stopped(finished, folder, world.is_first)
             if config.samples.every and finished % config.samples.every == 0:
                 checkpointer.wait()
@@ -193,6 +202,7 @@ def train(
         checkpointer.check()
         if regular:
             meter.restart()
+    profiler.close()
     checkpointer.wait()
     if progress:
         progress.close()
@@ -286,6 +296,7 @@ def _loader(
         rank=world.rank,
         world=world.size,
         prefetch=config.prefetch,
+        pin=world.device.type == "cuda",
         skip_bad=config.bad_samples == "skip",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.cli import run_app
 from common.config import load_recipe
 from common.errors import AttuneError
+from training import profiling
 from training.cli import app
 from training.progress import MEASURED, Meter, read_log
 from training.train import train
@@ -168,3 +170,41 @@ def test_wandb_gets_what_tensorboard_gets(
     train(load_recipe(tiny_root / "recipe.yaml", overrides))
     assert calls[0]["project"] == "project" and calls[0]["sync_tensorboard"] is True
     assert calls[1:] == ["end"]
+
+
+def test_a_profile_is_written_and_changes_nothing(
+    tiny_root: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(tiny_root / "recipe.yaml", [f"run_dir={tmp_path}"])
+    trace = tmp_path / "traces" / "step.json.gz"
+    run = train(recipe, profile=trace)
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    names = [event.get("name") for event in events if event.get("ph") == "X"]
+    assert names.count("attune: update") == profiling.STEPS
+    assert {"attune: forward and backward", "aten::mm", "aten::_fused_adamw_"} <= set(names)
+    out = capsys.readouterr().out
+    assert f"trace of {profiling.STEPS} steps: {trace}" in out and "aten::mm" in out
+    rows, calm = read_log(run), read_log(tiny_run)
+    assert len(rows) == len(calm)
+    for row, other in zip(rows, calm, strict=True):
+        assert {**row, **dict.fromkeys(MEASURED)} == {**other, **dict.fromkeys(MEASURED)}
+
+
+def test_a_profile_that_cannot_be_is_told(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe(tiny_root / "recipe.yaml", [f"run_dir={tmp_path}", "lm.steps=5"])
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(AttuneError, match=r"name a \.json or"):
+        train(recipe, profile=tmp_path / "trace.txt", fresh=True)
+    with pytest.raises(AttuneError, match="cannot be written"):
+        train(recipe, profile=tmp_path / "file" / "trace.json", fresh=True)
+    # Ends before it is through: what there is is written, or it is said that there is nothing.
+    train(recipe, profile=tmp_path / "short.json", fresh=True)
+    assert "trace of 2 steps" in capsys.readouterr().out
+    again = load_recipe(
+        tiny_root / "recipe.yaml", ["run_dir=" + str(tmp_path), "lm.steps=2", "lm.optim.warmup=1"]
+    )
+    train(again, profile=tmp_path / "none.json", fresh=True)
+    assert "before anything was recorded" in capsys.readouterr().err
+    assert not (tmp_path / "none.json").exists()

@@ -1,0 +1,84 @@
+"""A trace of a few training steps (Perfetto, chrome://tracing) and a table of their operators."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from common.errors import AttuneError
+
+AFTER, STEPS = 3, 4
+"""Steps that pass before (caches fill, kernels are chosen), and steps that the trace shows."""
+_TOLD = 12
+
+
+class StepProfiler:
+    """Records `STEPS` steps of a run once `AFTER` have passed; costs nothing outside of them."""
+
+    def __init__(self, out: Path | None, device: torch.device) -> None:
+        """
+        Args:
+            out: the trace, `.json` or `.json.gz`; None records nothing.
+
+        Raises:
+            AttuneError: the file's name or place will not do.
+        """
+        self._out, self._device = out, device
+        self._seen = 0
+        self._profile: Any = None
+        if out is None:
+            return
+        if not out.name.endswith((".json", ".json.gz")):
+            raise AttuneError(f"--profile {out}: name a .json or .json.gz file")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.open("ab"):
+                pass
+        except OSError as error:
+            raise AttuneError(f"--profile {out}: cannot be written: {error.strerror}") from error
+
+    def step(self) -> None:
+        """Call at the start of every step."""
+        if self._out is None or self._seen > AFTER + STEPS:
+            return
+        if self._seen == AFTER:
+            activities = [ProfilerActivity.CPU]
+            if self._device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            self._profile = profile(
+                activities=activities, record_shapes=True, profile_memory=True, acc_events=True
+            )
+            self._profile.start()
+        elif self._seen == AFTER + STEPS:
+            self._finish(STEPS)
+        self._seen += 1
+
+    def close(self) -> None:
+        """A run that ends early writes what it has."""
+        if self._profile is not None:
+            self._finish(self._seen - AFTER)
+        elif self._out is not None and self._seen <= AFTER:
+            if not self._out.stat().st_size:
+                self._out.unlink()
+            print(
+                f"warning: --profile {self._out}: the run ended within its first {AFTER} steps, "
+                "before anything was recorded",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _finish(self, steps: int) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._profile.stop()
+        self._profile.export_chrome_trace(str(self._out))
+        order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+        table = self._profile.key_averages().table(
+            sort_by=order, row_limit=_TOLD, max_name_column_width=44
+        )
+        print(f"{table}trace of {steps} steps: {self._out}", flush=True)
+        self._profile = None
