@@ -142,6 +142,26 @@ def bench_lm() -> Result:
     return found, rows
 
 
+def bench_lm_gpu() -> Result:
+    """A training step of the 300M model on a GPU."""
+    import torch
+
+    from benchmarks import lm_gpu
+
+    if not torch.cuda.is_available():
+        return {"measured": False}, [("training step, 300M, GPU", "not measured", "no GPU here")]
+    found = lm_gpu.run()
+    rows: list[tuple[str, object, str]] = []
+    for name, one in found["variants"].items():
+        told = one.get("error") or f"{one['mfu']:.1%}"
+        rows.append((f"300M on {found['device']}, {name}: MFU", told, "at least 50%"))
+    rows += [
+        ("  tokens/s of the best / Hugging Face's", found["tokens_per_s_to_hugging_face"], "-"),
+        ("  waiting for data", f"{found['loader_wait']:.2%}", "below 2%"),
+    ]
+    return found, rows
+
+
 BENCHMARKS: dict[str, Callable[[], Result]] = {
     "plan": bench_plan,
     "captions": bench_captions,
@@ -149,6 +169,7 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "stage": bench_stage,
     "scale": bench_scale,
     "lm": bench_lm,
+    "lm_gpu": bench_lm_gpu,
 }
 
 app = typer.Typer(add_completion=False)

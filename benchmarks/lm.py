@@ -25,7 +25,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.musicgen import Musicgen, musicgen_optimizer, musicgen_weights
 from common.allocator import keep_freed_memory
@@ -46,9 +46,10 @@ ROUNDS = 8
 COMPARED = 10
 """Steps over which the losses are compared."""
 OPTIM = OptimConfig(lr=3e-4, warmup=0)
-_CPU = World(0, 1, torch.device("cpu"))
+_CPU = torch.device("cpu")
 
-Step = Callable[[Batch], float]
+Step = Callable[[Batch], Tensor]
+"""Trains on a batch and returns the loss."""
 
 
 def architecture(size: str) -> Architecture:
@@ -56,19 +57,19 @@ def architecture(size: str) -> Architecture:
     return Architecture(width, layers, heads, 4, 2048, TEXT_DIM)
 
 
-def batch(arch: Architecture, seed: int) -> Batch:
+def batch(arch: Architecture, seed: int, clips: int = CLIPS, frames: int = FRAMES) -> Batch:
     """Codes that can be learnt (each stream repeats a melody of its clip), and text."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (CLIPS, arch.n_codebooks, 1)
+    shape = (clips, arch.n_codebooks, 1)
     start = torch.randint(0, arch.codebook_size, shape, generator=generator)
-    codes = (start + 7 * torch.arange(FRAMES)) % arch.codebook_size
-    text = torch.randn(CLIPS, TOKENS, TEXT_DIM, generator=generator)
+    codes = (start + 7 * torch.arange(frames)) % arch.codebook_size
+    text = torch.randn(clips, TOKENS, TEXT_DIM, generator=generator)
     return Batch(
         codes,
-        torch.full((CLIPS,), FRAMES),
+        torch.full((clips,), frames),
         text,
-        torch.ones(CLIPS, TOKENS, dtype=torch.bool),
-        tuple(str(i) for i in range(CLIPS)),
+        torch.ones(clips, TOKENS, dtype=torch.bool),
+        tuple(str(i) for i in range(clips)),
     )
 
 
@@ -82,28 +83,31 @@ def switched(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
-def our_step(model: LanguageModel, precision: str) -> Step:
+def our_step(
+    model: LanguageModel, precision: str, device: torch.device = _CPU, clips: int = CLIPS
+) -> Step:
     """What `training.train.train` does for a batch."""
+    world = World(0, 1, device)
     config = LMConfig.model_validate(
         {
             "model": ModelConfig(),
-            "batch_size": CLIPS,
+            "batch_size": clips,
             "precision": precision,
             "optim": OPTIM,
             "cfg": {"dropout": 0.0},
             "rr": RegularizationConfig(weight=0.0),
         }
     )
-    objective = TrainingStep(model, config, model.arch, _CPU, seed=0)
+    objective = TrainingStep(model, config, model.arch, world, seed=0)
     optimizer = build_optimizer(model, OPTIM)
 
-    def step(batch: Batch) -> float:
+    def step(batch: Batch) -> Tensor:
         outcome = objective(batch, 0)
         fill_missing_gradients(model)
-        float(torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(outcome.row(_CPU)["loss"])
+        return outcome.loss
 
     return step
 
@@ -112,16 +116,17 @@ def their_step(model: Musicgen, arch: Architecture, precision: str) -> Step:
     """The same with their decoder and their loss."""
     optimizer = musicgen_optimizer(model, OPTIM)
 
-    def step(batch: Batch) -> float:
+    def step(batch: Batch) -> Tensor:
         inputs, targets = delay(batch.codes, batch.lengths, arch.special)
         half = precision == "bf16"
-        with torch.autocast("cpu", dtype=torch.bfloat16) if half else nullcontext():
+        kind = batch.codes.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16) if half else nullcontext():
             loss = model(inputs, targets, batch.text, batch.text_mask).loss
         loss.backward()
-        float(torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return loss.detach()
 
     return step
 
@@ -158,7 +163,7 @@ def run_size(
     for side, precision in order:
         step = make(side, precision)
         with switched(precision):
-            losses[side, precision] = [step(one) for one in batches]
+            losses[side, precision] = [float(step(one)) for one in batches]
 
     steps = {run: make(*run) for run in order}
     times: dict[tuple[str, str], list[float]] = {run: [] for run in order}
@@ -218,7 +223,7 @@ def matmul_rate(precision: str, clock: Callable[[], float]) -> float:
 
 
 @torch.no_grad()
-def _restore(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def _restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
     model.load_state_dict(weights)
 
 

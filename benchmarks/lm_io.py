@@ -35,8 +35,8 @@ SAMPLES, PER_SHARD, PROMPTS = 2000, 200, 3
 ROUNDS = 3
 
 
-def write_shards(folder: Path, samples: int = SAMPLES) -> None:
-    """Shards as the pipeline writes them: 4 x `FRAMES` codes and `PROMPTS` prompts a clip."""
+def write_shards(folder: Path, samples: int = SAMPLES, frames: int = FRAMES) -> None:
+    """Shards as the pipeline writes them: 4 x `frames` codes and `PROMPTS` prompts a clip."""
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     (folder / "shards").mkdir(parents=True)
@@ -55,7 +55,7 @@ def write_shards(folder: Path, samples: int = SAMPLES) -> None:
             clips.append(
                 EncodedClip(
                     f"{number:032x}",
-                    rng.integers(0, 2048, (4, FRAMES)).astype(np.int16),
+                    rng.integers(0, 2048, (4, frames)).astype(np.int16),
                     rng.standard_normal((PROMPTS * TOKENS, TEXT_DIM)).astype(np.float16),
                     record,
                 )
@@ -63,7 +63,7 @@ def write_shards(folder: Path, samples: int = SAMPLES) -> None:
         spans = build_tar(folder / key, clips)
         for position, (clip, (_, offset, length)) in enumerate(zip(clips, spans, strict=True)):
             place = {"shard": shard, "position": position, "shard_key": key}
-            span = {"offset": offset, "length": length, "frames": FRAMES}
+            span = {"offset": offset, "length": length, "frames": frames}
             rows.append(clip.record | place | span)
     table = pa.Table.from_pylist(
         [{name: row.get(name) for name in MANIFEST.names} for row in rows], schema=MANIFEST
