@@ -16,6 +16,7 @@ on from the one before.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -24,7 +25,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,6 +51,9 @@ from training.lm.model import Architecture, LanguageModel
 
 _NEEDED = ("architecture", "codec_id", "text_encoder_id", "prompt_policy", "segment_s", "step")
 """Keys of `model.json` that generation reads."""
+
+_FULL = 1 << 20
+"""Bytes left on a disk that is called full."""
 
 
 class DamagedCheckpoint(AttuneError):
@@ -161,10 +165,15 @@ class Checkpointer:
             self._give_up(folder, cause or _Told(reasons[0]))
 
     def _give_up(self, folder: Path, error: BaseException) -> NoReturn:
+        reason = _innermost(error)
+        with suppress(OSError):
+            # PyTorch's archive writer does not pass on what the system said.
+            if shutil.disk_usage(folder.parent).free < _FULL:
+                reason = f"{os.strerror(errno.ENOSPC)} ({reason})"
         if self._world.is_first:
             shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
         raise AttuneError(
-            f"checkpoint {folder}: cannot be saved: {_innermost(error)}; earlier ones are "
+            f"checkpoint {folder}: cannot be saved: {reason}; earlier ones are "
             "whole: rerun the same command to go on from the last, once there is room"
         ) from error
 

@@ -19,6 +19,7 @@ import torch
 
 from common.config import load_recipe
 from training import data, step, train
+from training.distributed import leave
 from training.finite import FiniteUpdates
 
 
@@ -50,6 +51,7 @@ def main(path: str, folder: str, overrides: list[str]) -> None:
     step.stream_losses = broken
     FiniteUpdates.__init__ = deferred
     train.train(load_recipe(path, overrides))
+    leave(0)
 
 
 if __name__ == "__main__":
