@@ -1,16 +1,15 @@
-"""From prompts to waveforms.
+"""From prompts to waveforms: a trained model with the codec and text encoder it belongs to.
 
-- The KV cache is allocated once; cross-attention keys and values are computed once.
-- Guidance runs both halves in one doubled batch; the unconditional half skips cross-attention, as
-  in training.
-- Every clip draws from a generator of its own: prompt and seed decide it, not what it is made with.
+Every clip draws from a generator of its own: prompt and seed decide it, not what it is made with.
+How codes are drawn is in `sampling.py`, how the decoder is run for them in `decoding.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,15 @@ from common.codec import Codec, codec_identity, load_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.prompts import normalize_prompts
+from common.streaming import StreamingDecoder
 from common.text_encoder import TextEncoder, load_text_encoder, text_encoder_identity
 from training.checkpoint import latest_checkpoint, load_for_inference
 from training.config import SamplingConfig
-from training.lm.attention import Backend, masked_attention
-from training.lm.model import Block, LanguageModel
+from training.lm.decoding import DecodingWeights
+from training.lm.model import LanguageModel
+from training.lm.packed import Kind, default_kind
 from training.lm.patterns import delayed_steps, undelay
+from training.lm.sampling import sample_codes, stream_codes
 
 Report = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -52,6 +54,7 @@ class Sampler:
         self.encoder = encoder
         self.checkpoint = checkpoint
         self.device = device
+        self._packed: DecodingWeights | None = None
 
     @classmethod
     def load(cls, recipe: Recipe, run: str | Path, device: str | torch.device = "cpu") -> Sampler:
@@ -120,37 +123,30 @@ class Sampler:
         sampling: SamplingConfig | None = None,
         report: Report | None = None,
         normalized: bool = False,
+        continue_from: NDArray[np.float32] | None = None,
     ) -> tuple[list[NDArray[np.float32]], NDArray[np.int16]]:
         """Generate a clip per prompt.
 
         Args:
             prompts: as a user writes them, or, if `normalized`, in training form already.
-            duration_s: seconds of each clip.
+            duration_s: seconds of each clip; past what the model was trained for (`trained_s`) it
+                goes on in sliding windows.
             seeds: one per clip.
-            sampling: guidance, top-k, temperature, batch size; the defaults if None.
+            sampling: how codes are drawn; the defaults if None.
             report: told about each step.
             normalized: take the prompts as they are, e.g. those of the shards: pseudo-sentences
                 of tags are in training form without having been lemmatized.
+            continue_from: waveform float32 `[S]` at the codec's rate that every clip begins with.
 
         Returns:
             Waveforms float32 `[S]` at the codec's rate, and codes int16 `[N, K, T]`.
 
         Raises:
-            AttuneError: nothing remains of a prompt, or the duration is too long to trust.
+            AttuneError: nothing remains of a prompt, or the clip to continue is too long.
         """
         sampling = sampling or SamplingConfig()
-        if duration_s > self.trained_s:
-            raise AttuneError(
-                f"duration {duration_s:g} s is longer than the {self.trained_s:g} s that "
-                f"{self.checkpoint} was trained on"
-            )
-        if len(seeds) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
-        frames = max(1, round(duration_s * self.codec.frame_rate))
-        texts = list(prompts) if normalized else self.normalize(prompts)
-        states = self.encoder.encode(texts)
-        keys = [draw_key(seed, text) for seed, text in zip(seeds, texts, strict=True)]
-        steps = delayed_steps(frames, self.codec.n_codebooks)
+        jobs = self._jobs(prompts, duration_s, seeds, sampling, normalized, continue_from)
+        steps = delayed_steps(jobs.frames, self.codec.n_codebooks) - jobs.known
         size = sampling.batch_size
         starts = range(0, len(prompts), size)
         made = []
@@ -162,143 +158,126 @@ class Sampler:
                 if report:
                     report(done + step, total)
 
-            part = slice(start, start + size)
-            made.append(sample_codes(self.model, states[part], keys[part], frames, sampling, tell))
+            arguments = jobs.part(slice(start, start + size))
+            made.append(sample_codes(**arguments, sampling=sampling, report=tell))
         codes = torch.cat(made)
         wavs = [self.codec.decode(clip[None])[0].cpu().numpy() for clip in codes]
         return wavs, codes.cpu().numpy().astype(np.int16)
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        duration_s: float,
+        seeds: Sequence[int],
+        sampling: SamplingConfig | None = None,
+        *,
+        normalized: bool = False,
+        continue_from: NDArray[np.float32] | None = None,
+        chunk_s: float = 0.5,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Generate clips and hand their sound out while they are made; arguments as `generate`'s.
+
+        Args:
+            prompts: made together, whatever `sampling.batch_size` says.
+            chunk_s: seconds of sound after which some is decoded.
+
+        Yields:
+            float32 `[N, n]`, which put together are `generate`'s waveforms but for rounding
+            (`common.streaming`).
+        """
+        sampling = sampling or SamplingConfig()
+        jobs = self._jobs(prompts, duration_s, seeds, sampling, normalized, continue_from)
+        arguments = jobs.part(slice(None))
+        decoder, given = StreamingDecoder(self.codec), 0
+        every = max(1, round(chunk_s * self.codec.frame_rate))
+        for done, grid in stream_codes(**arguments, sampling=sampling):
+            last = done == jobs.frames
+            if done - given >= every or last:
+                codes = undelay(grid, jobs.frames)[:, :, given:done]
+                given = done
+                wav = decoder.push(codes, last)
+                if wav.shape[1]:
+                    yield wav.cpu().numpy()
+
+    def _jobs(
+        self,
+        prompts: Sequence[str],
+        duration_s: float,
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        normalized: bool,
+        continue_from: NDArray[np.float32] | None,
+    ) -> _Jobs:
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds")
+        rate = self.codec.frame_rate
+        frames = max(1, round(duration_s * rate))
+        prefix = None
+        if continue_from is not None:
+            if not len(continue_from):
+                raise AttuneError("the clip to continue is empty")
+            found = torch.from_numpy(self.codec.encode_track(continue_from).astype(np.int64))
+            prefix = found[None].to(self.device)
+            if prefix.shape[-1] >= frames:
+                raise AttuneError(
+                    f"the clip to continue is {prefix.shape[-1] / rate:g} s long and the duration "
+                    f"{duration_s:g} s, that clip included; ask for more"
+                )
+        texts = list(prompts) if normalized else self.normalize(prompts)
+        negative = None
+        if sampling.negative_prompt:
+            negative = self.encoder.encode(self.normalize([sampling.negative_prompt]))[0]
+        return _Jobs(
+            self._weights(sampling.weights),
+            self.encoder.encode(texts),
+            [draw_key(seed, text) for seed, text in zip(seeds, texts, strict=True)],
+            frames,
+            negative,
+            prefix,
+            max(2, round(self.trained_s * rate)),
+        )
+
+    def _weights(self, wanted: str) -> DecodingWeights:
+        kind: Kind = default_kind(self.device) if wanted == "auto" else wanted  # type: ignore
+        if self._packed is None or self._packed.kind != kind:
+            self._packed = None  # before the next ones take memory
+            self._packed = DecodingWeights(self.model, kind)
+        return self._packed
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """What `stream_codes` wants to know of all clips."""
+
+    weights: DecodingWeights
+    states: Sequence[NDArray[np.float16]]
+    keys: Sequence[tuple[int, int]]
+    frames: int
+    negative: NDArray[np.float16] | None
+    prefix: Tensor | None
+    window: int
+
+    @property
+    def known(self) -> int:
+        """Frames of the clip to continue."""
+        return 0 if self.prefix is None else self.prefix.shape[-1]
+
+    def part(self, rows: slice) -> dict[str, Any]:
+        """Arguments for some of the clips."""
+        states = self.states[rows]
+        prefix = None if self.prefix is None else self.prefix.expand(len(states), -1, -1)
+        return {
+            "weights": self.weights,
+            "states": states,
+            "keys": self.keys[rows],
+            "frames": self.frames,
+            "negative": self.negative,
+            "prefix": prefix,
+            "window": self.window,
+        }
 
 
 def draw_key(seed: int, prompt: str) -> tuple[int, int]:
     """Seeds the draws of a clip: clips of other prompts (in training form) get other noise."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
     return seed, int.from_bytes(digest, "little")
-
-
-@torch.inference_mode()
-def sample_codes(
-    model: LanguageModel,
-    states: Sequence[NDArray[np.float16]],
-    seeds: Sequence[int | Sequence[int]],
-    frames: int,
-    sampling: SamplingConfig,
-    report: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Sample a batch of clips.
-
-    Args:
-        model: in eval mode.
-        states: text states `[L_i, D]` of each clip's prompt.
-        seeds: one per clip, each what `numpy.random.default_rng` takes.
-        frames: T.
-        sampling: guidance, top-k, temperature.
-        report: called with the number of steps done.
-
-    Returns:
-        int64 codes `[B, K, T]`.
-    """
-    arch = model.arch
-    device = next(model.parameters()).device
-    steps = delayed_steps(frames, arch.n_codebooks)
-    decoder = Decoder(model, states, steps, guided=sampling.cfg != 1.0)
-    # One uniform number per code, drawn beforehand: [steps, K] per clip, in the order of use, so
-    # that a longer clip of the same seed begins alike (up to the delay's last frames).
-    draws = torch.from_numpy(
-        np.stack([np.random.default_rng(seed).random((steps, arch.n_codebooks)) for seed in seeds])
-    ).to(device)
-    delayed = torch.full(
-        (len(states), arch.n_codebooks, steps), arch.special, dtype=torch.long, device=device
-    )
-    column = delayed.new_full((len(states), arch.n_codebooks), arch.special)
-    streams = torch.arange(arch.n_codebooks, device=device)
-    for step in range(steps):
-        logits = decoder.step(column)
-        if sampling.cfg != 1.0:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + sampling.cfg * (conditional - unconditional)
-        codes = choose(logits, draws[:, step], sampling.top_k, sampling.temperature)
-        # Streams that have not begun, or are complete, stay special.
-        valid = (step >= streams) & (step - streams < frames)
-        column = torch.where(valid, codes, arch.special)
-        delayed[:, :, step] = column
-        if report:
-            report(step + 1)
-    return undelay(delayed, frames)
-
-
-def choose(logits: Tensor, draws: Tensor, top_k: int, temperature: float) -> Tensor:
-    """Top-k sampling by inverting the cumulative distribution.
-
-    Args:
-        logits: `[B, K, V]`.
-        draws: uniform in [0, 1), `[B, K]`.
-        top_k: codes in question; all if there are fewer.
-        temperature: 0 takes the likeliest.
-
-    Returns:
-        int64 `[B, K]`.
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    values, indices = logits.double().topk(min(top_k, logits.shape[-1]), dim=-1)
-    cumulative = torch.softmax(values / temperature, dim=-1).cumsum(dim=-1)
-    place = torch.searchsorted(cumulative, (draws * cumulative[..., -1])[..., None], right=True)
-    return indices.gather(-1, place.clamp(max=values.shape[-1] - 1))[..., 0]
-
-
-class Decoder:
-    """One step at a time over a preallocated cache.
-
-    With guidance the rows are the clips with their text, then the same clips without.
-    """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        states: Sequence[NDArray[np.float16]],
-        steps: int,
-        guided: bool,
-    ) -> None:
-        arch, weight = model.arch, model.head.weight
-        self._model = model
-        self._clips = len(states)
-        self._copies = 2 if guided else 1
-        self._step = 0
-        head = arch.d_model // arch.n_heads
-        shape = (arch.n_layers, 2, self._clips * self._copies, arch.n_heads, steps, head)
-        self._cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        length = max(len(state) for state in states)
-        text = torch.zeros(self._clips, length, arch.text_dim, device=weight.device)
-        mask = torch.zeros(self._clips, length, dtype=torch.bool, device=weight.device)
-        for i, state in enumerate(states):
-            text[i, : len(state)] = torch.from_numpy(state.astype(np.float32))
-            mask[i, : len(state)] = True
-        context, bias = model.context(text, mask)
-        assert context is not None and bias is not None
-        self._bias = bias
-        # One query per row: plain products beat the fused kernel on CPUs.
-        self._backend: Backend = "matmul" if weight.device.type == "cpu" else "auto"
-        self._blocks = [block for block in model.blocks if isinstance(block, Block)]
-        self._text = [block.cross_attention.keys_values(context) for block in self._blocks]
-
-    def step(self, column: Tensor) -> Tensor:
-        """Append one column of codes `[B, K]`; logits `[B or 2B, K, V]` of the next."""
-        x = self._model.embed(column[:, :, None], start=self._step)
-        x = x.repeat(self._copies, 1, 1)
-        for block, cache, text in zip(self._blocks, self._cache, self._text, strict=True):
-            x = x + self._self_attention(block, block.norm_self(x), cache)
-            # Only the rows with text: for the others cross-attention adds exactly zero.
-            told = x[: self._clips]
-            told += block.cross_attention.attend(block.norm_cross(told), *text, self._bias)
-            x = x + block.feed_forward(x)
-        self._step += 1
-        return self._model.logits(self._model.norm(x))[:, 0]
-
-    def _self_attention(self, block: Block, x: Tensor, cache: Tensor) -> Tensor:
-        q, k, v = block.self_attention.split(x)
-        keys, values = cache[0], cache[1]
-        keys[:, :, self._step : self._step + 1] = k
-        values[:, :, self._step : self._step + 1] = v
-        so_far = slice(0, self._step + 1)
-        y = masked_attention(q, keys[:, :, so_far], values[:, :, so_far], None, self._backend)
-        return block.self_attention.out(y.transpose(1, 2).flatten(2))

@@ -18,9 +18,11 @@ from common.shards import ShardDataset
 from training.checkpoint import latest_checkpoint, load_for_inference
 from training.cli import app
 from training.config import SamplingConfig
-from training.lm.generate import Decoder, Sampler, choose, draw_key, sample_codes
+from training.lm.decoding import Decoder, DecodingWeights
+from training.lm.generate import Sampler, draw_key
 from training.lm.model import Architecture, LanguageModel
 from training.lm.patterns import delay
+from training.lm.sampling import choose, sample_codes
 from training.train import train
 
 ARCH = Architecture(d_model=32, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
@@ -52,7 +54,7 @@ def test_cached_steps_equal_one_full_forward_with_and_without_text(model: Langua
         mask[i, : len(state)] = True
     told, _ = model(inputs, text, mask)
     untold, _ = model(inputs)
-    decoder = Decoder(model, states, inputs.shape[2], guided=True)
+    decoder = Decoder(DecodingWeights(model), states, inputs.shape[2], guided=True)
     with torch.inference_mode():
         for step in range(inputs.shape[2]):
             found = decoder.step(inputs[:, :, step])
@@ -62,9 +64,11 @@ def test_cached_steps_equal_one_full_forward_with_and_without_text(model: Langua
 
 def test_a_clip_does_not_depend_on_its_batch(model: LanguageModel) -> None:
     states, seeds = _states(3, 7, 1, 4), [5, 6, 7, 5]
-    together = sample_codes(model, states, seeds, 30, SamplingConfig())
+    together = sample_codes(DecodingWeights(model), states, seeds, 30, SamplingConfig())
     for i in range(4):
-        alone = sample_codes(model, states[i : i + 1], seeds[i : i + 1], 30, SamplingConfig())
+        alone = sample_codes(
+            DecodingWeights(model), states[i : i + 1], seeds[i : i + 1], 30, SamplingConfig()
+        )
         assert torch.equal(alone[0], together[i])
     assert together.shape == (4, 3, 30)
     assert int(together.min()) >= 0
@@ -74,10 +78,10 @@ def test_a_clip_does_not_depend_on_its_batch(model: LanguageModel) -> None:
 def test_seed_and_prompt_both_matter_and_a_longer_clip_begins_alike(model: LanguageModel) -> None:
     one, two = _states(3, 3)
     plain = SamplingConfig()
-    base = sample_codes(model, [one], [1], 20, plain)
-    assert not torch.equal(base, sample_codes(model, [one], [2], 20, plain))
-    assert not torch.equal(base, sample_codes(model, [two], [1], 20, plain))
-    longer = sample_codes(model, [one], [1], 30, plain)
+    base = sample_codes(DecodingWeights(model), [one], [1], 20, plain)
+    assert not torch.equal(base, sample_codes(DecodingWeights(model), [one], [2], 20, plain))
+    assert not torch.equal(base, sample_codes(DecodingWeights(model), [two], [1], 20, plain))
+    longer = sample_codes(DecodingWeights(model), [one], [1], 30, plain)
     # In its last steps the shorter clip has streams that are complete; until then they are equal.
     for k in range(3):
         assert torch.equal(longer[:, k, : 20 - k], base[:, k, : 20 - k])
@@ -90,7 +94,7 @@ def test_guidance_one_is_plain_conditional_and_zero_is_unconditional(model: Lang
     mask = torch.ones(1, 5, dtype=torch.bool)
     for coefficient in (0.0, 1.0, 3.0):
         sampling = SamplingConfig(cfg=coefficient, temperature=0.0)
-        codes = sample_codes(model, states, [0], 12, sampling)
+        codes = sample_codes(DecodingWeights(model), states, [0], 12, sampling)
         inputs, targets = delay(codes, torch.tensor([12]), ARCH.special)
         told, untold = model(inputs, text, mask)[0], model(inputs)[0]
         best = (untold + coefficient * (told - untold)).argmax(-1).transpose(1, 2)
@@ -113,13 +117,14 @@ def test_choose_follows_the_top_k_distribution() -> None:
 
 def test_a_trained_run_speaks(tiny_recipe: Recipe, tiny_run: Path) -> None:
     sampler = Sampler.load(tiny_recipe, tiny_run)
-    wavs, codes = sampler.generate(["a dog is barking", "rain"], 0.4, [1, 2])
+    exact = SamplingConfig(weights="fp32")
+    wavs, codes = sampler.generate(["a dog is barking", "rain"], 0.4, [1, 2], exact)
     assert [wav.shape for wav in wavs] == [(6400,), (6400,)]
     assert codes.shape == (2, 4, 20)
     assert codes.dtype == np.int16
-    again, _ = sampler.generate(["rain"], 0.4, [2])
+    again, _ = sampler.generate(["rain"], 0.4, [2], exact)
     np.testing.assert_allclose(again[0], wavs[1], atol=1e-5)
-    small = SamplingConfig(batch_size=1)
+    small = SamplingConfig(batch_size=1, weights="fp32")
     steps: list[tuple[int, int]] = []
     _, singly = sampler.generate(
         ["the dogs are barking", "rain"], 0.4, [1, 2], small, lambda *s: steps.append(s)
@@ -158,12 +163,13 @@ def test_mistakes_are_told_in_one_line(tiny_root: Path, tiny_run: Path, tmp_path
     sampler = Sampler.load(recipe, tiny_run)
     with pytest.raises(AttuneError, match=r"'the 3': nothing remains"):
         sampler.generate(["the 3"], 0.4, [0])
-    with pytest.raises(AttuneError, match=r"longer than the 0\.4 s"):
-        sampler.generate(["dog"], 1.0, [0])
+    with pytest.raises(AttuneError, match=r"to continue is 0\.4 s long and the duration 0\.4 s"):
+        sampler.generate(["dog"], 0.4, [0], continue_from=np.zeros(6400, np.float32))
+    with pytest.raises(AttuneError, match="to continue is empty"):
+        sampler.generate(["dog"], 0.4, [0], continue_from=np.zeros(0, np.float32))
     # Longer segments than there are clips: the longest training clip counts.
     sampler.description |= {"segment_s": 9.0, "trained_s": 0.571}
-    with pytest.raises(AttuneError, match=r"longer than the 0\.58 s"):
-        sampler.generate(["dog"], 0.6, [0])
+    assert sampler.trained_s == 0.58
     with pytest.raises(AttuneError, match="no trained model there"):
         Sampler.load(recipe, tmp_path / "nothing")
     from tiny_lm import make_codec

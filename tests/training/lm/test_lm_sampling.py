@@ -1,0 +1,255 @@
+"""Weights laid out for decoding, windows, continuation, streaming, negative prompts, top-p."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from common.config import Recipe
+from common.shards import ShardDataset
+from training.config import SamplingConfig
+from training.lm.decoding import Decoder, DecodingWeights
+from training.lm.generate import Sampler
+from training.lm.model import Architecture, LanguageModel
+from training.lm.packed import Kind, default_kind, linear, quantize
+from training.lm.patterns import delay
+from training.lm.sampling import choose, sample_codes, stream_codes
+
+ARCH = Architecture(d_model=64, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
+PLAIN = SamplingConfig(weights="fp32")
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    model = LanguageModel(ARCH)
+    model.initialize(0)
+    with torch.no_grad():
+        model.text_projection.bias.normal_()
+        model.head.weight.mul_(4)  # far from uniform, so that changes would show
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def weights(model: LanguageModel) -> DecodingWeights:
+    return DecodingWeights(model)
+
+
+def _states(*lengths: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((n, 20)).astype(np.float16) for n in lengths]
+
+
+def _given(states: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text and mask as the model wants them."""
+    text = torch.zeros(len(states), max(map(len, states)), 20)
+    mask = torch.zeros(text.shape[:2], dtype=torch.bool)
+    for i, state in enumerate(states):
+        text[i, : len(state)] = torch.from_numpy(state.astype(np.float32))
+        mask[i, : len(state)] = True
+    return text, mask
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 33])
+def test_packed_products_are_linear_layers(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(96, 64, generator=generator) / 8
+    x = torch.randn(rows, 3, 64, generator=generator)
+    exact = F.linear(x, weight)
+    bounds: dict[Kind, float] = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.02}
+    for kind, bound in bounds.items():
+        given = x if kind == "fp32" else x.bfloat16()
+        for gelu in (False, True):
+            expected = F.gelu(exact) if gelu else exact
+            found = linear(weight, kind, gelu)(given)
+            assert found.shape == expected.shape
+            assert (found.float() - expected).abs().max() < bound * exact.abs().max()
+
+
+def test_int8_rounds_to_the_nearest_of_255_levels() -> None:
+    weight = torch.randn(50, 64) * torch.logspace(-4, 3, 50)[:, None]
+    weight[3] = 0
+    codes, scale = quantize(weight)
+    assert codes.dtype == torch.int8 and scale.dtype == torch.bfloat16
+    # Half a level, and one part in 256 where the scale was rounded down and 127 levels end early.
+    off = (codes.float() * scale.float()[:, None] - weight).abs()
+    assert bool((off <= 0.5 * scale.float()[:, None] + weight.abs() / 250).all())
+    assert bool((codes[3] == 0).all())
+
+
+def test_columns_together_are_columns_one_by_one(weights: DecodingWeights) -> None:
+    codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    inputs, _ = delay(codes, torch.tensor([9, 9]), ARCH.special)
+    one, many = (Decoder(weights, _states(4, 2), 11, guided=True) for _ in range(2))
+    with torch.inference_mode():
+        singly = [one.step(inputs[:, :, step]) for step in range(11)]
+        torch.testing.assert_close(many.step(inputs[:, :, :4]), singly[3], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(many.step(inputs[:, :, 4]), singly[4], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(many.step(inputs[:, :, 5:]), singly[10], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: Kind) -> None:
+    codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    inputs, _ = delay(codes, torch.tensor([9, 9]), ARCH.special)
+    found = []
+    for one in (DecodingWeights(model), DecodingWeights(model, kind)):
+        decoder = Decoder(one, _states(4, 2), 11, guided=True)
+        with torch.inference_mode():
+            found.append(torch.stack([decoder.step(inputs[:, :, s]) for s in range(11)]))
+    exact, near = found
+    assert (near - exact).abs().max() < 0.06 * exact.abs().max()
+    assert (near - exact).abs().mean() < 0.01 * exact.abs().max()
+    assert not torch.equal(near, exact)
+
+
+def test_the_default_is_what_the_processor_can_do() -> None:
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert default_kind(torch.device("cpu")) == ("bf16" if fast else "fp32")
+
+
+def test_sixteen_clips_alone_and_together(weights: DecodingWeights) -> None:
+    states, keys = _states(*range(1, 17)), list(range(16))
+    together = sample_codes(weights, states, keys, 40, PLAIN)
+    for i in range(16):
+        alone = sample_codes(weights, states[i : i + 1], keys[i : i + 1], 40, PLAIN)
+        assert torch.equal(alone[0], together[i])
+
+
+def test_a_continuation_begins_with_the_clip_and_goes_on_as_the_model_does(
+    model: LanguageModel, weights: DecodingWeights
+) -> None:
+    """Greedy codes after a given beginning, against argmax over full forwards."""
+    states = _states(5, 3)
+    prefix = torch.randint(0, 40, (2, 3, 7), generator=torch.Generator().manual_seed(1))
+    greedy = SamplingConfig(temperature=0.0, cfg=1.0)
+    codes = sample_codes(weights, states, [0, 0], 15, greedy, prefix=prefix)
+    assert torch.equal(codes[:, :, :7], prefix)
+    inputs, targets = delay(codes, torch.tensor([15, 15]), ARCH.special)
+    best = model(inputs, *_given(states))[0].argmax(-1).transpose(1, 2)
+    own = torch.zeros_like(targets, dtype=torch.bool)
+    for k in range(3):
+        own[:, k, 7 + k : 15 + k] = True
+    assert torch.equal(best[own], targets[own])
+
+
+def test_continuing_a_clip_by_its_own_codes_repeats_it(weights: DecodingWeights) -> None:
+    states = _states(5)
+    whole = sample_codes(weights, states, [3], 30, PLAIN)
+    again = sample_codes(weights, states, [3], 30, PLAIN, prefix=whole[:, :, :11])
+    # Codes of later streams are drawn at other steps only where they are given.
+    assert torch.equal(again, whole)
+
+
+def test_windows_are_continuations_of_their_overlap(
+    model: LanguageModel, weights: DecodingWeights
+) -> None:
+    """Every greedy code of a long clip is the model's choice given its window alone."""
+    states, window = _states(5), 10
+    greedy = SamplingConfig(temperature=0.0, cfg=1.0, overlap=0.4)
+    codes = sample_codes(weights, states, [0], 25, greedy, window=window)
+    assert codes.shape == (1, 3, 25)
+    grid = torch.full((3, 27), ARCH.special)
+    for k in range(3):
+        grid[k, k : k + 25] = codes[0, k]
+    # Steps 0...9 in the first window; then each begins with the 4 steps before it.
+    begins = [0] * 10
+    while len(begins) < 27:
+        begins += [len(begins) - 4] * 6
+    for step in range(27):
+        begin = begins[step]
+        inputs = torch.full((1, 3, step - begin + 1), ARCH.special)
+        for k in range(3):
+            inputs[0, k, k + 1 :] = grid[k, begin + k : step]
+        best = model(inputs, *_given(states))[0][0, -1].argmax(-1)
+        for k in range(3):
+            if 0 <= step - k < 25:
+                assert best[k] == grid[k, step]
+
+
+def test_a_clip_that_fits_is_not_cut(weights: DecodingWeights) -> None:
+    states = _states(5)
+    whole = sample_codes(weights, states, [0], 20, PLAIN)
+    assert torch.equal(sample_codes(weights, states, [0], 20, PLAIN, window=20), whole)
+    longer = sample_codes(weights, states, [0], 40, PLAIN, window=20)
+    assert torch.equal(longer[:, :, :17], whole[:, :, :17])
+    long_prefix = sample_codes(weights, states, [0], 45, PLAIN, window=20, prefix=longer)
+    assert torch.equal(long_prefix[:, :, :40], longer)
+    assert int(long_prefix.max()) < 40
+
+
+def test_streaming_hands_out_the_same_codes(weights: DecodingWeights) -> None:
+    states = _states(5, 2)
+    whole = sample_codes(weights, states, [0, 1], 12, PLAIN)
+    seen = []
+    for done, grid in stream_codes(weights, states, [0, 1], 12, PLAIN):
+        seen.append(done)
+        for k in range(3):
+            assert torch.equal(grid[:, k, k : k + done], whole[:, k, :done])
+    assert seen == [0, 0, *range(1, 13)]
+
+
+def test_a_negative_prompt_takes_the_place_of_no_text(
+    model: LanguageModel, weights: DecodingWeights
+) -> None:
+    states, negative = _states(5), _states(3, 4)[1]
+    greedy = SamplingConfig(temperature=0.0, cfg=2.5)
+    codes = sample_codes(weights, states, [0], 12, greedy, negative=negative)
+    assert not torch.equal(codes, sample_codes(weights, states, [0], 12, greedy))
+    inputs, targets = delay(codes, torch.tensor([12]), ARCH.special)
+    toward, away = (model(inputs, *_given([state]))[0] for state in (states[0], negative))
+    best = (away + 2.5 * (toward - away)).argmax(-1).transpose(1, 2)
+    valid = targets >= 0
+    assert torch.equal(best[valid], targets[valid])
+    with pytest.raises(ValidationError, match="cfg=1 has none"):
+        SamplingConfig(negative_prompt="noise", cfg=1)
+
+
+def test_top_p_keeps_the_fewest_that_reach_it() -> None:
+    shares = torch.tensor([0.05, 0.5, 0.3, 0.15])
+    draws = torch.from_numpy(np.random.default_rng(0).random((20000, 1)))
+    logits = shares.log().expand(20000, 1, 4)
+    found = Counter(choose(logits, draws, 250, 1.0, top_p=0.7).flatten().tolist())
+    assert set(found) == {1, 2}
+    assert abs(found[1] / 20000 - 0.5 / 0.8) < 0.015
+    assert set(choose(logits, draws, 250, 1.0, top_p=0.5001).flatten().tolist()) == {1, 2}
+    assert set(choose(logits, draws, 250, 1.0, top_p=0.4).flatten().tolist()) == {1}
+    # Of the top k alone: .5 and .3 are all there is.
+    assert set(choose(logits, draws, 2, 1.0, top_p=0.7).flatten().tolist()) == {1, 2}
+    assert set(choose(logits, draws, 2, 1.0, top_p=0.6).flatten().tolist()) == {1}
+    everything = choose(logits, draws, 250, 1.0)
+    assert torch.equal(choose(logits, draws, 250, 1.0, top_p=1.0), everything)
+
+
+def test_a_stream_of_sound_is_the_clip(tiny_recipe: Recipe, tiny_run: Path) -> None:
+    sampler = Sampler.load(tiny_recipe, tiny_run)
+    prompts, seeds = ["a dog is barking", "rain"], [1, 2]
+    wavs, _ = sampler.generate(prompts, 0.4, seeds, PLAIN)
+    chunks = list(sampler.stream(prompts, 0.4, seeds, PLAIN, chunk_s=0.04))
+    assert len(chunks) > 1
+    np.testing.assert_allclose(np.concatenate(chunks, axis=1), np.stack(wavs), atol=1e-5)
+
+
+def test_longer_than_trained_and_continued(tiny_recipe: Recipe, tiny_run: Path) -> None:
+    sampler = Sampler.load(tiny_recipe, tiny_run)
+    data = ShardDataset.open(tiny_recipe.data_dir)
+    wavs, codes = sampler.generate(["rain"], 1.0, [1], PLAIN)
+    assert wavs[0].shape == (16000,) and codes.shape == (1, 4, 50)
+    assert sampler.trained_s < 1
+    given = torch.from_numpy(data.read(0).codes[None, :, :10].astype(np.int64))
+    beginning = sampler.codec.decode(given)[0].numpy()
+    told: list[tuple[int, int]] = []
+    _, longer = sampler.generate(
+        ["rain", "dog"], 0.4, [1, 2], PLAIN, lambda *s: told.append(s), continue_from=beginning
+    )
+    expected = sampler.codec.encode_track(beginning)
+    assert np.array_equal(longer[0, :, :10], expected) and np.array_equal(
+        longer[1, :, :10], expected
+    )
+    assert not np.array_equal(longer[0], longer[1])
+    assert told[-1] == (13, 13)
