@@ -1,7 +1,7 @@
 """Linear layers for a few rows: weights laid out once, in the type that sampling reads them in.
 
-A decoding step multiplies every weight with two rows or a few, so it is bound by how fast weights are
-read.  `F.linear` in fp32 reads them at a third of what the machine can; oneDNN's own layout,
+A decoding step multiplies every weight with two rows or a few, so it is bound by how fast weights
+are read.  `F.linear` in fp32 reads them at a third of what the machine can; oneDNN's own layout,
 bf16 and int8 come closer (`LOG.md` has the figures).
 """
 
