@@ -9,7 +9,6 @@ prompt's); where there is no text, cross-attention adds exactly zero and is skip
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ class DecodingWeights:
         self.kind: Kind = kind
         self.device = model.head.weight.device
         self.dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+        self.cached = _cached(self.dtype, self.device)
         self.blocks = [_Block(block, kind) for block in model.blocks if isinstance(block, Block)]
         self.head = linear(model.head.weight, kind)
         arch = model.arch
@@ -48,27 +48,22 @@ class _Block:
     def __init__(self, block: Block, kind: Kind) -> None:
         self.norm_self, self.norm_cross = block.norm_self, block.norm_cross
         self.norm_ff = block.norm_ff
-        attention, cross = block.self_attention, block.cross_attention
+        self.cross = block.cross_attention
         # Queries come scaled.
-        scale = (attention.qkv.weight.shape[1] // attention.n_heads) ** -0.5
-        width = attention.out.weight.shape[0]
-        qkv = attention.qkv.weight.detach().clone()
-        qkv[:width] *= scale
+        qkv = block.self_attention.qkv.weight.detach().clone()
+        width = qkv.shape[1]
+        qkv[:width] *= (width // self.cross.n_heads) ** -0.5
         self.qkv: Linear = linear(qkv, kind)
-        self.out: Linear = linear(attention.out.weight, kind)
-        self.cross_q: Linear = linear(cross.q.weight.detach() * scale, kind)
-        self.cross_out: Linear = linear(cross.out.weight, kind)
-        self.keys_values = cross.keys_values
+        self.out: Linear = linear(block.self_attention.out.weight, kind)
+        self.cross_q: Linear = linear(self.queries(), kind)
+        self.cross_out: Linear = linear(self.cross.out.weight, kind)
         self.ff_in: Linear = linear(block.ff_in.weight, kind, gelu=True)
         self.ff_out: Linear = linear(block.ff_out.weight, kind)
 
-
-@dataclass(frozen=True)
-class _Text:
-    """Keys and values of every layer `[rows, H, L, D]`, and what hides the padding."""
-
-    keys_values: list[tuple[Tensor, Tensor]]
-    bias: Tensor | None
+    def queries(self) -> Tensor:
+        """Weights `[d, d]` of cross-attention's scaled queries."""
+        weight = self.cross.q.weight.detach()
+        return weight * (weight.shape[0] // self.cross.n_heads) ** -0.5
 
 
 class Decoder:
@@ -95,11 +90,11 @@ class Decoder:
         self._step = 0
         told = list(states) + ([negative] * len(states) if guided and negative is not None else [])
         self._told = len(told)
-        self._text = _text(weights, told)
+        self._cross = _cross_attentions(weights, told)
         self._shape = (len(states) * self._copies, arch.n_heads, arch.d_model // arch.n_heads)
         rows, heads, width = self._shape
-        shape = (arch.n_layers, 2, rows, heads, steps, width)
-        self._cache = torch.zeros(shape, dtype=weights.dtype, device=weights.device)
+        shape = (arch.n_layers, 2, rows * heads, steps, width)
+        self._cache = torch.zeros(shape, dtype=weights.cached, device=weights.device)
 
     def step(self, columns: Tensor) -> Tensor:
         """Append columns of codes, mostly one.
@@ -113,73 +108,145 @@ class Decoder:
         if columns.ndim == 2:
             columns = columns[:, :, None]
         weights, arch = self._weights, self._weights.model.arch
-        count = columns.shape[-1]
+        begin, count = self._step, columns.shape[-1]
+        end = self._step = begin + count
         x = F.embedding(columns + weights.rows[:, None], weights.model.embedding.weight).sum(1)
-        x = x + weights.model.positions(self._step, count, x.device)
+        x = x + weights.model.positions(begin, count, x.device)
         x = x.repeat(self._copies, 1, 1)
         ahead = None
         if count > 1:
-            seen = self._step + count
-            ahead = torch.full((count, seen), float("-inf"), dtype=weights.dtype, device=x.device)
-            ahead = ahead.triu(self._step + 1)
-        for block, cache, text in zip(
-            weights.blocks, self._cache, self._text.keys_values, strict=True
-        ):
-            x = x + self._self_attention(block, _normed(block.norm_self, x, weights), cache, ahead)
+            ahead = torch.full((count, end), float("-inf"), dtype=weights.cached, device=x.device)
+            ahead = ahead.triu(begin + 1)
+        rows, heads, _ = self._shape
+        # Views of all layers at once: small operations are what a step spends its time on.
+        new = self._cache[:, :, :, begin:end].unflatten(2, (rows, heads)).unbind(0)
+        keys = self._cache[:, 0, :, :end].transpose(2, 3).unbind(0)
+        values = self._cache[:, 1, :, :end].unbind(0)
+        for i, block in enumerate(weights.blocks):
+            h = _normed(block.norm_self, x, weights.dtype)
+            x = x + self._self_attention(block, h, new[i], keys[i], values[i], ahead)
             # Only the rows with text: for the others cross-attention adds exactly zero.
             told = x[: self._told]
-            told += self._cross_attention(block, _normed(block.norm_cross, told, weights), text)
-            x = x + block.ff_out(block.ff_in(_normed(block.norm_ff, x, weights)))
-        self._step += count
-        logits = weights.head(_normed(weights.model.norm, x[:, -1], weights))
+            told += self._cross[i](told)
+            x = x + block.ff_out(block.ff_in(_normed(block.norm_ff, x, weights.dtype)))
+        logits = weights.head(_normed(weights.model.norm, x[:, -1], weights.dtype))
         return logits.float().unflatten(-1, (arch.n_codebooks, arch.codebook_size))
 
     def _self_attention(
-        self, block: _Block, x: Tensor, cache: Tensor, ahead: Tensor | None
+        self,
+        block: _Block,
+        x: Tensor,
+        new: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        ahead: Tensor | None,
     ) -> Tensor:
         rows, heads, width = self._shape
-        count = x.shape[1]
-        qkv = block.qkv(x).view(rows, count, 3, heads, width)
-        end = self._step + count
-        cache[:, :, :, self._step : end] = qkv[:, :, 1:].permute(2, 0, 3, 1, 4)
-        q = qkv[:, :, 0].transpose(1, 2)
-        keys, values = cache[0, :, :, :end], cache[1, :, :, :end]
-        y = _attention(q, keys, values, ahead)
-        return block.out(y.transpose(1, 2).flatten(2))
-
-    def _cross_attention(self, block: _Block, x: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
-        _, heads, width = self._shape
-        q = block.cross_q(x).view(self._told, x.shape[1], heads, width).transpose(1, 2)
-        y = _attention(q, *text, self._text.bias)
-        return block.cross_out(y.transpose(1, 2).flatten(2))
+        qkv = block.qkv(x).view(rows, x.shape[1], 3, heads, width)
+        new.copy_(qkv[:, :, 1:].permute(2, 0, 3, 1, 4))
+        q = _by_head(qkv[:, :, 0], keys.dtype)
+        return block.out(_by_step(_attention(q, keys, values, ahead), rows, x.dtype))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    # One query per row: plain products beat the fused kernel on CPUs.
-    scores = q @ k.transpose(-2, -1)
-    if bias is not None:
-        scores = scores + bias
-    return torch.softmax(scores, dim=-1) @ v
+class _CrossAttention:
+    """Of one block to given texts: keys and values are there from the start."""
+
+    def __init__(self, block: _Block, context: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        self._block = block
+        k, v = block.cross.keys_values(context)  # [B, H, L, D]
+        self._rows, self._heads = k.shape[:2]
+        self._dtype = dtype
+        self._keys = k.flatten(0, 1).transpose(1, 2).to(_cached(dtype, k.device))
+        self._values = v.flatten(0, 1).to(self._keys.dtype).contiguous()
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[B, n, d]` to `[B, n, d]`, norm included."""
+        h = _normed(self._block.norm_cross, x, self._dtype)
+        q = self._block.cross_q(h).unflatten(-1, (self._heads, -1))
+        y = _attention(_by_head(q, self._keys.dtype), self._keys, self._values, self._bias)
+        return self._block.cross_out(_by_step(y, self._rows, h.dtype))
 
 
-def _normed(norm: torch.nn.LayerNorm, x: Tensor, weights: DecodingWeights) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(
-        weights.dtype
-    )
+class _FoldedCrossAttention:
+    """The same function with the projections multiplied into keys and values.
+
+    q . k = (W_q x) . k = x . (W_q^T k): with few keys that is a smaller product than W_q itself,
+    and two products and a softmax are all there is to do.  In fp32, as everything small.
+    """
+
+    def __init__(self, block: _Block, context: Tensor, bias: Tensor | None):
+        k, v = block.cross.keys_values(context)  # [B, H, L, D]
+        heads, length, width = k.shape[1:]
+        query = block.queries().view(heads, width, -1)
+        out = block.cross.out.weight.detach().t().view(heads, width, -1)
+        self._heads = heads
+        self._keys = torch.einsum("bhld,hdm->bmhl", k, query).flatten(2).contiguous()
+        self._values = torch.einsum("bhld,hdm->bhlm", v, out).flatten(1, 2).contiguous()
+        self._norm = block.norm_cross
+        # [B x H, 1, L] to [B, 1, H, L]
+        self._bias = None if bias is None else bias.view(-1, 1, heads, length)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[B, n, d]` to `[B, n, d]`, norm included."""
+        h = _normed(self._norm, x, torch.float32)
+        scores = torch.bmm(h, self._keys).unflatten(2, (self._heads, -1))
+        if self._bias is not None:
+            scores = scores + self._bias
+        return torch.bmm(torch.softmax(scores, dim=-1).flatten(2), self._values)
 
 
-def _text(weights: DecodingWeights, states: States) -> _Text:
+def _cross_attentions(
+    weights: DecodingWeights, states: States
+) -> list[_CrossAttention | _FoldedCrossAttention]:
+    """Every block's, to the texts of all rows that have one."""
     model, device = weights.model, weights.device
-    length = max(len(state) for state in states)
+    length, heads = max(len(state) for state in states), model.arch.n_heads
     text = torch.zeros(len(states), length, model.arch.text_dim, device=device)
     mask = torch.zeros(len(states), length, dtype=torch.bool, device=device)
     for i, state in enumerate(states):
         text[i, : len(state)] = torch.from_numpy(state.astype(np.float32))
         mask[i, : len(state)] = True
-    context, bias = model.context(text, mask)
-    assert context is not None and bias is not None
-    keys_values = []
-    for block in weights.blocks:
-        k, v = block.keys_values(context)
-        keys_values.append((k.to(weights.dtype), v.to(weights.dtype)))
-    return _Text(keys_values, None if bool(mask.all()) else bias.to(weights.dtype))
+    context, found = model.context(text, mask)
+    assert context is not None and found is not None
+    bias = None
+    if not bool(mask.all()):
+        bias = found[:, 0].repeat_interleave(heads, dim=0).to(weights.cached)
+    # What is read of folded keys is no more than twice what is read of the weights they replace.
+    if weights.cached == torch.float32 and len(states) * heads * length <= 2 * model.arch.d_model:
+        return [_FoldedCrossAttention(block, context, bias) for block in weights.blocks]
+    return [_CrossAttention(block, context, bias, weights.dtype) for block in weights.blocks]
+
+
+def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[B, n, H, D]` to `[B x H, n, D]`."""
+    rows, count, heads, width = x.shape
+    if count > 1:
+        x = x.transpose(1, 2)
+    return x.reshape(rows * heads, count, width).to(dtype)
+
+
+def _by_step(x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """`[B x H, n, D]` to `[B, n, d]`."""
+    count = x.shape[1]
+    if count > 1:
+        x = x.unflatten(0, (rows, -1)).transpose(1, 2)
+    return x.reshape(rows, count, -1).to(dtype)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """`q` `[B x H, n, D]`, `k` `[B x H, D, L]`, `v` `[B x H, L, D]`."""
+    # One query per row: plain products beat the fused kernel on CPUs.
+    scores = torch.bmm(q, k)
+    if bias is not None:
+        scores = scores + bias
+    return torch.bmm(torch.softmax(scores, dim=-1), v)
+
+
+def _normed(norm: torch.nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
+
+
+def _cached(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    # A CPU's products of one query with bf16 keys take three times as long as with fp32 ones.
+    return torch.float32 if device.type == "cpu" else dtype
