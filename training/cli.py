@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
-import re
 import sys
+import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
+from training.lm.outputs import Format, Prompt, read_prompts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -138,7 +142,8 @@ def generate(
         list[str] | None, typer.Option("--prompt", help="What to make; may be repeated.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="Text file with one prompt per line.")
+        Path | None,
+        typer.Option("--prompts", help="File of prompts: a line each, or .csv or .jsonl."),
     ] = None,
     run: Annotated[str, typer.Option("--run", help="Training run (default: lm.run).")] = "",
     duration: Annotated[
@@ -146,16 +151,21 @@ def generate(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Clips per prompt.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of each first clip.")] = 0,
+    continue_from: Annotated[
+        Path | None, typer.Option("--continue", help="Audio file that every clip begins with.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the clips.")] = None,
+    kind: Annotated[Format, typer.Option("--format", help="wav or flac.")] = "wav",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Generate clips: a wav each, and a json beside it that tells how it was made."""
+    """Generate clips: an audio file each, and a json beside it that tells how it was made."""
     from training.config import LMConfig, SamplingConfig
     from training.lm.generate import Sampler
+    from training.lm.outputs import at_loudness, slug, write_clip
 
     recipe = load_recipe(config, overrides or [])
-    wanted = _prompts(prompt or [], prompts)
+    wanted = _wanted(prompt or [], prompts, n, seed)
     if duration is not None and not (math.isfinite(duration) and duration > 0):
         raise AttuneError(f"--duration {duration:g}: expected a number of seconds above 0")
     _check_device(device)
@@ -165,38 +175,60 @@ def generate(
     if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
         raise AttuneError(f"--out {folder}: not a folder, or below a file; name a folder")
     sampler = Sampler.load(recipe, Path(recipe.run_dir) / name, device)
-    seconds = duration if duration is not None else min(sampling.duration_s, sampler.trained_s)
-    jobs = [(text, seed + i) for text in wanted for i in range(n)]
+    rate, trained = sampler.codec.sample_rate, sampler.trained_s
+    beginning = None if continue_from is None else _beginning(continue_from, rate)
+    seconds = duration if duration is not None else min(sampling.duration_s, trained)
     print(
-        f"{len(jobs)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}",
+        f"{len(wanted)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}",
         file=sys.stderr,
     )
-    wavs, _ = sampler.generate(
-        [text for text, _ in jobs], seconds, [number for _, number in jobs], sampling, _report
-    )
-    normalized = sampler.normalize([text for text, _ in jobs])
+    if seconds > trained:
+        print(
+            f"longer than the {trained:g} s that it was trained for: goes on in windows of that "
+            f"length, each beginning with the last {sampling.overlap:.0%} of the one before",
+            file=sys.stderr,
+        )
+    texts, seeds = [job.text for job in wanted], [job.seed or 0 for job in wanted]
+    began = time.monotonic()
+    report = partial(_report, began, len(wanted) * seconds)
+    waves, _ = sampler.generate(texts, seconds, seeds, sampling, report, continue_from=beginning)
+    spent = time.monotonic() - began
+    total = len(wanted) * seconds
+    print(f"{total:g} s of sound in {spent:.1f} s: {total / spent:.2f}x real time", file=sys.stderr)
+    shared = sampler.facts(sampling) | {
+        "continued": None if continue_from is None else str(continue_from)
+    }
     made = []
-    for i, ((text, number), plain, wav) in enumerate(zip(jobs, normalized, wavs, strict=True)):
+    for i, (job, plain, wave) in enumerate(
+        zip(wanted, sampler.normalize(texts), waves, strict=True)
+    ):
+        if sampling.loudness is not None:
+            wave = at_loudness(wave, rate, sampling.loudness)
         facts = {
-            "prompt": text,
+            "prompt": job.text,
             "normalized_prompt": plain,
-            "seed": number,
-            "duration_s": len(wav) / sampler.codec.sample_rate,
-            "sample_rate": sampler.codec.sample_rate,
-            "checkpoint": str(sampler.checkpoint),
-            "step": sampler.description["step"],
-            "codec_id": sampler.codec.codec_id,
-            "text_encoder_id": sampler.encoder.text_encoder_id,
-            "cfg": sampling.cfg,
-            "top_k": sampling.top_k,
-            "temperature": sampling.temperature,
+            "seed": job.seed,
+            "duration_s": len(wave) / rate,
+            "sample_rate": rate,
+            **shared,
         }
-        made.append(_write(folder, f"{i:03d}-{_slug(text)}-seed{number}", wav, facts))
+        stem = job.name or f"{i:03d}-{slug(job.text)}-seed{job.seed}"
+        made.append(write_clip(folder, stem, wave, facts, kind))
     if as_json:
         print_json(made)
     else:
         for facts in made:
-            print(facts["wav"])
+            print(facts[kind])
+
+
+def _beginning(path: Path, rate: int) -> NDArray[np.float32]:
+    from common.audio import AudioError, read_audio, resample
+
+    try:
+        audio = read_audio(path)
+    except (AudioError, OSError) as error:
+        raise AttuneError(f"--continue {path}: {error}") from error
+    return resample(audio.wav, audio.sample_rate, rate)
 
 
 def _check_device(name: str) -> None:
@@ -208,35 +240,28 @@ def _check_device(name: str) -> None:
         raise AttuneError(f"--device {name}: not available here; use cpu or cuda") from error
 
 
-def _prompts(given: list[str], file: Path | None) -> list[str]:
-    prompts = list(given)
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise AttuneError(f"prompts {file}: cannot be read as text: {error}") from error
-        prompts += [line.strip() for line in lines if line.strip()]
+def _wanted(given: list[str], file: Path | None, n: int, seed: int) -> list[Prompt]:
+    """A job per clip, its seed decided; names told apart."""
+    prompts = [Prompt(text) for text in given] + (read_prompts(file) if file else [])
     if not prompts:
         raise AttuneError("nothing to generate: give --prompt TEXT or --prompts FILE")
-    return prompts
+    jobs = []
+    for one in prompts:
+        first = seed if one.seed is None else one.seed
+        for i in range(n):
+            name = f"{one.name}-{i}" if one.name and n > 1 else one.name
+            jobs.append(Prompt(one.text, first + i, name))
+    names = [job.name for job in jobs if job.name]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise AttuneError(f"prompts {file}: name {twice[0]!r} stands there twice")
+    return jobs
 
 
-def _write(folder: Path, name: str, wav: Any, facts: dict[str, Any]) -> dict[str, Any]:
-    import numpy as np
-    import soundfile
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.wav"
-    soundfile.write(path, np.clip(wav, -1.0, 1.0), facts["sample_rate"], subtype="PCM_16")
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
-    return facts | {"wav": str(path)}
-
-
-def _report(done: int, total: int) -> None:
+def _report(began: float, seconds: float, done: int, total: int) -> None:
     if sys.stderr.isatty():
+        spent = time.monotonic() - began
+        speed = seconds * done / total / max(spent, 1e-9)
+        left = spent / done * (total - done)
         end = "\n" if done == total else "\r"
-        print(f"step {done}/{total}", end=end, file=sys.stderr, flush=True)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "prompt"
+        line = f"step {done}/{total}  {speed:.2f}x real time  {left:.0f} s left  "
+        print(line, end=end, file=sys.stderr, flush=True)

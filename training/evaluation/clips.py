@@ -143,16 +143,9 @@ def generated_clips(
     sampler = Sampler.load(recipe, Path(recipe.run_dir) / run)
     folder = Path(recipe.run_dir) / "samples" / run
     folder.mkdir(parents=True, exist_ok=True)
-    made_by = {
-        "checkpoint": str(sampler.checkpoint),
-        "step": sampler.description["step"],
-        "codec_id": sampler.codec.codec_id,
-        "text_encoder_id": sampler.encoder.text_encoder_id,
+    made_by = sampler.facts(sampling) | {
         "duration_s": config.duration_s,
-        "cfg": sampling.cfg,
-        "top_k": sampling.top_k,
-        "temperature": sampling.temperature,
-        "weights": sampler.checkpoint.stat().st_mtime_ns,
+        "saved": sampler.checkpoint.stat().st_mtime_ns,
     }
     wanted = [
         (label, prompt, seed)

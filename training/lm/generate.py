@@ -32,6 +32,11 @@ from training.lm.packed import Kind, default_kind
 from training.lm.patterns import delayed_steps, undelay
 from training.lm.sampling import sample_codes, stream_codes
 
+LICENCE = (
+    "no licence comes with this clip: what may be done with it follows from the licences of the "
+    "data that the model was trained on"
+)
+
 Report = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
@@ -99,6 +104,21 @@ class Sampler:
         seconds = float(description.get("trained_s", description["segment_s"]))
         rate = self.codec.frame_rate
         return math.ceil(round(seconds * rate, 6)) / rate
+
+    def facts(self, sampling: SamplingConfig) -> dict[str, Any]:
+        """What a clip's sidecar says of how it was made, prompt and seed apart."""
+        started = self.checkpoint.parent.parent / "config.json"
+        config = started.read_bytes() if started.is_file() else b""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "step": self.description["step"],
+            "config_hash": hashlib.blake2b(config, digest_size=8).hexdigest() if config else None,
+            "codec_id": self.codec.codec_id,
+            "text_encoder_id": self.encoder.text_encoder_id,
+            **sampling.model_dump(exclude={"duration_s", "batch_size"}),
+            "weights": self._weights(sampling.weights).kind,
+            "licence": LICENCE,
+        }
 
     def normalize(self, prompts: Sequence[str]) -> list[str]:
         """Prompts in the form that the model was trained on.

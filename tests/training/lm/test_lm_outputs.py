@@ -1,0 +1,126 @@
+"""Prompts out of files, clips into files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyloudnorm
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from common.errors import AttuneError
+from training.cli import app
+from training.lm.outputs import PEAK_DB, Prompt, at_loudness, read_prompts, slug, write_clip
+
+
+def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
+    wanted = [Prompt("a dog, barking", 3, "dog"), Prompt("rain")]
+    text = tmp_path / "prompts.txt"
+    text.write_text("\ufeffa dog, barking\n\n  rain \n", encoding="utf-8")
+    assert read_prompts(text) == [Prompt("a dog, barking"), Prompt("rain")]
+    table = tmp_path / "prompts.csv"
+    table.write_text('name,prompt,seed\ndog,"a dog, barking",3\n,rain,\n')
+    assert read_prompts(table) == wanted
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"caption": "a dog, barking", "seed": 3, "name": "dog"}\n{"text": "rain"}\n')
+    assert read_prompts(lines) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.csv", "a,b\n1,2\n", r"no column prompt, caption or text in its header \(a, b\)"),
+        ("p.csv", "prompt,seed\nrain,1.5\n", "line 2: seed '1.5' is not a whole number"),
+        ("p.csv", "prompt,seed\nrain,-1\n", "line 2: seed '-1' is not"),
+        ("p.csv", "prompt\n\n ,\n", "line 3: no prompt"),
+        ("p.jsonl", '{"prompt": "rain"}\nrain\n', "line 2: not JSON"),
+        ("p.jsonl", "[1]\n", "line 1: expected an object"),
+        ("p.jsonl", '{"prompt": 3}\n', "line 1: no prompt"),
+        ("p.jsonl", '{"prompt": "rain", "name": "../up"}\n', "is no file name"),
+        ("p.jsonl", '{"prompt": "rain", "name": ".hidden"}\n', "is no file name"),
+        ("p.txt", b"\xff\xfe\xff", "cannot be read as text"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(AttuneError, match=words):
+        read_prompts(path)
+
+
+def _noise(seconds: float, level: float) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (level * rng.standard_normal(round(16000 * seconds))).clip(-1, 1).astype(np.float32)
+
+
+def test_loudness_is_what_was_asked_for() -> None:
+    for level in (0.001, 0.02, 0.2):
+        found = at_loudness(_noise(3, level), 16000, -30)
+        assert pyloudnorm.Meter(16000).integrated_loudness(found) == pytest.approx(-30, abs=0.05)
+    short = at_loudness(_noise(0.1, 0.01), 16000, -30)
+    meter = pyloudnorm.Meter(16000, block_size=0.1)
+    assert meter.integrated_loudness(short) == pytest.approx(-30, abs=0.05)
+
+
+def test_no_peak_is_clipped() -> None:
+    clicks = _noise(3, 0.001)
+    clicks[::4000] = 0.5
+    found = at_loudness(clicks, 16000, -10)
+    assert np.abs(found).max() == pytest.approx(10 ** (PEAK_DB / 20), rel=1e-4)
+    # One gain for all: nothing is bent.
+    np.testing.assert_allclose(found / clicks, found[0] / clicks[0], rtol=1e-4)
+    silence = np.zeros(16000, np.float32)
+    assert at_loudness(silence, 16000, -10) is silence
+
+
+def test_clips_as_wav_and_flac(tmp_path: Path) -> None:
+    wave = _noise(0.5, 0.1)
+    for kind in ("wav", "flac"):
+        made = write_clip(tmp_path, f"clip.{kind}", wave, {"sample_rate": 16000}, kind)  # type: ignore[arg-type]
+        read, rate = soundfile.read(made[kind])
+        assert rate == 16000
+        np.testing.assert_allclose(read, wave, atol=1 / 32767)
+    assert slug("A dog, barking!") == "a-dog-barking"
+    assert slug("!!") == "prompt"
+
+
+def test_the_command_with_a_file_of_prompts(
+    tiny_root: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "dog", "name": "hound", "seed": 4}\n{"prompt": "rain"}\n')
+    beginning = tmp_path / "start.wav"
+    soundfile.write(beginning, _noise(0.1, 0.1), 16000)
+    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompts", str(prompts)]
+    command += ["--n", "2", "--format", "flac", "--duration", "0.7", "--json"]
+    command += ["--continue", str(beginning), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "sampling.loudness=-20", "sampling.weights=int8"])
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    names = [Path(facts["flac"]).name for facts in made]
+    assert names == ["hound-0.flac", "hound-1.flac", "002-rain-seed0.flac", "003-rain-seed1.flac"]
+    assert [facts["seed"] for facts in made] == [4, 5, 0, 1]
+    for facts in made:
+        wave, rate = soundfile.read(facts["flac"])
+        assert (len(wave), rate) == (11200, 16000)
+        assert facts["weights"] == "int8" and facts["continued"] == str(beginning)
+        assert len(facts["config_hash"]) == 16 and "licence" in facts
+    assert "goes on in windows" in result.stderr and "x real time" in result.stderr
+    first = {facts["flac"]: Path(facts["flac"]).read_bytes() for facts in made}
+    again = CliRunner().invoke(app, [*command, "sampling.loudness=-20", "sampling.weights=int8"])
+    assert again.exit_code == 0
+    assert {path: Path(path).read_bytes() for path in first} == first
+
+
+def test_two_clips_of_one_name_are_refused(tiny_root: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "dog", "name": "a"}\n{"prompt": "rain", "name": "a"}\n')
+    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompts", str(prompts)]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, AttuneError) and "twice" in str(result.exception)
+    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompt", "dog"]
+    result = CliRunner().invoke(app, [*command, "--continue", str(prompts)])
+    assert isinstance(result.exception, AttuneError) and "--continue" in str(result.exception)

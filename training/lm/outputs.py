@@ -1,0 +1,136 @@
+"""Around generation: prompts out of files, clips into files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from common.errors import AttuneError
+
+Format = Literal["wav", "flac"]
+
+PEAK_DB = -1.0
+"""Highest peak after loudness normalization, dBFS."""
+_COLUMNS = ("prompt", "caption", "text")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a prompts file."""
+
+    text: str
+    seed: int | None = None
+    name: str = ""
+    """Of the files, without ending; made from the prompt if empty."""
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a text file (one per line), CSV (with a header) or JSONL.
+
+    CSV and JSONL have a `prompt` (or `caption`, `text`) and may have `seed` and `name`.
+
+    Raises:
+        AttuneError: naming file, line and what was expected.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AttuneError(f"prompts {path}: cannot be read as text: {error}") from error
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        reader = csv.DictReader(content.splitlines())
+        columns = reader.fieldnames or []
+        if not set(columns) & set(_COLUMNS):
+            raise AttuneError(
+                f"prompts {path}: no column prompt, caption or text in its header "
+                f"({', '.join(columns)[:100]})"
+            )
+        return [_prompt(path, reader.line_num, row) for row in reader]
+    lines = [(i, line.strip()) for i, line in enumerate(content.splitlines(), 1) if line.strip()]
+    if kind in (".jsonl", ".ndjson"):
+        return [_prompt(path, i, _object(path, i, line)) for i, line in lines]
+    return [Prompt(line) for _, line in lines]
+
+
+def _object(path: Path, line: int, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise AttuneError(f"prompts {path}, line {line}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise AttuneError(f"prompts {path}, line {line}: expected an object with a prompt")
+    return found
+
+
+def _prompt(path: Path, line: int, row: dict[str, Any]) -> Prompt:
+    text = next((row[name] for name in _COLUMNS if row.get(name)), None)
+    if not isinstance(text, str) or not text.strip():
+        raise AttuneError(f"prompts {path}, line {line}: no prompt")
+    seed, name = row.get("seed"), row.get("name") or ""
+    try:
+        number = None if seed in (None, "") else int(str(seed))
+    except ValueError:
+        number = -1
+    if number is not None and number < 0:
+        raise AttuneError(
+            f"prompts {path}, line {line}: seed {seed!r} is not a whole number from 0 on"
+        )
+    if not isinstance(name, str) or (name and not re.fullmatch(r"[\w-][\w .-]*", name)):
+        raise AttuneError(
+            f"prompts {path}, line {line}: name {name!r} is no file name (letters, digits, "
+            "spaces, - _ .)"
+        )
+    return Prompt(text.strip(), number, name)
+
+
+def write_clip(
+    folder: Path, name: str, wave: NDArray[np.float32], facts: dict[str, Any], kind: Format
+) -> dict[str, Any]:
+    """Write a clip (16 bits) and the facts beside it as JSON; the audio last.
+
+    Args:
+        wave: float32 `[S]`.
+        facts: with the `sample_rate`.
+
+    Returns:
+        The facts and, as `wav` or `flac`, the path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.{kind}"
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
+    soundfile.write(path, np.clip(wave, -1.0, 1.0), facts["sample_rate"], subtype="PCM_16")
+    return facts | {kind: str(path)}
+
+
+def at_loudness(wave: NDArray[np.float32], rate: int, target: float) -> NDArray[np.float32]:
+    """A clip at an integrated loudness (ITU-R BS.1770, LUFS), quieter where its peak would pass
+    `PEAK_DB`: nothing is clipped or bent.
+
+    Args:
+        wave: float32 `[S]`; silence stays as it is.
+    """
+    import pyloudnorm
+
+    peak = float(np.abs(wave).max(initial=0.0))
+    if peak == 0:
+        return wave
+    # Clips shorter than the standard's block of 0.4 s are one block.
+    meter = pyloudnorm.Meter(rate, block_size=min(0.4, len(wave) / rate))
+    loudness = float(meter.integrated_loudness(wave.astype(np.float64)))
+    if not np.isfinite(loudness):
+        return wave
+    gain = min(target - loudness, PEAK_DB - 20 * np.log10(peak))
+    return (wave * 10 ** (gain / 20)).astype(np.float32)
+
+
+def slug(text: str) -> str:
+    """A file name out of a prompt."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "prompt"
