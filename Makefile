@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint typecheck format preprocess train-codec-sfx \
-        train-codec-music train-sfx train-music generate bench clean
+        train-codec-music train-sfx train-music generate play bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -80,8 +80,11 @@ train-music: $(READY)  ## the language model for music
 
 # Through the environment, so that quotes and dollars in a prompt stay what they are.
 export PROMPT
-generate: $(READY)  ## PROMPT="a dog barks" [CONFIG=configs/demo.yaml] [ARGS="--n 4"]
-	$(PY) -m training generate --config $(or $(CONFIG),configs/demo.yaml) --prompt "$$PROMPT" $(ARGS)
+generate: $(READY)  ## PROMPT="a dog barks" [N=4] [CONFIG=configs/demo.yaml]
+	$(PY) -m training generate --config $(or $(CONFIG),configs/demo.yaml) --prompt "$$PROMPT" --n $(or $(N),1) $(ARGS)
+
+play: $(READY)  ## a local page to type prompts and hear clips [CONFIG=...] [ARGS="--run lm-rr --run lm-baseline"]
+	$(PY) -m training play --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
 
 bench: $(READY)  ## speed, as ratios against peers: NAME=plan for one
 	$(PY) -m benchmarks $(NAME)

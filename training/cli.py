@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import socket
 import sys
 import time
 from collections import Counter
@@ -219,6 +220,46 @@ def generate(
     else:
         for facts in made:
             print(facts[kind])
+
+
+@app.command()
+def play(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="Training run; repeat it to compare.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than this machine's: yours.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8400,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Serve a local page: type prompts, hear and see clips, compare two checkpoints."""
+    import uvicorn
+
+    from training.config import LMConfig, SamplingConfig
+    from training.lm.generate import Sampler
+    from training.play import Studio, build_app
+
+    recipe = load_recipe(config, overrides or [])
+    _check_device(device)
+    names = run or [recipe.section("lm", LMConfig).run]
+    samplers = {name: Sampler.load(recipe, Path(recipe.run_dir) / name, device) for name in names}
+    studio = Studio(samplers, recipe.section("sampling", SamplingConfig))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise AttuneError(
+                f"cannot listen on {host}:{port}: {error.strerror}; take another --port"
+            ) from error
+        print(f"http://{host}:{port} ({', '.join(names)}); Ctrl-C ends it", flush=True)
+        hosts = ["127.0.0.1", "localhost", "[::1]", host]
+        # Whoever opens it to others names it as they do: by an address that is not known here.
+        app = build_app(studio, ["*"] if host in ("0.0.0.0", "::") else hosts)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 def _beginning(path: Path, rate: int) -> NDArray[np.float32]:
