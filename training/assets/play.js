@@ -96,6 +96,8 @@ function show(job, wanted, now, status, takes) {
       const picture = element("img", { src: found.spectrogram, alt: `spectrogram of ${found.run}` });
       take.picture.replaceWith(picture);
       take.bar.remove();
+      take.player.preload = "metadata";
+      if (take.player.paused) take.player.load();
     }
   });
 }
