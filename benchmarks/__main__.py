@@ -142,6 +142,32 @@ def bench_lm() -> Result:
     return found, rows
 
 
+def bench_sampling() -> Result:
+    """Sampling, and what a step of a long clip costs."""
+    from benchmarks import sampling
+
+    threads = os.cpu_count() or 1
+    found: dict[str, Any] = {}
+    rows: list[tuple[str, object, str]] = []
+    aims = {"tiny": ("at most 0.30", "at most 0.40"), "60M": ("at most 0.40", "at most 0.50")}
+    for size, exact in aims.items():
+        one = found[size] = sampling.run_size(size, threads)
+        for clips, aim in zip(sampling.BATCHES, exact, strict=True):
+            ratio, speed = one[f"batch_{clips}"]["ratio"], one[f"batch_{clips}"]["frames_per_s"]
+            rows.append(
+                (f"sampling, {size}, batch {clips}, fp32 / Hugging Face's", ratio["fp32"], aim)
+            )
+            for kind in ("bf16", "int8"):
+                wanted = "at most 0.28" if (size, clips) == ("60M", 1) else "-"
+                rows.append((f"  ours in {kind}", ratio[kind], wanted))
+            told = ", ".join(f"{value:.0f}" for value in speed.values())
+            rows.append((f"  frames/s: {', '.join(speed)}", told, "-"))
+    costs = found["ms_per_step_at_frame"] = sampling.step_costs("60M", threads)
+    told = ", ".join(f"{at}: {ms:.1f}" for at, ms in costs.items())
+    rows.append(("ms per step of 60M, fp32, batch 1, at frame", told, "flat but for attention"))
+    return found, rows
+
+
 def bench_lm_gpu() -> Result:
     """A training step of the 300M model on a GPU."""
     import torch
@@ -170,6 +196,7 @@ BENCHMARKS: dict[str, Callable[[], Result]] = {
     "scale": bench_scale,
     "lm": bench_lm,
     "lm_gpu": bench_lm_gpu,
+    "sampling": bench_sampling,
 }
 
 app = typer.Typer(add_completion=False)
