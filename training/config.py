@@ -234,6 +234,8 @@ class SamplingConfig(Section):
     """What the model's weights are read as. `fp32`: exact, and a clip is the same whatever it is
     generated with. `bf16`: two times faster. `int8`: weights only; the fastest for a clip or two on
     a CPU. `auto`: bf16 where the processor or GPU has instructions for it."""
+    cuda_graphs: bool = False
+    """On GPUs, record a step once and launch it as a whole. Not measured on a GPU yet."""
     overlap: float = Field(default=0.5, gt=0, lt=1)
     """Of a clip that is longer than the model was trained for: share of a window of that length
     that the next one begins with."""

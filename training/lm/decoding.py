@@ -8,7 +8,8 @@ prompt's); where there is no text, cross-attention adds exactly zero and is skip
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,24 +108,45 @@ class Decoder:
         """
         if columns.ndim == 2:
             columns = columns[:, :, None]
-        weights, arch = self._weights, self._weights.model.arch
         begin, count = self._step, columns.shape[-1]
         end = self._step = begin + count
-        x = F.embedding(columns + weights.rows[:, None], weights.model.embedding.weight).sum(1)
-        x = x + weights.model.positions(begin, count, x.device)
-        x = x.repeat(self._copies, 1, 1)
         ahead = None
         if count > 1:
-            ahead = torch.full((count, end), float("-inf"), dtype=weights.cached, device=x.device)
-            ahead = ahead.triu(begin + 1)
-        rows, heads, _ = self._shape
+            ahead = torch.full(
+                (count, end), float("-inf"), dtype=self._cache.dtype, device=columns.device
+            ).triu(begin + 1)
+        positions = self._weights.model.positions(begin, count, columns.device)
         # Views of all layers at once: small operations are what a step spends its time on.
-        new = self._cache[:, :, :, begin:end].unflatten(2, (rows, heads)).unbind(0)
+        new = self._cache[:, :, :, begin:end].unflatten(2, self._shape[:2]).unbind(0)
+        return self._layers(columns, positions, lambda i, kv: new[i].copy_(kv), end, ahead)
+
+    def _layers(
+        self,
+        columns: Tensor,
+        positions: Tensor,
+        write: Callable[[int, Tensor], object],
+        end: int,
+        ahead: Tensor | None,
+    ) -> Tensor:
+        """All of a step.
+
+        Args:
+            write: puts a layer's keys and values `[2, rows, H, n, D]` into the cache.
+            end: of the cache, as far as it is attended to.
+            ahead: what hides steps to come, `[n, end]`.
+        """
+        weights, arch = self._weights, self._weights.model.arch
+        rows, heads, width = self._shape
+        x = F.embedding(columns + weights.rows[:, None], weights.model.embedding.weight).sum(1)
+        x = (x + positions).repeat(self._copies, 1, 1)
         keys = self._cache[:, 0, :, :end].transpose(2, 3).unbind(0)
         values = self._cache[:, 1, :, :end].unbind(0)
         for i, block in enumerate(weights.blocks):
             h = _normed(block.norm_self, x, weights.dtype)
-            x = x + self._self_attention(block, h, new[i], keys[i], values[i], ahead)
+            qkv = block.qkv(h).view(rows, h.shape[1], 3, heads, width)
+            write(i, qkv[:, :, 1:].permute(2, 0, 3, 1, 4))
+            y = _attention(_by_head(qkv[:, :, 0], keys[i].dtype), keys[i], values[i], ahead)
+            x = x + block.out(_by_step(y, rows, h.dtype))
             # Only the rows with text: for the others cross-attention adds exactly zero.
             told = x[: self._told]
             told += self._cross[i](told)
@@ -132,20 +154,68 @@ class Decoder:
         logits = weights.head(_normed(weights.model.norm, x[:, -1], weights.dtype))
         return logits.float().unflatten(-1, (arch.n_codebooks, arch.codebook_size))
 
-    def _self_attention(
+
+class StaticDecoder(Decoder):
+    """The same steps in shapes that stay the same: every single column attends to the whole cache,
+    what is to come hidden.  More work per step, but on a GPU all of it can be recorded once as a
+    CUDA graph and launched at once; without, launching the kernels takes longer than running them.
+    """
+
+    def __init__(
         self,
-        block: _Block,
-        x: Tensor,
-        new: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        ahead: Tensor | None,
-    ) -> Tensor:
-        rows, heads, width = self._shape
-        qkv = block.qkv(x).view(rows, x.shape[1], 3, heads, width)
-        new.copy_(qkv[:, :, 1:].permute(2, 0, 3, 1, 4))
-        q = _by_head(qkv[:, :, 0], keys.dtype)
-        return block.out(_by_step(_attention(q, keys, values, ahead), rows, x.dtype))
+        weights: DecodingWeights,
+        states: States,
+        steps: int,
+        guided: bool,
+        negative: NDArray[np.float16] | None = None,
+    ) -> None:
+        super().__init__(weights, states, steps, guided, negative)
+        device = weights.device
+        self._places = torch.arange(steps, device=device)
+        self._at = torch.zeros(1, dtype=torch.long, device=device)
+        self._positions = weights.model.positions(0, steps, device)
+        self._column: Tensor | None = None
+        self._graph: Any = None
+        self._logits = torch.empty(0)
+
+    def step(self, columns: Tensor) -> Tensor:
+        if columns.ndim == 3:
+            return super().step(columns)
+        self._at.fill_(self._step)
+        self._step += 1
+        if self._cache.device.type != "cuda":
+            return self._one(columns)
+        if self._column is None:
+            self._column = columns.clone()
+            self._record(self._column)
+        self._column.copy_(columns)
+        self._graph.replay()
+        return self._logits
+
+    def _one(self, column: Tensor) -> Tensor:
+        ahead = torch.zeros(len(self._places), dtype=self._cache.dtype, device=column.device)
+        ahead = ahead.masked_fill(self._places > self._at, float("-inf"))[None]
+        layers = self._cache.unflatten(2, self._shape[:2]).unbind(0)
+        positions = self._positions.index_select(0, self._at)
+        return self._layers(
+            column[:, :, None],
+            positions,
+            lambda i, kv: layers[i].index_copy_(3, self._at, kv.to(self._cache.dtype)),
+            len(self._places),
+            ahead,
+        )
+
+    def _record(self, column: Tensor) -> None:
+        # Warm up on a side stream, as recording wants it; the step at hand is written again.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._one(column)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = self._one(column)
 
 
 class _CrossAttention:

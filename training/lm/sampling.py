@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.config import SamplingConfig
-from training.lm.decoding import Decoder, DecodingWeights, States
+from training.lm.decoding import Decoder, DecodingWeights, States, StaticDecoder
 from training.lm.patterns import delayed_steps, undelay
 
 Key = int | Sequence[int]
@@ -99,6 +99,7 @@ def stream_codes(
     whole = not window or frames <= window
     room = steps if whole else window
     kept = max(1, min(room - 1, round(sampling.overlap * room)))
+    kind = StaticDecoder if sampling.cuda_graphs and device.type == "cuda" else Decoder
     begin, decoder = 0, None
     for step in range(known, steps):
         if decoder is not None and step - begin >= room:
@@ -106,7 +107,7 @@ def stream_codes(
         if decoder is None:
             begin = step - kept if step >= room else 0
             size = min(room, steps - begin)
-            decoder = Decoder(weights, states, size, guided, negative)
+            decoder = kind(weights, states, size, guided, negative)
             columns = _columns(grid, begin, step, arch.special)
         else:
             # Special tokens for streams that have not begun in this window.

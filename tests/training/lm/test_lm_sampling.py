@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from common.config import Recipe
 from common.shards import ShardDataset
 from training.config import SamplingConfig
-from training.lm.decoding import Decoder, DecodingWeights
+from training.lm.decoding import Decoder, DecodingWeights, StaticDecoder
 from training.lm.generate import Sampler
 from training.lm.model import Architecture, LanguageModel
 from training.lm.packed import Kind, default_kind, linear, quantize
@@ -91,6 +92,27 @@ def test_columns_together_are_columns_one_by_one(weights: DecodingWeights) -> No
         torch.testing.assert_close(many.step(inputs[:, :, :4]), singly[3], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(many.step(inputs[:, :, 4]), singly[4], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(many.step(inputs[:, :, 5:]), singly[10], atol=1e-5, rtol=1e-4)
+
+
+def _steps_of(decoder: Decoder, inputs: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        first = decoder.step(inputs[:, :, :3])
+        rest = [decoder.step(inputs[:, :, s]).clone() for s in range(3, inputs.shape[-1])]
+        return torch.stack([first, *rest])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_static_shapes_change_nothing(model: LanguageModel, device: str) -> None:
+    """On a GPU the static steps are a recorded graph."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    inputs = delay(codes, torch.tensor([9, 9]), ARCH.special)[0].to(device)
+    weights = DecodingWeights(copy.deepcopy(model).to(device))
+    for states in (_states(4, 2), _states(20, 13)):  # folded cross-attention, and not
+        found = _steps_of(StaticDecoder(weights, states, 14, guided=True), inputs)
+        expected = _steps_of(Decoder(weights, states, 14, guided=True), inputs)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
