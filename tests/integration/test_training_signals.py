@@ -19,7 +19,7 @@ from training_process import (
     workers,
 )
 
-STEPS = 400
+STEPS = 240
 OVERRIDES = (f"lm.steps={STEPS}", "lm.checkpoint_every=1000", "lm.optim.lr=1e-3")
 HANDLED = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
@@ -43,7 +43,7 @@ def _saved(run: Path) -> int:
 def test_one_process(root: Path) -> None:
     run_to_end(command(root, "whole", *OVERRIDES))
     run = root / "run" / "told"
-    for number, step in ((signal.SIGUSR1, 3), (signal.SIGTERM, 120)):
+    for number, step in ((signal.SIGUSR1, 3), (signal.SIGTERM, 80)):
         process = start(command(root, "told", *OVERRIDES))
         wait_for_step(process, run, step)
         process.send_signal(number)
@@ -66,8 +66,8 @@ def test_two_processes_agree_on_the_step(root: Path) -> None:
     # The launcher passes signals on; a worker may also be told alone.
     for number, whom, step in (
         (signal.SIGUSR1, "launcher", 3),
-        (signal.SIGTERM, "launcher", 80),
-        (signal.SIGUSR1, "second worker", 160),
+        (signal.SIGTERM, "launcher", 50),
+        (signal.SIGUSR1, "second worker", 100),
     ):
         process = start(under_torchrun(program, 2, HANDLED))
         wait_for_step(process, run, step)
