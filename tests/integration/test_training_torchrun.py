@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny_lm import make_world
 
 from common.config import load_recipe
+from training import distributed
 from training.progress import read_log
 from training.train import train
 
@@ -189,3 +190,10 @@ def test_two_processes_go_on_as_one(root: Path) -> None:
     (run / "latest").write_text("step-00000010\n")
     (run / "log.jsonl").unlink()
     _assert_alike(whole[10:], _train(root, 1, "moved"))
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not distributed._has_compiler(), reason="no C++ compiler")
+def test_compiled_blocks_on_two_processes(root: Path) -> None:
+    plain = _train(root, 2, "plain", "lm.cfg.dropout=0.5")
+    _assert_alike(plain, _train(root, 2, "compiled", "lm.cfg.dropout=0.5", "lm.compile=true"))
