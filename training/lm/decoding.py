@@ -242,28 +242,37 @@ class _FoldedCrossAttention:
     """The same function with the projections multiplied into keys and values.
 
     q . k = (W_q x) . k = x . (W_q^T k): with few keys that is a smaller product than W_q itself,
-    and two products and a softmax are all there is to do.  In fp32, as everything small.
+    and two products and a softmax are all there is to do.  Those of one clip are packed as weights
+    are.
     """
 
-    def __init__(self, block: _Block, context: Tensor, bias: Tensor | None):
+    def __init__(self, block: _Block, context: Tensor, bias: Tensor | None, kind: Kind):
         k, v = block.cross.keys_values(context)  # [B, H, L, D]
         heads, length, width = k.shape[1:]
         query = block.queries().view(heads, width, -1)
         out = block.cross.out.weight.detach().t().view(heads, width, -1)
         self._heads = heads
-        self._keys = torch.einsum("bhld,hdm->bmhl", k, query).flatten(2).contiguous()
-        self._values = torch.einsum("bhld,hdm->bhlm", v, out).flatten(1, 2).contiguous()
+        keys = torch.einsum("bhld,hdm->bmhl", k, query).flatten(2).contiguous()
+        values = torch.einsum("bhld,hdm->bhlm", v, out).flatten(1, 2).contiguous()
+        self._dtype = torch.float32
+        self._score: Linear = lambda h: torch.bmm(h, keys)
+        self._mix: Linear = lambda shares: torch.bmm(shares, values)
+        if len(keys) == 1:
+            self._dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+            self._score = linear(keys[0].t(), kind)
+            self._mix = linear(values[0].t(), kind)
         self._norm = block.norm_cross
         # [B x H, 1, L] to [B, 1, H, L]
         self._bias = None if bias is None else bias.view(-1, 1, heads, length)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[B, n, d]` to `[B, n, d]`, norm included."""
-        h = _normed(self._norm, x, torch.float32)
-        scores = torch.bmm(h, self._keys).unflatten(2, (self._heads, -1))
+        h = _normed(self._norm, x, self._dtype)
+        scores = self._score(h).unflatten(2, (self._heads, -1))
         if self._bias is not None:
             scores = scores + self._bias
-        return torch.bmm(torch.softmax(scores, dim=-1).flatten(2), self._values)
+        shares = torch.softmax(scores, dim=-1, dtype=torch.float32)
+        return self._mix(shares.flatten(2).to(self._dtype))
 
 
 def _cross_attentions(
@@ -284,7 +293,9 @@ def _cross_attentions(
         bias = found[:, 0].repeat_interleave(heads, dim=0).to(weights.cached)
     # What is read of folded keys is no more than twice what is read of the weights they replace.
     if weights.cached == torch.float32 and len(states) * heads * length <= 2 * model.arch.d_model:
-        return [_FoldedCrossAttention(block, context, bias) for block in weights.blocks]
+        return [
+            _FoldedCrossAttention(block, context, bias, weights.kind) for block in weights.blocks
+        ]
     return [_CrossAttention(block, context, bias, weights.dtype) for block in weights.blocks]
 
 
