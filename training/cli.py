@@ -1,4 +1,4 @@
-"""`python -m training`: train, generate."""
+"""`python -m training`: train, generate, export and import."""
 
 from __future__ import annotations
 
@@ -197,6 +197,44 @@ def generate(
     else:
         for facts in made:
             print(facts["wav"])
+
+
+@app.command("export")
+def export_command(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder of a codec, or builtin:NAME.")
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a codec as Hugging Face's library loads it."""
+    from training.interop.transfer import export
+
+    _told(export(source, to), as_json)
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder or hub id, e.g. facebook/encodec_32khz.")
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; new or empty.")],
+    only: Annotated[str, typer.Option("--only", help="codec: take the codec alone.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Take in weights that others wrote."""
+    from training.interop.transfer import import_
+
+    if only not in ("", "codec"):
+        raise AttuneError(f"--only {only}: expected codec")
+    _told(import_(source, to, "codec" if only else "all"), as_json)
+
+
+def _told(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        print(*(f"{key}: {value}" for key, value in facts.items()), sep="\n")
 
 
 def _check_device(name: str) -> None:
