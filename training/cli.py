@@ -202,15 +202,28 @@ def generate(
 @app.command("export")
 def export_command(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder of a codec, or builtin:NAME.")
+        str,
+        typer.Argument(
+            metavar="RUN", help="Folder of a run, a checkpoint or a codec, or builtin:NAME."
+        ),
     ],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; or an earlier export.")],
+    overrides: OverridesArgument = None,
+    config: Annotated[
+        str, typer.Option("--config", help="The run's recipe (default: as the run keeps it).")
+    ] = "",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Weights as training left them, not their average.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a codec as Hugging Face's library loads it."""
+    """Write a run, or a codec, as a folder that Hugging Face's library plays by itself."""
     from training.interop.transfer import export
 
-    _told(export(source, to), as_json)
+    if overrides and not config:
+        raise AttuneError("overrides go with --config")
+    recipe = load_recipe(config, overrides or []) if config else None
+    _told(export(source, to, recipe, raw), as_json)
 
 
 @app.command("import")

@@ -1,4 +1,8 @@
-"""Whose folder is it: a run goes on under the config that it was started with, or not at all."""
+"""Whose folder is it: a run goes on under the config that it was started with, or not at all.
+
+`config.json` also keeps the recipe's paths: a run's folder alone then tells where its codec, its
+text encoder and its shards lie.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common.config import Recipe
 from common.errors import AttuneError
 from training.checkpoint import candidates, write_atomically
 from training.distributed import World, from_first
@@ -65,6 +70,30 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
     return from_first(found, world)  # all wait for the first
 
 
+def as_recorded(recipe: Recipe) -> dict[str, Any]:
+    """What `config.json` keeps of a recipe; its paths may change while a run goes on."""
+    kept = {"name", "run_dir", "data_dir", "seed", "sample_rate", "codec", "text_encoder"}
+    return recipe.model_dump(mode="json", include=kept | {"sampling"})
+
+
+def recorded_recipe(run: Path) -> Recipe:
+    """The recipe that a run was last started under, as far as it was kept.
+
+    Raises:
+        AttuneError: no run there, or an older one, which kept none.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise AttuneError(f"{run}: no run there (no config.json); name its recipe with --config")
+    try:
+        return Recipe(**_read(path)["recipe"], source_file=str(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise AttuneError(
+            f"{path} does not say which codec and text encoder the run belongs to; name its "
+            "recipe with --config"
+        ) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
@@ -81,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
     for key, old in _flat(before).items():
         new = _flat(now).get(key)
-        if old != new and key not in _MAY_CHANGE:
+        if old != new and key not in _MAY_CHANGE and not key.startswith("recipe."):
             raise AttuneError(
                 f"run {run} was started with {key} = {old!r}, now it is {new!r}; name another run "
                 "(lm.run=...) or start this one over with --fresh"

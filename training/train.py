@@ -47,7 +47,7 @@ from training.optim import (
 from training.preflight import Preflight, flops_per_clip, preflight
 from training.profiling import StepProfiler
 from training.progress import Meter, Progress
-from training.run_folder import claim
+from training.run_folder import as_recorded, claim
 from training.samples import write_samples
 from training.signals import StopSignals
 from training.step import TrainingStep, forward, micro_batches
@@ -132,6 +132,7 @@ def train(
         "seed": recipe.seed,
         "model": description,
         "plan_hash": dataset.summary.get("plan_hash"),
+        "recipe": as_recorded(recipe),
     }
     done = checkpointer.resume(claim(run, started, world, fresh))
     if world.is_first:

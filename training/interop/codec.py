@@ -22,7 +22,7 @@ from torch import Tensor
 from common.codec import codec_identity, load_codec
 from common.errors import AttuneError
 from training.interop.folders import write_record
-from training.interop.sources import read_config, read_weights
+from training.interop.sources import quiet, read_config, read_weights
 
 _G, _V = "parametrizations.weight.original0", "parametrizations.weight.original1"
 _LEFT_OUT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
@@ -146,7 +146,8 @@ def write_codec(folder: Path, model: Any, origin: str) -> str:
     from transformers import EncodecFeatureExtractor
 
     config = model.config
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     EncodecFeatureExtractor(
         feature_size=config.audio_channels,
         sampling_rate=config.sampling_rate,

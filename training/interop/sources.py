@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,20 @@ def load_pickle(path: Path) -> Any:
         raise AttuneError(
             f"{path}: cannot be read: {' '.join(str(error).split())[:200]}"
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of Hugging Face's."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _shards(index: Path) -> list[Path]:

@@ -6,33 +6,47 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.codec import resolve_codec
+from common.config import Recipe
 from common.errors import AttuneError
 from training.interop.codec import export_codec, import_codec, is_codec
+from training.interop.export import export_run, find_checkpoint
 from training.interop.folders import check_free, staged
 from training.interop.sources import fetch, read_config
+from training.run_folder import recorded_recipe
 
 Part = Literal["all", "codec"]
 
 
-def export(source: str, to: Path) -> dict[str, Any]:
-    """Write a codec for Hugging Face.
+def export(
+    source: str, to: Path, recipe: Recipe | None = None, raw: bool = False
+) -> dict[str, Any]:
+    """Write a trained run, or a codec, for Hugging Face.
 
     Args:
-        source: a codec's folder, or `builtin:NAME`.
+        source: folder of a run, of one of its checkpoints, or of a codec; a run's name in the
+            recipe's `run_dir`; `builtin:NAME` for a shipped codec.
         to: folder to write, new or an earlier export.
+        recipe: that the run was trained under; as the run itself keeps it if None.
+        raw: of a run, the weights as training left them instead of their average.
 
     Returns:
         What was written, for `--json`.
 
     Raises:
-        AttuneError: the source is neither, or `to` holds something else.
+        AttuneError: the source is none of these, cannot be exported, or `to` holds something else.
     """
     check_free(to, replace=True)
     folder = resolve_codec(source) if source.startswith("builtin:") else Path(source)
-    if not is_codec(folder):
-        raise AttuneError(f"{source}: no codec there (config.json of an EncodecModel)")
+    if recipe and not folder.exists():
+        folder = Path(recipe.run_dir) / source
+    if is_codec(folder):
+        with staged(to, replace=True) as partial:
+            facts = export_codec(folder, partial)
+        return facts | {"to": str(to)}
+    run, _ = find_checkpoint(folder)
+    recipe = recipe or recorded_recipe(run)
     with staged(to, replace=True) as partial:
-        facts = export_codec(folder, partial)
+        facts = export_run(folder, recipe, partial, raw)
     return facts | {"to": str(to)}
 
 
