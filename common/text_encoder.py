@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -151,19 +152,28 @@ def load_encoder_parts(path: str, **tokenizer_settings: Any) -> tuple[Any, Any]:
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    # Nobody reads a pooler's output; anything else that the file lacks would be random.
-    missing = sorted(key for key in loaded["missing_keys"] if "pooler." not in key)
-    for key in loaded["missing_keys"]:
-        if "pooler." in key:
-            torch.nn.init.zeros_(model.get_parameter(key))
-    if missing:
-        raise AttuneError(
-            f"text encoder {path}: {folder} lacks {len(missing)} weights ({missing[0]}, "
-            "...); config.json and weights do not belong together"
-        )
+    complete_encoder(model, loaded["missing_keys"], f"text encoder {path}: {folder}")
     if loader is AutoModel and getattr(architecture, "is_encoder_decoder", False):
         model = model.get_encoder()
     return model.eval().requires_grad_(False), tokenizer
+
+
+def complete_encoder(model: Any, missing: Iterable[str], where: str) -> None:
+    """Refuse an encoder with weights that its files lack, which would be random.
+
+    A pooler may be missing, as nobody reads its output: it becomes zero.
+
+    Raises:
+        AttuneError: any other weights are missing.
+    """
+    needed = sorted(key for key in missing if "pooler." not in key)
+    if needed:
+        raise AttuneError(
+            f"{where} lacks {len(needed)} weights ({needed[0]}, ...); config.json and weights do "
+            "not belong together"
+        )
+    for key in missing:
+        torch.nn.init.zeros_(model.get_parameter(key))
 
 
 def text_encoder_identity(config: TextEncoderConfig) -> str:

@@ -229,18 +229,28 @@ def export_command(
 @app.command("import")
 def import_command(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder or hub id, e.g. facebook/encodec_32khz.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder, file or hub id: facebook/musicgen-small, facebook/encodec_32khz.",
+        ),
     ],
     to: Annotated[Path, typer.Option("--to", help="Folder to write; new or empty.")],
     only: Annotated[str, typer.Option("--only", help="codec: take the codec alone.")] = "",
+    codec: Annotated[
+        str, typer.Option("--codec", help="Use this codec, not a copy of the one inside.")
+    ] = "",
+    text_encoder: Annotated[
+        str, typer.Option("--text-encoder", help="Use this encoder, not a copy of the one inside.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Take in weights that others wrote."""
+    """Take in a model or a codec that others trained: sampled, judged, fine-tuned like our own."""
     from training.interop.transfer import import_
 
     if only not in ("", "codec"):
         raise AttuneError(f"--only {only}: expected codec")
-    _told(import_(source, to, "codec" if only else "all"), as_json)
+    _told(import_(source, to, "codec" if only else "all", codec, text_encoder), as_json)
 
 
 def _told(facts: dict[str, Any], as_json: bool) -> None:

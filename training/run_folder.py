@@ -13,7 +13,7 @@ from typing import Any
 
 from common.config import Recipe
 from common.errors import AttuneError
-from training.checkpoint import candidates, write_atomically
+from training.checkpoint import candidates, latest_checkpoint, write_atomically
 from training.distributed import World, from_first
 
 _MAY_CHANGE = {
@@ -57,6 +57,7 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
     """
     path, found = run / "config.json", list[Path]()
     if world.is_first:
+        _refuse_imported(path, run)
         if fresh:
             for part in ("checkpoints", "tb", "samples"):
                 shutil.rmtree(run / part, ignore_errors=True)
@@ -68,6 +69,33 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
             _check_same(_read(path), started, run)
         write_atomically(path, json.dumps(started, indent=2) + "\n")
     return from_first(found, world)  # all wait for the first
+
+
+def _refuse_imported(path: Path, run: Path) -> None:
+    """An imported model has no state to go on from, and is not ours to delete."""
+    if path.is_file() and "imported" in _read(path):
+        raise AttuneError(
+            f"{run} holds an imported model; to train on from it, name another run and begin with "
+            f"its weights: lm.run=fine-tuned lm.init_from={run}"
+        )
+
+
+def find_checkpoint(source: Path) -> tuple[Path, Path]:
+    """The run and the checkpoint that a path names: a run's folder, or a checkpoint's.
+
+    Raises:
+        AttuneError: neither.
+    """
+    if (source / "model.json").is_file():
+        source = source.resolve()
+        return source.parent.parent, source
+    checkpoint = latest_checkpoint(source)
+    if checkpoint is None:
+        raise AttuneError(
+            f"{source}: no trained model there; name a run's folder (it holds `latest`) or a "
+            "checkpoint's (it holds model.json)"
+        )
+    return source, checkpoint
 
 
 def as_recorded(recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from common.allocator import keep_freed_memory
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.checkpoint import Checkpointer, latest_checkpoint
+from training.checkpoint import Checkpointer, candidates, latest_checkpoint
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
 from training.distributed import (
@@ -36,6 +36,7 @@ from training.distributed import (
 )
 from training.ema import ExponentialMovingAverage
 from training.finite import FiniteUpdates
+from training.init_from import begin_with
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
 from training.optim import (
@@ -117,6 +118,8 @@ def train(
     # 2. Model, optimizer, average
     model = LanguageModel(arch, config.model.attention)
     model.initialize(recipe.seed)
+    if config.init_from and (fresh or not candidates(run)):
+        begin_with(model, Path(config.init_from), dataset.summary, world)
     model.to(world.device)
     parallelize(model, world, config)
     optimizer = build_optimizer(model, config.optim)

@@ -23,7 +23,7 @@ from common.codec import resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.text_encoder import load_encoder_parts
-from training.checkpoint import latest_checkpoint, load_for_inference
+from training.checkpoint import load_for_inference
 from training.config import SamplingConfig
 from training.interop.card import data_section, metrics_section, model_card
 from training.interop.codec import read_codec
@@ -34,24 +34,7 @@ from training.interop.widths import fit_widths
 from training.lm.generate import check_belongs, longest_frames
 from training.lm.model import Architecture
 from training.lm.patterns import delayed_steps
-
-
-def find_checkpoint(source: Path) -> tuple[Path, Path]:
-    """The run and the checkpoint that a path names: a run's folder, or a checkpoint's.
-
-    Raises:
-        AttuneError: neither.
-    """
-    if (source / "model.json").is_file():
-        source = source.resolve()
-        return source.parent.parent, source
-    checkpoint = latest_checkpoint(source)
-    if checkpoint is None:
-        raise AttuneError(
-            f"{source}: no trained model there; name a run's folder (it holds `latest`) or a "
-            "checkpoint's (it holds model.json)"
-        )
-    return source, checkpoint
+from training.run_folder import find_checkpoint
 
 
 def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dict[str, Any]:
@@ -144,7 +127,10 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
 
 
 def compose(encoder: Any, codec: Any, weights: dict[str, Any], arch: Architecture) -> Any:
-    """A `MusicgenForConditionalGeneration` of its parts.
+    """A `MusicgenForConditionalGeneration` of its parts, to be saved.
+
+    It is not to be run: put together from parts it has no attention implementation (transformers
+    5.23), and T5 then hears its padding.  What `from_pretrained` makes of the files is right.
 
     Args:
         encoder, codec: Hugging Face's models.

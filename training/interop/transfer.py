@@ -9,10 +9,11 @@ from common.codec import resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from training.interop.codec import export_codec, import_codec, is_codec
-from training.interop.export import export_run, find_checkpoint
+from training.interop.export import export_run
 from training.interop.folders import check_free, staged
+from training.interop.imports import read_musicgen, write_parts
 from training.interop.sources import fetch, read_config
-from training.run_folder import recorded_recipe
+from training.run_folder import find_checkpoint, recorded_recipe
 
 Part = Literal["all", "codec"]
 
@@ -50,13 +51,16 @@ def export(
     return facts | {"to": str(to)}
 
 
-def import_(source: str, to: Path, part: Part = "all") -> dict[str, Any]:
+def import_(
+    source: str, to: Path, part: Part = "all", codec: str = "", text_encoder: str = ""
+) -> dict[str, Any]:
     """Take weights in that others wrote.
 
     Args:
         source: folder or hub id.
         to: folder to write, new or empty.
         part: `codec` takes the codec alone.
+        codec, text_encoder: to be used from where they lie, in place of copies of those inside.
 
     Returns:
         What was written, for `--json`.
@@ -71,4 +75,10 @@ def import_(source: str, to: Path, part: Part = "all") -> dict[str, Any]:
         with staged(to, replace=False) as partial:
             codec_id = import_codec(folder, partial, source)
         return {"kind": "codec", "codec_id": codec_id, "to": str(to)}
-    raise AttuneError(f"{source}: config.json says model_type {kind!r}, expected 'encodec'")
+    if kind == "musicgen":
+        parts = read_musicgen(folder, source, codec, text_encoder)
+        with staged(to, replace=False) as partial:
+            return write_parts(parts, partial, to, source)
+    raise AttuneError(
+        f"{source}: config.json says model_type {kind!r}, expected 'musicgen' or 'encodec'"
+    )
