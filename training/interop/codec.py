@@ -129,13 +129,15 @@ def bandwidth(n_codebooks: int, codebook_size: int, frame_rate: int) -> float:
     return round(exact + 1e-3, 6)  # a hair above: the quotient is rounded down
 
 
-def write_codec(folder: Path, model: Any, origin: str) -> str:
+def write_codec(folder: Path, model: Any, origin: str, source: Path | None = None) -> str:
     """Write a complete `EncodecModel` folder: weights, configuration, feature extractor, card.
 
     Args:
         folder: exists, and is empty.
         model: an `EncodecModel`, weight norm kept apart.
         origin: where it came from, for the card.
+        source: the model's own folder: configuration and weights are copied from it byte for byte,
+            so that the `codec_id` stays.
 
     Returns:
         Its `codec_id`.
@@ -146,8 +148,12 @@ def write_codec(folder: Path, model: Any, origin: str) -> str:
     from transformers import EncodecFeatureExtractor
 
     config = model.config
-    with quiet():
-        model.save_pretrained(folder)
+    if source:
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(source / name, folder / name)
+    else:
+        with quiet():
+            model.save_pretrained(folder)
     EncodecFeatureExtractor(
         feature_size=config.audio_channels,
         sampling_rate=config.sampling_rate,
@@ -176,12 +182,9 @@ def import_codec(folder: Path, to: Path, origin: str) -> str:
     Returns:
         Its `codec_id`.
     """
-    model = read_codec(folder, origin)
-    codec_id = write_codec(to, model, origin)
-    weights = folder / "model.safetensors"
-    if is_codec(folder) and weights.is_file() and not _is_folded(read_weights(folder)):
-        codec_id = _copy(folder, to)
-    return codec_id
+    whole = is_codec(folder) and (folder / "model.safetensors").is_file()
+    as_it_is = whole and not any(name.endswith(".conv.weight") for name in read_weights(folder))
+    return write_codec(to, read_codec(folder, origin), origin, folder if as_it_is else None)
 
 
 def export_codec(source: Path, to: Path) -> dict[str, Any]:
@@ -190,8 +193,7 @@ def export_codec(source: Path, to: Path) -> dict[str, Any]:
     Returns:
         What to tell about it.
     """
-    write_codec(to, read_codec(source), source.name)
-    codec_id = _copy(source, to)
+    codec_id = write_codec(to, read_codec(source), source.name, source)
     if (source / "README.md").is_file():
         shutil.copyfile(source / "README.md", to / "README.md")
     facts = {"kind": "codec", "codec_id": codec_id}
@@ -202,14 +204,3 @@ def export_codec(source: Path, to: Path) -> dict[str, Any]:
 def is_codec(folder: Path) -> bool:
     """Whether a folder says that it is an `EncodecModel`."""
     return folder.is_dir() and read_config(folder).get("model_type") == "encodec"
-
-
-def _is_folded(weights: dict[str, Tensor]) -> bool:
-    return any(name.endswith(".conv.weight") for name in weights)
-
-
-def _copy(folder: Path, to: Path) -> str:
-    """The two files that decide `codec_id`, byte for byte; returns it."""
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(folder / name, to / name)
-    return codec_identity(str(to))

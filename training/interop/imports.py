@@ -91,10 +91,10 @@ def read_musicgen(folder: Path, where: str, codec: str = "", text_encoder: str =
     tokenizer = _read_tokenizer(folder, where)
     inside = read_codec(folder, where)
     if codec:
-        _check_same(read_codec(resolve_codec(codec)), inside, f"codec {codec}", where)
+        check_same(read_codec(resolve_codec(codec)), inside, f"codec {codec}", where)
     if text_encoder:
         given, _ = load_encoder_parts(text_encoder)
-        _check_same(given, encoder, f"text encoder {text_encoder}", where)
+        check_same(given, encoder, f"text encoder {text_encoder}", where)
     record = read_record(folder)
     known = record.get("description", {})
     max_length = record.get("max_length") or min(int(tokenizer.model_max_length), _MAX_TOKENS)
@@ -225,7 +225,12 @@ def _read_tokenizer(folder: Path, where: str) -> Any:
         raise AttuneError(f"{where}: its tokenizer cannot be loaded: {reason}") from error
 
 
-def _check_same(given: Any, inside: Any, what: str, where: str) -> None:
+def check_same(given: Any, inside: Any, what: str, where: str) -> None:
+    """Refuse a model with other weights than the one that it is to stand for.
+
+    Raises:
+        AttuneError: naming the first that differs.
+    """
     one, two = given.state_dict(), inside.state_dict()
     names = {name for name in one.keys() | two.keys() if "pooler." not in name}
     for name in sorted(names):

@@ -8,11 +8,17 @@ from typing import Any, Literal
 from common.codec import resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError
-from training.interop.codec import export_codec, import_codec, is_codec
+from training.interop.audiocraft import (
+    is_audiocraft,
+    read_checkpoint,
+    read_codec_checkpoint,
+    read_lm,
+)
+from training.interop.codec import export_codec, import_codec, is_codec, write_codec
 from training.interop.export import export_run
 from training.interop.folders import check_free, staged
 from training.interop.imports import read_musicgen, write_parts
-from training.interop.sources import fetch, read_config
+from training.interop.sources import AUDIOCRAFT_FILES, fetch, read_config
 from training.run_folder import find_checkpoint, recorded_recipe
 
 Part = Literal["all", "codec"]
@@ -57,7 +63,7 @@ def import_(
     """Take weights in that others wrote.
 
     Args:
-        source: folder or hub id.
+        source: folder, file or hub id: Hugging Face's folders, checkpoints of audiocraft's.
         to: folder to write, new or empty.
         part: `codec` takes the codec alone.
         codec, text_encoder: to be used from where they lie, in place of copies of those inside.
@@ -70,6 +76,8 @@ def import_(
     """
     check_free(to, replace=False)
     folder = fetch(source)
+    if is_audiocraft(folder):
+        return _import_audiocraft(folder, source, to, part, codec, text_encoder)
     kind = read_config(folder).get("model_type") if folder.is_dir() else None
     if kind == "encodec" or (kind == "musicgen" and part == "codec"):
         with staged(to, replace=False) as partial:
@@ -82,3 +90,19 @@ def import_(
     raise AttuneError(
         f"{source}: config.json says model_type {kind!r}, expected 'musicgen' or 'encodec'"
     )
+
+
+def _import_audiocraft(
+    path: Path, source: str, to: Path, part: Part, codec: str, text_encoder: str
+) -> dict[str, Any]:
+    compressed = path / AUDIOCRAFT_FILES[1] if path.is_dir() else path
+    if part == "codec" or (not path.is_dir() and read_checkpoint(path).is_codec):
+        if not compressed.is_file():
+            raise AttuneError(f"{source}: has no {AUDIOCRAFT_FILES[1]}")
+        model = read_codec_checkpoint(read_checkpoint(compressed))
+        with staged(to, replace=False) as partial:
+            codec_id = write_codec(partial, model, source)
+        return {"kind": "codec", "codec_id": codec_id, "to": str(to)}
+    parts = read_lm(path, codec, text_encoder)
+    with staged(to, replace=False) as partial:
+        return write_parts(parts, partial, to, source)

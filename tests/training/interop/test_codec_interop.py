@@ -310,7 +310,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(theirs: Any, tmp_path: 
         import_(str(good), broken)
     with pytest.raises(AttuneError, match="below a file"):
         import_(str(good), good / "config.json" / "deep")
-    with pytest.raises(AttuneError, match="no codec there"):
+    with pytest.raises(AttuneError, match="no trained model there"):
         export(str(tmp_path), tmp_path / "out")
     with pytest.raises(AttuneError, match="--only lm: expected codec"):
         CliRunner().invoke(
