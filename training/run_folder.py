@@ -73,7 +73,11 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
 
 def _refuse_imported(path: Path, run: Path) -> None:
     """An imported model has no state to go on from, and is not ours to delete."""
-    if path.is_file() and "imported" in _read(path):
+    try:
+        imported = "imported" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return
+    if imported:
         raise AttuneError(
             f"{run} holds an imported model; to train on from it, name another run and begin with "
             f"its weights: lm.run=fine-tuned lm.init_from={run}"

@@ -32,7 +32,8 @@ def model_card(
     Args:
         description: the checkpoint's `model.json`.
         run_config: the run's `config.json`; empty if there is none.
-        facts: parameters, weights, seconds, frames, encoder, max_length, kind, sampling.
+        facts: parameters, weights, sample_rate, frame_rate, seconds, frames, encoder, max_length,
+            sampling, codec_card.
         data, metrics: those sections, as `data_section` and `metrics_section` make them.
     """
     arch = description["architecture"]
@@ -42,7 +43,7 @@ def model_card(
         f"{arch['n_layers']} layers, width {arch['d_model']}, {arch['n_heads']} heads, "
         f"{facts['parameters'] / 1e6:.1f}M parameters"
     )
-    rate = f"{description.get('sample_rate', '?')} Hz, {description.get('frame_rate', '?')} frames"
+    rate = f"{facts['sample_rate']} Hz, {facts['frame_rate']:g} frames"
     encoder = f"{facts['encoder']}, frozen, at most {facts['max_length']} tokens"
     drawn = f"{facts['frames']} frames ({facts['seconds']:g} s)"
     return f"""---
@@ -75,9 +76,9 @@ sound = play("{_prompt(description)}")
 sound["audio"], sound["sampling_rate"]
 ```
 
-It draws {drawn} with guidance {max(sampling["cfg"], 1.0):g}, top-k {sampling["top_k"]}, temperature
-{sampling["temperature"]:g} (`generation_config.json`). T frames
-take `max_new_tokens = T + {arch["n_codebooks"] - 1}`: stream k lags k steps behind.
+It draws {drawn} with guidance {max(sampling["cfg"], 1.0):g}, top-k {sampling["top_k"]} and
+temperature {sampling["temperature"]:g} (`generation_config.json`). T frames take
+`max_new_tokens = T + {arch["n_codebooks"] - 1}`, as stream k lags k steps behind.
 `AutoProcessor` and `MusicgenForConditionalGeneration` load the parts.
 
 ## Form of prompts
@@ -101,6 +102,8 @@ of the text encoder and of the codec allow.
 
 def data_section(recipe: Recipe, run_config: dict[str, Any]) -> str:
     """Data sets, samples, hours and licences of what was trained on, if the shards can be read."""
+    if "imported" in run_config:
+        return f"The weights were imported from {run_config['imported']['from']}: see there."
     try:
         dataset = ShardDataset.open(recipe.data_dir)
     except AttuneError as error:
@@ -181,10 +184,11 @@ def _prompt(description: dict[str, Any]) -> str:
 def _prompt_form(policy: str) -> str:
     if policy not in _POLICIES:
         return f"The prompts of the training data stand as they were written: `{_EXAMPLE}`."
+    said = _prompt({"prompt_policy": policy})
     return (
-        f"The model was trained on prompts in one form: {_POLICIES[policy]}. The pipeline does not "
-        f"bring them into it. Instead of `{_EXAMPLE}` say\n`{_prompt({'prompt_policy': policy})}`; "
-        f'in Attune `common.prompts.normalize_prompts([prompt], "{policy}")` does that. Whole '
+        f"The model was trained on prompts in one form: {_POLICIES[policy]}.\n"
+        f"The pipeline does not bring them into it. Instead of `{_EXAMPLE}` say\n`{said}`; in "
+        f'Attune `common.prompts.normalize_prompts([prompt], "{policy}")` does that.\nWhole '
         "sentences are heard too, with words in them that training never had."
     )
 

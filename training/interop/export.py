@@ -95,6 +95,8 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
         {
             "parameters": parameters,
             "weights": "as training left them" if raw else "averaged (EMA)",
+            "sample_rate": codec.config.sampling_rate,
+            "frame_rate": codec.config.frame_rate,
             "seconds": frames / codec.config.frame_rate,
             "frames": frames,
             "encoder": f"{encoder.config.model_type}, width {model.arch.text_dim}",

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from common.errors import AttuneError
 
 RECORD = "attune.json"
@@ -67,8 +69,9 @@ def staged(to: Path, replace: bool) -> Iterator[Path]:
             to.rename(old)
         partial.rename(to)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise AttuneError(f"--to {to}: cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise AttuneError(f"--to {to}: cannot be written: {reason}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -23,7 +23,9 @@ from torch import Tensor
 from common.codec import codec_identity, load_codec, resolve_codec
 from common.config import TextEncoderConfig, load_recipe
 from common.errors import AttuneError
+from common.prompts import PromptPolicy
 from common.text_encoder import complete_encoder, load_encoder_parts, text_encoder_identity
+from training.config import SamplingConfig
 from training.interop.codec import read_codec, write_codec
 from training.interop.folders import read_record
 from training.interop.musicgen import architecture, from_musicgen
@@ -95,19 +97,18 @@ def read_musicgen(folder: Path, where: str, codec: str = "", text_encoder: str =
     if text_encoder:
         given, _ = load_encoder_parts(text_encoder)
         check_same(given, encoder, f"text encoder {text_encoder}", where)
-    record = read_record(folder)
-    known = record.get("description", {})
-    max_length = record.get("max_length") or min(int(tokenizer.model_max_length), _MAX_TOKENS)
     told = _generation(folder)
     rate = inside.config.frame_rate
     longest = _longest_frames(told, arch, rate) / rate
+    record = _checked_record(folder)
     description = {
-        "prompt_policy": known.get("prompt_policy", "plain"),
-        "segment_s": known.get("segment_s", longest),
-        "trained_s": known.get("trained_s", longest),
-        "step": known.get("step", 0),
-    }
-    sampling = record.get("sampling") or _sampling(told)
+        "prompt_policy": "plain",
+        "segment_s": longest,
+        "trained_s": longest,
+        "step": 0,
+    } | record["description"]
+    max_length = record["max_length"] or max(2, min(int(tokenizer.model_max_length), _MAX_TOKENS))
+    sampling = record["sampling"] or _sampling(told)
     return Parts(
         arch,
         from_musicgen(theirs, arch, where),
@@ -236,6 +237,32 @@ def check_same(given: Any, inside: Any, what: str, where: str) -> None:
     for name in sorted(names):
         if name not in one or name not in two or not torch.equal(one[name], two[name]):
             raise AttuneError(f"{what}: is not the one inside {where}: {name} differs")
+
+
+def _checked_record(folder: Path) -> dict[str, Any]:
+    """What `attune.json` says that an import goes by; of a damaged one, what makes sense."""
+    record = read_record(folder)
+    known = record.get("description")
+    known = known if isinstance(known, dict) else {}
+    description: dict[str, Any] = {}
+    if known.get("prompt_policy") in get_args(PromptPolicy):
+        description["prompt_policy"] = known["prompt_policy"]
+    for key in ("segment_s", "trained_s"):
+        if isinstance(known.get(key), int | float) and known[key] > 0:
+            description[key] = known[key]
+    if isinstance(known.get("step"), int) and known["step"] >= 0:
+        description["step"] = known["step"]
+    max_length = record.get("max_length")
+    try:
+        sampling = SamplingConfig(**record["sampling"]).model_dump(mode="json")
+    except (KeyError, TypeError, ValueError):
+        sampling = {}
+    is_length = isinstance(max_length, int) and max_length >= 2
+    return {
+        "description": description,
+        "max_length": max_length if is_length else None,
+        "sampling": sampling,
+    }
 
 
 def _generation(folder: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from random_run import make_run, make_t5, their_codes
-from safetensors.torch import load_file
+from random_run import make_run, make_t5, random_model, their_codes
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tiny_lm import make_codec, make_encoder, state
 from transformers import (
     AutoProcessor,
@@ -281,7 +282,9 @@ def test_the_card_tells_data_licences_metrics_and_the_form_of_prompts(
     assert "the shards could not be read" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_cannot_be_exported_is_told_and_loses_nothing(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_told_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, run = _world(tmp_path, "bert")
     taken = tmp_path / "taken"
     taken.mkdir()
@@ -313,6 +316,16 @@ def test_what_cannot_be_exported_is_told_and_loses_nothing(tmp_path: Path) -> No
     with pytest.raises(AttuneError, match="cannot be loaded"):
         export(str(run), tmp_path / "out", recipe)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    shutil.rmtree(tmp_path / "out")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    _save(random_model(recipe, 0.4)[0], run / "checkpoints" / "step-00000007")
+    monkeypatch.setattr(MusicgenForConditionalGeneration, "save_pretrained", full)
+    with pytest.raises(AttuneError, match=r"out: cannot be written: .*No space left"):
+        export(str(run), tmp_path / "out", recipe)
+    assert not (tmp_path / "out").exists()
     assert (taken / "thesis.txt").read_text() == "years"
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.old"))
 
@@ -370,6 +383,4 @@ def test_a_pooler_that_nobody_trained_is_not_random(tmp_path: Path) -> None:
 
 
 def _save(model: LanguageModel, checkpoint: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file(model.state_dict(), checkpoint / "model.safetensors")

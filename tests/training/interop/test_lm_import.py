@@ -175,6 +175,9 @@ def test_the_way_back_is_lossless(imported: tuple[Any, Any, Path], tmp_path: Pat
     """Theirs, ours, theirs: every weight to the bit, and every configured number."""
     theirs, _, folder = imported
     export(str(folder / "imported"), tmp_path / "back")
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert f"The weights were imported from {folder.with_name('theirs')}: see there." in card
+    assert "The prompts of the training data stand as they were written" in card
     back: Any = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "back")
     expected, found = theirs.state_dict(), back.state_dict()
     assert found.keys() == expected.keys()
@@ -220,6 +223,25 @@ def test_a_run_goes_out_and_comes_back_as_it_was(tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("out", "again"))
         assert one == two, name
+
+
+def test_a_damaged_record_costs_what_it_says_alone(tmp_path: Path) -> None:
+    make_tiny_codec(tmp_path / "codec")
+    make_encoder(tmp_path / "encoder")
+    _, run = make_run(tmp_path, str(tmp_path / "codec"), str(tmp_path / "encoder"))
+    export(str(run), tmp_path / "out")
+    path = tmp_path / "out" / "attune.json"
+    record = json.loads(path.read_text())
+    damage = {"step": "../7", "prompt_policy": "loud", "trained_s": -1}
+    record |= {"max_length": "many", "sampling": {"cfg": "strong"}}
+    path.write_text(json.dumps(record | {"description": record["description"] | damage}))
+    import_(str(tmp_path / "out"), tmp_path / "ours")
+    found = latest_checkpoint(tmp_path / "ours" / "imported")
+    assert found is not None and found.name == "step-00000000"
+    described = load_for_inference(found)[1]
+    assert (described["prompt_policy"], described["trained_s"]) == ("plain", 0.4)
+    recipe = load_recipe(tmp_path / "ours" / "recipe.yaml")
+    assert (recipe.text_encoder.max_length, recipe.sampling["cfg"]) == (16, 3.0)
 
 
 def test_generate_works_at_once(
