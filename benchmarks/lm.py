@@ -27,11 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.musicgen import Musicgen, musicgen_optimizer, musicgen_weights
+from benchmarks.musicgen import Musicgen, musicgen_optimizer
 from common.allocator import keep_freed_memory
 from training.config import LMConfig, ModelConfig, OptimConfig, RegularizationConfig
 from training.data import Batch
 from training.distributed import World
+from training.interop.musicgen import to_musicgen
 from training.lm.model import Architecture, LanguageModel
 from training.lm.patterns import delay
 from training.optim import build_optimizer, fill_missing_gradients
@@ -155,7 +156,7 @@ def run_size(
         if side == "ours":
             _restore(ours, weights)
             return our_step(ours, precision)
-        _restore(theirs, musicgen_weights(weights, arch))
+        _restore(theirs, to_musicgen(weights, arch))
         return their_step(theirs, arch, precision)
 
     batches = [batch(arch, seed) for seed in range(compared)]

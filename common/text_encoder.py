@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,42 +111,69 @@ def load_text_encoder(config: TextEncoderConfig, device: str | torch.device = "c
     Raises:
         AttuneError: when the folder, package or hub id cannot be found or is no text encoder.
     """
+    model, tokenizer = load_encoder_parts(config.path)
+    model.to(torch.device(device))
+    dim = getattr(model.config, "d_model", None) or getattr(model.config, "hidden_size", None)
+    if not isinstance(dim, int):
+        raise AttuneError(f"text encoder {config.path}: its config.json states no hidden size")
+    return TextEncoder(model, tokenizer, config, dim, text_encoder_identity(config))
+
+
+def load_encoder_parts(path: str, **tokenizer_settings: Any) -> tuple[Any, Any]:
+    """Hugging Face's own objects: the frozen fp32 encoder on the CPU, and its tokenizer.
+
+    Args:
+        path: as in `resolve_text_encoder`.
+        tokenizer_settings: set in place of those that lie there.
+
+    Raises:
+        AttuneError: as `load_text_encoder`.
+    """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
     from transformers.utils import logging as transformers_logging
 
-    folder = resolve_text_encoder(config.path)
+    folder = resolve_text_encoder(path)
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, **tokenizer_settings
+        )
         loader: Any = T5EncoderModel if architecture.model_type in _T5_TYPES else AutoModel
         model, loaded = loader.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AttuneError(
-            f"text encoder {config.path}: cannot load {folder}: {_first_line(error)}"
+            f"text encoder {path}: cannot load {folder}: {_first_line(error)}"
         ) from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    # Nobody reads a pooler's output; anything else that the file lacks would be random.
-    missing = sorted(key for key in loaded["missing_keys"] if "pooler." not in key)
-    if missing:
-        raise AttuneError(
-            f"text encoder {config.path}: {folder} lacks {len(missing)} weights ({missing[0]}, "
-            "...); config.json and weights do not belong together"
-        )
+    complete_encoder(model, loaded["missing_keys"], f"text encoder {path}: {folder}")
     if loader is AutoModel and getattr(architecture, "is_encoder_decoder", False):
         model = model.get_encoder()
-    model.to(torch.device(device))
-    model.eval().requires_grad_(False)
-    dim = getattr(architecture, "d_model", None) or getattr(architecture, "hidden_size", None)
-    if not isinstance(dim, int):
-        raise AttuneError(f"text encoder {config.path}: its config.json states no hidden size")
-    return TextEncoder(model, tokenizer, config, dim, text_encoder_identity(config))
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def complete_encoder(model: Any, missing: Iterable[str], where: str) -> None:
+    """Refuse an encoder with weights that its files lack, which would be random.
+
+    A pooler may be missing, as nobody reads its output: it becomes zero.
+
+    Raises:
+        AttuneError: any other weights are missing.
+    """
+    needed = sorted(key for key in missing if "pooler." not in key)
+    if needed:
+        raise AttuneError(
+            f"{where} lacks {len(needed)} weights ({needed[0]}, ...); config.json and weights do "
+            "not belong together"
+        )
+    for key in missing:
+        torch.nn.init.zeros_(model.get_parameter(key))
 
 
 def text_encoder_identity(config: TextEncoderConfig) -> str:

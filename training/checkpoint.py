@@ -357,8 +357,11 @@ def _valid_loss(folder: Path) -> float | None:
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
-def load_for_inference(folder: Path) -> tuple[LanguageModel, dict[str, Any]]:
+def load_for_inference(folder: Path, raw: bool = False) -> tuple[LanguageModel, dict[str, Any]]:
     """The EMA model of a checkpoint, on the CPU in eval mode, and its `model.json`.
+
+    Args:
+        raw: the weights as training left them, instead of their average.
 
     Raises:
         AttuneError: missing or damaged files.
@@ -372,11 +375,27 @@ def load_for_inference(folder: Path) -> tuple[LanguageModel, dict[str, Any]]:
                 "was written by another version: name another checkpoint, or train again"
             )
         model = LanguageModel(Architecture(**description["architecture"]))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        weights = _raw_weights(folder, model) if raw else load_file(folder / "model.safetensors")
+        model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AttuneError(f"checkpoint {folder}: cannot be loaded: {reason}") from error
     return model.eval().requires_grad_(False), description
+
+
+def _raw_weights(folder: Path, model: LanguageModel) -> dict[str, Tensor]:
+    if not (folder / "state").is_dir():
+        raise AttuneError(
+            f"checkpoint {folder}: holds averaged weights alone (no state/), there are no raw ones"
+        )
+    state: dict[str, Any] = {"model": get_model_state_dict(model)}
+    try:
+        with _quiet():
+            dcp.load(state, checkpoint_id=folder / "state", no_dist=True)
+    except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
+        raise AttuneError(f"checkpoint {folder}: cannot be loaded: {_innermost(error)}") from error
+    weights: dict[str, Tensor] = state["model"]
+    return weights
 
 
 def _innermost(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""`python -m training`: train, generate."""
+"""`python -m training`: train, generate, export and import."""
 
 from __future__ import annotations
 
@@ -270,6 +270,67 @@ def _beginning(path: Path, rate: int) -> NDArray[np.float32]:
     except (AudioError, OSError) as error:
         raise AttuneError(f"--continue {path}: {error}") from error
     return resample(audio.wav, audio.sample_rate, rate)
+
+
+@app.command("export")
+def export_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Folder of a run, a checkpoint or a codec, or builtin:NAME."
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; or an earlier export.")],
+    overrides: OverridesArgument = None,
+    config: Annotated[
+        str, typer.Option("--config", help="The run's recipe (default: as the run keeps it).")
+    ] = "",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Weights as training left them, not their average.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run, or a codec, as a folder that Hugging Face's library plays by itself."""
+    from training.interop.transfer import export
+
+    if overrides and not config:
+        raise AttuneError("overrides go with --config")
+    recipe = load_recipe(config, overrides or []) if config else None
+    _told(export(source, to, recipe, raw), as_json)
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder, file or hub id: facebook/musicgen-small, facebook/encodec_32khz.",
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; new or empty.")],
+    only: Annotated[str, typer.Option("--only", help="codec: take the codec alone.")] = "",
+    codec: Annotated[
+        str, typer.Option("--codec", help="Use this codec, not a copy of the one inside.")
+    ] = "",
+    text_encoder: Annotated[
+        str, typer.Option("--text-encoder", help="Use this encoder, not a copy of the one inside.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Take in a model or a codec that others trained: sampled, judged, fine-tuned like our own."""
+    from training.interop.transfer import import_
+
+    if only not in ("", "codec"):
+        raise AttuneError(f"--only {only}: expected codec")
+    _told(import_(source, to, "codec" if only else "all", codec, text_encoder), as_json)
+
+
+def _told(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        print(*(f"{key}: {value}" for key, value in facts.items()), sep="\n")
 
 
 def _check_device(name: str) -> None:

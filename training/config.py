@@ -115,6 +115,10 @@ class LMConfig(Section):
     run: str = Field(default="lm", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Folder of this training run, below `run_dir`."""
     model: ModelConfig = ModelConfig()
+    init_from: str = ""
+    """Begin with the (averaged) weights of another run, of one of its checkpoints or of an imported
+    model, instead of random ones: a folder. Optimizer, schedule and steps begin at zero. A run that
+    goes on does not read it."""
     segment_s: float = Field(default=10.0, gt=0)
     """Longest clip in seconds; longer ones are cropped at random."""
     batch_size: int = Field(default=192, ge=1)

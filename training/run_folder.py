@@ -1,4 +1,8 @@
-"""Whose folder is it: a run goes on under the config that it was started with, or not at all."""
+"""Whose folder is it: a run goes on under the config that it was started with, or not at all.
+
+`config.json` also keeps the recipe's paths: a run's folder alone then tells where its codec, its
+text encoder and its shards lie.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common.config import Recipe
 from common.errors import AttuneError
-from training.checkpoint import candidates, write_atomically
+from training.checkpoint import candidates, latest_checkpoint, write_atomically
 from training.distributed import World, from_first
 
 _MAY_CHANGE = {
@@ -52,6 +57,7 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
     """
     path, found = run / "config.json", list[Path]()
     if world.is_first:
+        _refuse_imported(path, run)
         if fresh:
             for part in ("checkpoints", "tb", "samples"):
                 shutil.rmtree(run / part, ignore_errors=True)
@@ -63,6 +69,61 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
             _check_same(_read(path), started, run)
         write_atomically(path, json.dumps(started, indent=2) + "\n")
     return from_first(found, world)  # all wait for the first
+
+
+def _refuse_imported(path: Path, run: Path) -> None:
+    """An imported model has no state to go on from, and is not ours to delete."""
+    try:
+        imported = "imported" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return
+    if imported:
+        raise AttuneError(
+            f"{run} holds an imported model; to train on from it, name another run and begin with "
+            f"its weights: lm.run=fine-tuned lm.init_from={run}"
+        )
+
+
+def find_checkpoint(source: Path) -> tuple[Path, Path]:
+    """The run and the checkpoint that a path names: a run's folder, or a checkpoint's.
+
+    Raises:
+        AttuneError: neither.
+    """
+    if (source / "model.json").is_file():
+        source = source.resolve()
+        return source.parent.parent, source
+    checkpoint = latest_checkpoint(source)
+    if checkpoint is None:
+        raise AttuneError(
+            f"{source}: no trained model there; name a run's folder (it holds `latest`) or a "
+            "checkpoint's (it holds model.json)"
+        )
+    return source, checkpoint
+
+
+def as_recorded(recipe: Recipe) -> dict[str, Any]:
+    """What `config.json` keeps of a recipe; its paths may change while a run goes on."""
+    kept = {"name", "run_dir", "data_dir", "seed", "sample_rate", "codec", "text_encoder"}
+    return recipe.model_dump(mode="json", include=kept | {"sampling"})
+
+
+def recorded_recipe(run: Path) -> Recipe:
+    """The recipe that a run was last started under, as far as it was kept.
+
+    Raises:
+        AttuneError: no run there, or an older one, which kept none.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise AttuneError(f"{run}: no run there (no config.json); name its recipe with --config")
+    try:
+        return Recipe(**_read(path)["recipe"], source_file=str(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise AttuneError(
+            f"{path} does not say which codec and text encoder the run belongs to; name its "
+            "recipe with --config"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -81,7 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
     for key, old in _flat(before).items():
         new = _flat(now).get(key)
-        if old != new and key not in _MAY_CHANGE:
+        if old != new and key not in _MAY_CHANGE and not key.startswith("recipe."):
             raise AttuneError(
                 f"run {run} was started with {key} = {old!r}, now it is {new!r}; name another run "
                 "(lm.run=...) or start this one over with --fresh"

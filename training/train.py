@@ -22,7 +22,7 @@ from common.allocator import keep_freed_memory
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.checkpoint import Checkpointer, latest_checkpoint
+from training.checkpoint import Checkpointer, candidates, latest_checkpoint
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
 from training.distributed import (
@@ -36,6 +36,7 @@ from training.distributed import (
 )
 from training.ema import ExponentialMovingAverage
 from training.finite import FiniteUpdates
+from training.init_from import begin_with
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
 from training.optim import (
@@ -47,7 +48,7 @@ from training.optim import (
 from training.preflight import Preflight, flops_per_clip, preflight
 from training.profiling import StepProfiler
 from training.progress import Meter, Progress
-from training.run_folder import claim
+from training.run_folder import as_recorded, claim
 from training.samples import write_samples
 from training.signals import StopSignals
 from training.step import TrainingStep, forward, micro_batches
@@ -117,6 +118,8 @@ def train(
     # 2. Model, optimizer, average
     model = LanguageModel(arch, config.model.attention)
     model.initialize(recipe.seed)
+    if config.init_from and (fresh or not candidates(run)):
+        begin_with(model, Path(config.init_from), dataset.summary, world)
     model.to(world.device)
     parallelize(model, world, config)
     optimizer = build_optimizer(model, config.optim)
@@ -132,6 +135,7 @@ def train(
         "seed": recipe.seed,
         "model": description,
         "plan_hash": dataset.summary.get("plan_hash"),
+        "recipe": as_recorded(recipe),
     }
     done = checkpointer.resume(claim(run, started, world, fresh))
     if world.is_first:

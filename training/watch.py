@@ -33,6 +33,8 @@ def read_status(run: Path, now: float | None = None) -> dict[str, Any]:
     """
     try:
         config = json.loads((run / "config.json").read_text())
+        if "imported" in config:
+            raise AttuneError(f"{run}: holds an imported model, which was not trained here")
         steps = int(config["lm"]["steps"])
     except FileNotFoundError:
         runs = sorted(path.parent.name for path in run.parent.glob("*/config.json"))

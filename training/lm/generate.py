@@ -78,20 +78,7 @@ class Sampler:
         if checkpoint is None:
             raise AttuneError(f"{run}: no trained model there; run `python -m training lm` first")
         model, description = load_for_inference(checkpoint)
-        for what, key, found, where in (
-            ("codec", "codec_id", codec_identity(recipe.codec.path), recipe.codec.path),
-            (
-                "text encoder",
-                "text_encoder_id",
-                text_encoder_identity(recipe.text_encoder),
-                recipe.text_encoder.path,
-            ),
-        ):
-            if description[key] != found:
-                raise AttuneError(
-                    f"checkpoint {checkpoint} was trained with {what} {description[key]}, but "
-                    f"{where} in the recipe is {found}; name the {what} it was trained with"
-                )
+        check_belongs(recipe, description, checkpoint)
         device = torch.device(device)
         codec = load_codec(recipe.codec.path, device)
         encoder = load_text_encoder(recipe.text_encoder, device)
@@ -100,10 +87,8 @@ class Sampler:
     @property
     def trained_s(self) -> float:
         """Longest duration the model was trained on, in seconds, up to the end of its frame."""
-        description = self.description
-        seconds = float(description.get("trained_s", description["segment_s"]))
         rate = self.codec.frame_rate
-        return math.ceil(round(seconds * rate, 6)) / rate
+        return longest_frames(self.description, rate) / rate
 
     def facts(self, sampling: SamplingConfig) -> dict[str, Any]:
         """What a clip's sidecar says of how it was made, prompt and seed apart."""
@@ -295,6 +280,37 @@ class _Jobs:
             "prefix": prefix,
             "window": self.window,
         }
+
+
+def longest_frames(description: dict[str, Any], frame_rate: float) -> int:
+    """Frames of the longest clip that a model was trained on, by its `model.json`."""
+    seconds = float(description.get("trained_s", description["segment_s"]))
+    return math.ceil(round(seconds * frame_rate, 6))
+
+
+def check_belongs(recipe: Recipe, description: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse another codec or text encoder than the model was trained with.
+
+    Args:
+        description: the checkpoint's `model.json`.
+
+    Raises:
+        AttuneError: naming both sides.
+    """
+    for what, key, found, where in (
+        ("codec", "codec_id", codec_identity(recipe.codec.path), recipe.codec.path),
+        (
+            "text encoder",
+            "text_encoder_id",
+            text_encoder_identity(recipe.text_encoder),
+            recipe.text_encoder.path,
+        ),
+    ):
+        if description[key] != found:
+            raise AttuneError(
+                f"checkpoint {checkpoint} was trained with {what} {description[key]}, but "
+                f"{where} in the recipe is {found}; name the {what} it was trained with"
+            )
 
 
 def draw_key(seed: int, prompt: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from training.config import OptimConfig
+from training.interop.musicgen import from_musicgen
 from training.lm.attention import causal_attention, masked_attention
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel, sinusoidal_positions
@@ -210,7 +211,10 @@ def test_logits_equal_musicgens_own_for_padded_prompts() -> None:
         nn.init.normal_(parameter, std=0.2)
     ours = LanguageModel(ARCH)
     ours.initialize(0)
-    ours.load_state_dict(_from_musicgen(theirs) | _projection(ours))
+    state = {f"decoder.{name}": value for name, value in theirs.state_dict().items()}
+    for part in ("weight", "bias"):
+        state[f"enc_to_dec_proj.{part}"] = ours.state_dict()[f"text_projection.{part}"]
+    ours.load_state_dict(from_musicgen(state, ARCH, "theirs"))
     codes, text, mask = _inputs()
     context = ours.text_projection(text) * mask[:, :, None]
     with torch.inference_mode():
@@ -221,41 +225,3 @@ def test_logits_equal_musicgens_own_for_padded_prompts() -> None:
         ).logits.view(3, 3, 9, 11)
         found, _ = ours(codes, text, mask)
     torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-4, rtol=1e-4)
-
-
-def _projection(model: LanguageModel) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in model.state_dict().items() if k.startswith("text_projection")}
-
-
-def _from_musicgen(theirs: nn.Module) -> dict[str, torch.Tensor]:
-    state = theirs.state_dict()
-    root = "model.decoder."
-    weights = {
-        "embedding.weight": torch.cat([state[f"{root}embed_tokens.{k}.weight"] for k in range(3)]),
-        "head.weight": torch.cat([state[f"lm_heads.{k}.weight"] for k in range(3)]),
-        "norm.weight": state[f"{root}layer_norm.weight"],
-        "norm.bias": state[f"{root}layer_norm.bias"],
-    }
-    for i in range(2):
-        layer, block = f"{root}layers.{i}.", f"blocks.{i}."
-        for norm, name in (
-            ("norm_self", "self_attn_layer_norm"),
-            ("norm_cross", "encoder_attn_layer_norm"),
-            ("norm_ff", "final_layer_norm"),
-        ):
-            for part in ("weight", "bias"):
-                weights[f"{block}{norm}.{part}"] = state[f"{layer}{name}.{part}"]
-
-        def projections(attention: str, letters: str, layer: str = layer) -> torch.Tensor:
-            return torch.cat([state[f"{layer}{attention}.{x}_proj.weight"] for x in letters])
-
-        weights |= {
-            f"{block}self_attention.qkv.weight": projections("self_attn", "qkv"),
-            f"{block}self_attention.out.weight": state[f"{layer}self_attn.out_proj.weight"],
-            f"{block}cross_attention.q.weight": projections("encoder_attn", "q"),
-            f"{block}cross_attention.kv.weight": projections("encoder_attn", "kv"),
-            f"{block}cross_attention.out.weight": state[f"{layer}encoder_attn.out_proj.weight"],
-            f"{block}ff_in.weight": state[f"{layer}fc1.weight"],
-            f"{block}ff_out.weight": state[f"{layer}fc2.weight"],
-        }
-    return weights

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.musicgen import Musicgen, musicgen_weights
+from benchmarks.musicgen import Musicgen
+from training.interop.musicgen import to_musicgen
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
 from training.lm.patterns import IGNORE, delay
@@ -33,7 +34,7 @@ def pair() -> tuple[LanguageModel, Musicgen]:
         for parameter in ours.parameters():
             parameter.normal_(std=0.2)
     theirs = Musicgen(ARCH).eval()
-    theirs.load_state_dict(musicgen_weights(ours.state_dict(), ARCH))
+    theirs.load_state_dict(to_musicgen(ours.state_dict(), ARCH))
     return ours, theirs
 
 
@@ -66,7 +67,7 @@ def test_loss_and_gradients_are_musicgens(
     expected.backward()
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert len(gradients) == len(list(ours.parameters()))
-    found = musicgen_weights(gradients, ARCH)
+    found = to_musicgen(gradients, ARCH)
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
 
@@ -77,7 +78,7 @@ def test_musicgens_shift_and_pattern_lay_codes_out_as_ours(
     """From labels alone its decoder makes our inputs; its delay pattern makes our targets."""
     ours, theirs = pair
     inputs, targets, text, mask = _batch([9, 9, 9])
-    context = theirs.text_projection(text) * mask[:, :, None]
+    context = theirs.enc_to_dec_proj(text) * mask[:, :, None]
     alone = theirs.decoder(
         labels=targets.transpose(1, 2),
         encoder_hidden_states=context,

@@ -1,0 +1,1 @@
+"""Weights that travel: to and from Hugging Face, and from audiocraft."""

@@ -1,0 +1,194 @@
+"""A trained run as a folder that Hugging Face's library plays by itself.
+
+Written is a complete `MusicgenForConditionalGeneration`: decoder, codec and text encoder in one
+safetensors file, configurations, tokenizer, feature extractor, generation settings, a model card,
+and `attune.json`, from which `import` makes the same run again.
+
+Three things of ours that theirs has to be told:
+
+- Its pipeline hands everything that the tokenizer returns to `generate`, which refuses BERT's
+  `token_type_ids`: the tokenizer is saved as one that returns ids and mask alone.
+- T frames take T + K - 1 steps.  `max_new_tokens` says so; without it the pipeline draws 256.
+- Where text encoder and decoder are equally wide it has no text projection (`widths.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from common.codec import resolve_codec
+from common.config import Recipe
+from common.errors import AttuneError
+from common.text_encoder import load_encoder_parts
+from training.checkpoint import load_for_inference
+from training.config import SamplingConfig
+from training.interop.card import data_section, metrics_section, model_card
+from training.interop.codec import read_codec
+from training.interop.folders import write_record
+from training.interop.musicgen import decoder_config, to_musicgen
+from training.interop.sources import quiet
+from training.interop.widths import fit_widths
+from training.lm.generate import check_belongs, longest_frames
+from training.lm.model import Architecture
+from training.lm.patterns import delayed_steps
+from training.run_folder import find_checkpoint
+
+
+def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dict[str, Any]:
+    """Write a run's newest checkpoint, or the checkpoint named, into the empty folder `to`.
+
+    Args:
+        source: as in `find_checkpoint`.
+        recipe: names codec, text encoder and shards of the run.
+        raw: the weights as training left them, instead of their average.
+
+    Returns:
+        What was written, for `--json`.
+
+    Raises:
+        AttuneError: damaged checkpoint, another codec or text encoder, or an encoder that
+            `MusicgenForConditionalGeneration` cannot hold.
+    """
+    from transformers import GenerationConfig
+
+    run, checkpoint = find_checkpoint(source)
+    model, description = load_for_inference(checkpoint, raw)
+    check_belongs(recipe, description, checkpoint)
+    codec_folder = resolve_codec(recipe.codec.path)
+    codec = read_codec(codec_folder)
+    max_length = recipe.text_encoder.max_length
+    encoder, tokenizer = load_encoder_parts(
+        recipe.text_encoder.path,
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=max_length,
+    )
+    _check_encoder(encoder, recipe.text_encoder.path)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    encoder, weights, arch = fit_widths(encoder, model.state_dict(), model.arch)
+    sampling = recipe.section("sampling", SamplingConfig)
+    frames = longest_frames(description, codec.config.frame_rate)
+    greedy = sampling.temperature == 0
+    composite = compose(encoder, codec, weights, arch)
+    composite.generation_config = GenerationConfig(
+        do_sample=not greedy,
+        guidance_scale=max(sampling.cfg, 1.0),  # theirs guides above 1 alone
+        top_k=None if greedy else min(sampling.top_k, arch.codebook_size),
+        temperature=None if greedy else sampling.temperature,
+        max_new_tokens=delayed_steps(frames, arch.n_codebooks),
+        pad_token_id=arch.special,
+        bos_token_id=arch.special,
+        decoder_start_token_id=arch.special,
+    )
+    with quiet():
+        composite.save_pretrained(to)
+    save_processor(to, tokenizer, codec.config.sampling_rate)
+    has_card = (codec_folder / "README.md").is_file()
+    if has_card:
+        shutil.copyfile(codec_folder / "README.md", to / "codec.md")
+    run_config = _run_config(run)
+    card = model_card(
+        description,
+        run_config,
+        {
+            "parameters": parameters,
+            "weights": "as training left them" if raw else "averaged (EMA)",
+            "sample_rate": codec.config.sampling_rate,
+            "frame_rate": codec.config.frame_rate,
+            "seconds": frames / codec.config.frame_rate,
+            "frames": frames,
+            "encoder": f"{encoder.config.model_type}, width {model.arch.text_dim}",
+            "max_length": max_length,
+            "sampling": sampling.model_dump(),
+            "codec_card": has_card,
+        },
+        data_section(recipe, run_config),
+        metrics_section(description, run, checkpoint, Path(recipe.run_dir)),
+    )
+    (to / "README.md").write_text(card, encoding="utf-8")
+    facts = {
+        "kind": "model",
+        "weights": "raw" if raw else "average",
+        "description": description,
+        "max_length": max_length,
+        "sampling": sampling.model_dump(mode="json"),
+    }
+    write_record(to, facts)
+    return {
+        "kind": "model",
+        "checkpoint": str(checkpoint),
+        "step": description["step"],
+        "weights": facts["weights"],
+        "parameters": parameters,
+        "codec_id": description["codec_id"],
+        "text_encoder_id": description["text_encoder_id"],
+        "max_new_tokens": delayed_steps(frames, arch.n_codebooks),
+    }
+
+
+def compose(encoder: Any, codec: Any, weights: dict[str, Any], arch: Architecture) -> Any:
+    """A `MusicgenForConditionalGeneration` of its parts, to be saved.
+
+    It is not to be run: put together from parts it has no attention implementation (transformers
+    5.23), and T5 then hears its padding.  What `from_pretrained` makes of the files is right.
+
+    Args:
+        encoder, codec: Hugging Face's models.
+        weights: of our `LanguageModel`; the projection is left out if the widths are equal.
+    """
+    from transformers import (
+        MusicgenConfig,
+        MusicgenForCausalLM,
+        MusicgenForConditionalGeneration,
+    )
+
+    decoder = decoder_config(arch)
+    for part in (encoder, codec):
+        part.config.name_or_path = ""  # a path on this machine
+    config = MusicgenConfig(
+        text_encoder=encoder.config, audio_encoder=codec.config, decoder=decoder
+    )
+    composite: Any = MusicgenForConditionalGeneration(
+        config, text_encoder=encoder, audio_encoder=codec, decoder=MusicgenForCausalLM(decoder)
+    )
+    theirs = to_musicgen(weights, arch)
+    if not hasattr(composite, "enc_to_dec_proj"):
+        theirs = {k: v for k, v in theirs.items() if not k.startswith("enc_to_dec_proj.")}
+    missing, unexpected = composite.load_state_dict(theirs, strict=False)
+    left = [name for name in missing if not name.startswith(("text_encoder.", "audio_encoder."))]
+    assert not left and not unexpected, (left, unexpected)
+    return composite.eval().requires_grad_(False)
+
+
+def save_processor(to: Path, tokenizer: Any, sample_rate: int) -> None:
+    """Tokenizer and feature extractor, in today's form and, for older versions, apart."""
+    from transformers import EncodecFeatureExtractor, MusicgenProcessor
+
+    extractor = EncodecFeatureExtractor(
+        feature_size=1, sampling_rate=sample_rate, padding_side="left"
+    )
+    extractor.save_pretrained(to)
+    MusicgenProcessor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(to)
+
+
+def _check_encoder(encoder: Any, path: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    known: Any = MODEL_FOR_TEXT_ENCODING_MAPPING
+    expected = known.get(type(encoder.config), None)
+    if type(encoder) is not expected:
+        raise AttuneError(
+            f"text encoder {path}: transformers cannot load a {type(encoder).__name__} inside a "
+            "MusicgenForConditionalGeneration (it is not among its text encoders), so this model "
+            "cannot be exported"
+        )
+
+
+def _run_config(run: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
