@@ -27,10 +27,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.lm import FRAMES, TEXT_DIM, TOKENS, architecture
-from benchmarks.musicgen import Musicgen, musicgen_weights
+from benchmarks.musicgen import Musicgen
 from common.allocator import keep_freed_memory
 from common.config import load_recipe
 from training.config import LMConfig, SamplingConfig
+from training.interop.musicgen import to_musicgen
 from training.lm.decoding import Decoder, DecodingWeights
 from training.lm.generate import Sampler
 from training.lm.model import Architecture, LanguageModel
@@ -95,7 +96,7 @@ class _Theirs:
 
         arch = model.arch
         decoder = Musicgen(arch)
-        decoder.load_state_dict(musicgen_weights(model.state_dict(), arch))
+        decoder.load_state_dict(to_musicgen(model.state_dict(), arch))
         # One small layer encodes the text once, and nobody decodes: the decoder is what is timed.
         text = T5Config(d_model=TEXT_DIM, num_layers=1, num_heads=2, d_ff=32, vocab_size=100)
         codec = EncodecConfig(num_filters=4, hidden_size=8, codebook_dim=8)

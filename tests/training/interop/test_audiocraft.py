@@ -280,7 +280,7 @@ def test_a_language_model_gives_the_same_logits_and_greedy_codes(
         torch.testing.assert_close(ours.transpose(1, 2), untold, atol=2e-4, rtol=1e-4)
     assert (expected - untold).abs().mean() > 0.05
     # Greedily, step by step over whole sequences of theirs.
-    greedy = SamplingConfig(temperature=0.0, cfg=1.0)
+    greedy = SamplingConfig(temperature=0.0, cfg=1.0, weights="fp32")
     _, made = sampler.generate([prompt], 0.2, [0], greedy)
     sequence = torch.full((1, 4, 1), 64)
     with torch.inference_mode():

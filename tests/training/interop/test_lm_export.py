@@ -36,13 +36,15 @@ from training.checkpoint import latest_checkpoint, load_for_inference
 from training.cli import app
 from training.config import SamplingConfig
 from training.interop.transfer import export
-from training.lm.generate import Sampler, sample_codes
+from training.lm.decoding import DecodingWeights
+from training.lm.generate import Sampler
 from training.lm.model import LanguageModel
 from training.lm.patterns import delay
+from training.lm.sampling import sample_codes
 
 PROMPTS = ["dog bark", "loud rain roof far away", "bell"]
 FRAMES = 20
-GREEDY = SamplingConfig(temperature=0.0)
+GREEDY = SamplingConfig(temperature=0.0, weights="fp32")
 
 
 def _world(root: Path, kind: str) -> tuple[Recipe, Path]:
@@ -113,7 +115,7 @@ def test_greedy_codes_equal(exported: tuple[Sampler, Any, Any], guidance: float)
     states = _states(theirs, sampler, tokens)
     lengths = tokens["attention_mask"].sum(dim=1)
     ours = sample_codes(
-        sampler.model,
+        DecodingWeights(sampler.model),
         [s[:n].numpy() for s, n in zip(states, lengths, strict=True)],
         [0, 0, 0],
         FRAMES,

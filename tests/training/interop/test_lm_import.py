@@ -40,15 +40,17 @@ from training.config import SamplingConfig
 from training.data import ClipOrder, Loader
 from training.interop.musicgen import architecture, decoder_config, to_musicgen
 from training.interop.transfer import export, import_
-from training.lm.generate import Sampler, sample_codes
+from training.lm.decoding import DecodingWeights
+from training.lm.generate import Sampler
 from training.lm.losses import stream_losses
 from training.lm.model import LanguageModel
 from training.lm.patterns import delay
+from training.lm.sampling import sample_codes
 from training.progress import MEASURED, read_log
 from training.train import train
 
 FRAMES = 17
-GREEDY = SamplingConfig(temperature=0.0)
+GREEDY = SamplingConfig(temperature=0.0, weights="fp32")
 
 
 def make_musicgen(folder: Path, width: int = 48) -> Any:
@@ -159,7 +161,7 @@ def test_greedy_codes_and_waveforms_equal(imported: tuple[Any, Any, Path]) -> No
     with torch.inference_mode():
         states = sampler.encoder._model(**tokens).last_hidden_state
     states = [s[:n].numpy() for s, n in zip(states, lengths, strict=True)]
-    ours = sample_codes(sampler.model, states, [0, 0, 0], FRAMES, GREEDY)
+    ours = sample_codes(DecodingWeights(sampler.model), states, [0, 0, 0], FRAMES, GREEDY)
     assert len(ours.unique()) > 10
     assert torch.equal(found, ours)
     # By way of prompts, where states are rounded to fp16 as in shards: the same waveforms.
