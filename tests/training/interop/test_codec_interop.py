@@ -98,16 +98,20 @@ def assert_same_codec(folder: Path, theirs: Any, seconds: float = 0.7) -> None:
     torch.testing.assert_close(ours.decode(codes), decoded, atol=1e-5, rtol=1e-4)
 
 
-def as_released(model: Any, folder: Path) -> None:
-    """Save as Meta's files are: weight norm as `weight_g` and `weight_v`."""
-    state = {
+def released_names(model: Any) -> dict[str, Tensor]:
+    """Weights as Meta's files name them: weight norm as `weight_g` and `weight_v`."""
+    return {
         name.replace("parametrizations.weight.original0", "weight_g").replace(
             "parametrizations.weight.original1", "weight_v"
         ): value
         for name, value in model.state_dict().items()
     }
+
+
+def as_released(model: Any, folder: Path) -> None:
+    """Save as Meta's files are."""
     folder.mkdir()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(released_names(model), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
 
 
@@ -123,9 +127,9 @@ def as_folded(model: Any, folder: Path) -> None:
 
 
 def as_pickle(model: Any, folder: Path) -> None:
-    """Save as `pytorch_model.bin`."""
+    """Save as Meta's older files are, which have to be rewritten."""
     folder.mkdir()
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    torch.save(released_names(model), folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
 
 
@@ -149,11 +153,14 @@ def test_weight_norm_goes_both_ways_to_the_bit(theirs: Any, tmp_path: Path) -> N
     as_released(theirs, tmp_path / "released")
     import_(str(tmp_path / "released"), tmp_path / "ours")
     export(str(tmp_path / "ours"), tmp_path / "exported")
-    back: Any = EncodecModel.from_pretrained(tmp_path / "exported")
-    found = back.state_dict()
-    assert found.keys() == theirs.state_dict().keys()
-    for name, value in theirs.state_dict().items():
-        assert torch.equal(found[name], value), name
+    as_pickle(theirs, tmp_path / "pickle")
+    import_(str(tmp_path / "pickle"), tmp_path / "rewritten")
+    for folder in ("exported", "rewritten"):
+        back: Any = EncodecModel.from_pretrained(tmp_path / folder)
+        found = back.state_dict()
+        assert found.keys() == theirs.state_dict().keys()
+        for name, value in theirs.state_dict().items():
+            assert torch.equal(found[name], value), name
 
 
 def test_a_folded_weight_comes_back_apart_and_multiplies_out_to_itself(
