@@ -24,16 +24,47 @@ class CodecArchitecture(Section):
 
 
 class CodecLossWeights(Section):
-    """Weight of each term of the generator's loss."""
+    """Weight of each term of the generator's loss (EnCodec as audiocraft trains it); 0 leaves a
+    term out, and without `adversarial` and `feature` there is no discriminator."""
 
     time: float = Field(default=0.1, ge=0)
     """L1 between waveforms."""
     mel: float = Field(default=2.0, ge=0)
     """Multi-scale mel distance."""
+    adversarial: float = Field(default=4.0, ge=0)
+    """Hinge loss of the discriminator's logits."""
+    feature: float = Field(default=4.0, ge=0)
+    """Relative distance of the discriminator's feature maps."""
     mel_squared: float = Field(default=0.5, ge=0)
     """Inside the mel distance, the share of the squared log-mel error beside the absolute one."""
     commitment: float = Field(default=1.0, ge=0)
-    """Pulls the encoder's latents to their codes."""
+    """Pulls the encoder's latents to their codes; not balanced, as the decoder's output has no part
+    in it."""
+
+    @property
+    def of_waveforms(self) -> dict[str, float]:
+        """Weights above 0 of the terms that compare waveforms, by name."""
+        names = ("time", "mel", "adversarial", "feature")
+        return {name: getattr(self, name) for name in names if getattr(self, name) > 0}
+
+    @property
+    def use_discriminator(self) -> bool:
+        return self.adversarial > 0 or self.feature > 0
+
+
+class DiscriminatorConfig(Section):
+    """The multi-scale STFT discriminator (EnCodec, section 3.4)."""
+
+    filters: int = Field(default=32, ge=1)
+    """Channels of every layer."""
+    windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    """STFT windows, samples; a network each."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """At its highest; follows the generator's schedule."""
+    start_step: int = Field(default=0, ge=0)
+    """Steps before this one train the generator without adversarial terms."""
+    update_probability: float = Field(default=2 / 3, gt=0, le=1)
+    """Of a step to update the discriminator, which learns faster than the decoder."""
 
 
 class CodecTrainingConfig(Section):
@@ -47,6 +78,11 @@ class CodecTrainingConfig(Section):
     """Folders of whole clips that are never trained on."""
     architecture: CodecArchitecture = CodecArchitecture()
     losses: CodecLossWeights = CodecLossWeights()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    balancer: bool = True
+    """Weights of waveform terms are shares of the gradient, not factors of the losses."""
+    balancer_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Of the average of each term's gradient norm."""
     mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     """STFT windows of the mel loss, samples."""
     segment_s: float = Field(default=1.0, gt=0)
@@ -75,4 +111,11 @@ class CodecTrainingConfig(Section):
             raise ValueError("quantize_from_step must be smaller than steps")
         if self.warmup_steps >= self.steps:
             raise ValueError("warmup_steps must be smaller than steps")
+        if not self.losses.of_waveforms:
+            raise ValueError(
+                "losses: time, mel, adversarial and feature are all 0: nothing to learn"
+            )
+        for window in (*self.mel_windows, *self.discriminator.windows):
+            if window < 16 or window % 4:
+                raise ValueError(f"STFT window {window}: expected a multiple of 4 from 16 on")
         return self

@@ -1,4 +1,4 @@
-"""The files of a codec run: what it was started with, checkpoint, log, and the finished folder."""
+"""The files of a codec run: what it was started with, log, and the finished folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import Recipe
@@ -71,46 +68,6 @@ def claim(run: Path, settings: dict[str, Any]) -> None:
     path.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
-def save_checkpoint(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    """Weights, codebooks and optimizer, replaced in one move: safetensors, never pickle."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    tensors["step"] = torch.tensor(step)
-    partial = run / "checkpoint.safetensors.partial"
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(run / "checkpoint.safetensors")
-
-
-def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the newest checkpoint; the number of steps done, 0 without one."""
-    path = run / "checkpoint.safetensors"
-    if not path.is_file():
-        return 0
-    try:
-        tensors = load_file(path)
-        step = int(tensors.pop("step"))
-    except (OSError, SafetensorError, KeyError) as error:
-        raise AttuneError(
-            f"{path} is damaged ({error}); remove it to train from the beginning"
-        ) from error
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = value
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({"state": states, "param_groups": whole["param_groups"]})
-    return step
-
-
 def log_row(run: Path, writer: SummaryWriter, row: dict[str, Any]) -> None:
     """One row of `log.jsonl`, and the same to TensorBoard."""
     with (run / "log.jsonl").open("a") as file:
@@ -154,9 +111,7 @@ def save_codec(
         f"{config.segment_s:g} s, {os.cpu_count()} CPU cores, torch {torch.__version__}\n"
         f"- Data: {len(clips.waves)} clips, {minutes:.1f} minutes; refused files: "
         f"{clips.refused or 'none'}\n"
-        f"- Losses: time {config.losses.time:g}, multi-scale mel {config.losses.mel:g} "
-        f"(squared log error {config.losses.mel_squared:g}), "
-        f"commitment {config.losses.commitment:g}; no adversarial part\n\n"
+        f"- Losses: {_losses(config)}\n\n"
         f"Measured on {measured['clips']} held-out clips, whole: SI-SDR "
         f"{measured['si_sdr_db']:.2f} dB, mel distance {measured['mel']:.4f}, L1 "
         f"{measured['time']:.5f}.\n\n"
@@ -165,3 +120,16 @@ def save_codec(
     )
     (run / "validation.json").write_text(json.dumps(measured, indent=2) + "\n")
     partial.rename(out)
+
+
+def _losses(config: CodecTrainingConfig) -> str:
+    weights = config.losses
+    terms = [f"{name} {weight:g}" for name, weight in weights.of_waveforms.items()]
+    text = ", ".join([*terms, f"commitment {weights.commitment:g}"])
+    text += f"; squared log error {weights.mel_squared:g} in mel"
+    text += ", balanced" if config.balancer else ", not balanced"
+    if not weights.use_discriminator:
+        return f"{text}; no adversarial part"
+    judge = config.discriminator
+    windows = "/".join(str(window) for window in judge.windows)
+    return f"{text}; STFT discriminator of {judge.filters} filters, windows {windows}"

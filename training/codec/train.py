@@ -1,9 +1,8 @@
 """Train EnCodec from scratch: `python -m training codec`.
 
 Reads top to bottom: data, model, resume, loop, validation, the finished folder.  Every random
-choice is a function of (seed, step), so a killed run goes on exactly where it stopped.  The
-generator's loss is time + multi-scale mel + commitment; the adversarial terms join it in
-`generator_loss`.
+choice is a function of (seed, step), so a killed run goes on exactly where it stopped.  What a step
+does is in `step.py`.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
@@ -28,45 +26,17 @@ from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.data import AudioClips, load_clips, segment_batch
 from training.codec.losses import MultiScaleMelLoss, si_sdr
-from training.codec.model import build_model
-from training.codec.quantizer import Quantized, ResidualQuantizerTrainer, codebook_usage
+from training.codec.quantizer import ResidualQuantizerTrainer, codebook_usage
 from training.codec.run_files import (
     EXECUTION_ONLY,
     check_free,
     claim,
     finished,
-    load_checkpoint,
     log_row,
-    save_checkpoint,
     save_codec,
 )
-
-
-@dataclass
-class GeneratorTerms:
-    """The generator's loss and its parts, all scalars before weighting but `total`."""
-
-    total: Tensor
-    parts: dict[str, float] = field(default_factory=dict)
-
-
-def generator_loss(
-    config: CodecTrainingConfig,
-    mel_loss: MultiScaleMelLoss,
-    estimate: Tensor,
-    target: Tensor,
-    quantized: Quantized | None,
-) -> GeneratorTerms:
-    """Weighted sum of the reconstruction terms (waveforms [B, S]) and the commitment loss.
-
-    The adversarial and feature-matching terms of a discriminator belong here as well.
-    """
-    parts = {"time": F.l1_loss(estimate, target), "mel": mel_loss(estimate, target)}
-    if quantized is not None:
-        parts["commitment"] = quantized.commitment
-    weights = config.losses
-    total = torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
-    return GeneratorTerms(total, {name: float(value.detach()) for name, value in parts.items()})
+from training.codec.state import CodecState, load_checkpoint, save_checkpoint
+from training.codec.step import CodecStep
 
 
 def learning_rate(config: CodecTrainingConfig, step: int) -> float:
@@ -106,6 +76,12 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
 
     # 1. Data.
     segment = round(config.segment_s * recipe.sample_rate)
+    longest = max(config.discriminator.windows)
+    if config.losses.use_discriminator and segment < longest:
+        raise AttuneError(
+            f"codec_training.segment_s {config.segment_s:g} is {segment} samples, and the "
+            f"discriminator's windows take up to {longest}; lengthen segments or drop windows"
+        )
     clips = load_clips(config.audio, recipe.sample_rate, min_duration_s=0.1)
     held_out = load_clips(config.validation, recipe.sample_rate, min_duration_s=0.1)
     console.print(
@@ -114,70 +90,48 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
     )
 
     # 2. Model and optimizer.
-    torch.manual_seed(recipe.seed)
-    model = build_model(config.architecture, recipe.sample_rate)
+    state = CodecState(config, recipe.sample_rate, recipe.seed)
+    model = state.model
     quantizer = ResidualQuantizerTrainer(
         model.quantizer, config.codebook_decay, config.dead_code_threshold
     )
     mel_loss = MultiScaleMelLoss(recipe.sample_rate, config.mel_windows, config.losses.mel_squared)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=config.betas)
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    console.print(f"codec: {size:.2f} M parameters, {config.steps} steps -> {out}")
+    judge = _size(state.discriminator) if state.discriminator else "no"
+    console.print(
+        f"codec: {_size(model)} parameters, {judge} discriminator, {config.steps} steps -> {out}"
+    )
 
     # 3. Resume.
     run.mkdir(parents=True, exist_ok=True)
     claim(run, settings)
-    start = load_checkpoint(run, model, optimizer)
+    start = load_checkpoint(run, state)
     if start:
         console.print(f"codec: going on at step {start}")
     writer = SummaryWriter(str(run / "tb"), purge_step=start + 1)
 
     # 4. The loop.
     model.train()
+    step_fn = CodecStep(state, quantizer, mel_loss, config, recipe.seed)
     began, seconds_of_audio = time.monotonic(), 0.0
     for step in range(start, config.steps):
         target = segment_batch(clips, segment, config.batch_size, recipe.seed, step)
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        latents = model.encoder(target[:, None])
-        quantized = None
-        if step >= config.quantize_from_step:
-            if step == config.quantize_from_step:
-                quantizer.start(latents.detach(), generator)
-            quantized = quantizer(latents, generator)
-        decoded = model.decoder(latents if quantized is None else quantized.latents)
-        terms = generator_loss(config, mel_loss, decoded[:, 0, :segment], target, quantized)
-        optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        if not torch.isfinite(norm):
-            raise AttuneError(
-                f"codec training: gradient is not finite at step {step + 1}; lower "
-                "codec_training.learning_rate"
-            )
-        optimizer.step()
+        rate = learning_rate(config, step)
+        outcome = step_fn(target, step, rate)
         seconds_of_audio += config.batch_size * config.segment_s
 
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             speed = seconds_of_audio / (time.monotonic() - began)
             left = (config.steps - step - 1) * config.batch_size * config.segment_s / speed
-            row: dict[str, Any] = {
-                "step": step + 1,
-                "loss": terms.total.item(),
-                **terms.parts,
-                "grad_norm": norm.item(),
-                "lr": learning_rate(config, step),
-                "audio_s_per_s": round(speed, 2),
-            }
-            if quantized is not None:
+            row: dict[str, Any] = {"step": step + 1, **outcome.row(config), "lr": rate}
+            row["audio_s_per_s"] = round(speed, 2)
+            if outcome.quantized is not None:
                 used, perplexity = codebook_usage(
-                    quantized.codes, config.architecture.codebook_size
+                    outcome.quantized.codes, config.architecture.codebook_size
                 )
                 row |= {"used": used, "perplexity": perplexity}
             log_row(run, writer, row)
             usage = "/".join(f"{p:.0f}" for p in row.get("perplexity", [])) or "-"
-            parts = " ".join(f"{name} {value:.4f}" for name, value in terms.parts.items())
+            parts = " ".join(f"{name} {row[name]:.4f}" for name in outcome.losses)
             console.print(
                 f"step {step + 1}/{config.steps} loss {row['loss']:.4f} {parts} "
                 f"perplexity {usage} grad {row['grad_norm']:.2f} {speed:.1f}x real time "
@@ -186,7 +140,7 @@ def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -
                 soft_wrap=True,
             )
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            save_checkpoint(run, model, optimizer, step + 1)
+            save_checkpoint(run, state, step + 1)
     writer.close()
 
     # 5. Validation on whole clips, and the finished folder.
@@ -225,3 +179,7 @@ def validate(
         "used": [round(value, 4) for value in used],
         "perplexity": [round(value, 1) for value in perplexity],
     }
+
+
+def _size(model: nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
