@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -65,6 +65,25 @@ class DiscriminatorConfig(Section):
     """Steps before this one train the generator without adversarial terms."""
     update_probability: float = Field(default=2 / 3, gt=0, le=1)
     """Of a step to update the discriminator, which learns faster than the decoder."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of its convolutions; bf16 takes two thirds of the time on CPUs as well."""
+
+
+class GuardConfig(Section):
+    """When to say that a run goes wrong, and what to do then."""
+
+    window: int = Field(default=100, ge=1)
+    """Steps looked at together."""
+    usage_floor: float = Field(default=0.1, ge=0, le=1)
+    """Share of the first stream's codes that a window must use; below it there is a warning."""
+    usage_patience: int = Field(default=20, ge=0)
+    """Windows below the floor in a row after which the run stops; 0 goes on for ever."""
+    discriminator_floor: float = Field(default=0.1, ge=0)
+    """A discriminator whose mean loss falls below this (2: tells nothing apart, 0: everything, by
+    a margin) is not updated until it is back at twice the floor."""
+    adversarial_growth: float = Field(default=2.0, gt=1)
+    """Nor is one that makes the generator's adversarial loss grow by this factor from one window
+    to the next, to more than 2."""
 
 
 class CodecTrainingConfig(Section):
@@ -73,9 +92,17 @@ class CodecTrainingConfig(Section):
     out: str
     """Folder of the finished codec; the run's checkpoints and logs lie in `OUT.run`."""
     audio: tuple[str, ...]
-    """Folders searched for audio files, with everything below them, or patterns of files."""
+    """Folders searched for audio files with everything below them, patterns of files, or plans
+    (`DATA_DIR/plan/plan.parquet`, of which the clips of split `train` are taken)."""
     validation: tuple[str, ...]
-    """Folders of whole clips that are never trained on."""
+    """The same for whole clips that are never trained on; of plans, the clips of split `valid`."""
+    reading: Literal["stream", "memory"] = "stream"
+    """`stream` decodes each segment when it is drawn; `memory` decodes everything at the start,
+    into every process (an hour at 16 kHz takes 230 MB)."""
+    workers: int = Field(default=4, ge=1)
+    """Threads per process that read segments."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches read ahead."""
     architecture: CodecArchitecture = CodecArchitecture()
     losses: CodecLossWeights = CodecLossWeights()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -87,6 +114,7 @@ class CodecTrainingConfig(Section):
     """STFT windows of the mel loss, samples."""
     segment_s: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=64, ge=1)
+    """Segments per step, over all processes."""
     steps: int = Field(ge=1)
     learning_rate: float = Field(default=3e-4, gt=0)
     betas: tuple[float, float] = (0.5, 0.9)
@@ -100,10 +128,23 @@ class CodecTrainingConfig(Section):
     codebook_decay: float = Field(default=0.99, gt=0, lt=1)
     dead_code_threshold: float = Field(default=0.1, ge=0)
     """A code whose moving average of uses per step falls below this is re-seeded."""
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Of the average of the weights, which is what is validated and what the finished codec is."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of encoder and decoder; quantizer, STFTs, losses, weights and optimizer are fp32."""
+    guards: GuardConfig = GuardConfig()
+    valid_every: int = Field(default=0, ge=0)
+    """Steps between validations; 0 for the one at the end alone."""
+    valid_clips: int = Field(default=128, ge=1)
+    """Clips validated, evenly spaced among all there are."""
+    valid_max_s: float = Field(default=30.0, gt=0)
+    """Longer clips are cut to so many seconds."""
+    examples: int = Field(default=8, ge=0)
+    """Reconstructions shown in TensorBoard and in the report."""
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 leaves PyTorch's default."""
+    """CPU threads per process; 0 shares the machine's cores between the processes on it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

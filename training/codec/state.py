@@ -1,7 +1,11 @@
-"""Everything that codec training changes, and its checkpoint: one file, safetensors."""
+"""Everything that codec training changes, and its checkpoint: one file, safetensors.
+
+Every process holds all of it, and all hold the same: the first one writes, each one reads.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,29 +20,43 @@ from common.errors import AttuneError
 from training.codec.balancer import Balancer
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import MultiScaleDiscriminator
+from training.codec.guards import Guards
 from training.codec.model import build_model
+from training.distributed import World, gather_objects
+from training.ema import ExponentialMovingAverage
 
 
 class CodecState:
-    """Codec, discriminator, their optimizers and the balancer.
+    """Codec, discriminator, their optimizers, the codec's average, balancer and guards.
 
     Attributes:
         model: the `EncodecModel`; its buffers are the codebooks.
+        average: of the model's weights; the codebooks are averages by themselves.
         discriminator: None where no loss asks for it, and then it has no optimizer either.
         balancer: None where the config switches it off.
     """
 
-    def __init__(self, config: CodecTrainingConfig, sample_rate: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: CodecTrainingConfig,
+        sample_rate: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         torch.manual_seed(seed)
-        self.model: Any = build_model(config.architecture, sample_rate)
+        shape = config.architecture
+        self.model: Any = build_model(shape, sample_rate).to(device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, betas=config.betas
         )
+        self.average = ExponentialMovingAverage(self.model, config.ema_decay)
+        self.guards = Guards(config.guards, shape.n_codebooks, shape.codebook_size)
         self.discriminator: MultiScaleDiscriminator | None = None
         self.discriminator_optimizer: torch.optim.Adam | None = None
         if config.losses.use_discriminator:
             wanted = config.discriminator
-            self.discriminator = MultiScaleDiscriminator(wanted.windows, wanted.filters)
+            judge = MultiScaleDiscriminator(wanted.windows, wanted.filters)
+            self.discriminator = judge.to(device)
             self.discriminator_optimizer = torch.optim.Adam(
                 self.discriminator.parameters(), lr=wanted.learning_rate, betas=config.betas
             )
@@ -51,6 +69,8 @@ class CodecState:
         parts: dict[str, Mapping[str, Tensor]] = {
             "model": self.model.state_dict(),
             "optimizer": _optimizer_tensors(self.optimizer),
+            "average": self.average.weights | {"updates": torch.tensor(self.average.updates)},
+            "guards": self.guards.state(),
         }
         if self.discriminator and self.discriminator_optimizer:
             parts["discriminator"] = self.discriminator.state_dict()
@@ -71,6 +91,10 @@ class CodecState:
             parts.setdefault(part, {})[name] = value
         self.model.load_state_dict(parts["model"])
         _load_optimizer(self.optimizer, parts.get("optimizer", {}))
+        self.average.updates = int(parts["average"].pop("updates"))
+        for name, weight in self.average.weights.items():
+            weight.copy_(parts["average"][name])
+        self.guards.load(parts["guards"])
         if self.discriminator and self.discriminator_optimizer:
             self.discriminator.load_state_dict(parts["discriminator"])
             _load_optimizer(self.discriminator_optimizer, parts.get("discriminator_optimizer", {}))
@@ -111,6 +135,29 @@ def load_checkpoint(run: Path, state: CodecState) -> int:
             f"{path} is damaged ({reason}); remove it to train from the beginning"
         ) from error
     return step
+
+
+def check_alike(state: CodecState, world: World, step: int) -> None:
+    """Codebooks, weights and average are the same on every process, to the bit.
+
+    They are by construction; a machine that computes otherwise than the others must not go
+    unnoticed for days.
+
+    Raises:
+        AttuneError: on every process alike.
+    """
+    if world.size == 1:
+        return
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (*state.model.state_dict().values(), *state.average.weights.values()):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    found = gather_objects(digest.hexdigest(), world)
+    if len(set(found)) > 1:
+        others = [rank for rank, value in enumerate(found) if value != found[0]]
+        raise AttuneError(
+            f"codec training: at step {step} processes {others} hold another codec than the first "
+            "one; a machine computes wrongly, or differs from the others: use alike ones"
+        )
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 from training.codec.config import CodecArchitecture
 from training.codec.model import build_model
-from training.codec.quantizer import ResidualQuantizerTrainer, codebook_usage, kmeans, nearest
+from training.codec.quantizer import (
+    ResidualQuantizerTrainer,
+    count_uses,
+    kmeans,
+    nearest,
+    usage,
+)
 
 
 @pytest.fixture
@@ -97,6 +103,6 @@ def test_kmeans_finds_separated_clusters():
 
 def test_usage_and_perplexity_of_known_distributions():
     codes = torch.stack([torch.arange(16).repeat(4), torch.zeros(64, dtype=torch.long)])
-    used, perplexity = codebook_usage(codes, 16)
+    used, perplexity = usage(count_uses(codes, 16))
     assert used == pytest.approx([1.0, 1 / 16])
     assert perplexity == pytest.approx([16.0, 1.0])

@@ -39,7 +39,7 @@ def _batch() -> Tensor:
 
 def _gradient(step_fn: CodecStep, step: int = 0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     estimate = (_batch().flip(0) * 0.5).requires_grad_()
-    judged = step_fn._judge(_batch(), estimate, step)
+    judged = step_fn._judge(_batch(), estimate, step, update=False)
     losses = step_fn._waveform_losses(_batch(), estimate, judged)
     gradient, _ = step_fn._gradient(losses, estimate)
     return gradient, losses, estimate
@@ -87,10 +87,9 @@ def test_the_discriminator_learns_on_its_share_of_steps_and_the_codec_on_all():
     for step in range(10):
         before = [p.detach().clone() for p in discriminator.parameters()]
         codec = next(model.decoder.parameters()).detach().clone()
-        outcome = step_fn(_batch(), step, 1e-3)
+        step_fn(_batch(), step, 1e-3)
         after = list(discriminator.parameters())
         changed = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        assert changed == outcome.updated_discriminator
         assert not torch.equal(codec, next(model.decoder.parameters()))
         updates += changed
     assert 2 <= updates <= 8
