@@ -36,7 +36,6 @@ codec_training:
   architecture: {{num_filters: 2, hidden_size: 8, codebook_size: 16, lstm_layers: 1}}
   mel_windows: [256, 1024]
   discriminator: {{filters: 2, windows: [512, 128], start_step: 2, learning_rate: 1.0e-5}}
-  dead_code_threshold: 1.0
   segment_s: 0.25
   batch_size: 4
   steps: 12

@@ -126,8 +126,9 @@ class CodecTrainingConfig(Section):
     """Steps before this one train a plain autoencoder; k-means then starts the codebooks on latents
     that already mean something, which is what keeps a short run from collapsing to a few codes."""
     codebook_decay: float = Field(default=0.99, gt=0, lt=1)
-    dead_code_threshold: float = Field(default=0.1, ge=0)
-    """A code whose moving average of uses per step falls below this is re-seeded."""
+    dead_code_threshold: float = Field(default=0.6, ge=0, lt=1)
+    """A code whose moving average of uses falls below this share of the mean over codes is
+    re-seeded; one that is never used gets there in 50 steps."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """Of the average of the weights, which is what is validated and what the finished codec is."""
     precision: Literal["fp32", "bf16"] = "fp32"

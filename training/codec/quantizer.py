@@ -45,7 +45,8 @@ class ResidualQuantizerTrainer(nn.Module):
     Args:
         quantizer: the model's.
         decay: of the moving averages of counts and sums.
-        dead_code_threshold: a code used less often per step, on average, is re-seeded.
+        dead_code_threshold: a code whose moving average of uses falls below this share of the mean
+            over codes is re-seeded.
         world: processes that train the same codebooks.
     """
 
@@ -116,7 +117,8 @@ class ResidualQuantizerTrainer(nn.Module):
         uses, sums = both[:, 0], both[:, 1:]
         book.cluster_size.lerp_(uses, 1 - self.decay)
         book.embed_avg.lerp_(sums, 1 - self.decay)
-        dead = book.cluster_size < self.dead_code_threshold
+        mean = n * world.size / book.codebook_size
+        dead = book.cluster_size < self.dead_code_threshold * mean
         n_dead = int(dead.sum())
         if n_dead:
             # Of the global batch: each process has the vectors of its own part, zeros elsewhere.
@@ -124,10 +126,9 @@ class ResidualQuantizerTrainer(nn.Module):
             picks = picks.to(vectors.device) - n * world.rank
             mine = (picks >= 0) & (picks < n)
             seeds = vectors[picks.clamp(0, n - 1)] * mine[:, None]
-            # A fair chance to live: the average use, or it would be re-seeded again at once.
-            share = max(n * world.size / book.codebook_size, self.dead_code_threshold)
-            book.cluster_size[dead] = share
-            book.embed_avg[dead] = sum_over_processes(seeds, world) * share
+            # A fair chance to live: the mean use, or it would be re-seeded again at once.
+            book.cluster_size[dead] = mean
+            book.embed_avg[dead] = sum_over_processes(seeds, world) * mean
         book.embed.copy_(book.embed_avg / book.cluster_size[:, None])
         return uses
 

@@ -121,3 +121,18 @@ def test_the_discriminator_gets_no_gradient_of_the_generators_losses():
 def test_windows_that_no_hop_divides_are_refused(window: int):
     with pytest.raises(ValueError, match="expected a multiple of 4"):
         _step(discriminator={"windows": [window]})
+
+
+def test_bf16_multiplies_in_bf16_and_learns_in_fp32():
+    exact = _step()(_batch(), 0, 1e-3)
+    step_fn = _step(precision="bf16", discriminator=SMALL["discriminator"] | {"precision": "bf16"})
+    seen = []
+    for module in (step_fn.state.model.decoder.layers[0], step_fn.state.discriminator.scales[0]):
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    outcome = step_fn(_batch(), 0, 1e-3)
+    assert seen[0].dtype == torch.bfloat16 and seen[1][0].dtype == torch.bfloat16
+    tensors = step_fn.state.tensors().values()
+    assert not any(value.dtype == torch.bfloat16 for value in tensors)
+    for name, value in exact.losses.items():
+        assert outcome.losses[name].dtype == torch.float32
+        assert float(outcome.losses[name]) == pytest.approx(float(value), rel=0.05), name
