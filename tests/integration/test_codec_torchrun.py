@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 from safetensors.torch import load_file
+from training_process import start, under_torchrun, wait_for_step, workers
 
 TOLERANCE = 1e-4
 RECIPE = """
@@ -136,3 +138,31 @@ def test_a_run_of_two_goes_on_as_one(root: Path) -> None:
     rest = [row for row in _rows(whole) if row["step"] > 10]
     assert len(rest) == 3
     _assert_alike(rest, _rows(out))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_time_the_same_command_makes_the_same_codec(
+    root: Path, processes: int
+) -> None:
+    """SIGKILL to all processes of a run, twice; what comes out is the same to the bit."""
+    steady = ["codec_training.checkpoint_every=3", "codec_training.learning_rate=0.001"]
+    whole = _train(root, processes, f"steady{processes}", *steady)
+    out = root / f"killed{processes}"
+    arguments = ["--config", f"{root}/recipe.yaml", f"codec_training.out={out}", *steady]
+    program = [sys.executable, "-m", "training", "codec", *arguments]
+    if processes > 1:
+        program = under_torchrun(program, processes)
+    for step in (5, 10):
+        process = start(program)
+        wait_for_step(process, root / f"{out.name}.run", step)
+        for pid in (*(workers(process) if processes > 1 else ()), process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        assert not out.exists()
+    _train(root, processes, out.name, *steady)
+    for name in ("model.safetensors", "config.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    # Rows of repeated steps are repeated; the last ones of each step are those of the steady run.
+    last = {(row["step"], "loss" in row): row for row in _rows(out)}
+    assert last == {(row["step"], "loss" in row): row for row in _rows(whole)}

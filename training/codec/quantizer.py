@@ -62,10 +62,13 @@ class ResidualQuantizerTrainer(nn.Module):
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:
         """Place every codebook by k-means on the residuals of `latents` [B, D, T]."""
+        # One draw on every process: what k-means draws from there is drawn on the first alone.
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        draws = torch.Generator().manual_seed(seed)
         residual = _of_all(latents.transpose(1, 2).flatten(0, 1).float(), self.world)
         for book in self.codebooks:
             if self.world.is_first:
-                centres, sizes = kmeans(residual, book.codebook_size, iterations, generator)
+                centres, sizes = kmeans(residual, book.codebook_size, iterations, draws)
                 book.embed.copy_(centres)
                 book.cluster_size.copy_(sizes.clamp_min(1.0))
                 book.embed_avg.copy_(centres * book.cluster_size[:, None])
@@ -121,8 +124,10 @@ class ResidualQuantizerTrainer(nn.Module):
         dead = book.cluster_size < self.dead_code_threshold * mean
         n_dead = int(dead.sum())
         if n_dead:
-            # Of the global batch: each process has the vectors of its own part, zeros elsewhere.
-            picks = torch.randint(n * world.size, (n_dead,), generator=generator)
+            # Different ones of the global batch, while there are: alike codes would share their
+            # vectors by rounding.  Each process has those of its own part, zeros elsewhere.
+            order = torch.randperm(n * world.size, generator=generator)
+            picks = order.repeat(-(-n_dead // len(order)))[:n_dead]
             picks = picks.to(vectors.device) - n * world.rank
             mine = (picks >= 0) & (picks < n)
             seeds = vectors[picks.clamp(0, n - 1)] * mine[:, None]

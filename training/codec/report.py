@@ -14,7 +14,7 @@ from training.evaluation import page
 from training.samples import log_spectrogram
 
 _CURVES = {
-    "waveform": ("time", "mel", "feature"),
+    "waveform": ("time", "mel", "valid_mel", "feature"),
     "hinge": ("adversarial", "discriminator"),
     "commitment": ("commitment",),
 }
@@ -66,7 +66,10 @@ def report_page(
         )
         for example in found.examples
     ]
-    rows = list({row["step"]: row for row in log}.values())
+    merged: dict[int, dict[str, Any]] = {}
+    for row in log:  # a step may have a row of its losses, one of its validation, and both twice
+        merged.setdefault(row["step"], {}).update(row)
+    rows = [merged[step] for step in sorted(merged)]
     return page.page(
         f"Codec of recipe {recipe.name}",
         f"EnCodec, {recipe.sample_rate} Hz, {shape.n_codebooks} x {shape.codebook_size} codes, "

@@ -108,7 +108,9 @@ def train_codec(
     judge = _size(state.discriminator) if state.discriminator else "no"
     console.print(
         f"codec: {_size(model)} parameters, {judge} discriminator, {config.steps} steps on "
-        f"{world.size} x {world.device.type} -> {out}" + (f"; going on at step {done}" * bool(done))
+        f"{world.size} x {world.device.type} -> {out}"
+        + (f"; going on at step {done}" if done else ""),
+        soft_wrap=True,
     )
 
     # 4. The loop.
@@ -140,7 +142,8 @@ def train_codec(
             log.write({"step": reached, **row})
         if config.valid_every and reached % config.valid_every == 0 and not last:
             found = _validate(state, mel_loss, held_out, world, config)
-            console.print(f"step {reached}: {json.dumps(found.figures)}", soft_wrap=True)
+            told = f"step {reached}: {json.dumps(found.figures)}"
+            console.print(told, highlight=False, soft_wrap=True)
             if log:
                 log.write_validation(reached, found, recipe.sample_rate)
         (asked,) = sum_on_host([stop.asked], world)
@@ -195,7 +198,8 @@ def _open_audio(
     if config.reading == "memory":
         clips = ClipsInMemory(on_disk, config.workers)
         told = f"{len(clips)} clips ({clips.seconds(rate) / 60:.1f} min) in memory"
-        told += f", refused {dict(clips.refused)}" * bool(clips.refused)
+        if clips.refused:
+            told += f", refused {dict(clips.refused)}"
         if not len(clips):
             raise AttuneError(
                 f"codec training: no usable audio in {', '.join(config.audio)}: refused "
@@ -211,7 +215,8 @@ def _open_audio(
             f"codec training: no usable audio in {', '.join(config.validation)}: refused "
             f"{dict(held_out.refused)}"
         )
-    console.print(f"codec: {told}; {count} of {len(whole)} held out for validation")
+    told += f"; {count} of {len(whole)} held out for validation"
+    console.print(f"codec: {told}", highlight=False, soft_wrap=True)
     return clips, held_out
 
 
