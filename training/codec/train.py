@@ -69,21 +69,21 @@ def train_codec(
         "seed": recipe.seed,
         **config.model_dump(exclude=EXECUTION_ONLY),
     }
+    world = start(config.threads)
+    if not world.is_first:
+        console = Console(quiet=True)
     if finished(out, run, settings):
         console.print(f"codec in {out} is finished; kept ({codec_identity(str(out))})")
         return out
     check_free(out)
     segment = _segment_samples(recipe, config)
-    world = start(config.threads)
-    if world.size > config.batch_size or config.batch_size % world.size:
+    if config.batch_size % world.size:
         raise AttuneError(
             f"codec_training.batch_size {config.batch_size} cannot be shared by {world.size} "
             "processes"
         )
     if world.device.type == "cpu":
         keep_freed_memory()
-    if not world.is_first:
-        console = Console(quiet=True)
 
     # 2. Audio.
     clips, held_out = _open_audio(recipe, config, world, console)
