@@ -66,11 +66,11 @@ format: $(READY)  ## rewrite files in the project's style
 preprocess: $(READY)  ## catalogs to shards on Ray: CONFIG=configs/sfx.yaml
 	$(PY) -m pipeline run --config $(or $(CONFIG),configs/sfx.yaml) $(ARGS)
 
-train-codec-sfx: $(READY)  ## EnCodec, 16 kHz
-	$(PY) -m training codec --config $(or $(CONFIG),configs/sfx.yaml) $(ARGS)
+train-codec-sfx: $(READY)  ## EnCodec, 16 kHz: NPROC= NNODES= RDZV=
+	$(LAUNCH) -m training codec --config $(or $(CONFIG),configs/sfx.yaml) $(ARGS)
 
 train-codec-music: $(READY)  ## EnCodec, 32 kHz
-	$(PY) -m training codec --config $(or $(CONFIG),configs/music.yaml) $(ARGS)
+	$(LAUNCH) -m training codec --config $(or $(CONFIG),configs/music.yaml) $(ARGS)
 
 train-sfx: $(READY)  ## the language model for sound effects: NPROC= NNODES= RDZV=
 	$(LAUNCH) -m training lm --config $(or $(CONFIG),configs/sfx.yaml) $(ARGS)

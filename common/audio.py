@@ -137,10 +137,7 @@ def read_audio(
             raise AudioError("empty_file", str(path))
         with path.open("rb") as file:
             digest = _sha256(file, path, os.fstat(file.fileno()))
-            if missing := missing_end(file, found.st_size):
-                raise AudioError("truncated", f"{path}: {missing}")
-            file.seek(0)
-            clip = _decode(file, path, found.st_size, part)
+            clip = _decode_whole(file, str(path), found.st_size, part)
     except (FileNotFoundError, NotADirectoryError):
         raise AudioError("missing", str(path)) from None
     except PermissionError as error:
@@ -150,9 +147,57 @@ def read_audio(
             raise AudioError("missing", f"{path}: {error.strerror}") from None
         raise
     wav = clip.wav()
-    if wav.size == 0:
-        raise AudioError("no_samples", str(path))
     return Audio(wav, clip.rate, digest, clip.notes(wav))
+
+
+def read_part(
+    file: BinaryIO, name: str, size: int, start_s: float = 0.0, end_s: float | None = None
+) -> tuple[Waveform, int]:
+    """The same of an open, seekable file, for one part of many: no hash of it all, no notes.
+
+    Args:
+        file: a file on a disk, or an object of a store.
+        name: for messages.
+        size: bytes.
+
+    Returns:
+        float32 [S] and its rate in Hz.
+
+    Raises:
+        AudioError: as `read_audio`.
+    """
+    part = _Part(start_s, end_s, None)
+    part.check_times()
+    if size == 0:
+        raise AudioError("empty_file", name)
+    clip = _decode_whole(file, name, size, part)
+    return clip.wav(), clip.rate
+
+
+def stated_length_s(file: BinaryIO) -> float | None:
+    """Seconds of an open file as its header states them, None where it does not; nothing is
+    decoded, and nothing promised: a container may be wrong about itself by a frame or more."""
+    import av
+    from av.error import FFmpegError
+
+    try:
+        file.seek(0)
+        with soundfile.SoundFile(file) as sound:
+            if _states_length(sound, file):
+                return int(sound.frames) / int(sound.samplerate)
+    except soundfile.LibsndfileError:
+        pass
+    try:
+        file.seek(0)
+        with av.open(
+            _Nameless(file), mode="r", metadata_errors="ignore", options=_CLOSED
+        ) as container:
+            stream = container.streams.audio[0] if container.streams.audio else None
+            if stream is not None and stream.duration and stream.time_base:
+                return float(stream.duration * stream.time_base)
+            return container.duration / av.time_base if container.duration else None
+    except (FFmpegError, ValueError, OverflowError):
+        return None
 
 
 def check_audio(
@@ -290,14 +335,32 @@ def _settled_sha256(path: Path, identity: tuple[int, ...]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decode(file: BinaryIO, path: Path, size: int, part: _Part) -> _Clip:
+def _decode_whole(file: BinaryIO, path: str, size: int, part: _Part) -> _Clip:
+    """Decode a part of a file that must not have lost its end."""
+    if missing := missing_end(file, size):
+        raise AudioError("truncated", f"{path}: {missing}")
+    file.seek(0)
+    clip = _decode(file, path, size, part)
+    if clip.size == 0:
+        raise AudioError("no_samples", path)
+    return clip
+
+
+def _states_length(sound: soundfile.SoundFile, file: BinaryIO) -> bool:
+    """Whether libsndfile knows how long a file is.
+
+    Streamed files state no length: libsndfile takes that for none (wav), cannot seek in them
+    (flac), or guesses from the first frame and stops there (mp3 of variable rate); FFmpeg reads
+    them to their end.
+    """
+    guessed = sound.format == "MP3" and not states_mp3_length(file)
+    return 0 < sound.frames < _UNKNOWN_LENGTH and not guessed
+
+
+def _decode(file: BinaryIO, path: str, size: int, part: _Part) -> _Clip:
     try:
         with soundfile.SoundFile(file) as sound:
-            # Streamed files state no length: libsndfile takes that for none (wav), cannot seek in
-            # them (flac), or guesses from the first frame and stops there (mp3 of variable rate);
-            # FFmpeg reads them to their end.
-            guessed = sound.format == "MP3" and not states_mp3_length(file)
-            if 0 < sound.frames < _UNKNOWN_LENGTH and not guessed:
+            if _states_length(sound, file):
                 return _decode_sound(sound, path, size, part)
             first_error = "states no length"
     except soundfile.LibsndfileError as error:
@@ -310,12 +373,12 @@ def _decode(file: BinaryIO, path: Path, size: int, part: _Part) -> _Clip:
     raise AssertionError("decodes from the start where it cannot seek")
 
 
-def _check_rate(rate: int, path: Path) -> None:
+def _check_rate(rate: int, path: str) -> None:
     if not _RATES[0] <= rate <= _RATES[1]:
         raise AudioError("unreadable", f"{path}: announces a rate of {rate} Hz")
 
 
-def _decode_sound(sound: soundfile.SoundFile, path: Path, size: int, part: _Part) -> _Clip:
+def _decode_sound(sound: soundfile.SoundFile, path: str, size: int, part: _Part) -> _Clip:
     clip = _Clip()
     rate, frames = int(sound.samplerate), int(sound.frames)
     clip.rate = rate
@@ -358,7 +421,7 @@ class _Nameless:
 
 
 def _decode_container(
-    file: BinaryIO, path: Path, part: _Part, first_error: str, seek: bool
+    file: BinaryIO, path: str, part: _Part, first_error: str, seek: bool
 ) -> _Clip | None:
     """m4a, mp4, webm and what else FFmpeg knows; None: try again without `seek`."""
     import av  # heavy, and most catalogs never need it

@@ -8,9 +8,11 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -21,6 +23,9 @@ from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from training.lm.outputs import Format, Prompt, read_prompts
+
+if TYPE_CHECKING:
+    from training.signals import StopSignals
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,9 +64,7 @@ def lm(
     if status or curves:
         _look(load_recipe(config, overrides or []), status, curves, against or [], as_json)
         return
-    from training.distributed import leave
     from training.preflight import Preflight
-    from training.signals import Stopped, StopSignals
     from training.train import train
 
     def tell(estimate: Preflight) -> None:
@@ -74,15 +77,20 @@ def lm(
     if as_json and not dry_run:
         raise AttuneError("--json goes with --dry-run or --status")
     recipe = load_recipe(config, overrides or [])
+    with _resumable(recipe) as stop:
+        train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop, profile=profile)
+
+
+@contextmanager
+def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
+    """Around a training run, alone or as one of several processes: signals are noted, a full disk
+    is one line, and the process ends once all are through."""
+    from training.distributed import leave
+    from training.signals import Stopped, StopSignals
+
     try:
         with StopSignals() as stop:
-            train(
-                recipe,
-                fresh=fresh,
-                dry_run=tell if dry_run else None,
-                stop=stop,
-                profile=profile,
-            )
+            yield stop
     except Stopped as stopped:
         leave(stopped.status)
         raise
@@ -116,12 +124,15 @@ def _look(
 
 @app.command()
 def codec(config: ConfigOption, overrides: OverridesArgument = None) -> None:
-    """Train EnCodec from scratch; goes on where it stopped."""
+    """Train EnCodec from scratch (under torchrun: on all its processes); goes on where it
+    stopped."""
     from training.codec.config import CodecTrainingConfig
     from training.codec.train import train_codec
 
     recipe = load_recipe(config, overrides or [])
-    train_codec(recipe, recipe.section("codec_training", CodecTrainingConfig), Console())
+    section = recipe.section("codec_training", CodecTrainingConfig)
+    with _resumable(recipe) as stop:
+        train_codec(recipe, section, Console(), stop)
 
 
 @app.command()

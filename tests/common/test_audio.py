@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.audio import AudioError, AudioNotes, check_audio, check_notes, read_audio, resample
+from common.audio import (
+    AudioError,
+    AudioNotes,
+    check_audio,
+    check_notes,
+    read_audio,
+    read_part,
+    resample,
+    stated_length_s,
+)
 
 RATE = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.float32)
@@ -349,3 +358,28 @@ def test_clipping_and_offset_are_refused_where_asked() -> None:
         check_notes(notes, max_clipped_share=0.01)
     with pytest.raises(AudioError, match=r"dc_offset: -0\.1 of full scale, expected at most 0\.09"):
         check_notes(notes, max_dc_offset=0.09)
+
+
+def test_a_part_of_an_open_file_is_what_the_file_holds_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.arange(RATE) / 32768, RATE)
+    with path.open("rb") as file:
+        assert stated_length_s(file) == 1.0
+        wav, rate = read_part(file, "a.flac", path.stat().st_size, 0.25, 0.5)
+        assert rate == RATE and np.array_equal(wav * 32768, np.arange(RATE // 4, RATE // 2))
+        with pytest.raises(AudioError, match="out_of_range"):
+            read_part(file, "a.flac", path.stat().st_size, 1.5)
+        with pytest.raises(AudioError, match=r"empty_file: a\.flac"):
+            read_part(file, "a.flac", 0)
+
+
+def test_lengths_are_those_of_headers_and_none_where_there_is_none(tmp_path: Path) -> None:
+    for extension, kind in (("wav", "WAV"), ("ogg", "OGG"), ("mp3", "MP3")):
+        path = tmp_path / f"a.{extension}"
+        soundfile.write(path, np.zeros(2 * RATE), RATE, format=kind)
+        with path.open("rb") as file:
+            assert stated_length_s(file) == pytest.approx(2.0, abs=0.1)
+    for content in (b"", b"no audio at all", (tmp_path / "a.wav").read_bytes()[:20]):
+        (tmp_path / "b.wav").write_bytes(content)
+        with (tmp_path / "b.wav").open("rb") as file:
+            assert stated_length_s(file) is None

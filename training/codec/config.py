@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,16 +24,66 @@ class CodecArchitecture(Section):
 
 
 class CodecLossWeights(Section):
-    """Weight of each term of the generator's loss."""
+    """Weight of each term of the generator's loss (EnCodec as audiocraft trains it); 0 leaves a
+    term out, and without `adversarial` and `feature` there is no discriminator."""
 
     time: float = Field(default=0.1, ge=0)
     """L1 between waveforms."""
     mel: float = Field(default=2.0, ge=0)
     """Multi-scale mel distance."""
+    adversarial: float = Field(default=4.0, ge=0)
+    """Hinge loss of the discriminator's logits."""
+    feature: float = Field(default=4.0, ge=0)
+    """Relative distance of the discriminator's feature maps."""
     mel_squared: float = Field(default=0.5, ge=0)
     """Inside the mel distance, the share of the squared log-mel error beside the absolute one."""
     commitment: float = Field(default=1.0, ge=0)
-    """Pulls the encoder's latents to their codes."""
+    """Pulls the encoder's latents to their codes; not balanced, as the decoder's output has no part
+    in it."""
+
+    @property
+    def of_waveforms(self) -> dict[str, float]:
+        """Weights above 0 of the terms that compare waveforms, by name."""
+        names = ("time", "mel", "adversarial", "feature")
+        return {name: getattr(self, name) for name in names if getattr(self, name) > 0}
+
+    @property
+    def use_discriminator(self) -> bool:
+        return self.adversarial > 0 or self.feature > 0
+
+
+class DiscriminatorConfig(Section):
+    """The multi-scale STFT discriminator (EnCodec, section 3.4)."""
+
+    filters: int = Field(default=32, ge=1)
+    """Channels of every layer."""
+    windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    """STFT windows, samples; a network each."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """At its highest; follows the generator's schedule."""
+    start_step: int = Field(default=0, ge=0)
+    """Steps before this one train the generator without adversarial terms."""
+    update_probability: float = Field(default=2 / 3, gt=0, le=1)
+    """Of a step to update the discriminator, which learns faster than the decoder."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of its convolutions; bf16 takes two thirds of the time on CPUs as well."""
+
+
+class GuardConfig(Section):
+    """When to say that a run goes wrong, and what to do then."""
+
+    window: int = Field(default=100, ge=1)
+    """Steps looked at together."""
+    usage_floor: float = Field(default=0.1, ge=0, le=1)
+    """Share of the first stream's codes that a window must use; below it there is a warning."""
+    usage_patience: int = Field(default=20, ge=0)
+    """Windows below the floor in a row after which the run stops; 0 goes on for ever."""
+    discriminator_floor: float = Field(default=0.1, ge=0)
+    """A discriminator whose mean loss falls below this (2: tells nothing apart, 0: everything, by
+    a margin) is not updated until it is back at twice the floor."""
+    adversarial_growth: float = Field(default=2.0, gt=1)
+    """Nor is one that makes the generator's adversarial loss grow by this factor from one window
+    to the next, to more than 2."""
 
 
 class CodecTrainingConfig(Section):
@@ -42,15 +92,29 @@ class CodecTrainingConfig(Section):
     out: str
     """Folder of the finished codec; the run's checkpoints and logs lie in `OUT.run`."""
     audio: tuple[str, ...]
-    """Folders searched for audio files, with everything below them, or patterns of files."""
+    """Folders searched for audio files with everything below them, patterns of files, or plans
+    (`DATA_DIR/plan/plan.parquet`, of which the clips of split `train` are taken)."""
     validation: tuple[str, ...]
-    """Folders of whole clips that are never trained on."""
+    """The same for whole clips that are never trained on; of plans, the clips of split `valid`."""
+    reading: Literal["stream", "memory"] = "stream"
+    """`stream` decodes each segment when it is drawn; `memory` decodes everything at the start,
+    into every process (an hour at 16 kHz takes 230 MB)."""
+    workers: int = Field(default=4, ge=1)
+    """Threads per process that read segments."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches read ahead."""
     architecture: CodecArchitecture = CodecArchitecture()
     losses: CodecLossWeights = CodecLossWeights()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    balancer: bool = True
+    """Weights of waveform terms are shares of the gradient, not factors of the losses."""
+    balancer_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Of the average of each term's gradient norm."""
     mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     """STFT windows of the mel loss, samples."""
     segment_s: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=64, ge=1)
+    """Segments per step, over all processes."""
     steps: int = Field(ge=1)
     learning_rate: float = Field(default=3e-4, gt=0)
     betas: tuple[float, float] = (0.5, 0.9)
@@ -62,12 +126,26 @@ class CodecTrainingConfig(Section):
     """Steps before this one train a plain autoencoder; k-means then starts the codebooks on latents
     that already mean something, which is what keeps a short run from collapsing to a few codes."""
     codebook_decay: float = Field(default=0.99, gt=0, lt=1)
-    dead_code_threshold: float = Field(default=0.1, ge=0)
-    """A code whose moving average of uses per step falls below this is re-seeded."""
+    dead_code_threshold: float = Field(default=0.6, ge=0, lt=1)
+    """A code whose moving average of uses falls below this share of the mean over codes is
+    re-seeded; one that is never used gets there in 50 steps."""
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Of the average of the weights, which is what is validated and what the finished codec is."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of encoder and decoder; quantizer, STFTs, losses, weights and optimizer are fp32."""
+    guards: GuardConfig = GuardConfig()
+    valid_every: int = Field(default=0, ge=0)
+    """Steps between validations; 0 for the one at the end alone."""
+    valid_clips: int = Field(default=128, ge=1)
+    """Clips validated, evenly spaced among all there are."""
+    valid_max_s: float = Field(default=30.0, gt=0)
+    """Longer clips are cut to so many seconds."""
+    examples: int = Field(default=8, ge=0)
+    """Reconstructions shown in TensorBoard and in the report."""
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 leaves PyTorch's default."""
+    """CPU threads per process; 0 shares the machine's cores between the processes on it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -75,4 +153,11 @@ class CodecTrainingConfig(Section):
             raise ValueError("quantize_from_step must be smaller than steps")
         if self.warmup_steps >= self.steps:
             raise ValueError("warmup_steps must be smaller than steps")
+        if not self.losses.of_waveforms:
+            raise ValueError(
+                "losses: time, mel, adversarial and feature are all 0: nothing to learn"
+            )
+        for window in (*self.mel_windows, *self.discriminator.windows):
+            if window < 16 or window % 4:
+                raise ValueError(f"STFT window {window}: expected a multiple of 4 from 16 on")
         return self

@@ -1,86 +1,279 @@
-"""Audio for codec training: clips of some folders in memory, random segments by step number."""
+"""Audio for codec training: random segments by (seed, step, place), whole clips for validation.
+
+Segments are read by threads, some batches ahead, and are the same whoever reads them when: a run
+that goes on draws what it would have drawn.  On several processes each reads its part of the global
+batch, which is the same whatever their number.
+"""
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+import os
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from common.audio import AudioError, check_audio, read_audio, resample
+from common.audio import AudioError, Waveform, check_audio, read_part, resample, stated_length_s
 from common.errors import AttuneError
+from common.storage import Store, open_store
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".m4a", ".mp4", ".webm", ".opus"}
-
-
-@dataclass(frozen=True)
-class AudioClips:
-    """Decoded clips and what was refused on the way."""
-
-    waves: tuple[NDArray[np.float32], ...]
-    refused: dict[str, int]
-    """Number of files by reason."""
-
-    @property
-    def samples(self) -> int:
-        return sum(len(wave) for wave in self.waves)
+_MARGIN_S = 0.05
+"""Read on both sides of a segment, so that resampling does not see its ends."""
+_SHORTEST_S = 0.1
+"""Of a whole clip; a shorter one holds a few frames."""
+_ATTEMPTS = 20
+"""Draws for one place of a batch before a run gives up: nearly all of the audio is unusable."""
+_SEGMENT_DRAW = 0
+"""Tells the draws of segments from others of their step."""
 
 
-def audio_files(source: str) -> list[Path]:
-    """The audio files below a folder, or those that a pattern like `audio/[1-4]-*` matches.
+class Source(NamedTuple):
+    """A clip, as in `SOURCES`."""
 
-    Raises:
-        AttuneError: neither a folder nor a pattern that matches anything.
+    uri: str
+    start_s: float
+    end_s: float | None
+
+
+class Clips(Protocol):
+    """Something to draw segments from."""
+
+    def __len__(self) -> int: ...
+
+    def segment(self, clip: int, place: float, samples: int) -> Waveform:
+        """float32 [samples], zero-padded where the clip is shorter.
+
+        Args:
+            clip: its number.
+            place: 0...1, between the earliest and the latest segment of the clip.
+
+        Raises:
+            AudioError: the clip cannot be used.
+        """
+
+
+class ClipsOnDisk:
+    """Decodes what it is asked for and keeps nothing.
+
+    Segments are taken as they are: silence among them is part of what a codec must know.
     """
-    found: Iterable[Path]
-    if Path(source).is_dir():
-        found = Path(source).rglob("*")
-    elif glob.has_magic(source):
-        found = map(Path, glob.iglob(source))
-    else:
-        raise AttuneError(f"codec training: {source}: no such folder of audio")
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+    def __init__(self, sources: pa.Table, sample_rate: int) -> None:
+        """
+        Args:
+            sources: as `SOURCES`.
+            sample_rate: Hz of what is returned.
+        """
+        self.sources = sources
+        self.sample_rate = sample_rate
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def source(self, clip: int) -> Source:
+        row = (self.sources[name][clip].as_py() for name in self.sources.column_names)
+        uri, start_s, end_s = row
+        return Source(uri, start_s or 0.0, end_s)
+
+    def segment(self, clip: int, place: float, samples: int) -> Waveform:
+        uri, first, end = self.source(clip)
+        wanted = samples / self.sample_rate
+        with _opened(uri) as (file, size):
+            length = stated_length_s(file)
+            last = min(math.inf if end is None else end, math.inf if length is None else length)
+            # What states no length is taken from its start.
+            spare = max(0.0, last - first - wanted) if last < math.inf else 0.0
+            begin = first + place * spare
+            lead = min(_MARGIN_S, begin - first)
+            stop = min(last, begin + wanted + _MARGIN_S)
+            wav, rate = read_part(file, uri, size, begin - lead, stop)
+        wav = resample(wav, rate, self.sample_rate)
+        if not np.isfinite(wav).all():
+            raise AudioError("non_finite", uri)
+        return _fit(wav[round(lead * self.sample_rate) :], samples)
+
+    def whole(self, clip: int, max_s: float = math.inf) -> Waveform:
+        """A clip in full, or its first `max_s` seconds: float32 [S].
+
+        Raises:
+            AudioError: it cannot be used, too short and silent ones included.
+        """
+        uri, first, end = self.source(clip)
+        end = None if end is None and max_s == math.inf else min(end or math.inf, first + max_s)
+        with _opened(uri) as (file, size):
+            wav, rate = read_part(file, uri, size, first, end)
+        check_audio(wav, rate, _SHORTEST_S, math.inf)
+        return resample(wav, rate, self.sample_rate)
 
 
-def load_clips(folders: Sequence[str], sample_rate: int, min_duration_s: float) -> AudioClips:
-    """Decode and resample every audio file of the folders or patterns, in sorted order.
+class ClipsInMemory:
+    """Clips decoded once, at the start.
 
-    Raises:
-        AttuneError: a folder that is missing, or no usable audio at all.
+    Attributes:
+        waves: float32 [S] each, in the order of the sources.
+        refused: number of clips by reason.
     """
-    waves: list[NDArray[np.float32]] = []
-    refused: dict[str, int] = {}
-    for folder in folders:
-        for path in audio_files(folder):
+
+    def __init__(self, clips: ClipsOnDisk, workers: int, max_s: float = math.inf) -> None:
+        self.waves: list[Waveform] = []
+        self.refused: Counter[str] = Counter()
+
+        def read(clip: int) -> Waveform | AudioError:
             try:
-                audio = read_audio(path)
-                check_audio(audio.wav, audio.sample_rate, min_duration_s, float("inf"))
+                return clips.whole(clip, max_s)
             except AudioError as error:
-                refused[error.reason] = refused.get(error.reason, 0) + 1
-                continue
-            except OSError as error:  # the disk, not the file
-                raise AttuneError(f"codec training: {path}: {error}; run again") from error
-            waves.append(resample(audio.wav, audio.sample_rate, sample_rate))
-    if not waves:
-        raise AttuneError(f"codec training: no usable audio in {', '.join(folders)}")
-    return AudioClips(tuple(waves), refused)
+                return error
+
+        with _readers(workers) as pool:
+            for found in pool.map(read, range(len(clips))):
+                if isinstance(found, AudioError):
+                    self.refused[found.reason] += 1
+                else:
+                    self.waves.append(found)
+
+    def __len__(self) -> int:
+        return len(self.waves)
+
+    def seconds(self, sample_rate: int) -> float:
+        """Of all clips."""
+        return sum(len(wave) for wave in self.waves) / sample_rate
+
+    def segment(self, clip: int, place: float, samples: int) -> Waveform:
+        wave = self.waves[clip]
+        start = int(place * max(1, len(wave) - samples + 1))
+        return _fit(wave[start:], samples)
 
 
-def segment_batch(clips: AudioClips, segment: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Random segments, a pure function of (seed, step): float32 [B, segment].
+class SegmentLoader:
+    """Batches of segments, by step.
 
-    Clips are drawn evenly, whatever their length; one shorter than a segment is zero-padded.
+    Clips are drawn evenly, whatever their length.  In place of a clip that cannot be used comes
+    another, drawn in the same way; `refused` counts them by reason.
     """
-    rng = np.random.default_rng((seed, step))
-    rows = np.zeros((batch_size, segment), np.float32)
-    for row in rows:
-        wave = clips.waves[int(rng.integers(len(clips.waves)))]
-        start = int(rng.integers(max(1, len(wave) - segment + 1)))
-        piece = wave[start : start + segment]
-        row[: len(piece)] = piece
-    return torch.from_numpy(rows)
+
+    def __init__(
+        self,
+        clips: Clips,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 4,
+        prefetch: int = 4,
+    ) -> None:
+        """
+        Args:
+            samples: length of a segment.
+            batch_size: segments over all processes; `world` divides it.
+            rank: of this process among `world`.
+            workers: threads.
+            prefetch: batches read ahead.
+        """
+        self.clips = clips
+        self.samples = samples
+        self.seed = seed
+        self.refused: Counter[str] = Counter()
+        self._counting = Lock()
+        share = batch_size // world
+        self._places = range(rank * share, (rank + 1) * share)
+        self._workers, self._ahead = workers, prefetch * share
+
+    def batches(self, start: int, stop: int) -> Iterator[Tensor]:
+        """This process's part of the global batches of steps `start` to `stop`: float32
+        [B / world, samples].
+
+        Raises:
+            AttuneError: no usable clip in many draws, or a disk or store that fails.
+        """
+        jobs = ((step, place) for step in range(start, stop) for place in self._places)
+        with _readers(self._workers) as pool:
+            waiting: deque[Future[Waveform]] = deque()
+            for _ in range(start, stop):
+                rows = []
+                for _ in self._places:
+                    while len(waiting) < self._ahead and (job := next(jobs, None)):
+                        waiting.append(pool.submit(self.row, *job))
+                    rows.append(waiting.popleft().result())
+                yield torch.from_numpy(np.stack(rows))
+
+    def row(self, step: int, place: int) -> Waveform:
+        """One segment of the global batch, a function of (seed, step, place)."""
+        rng = np.random.default_rng((self.seed, step, _SEGMENT_DRAW, place))
+        error: AudioError | None = None
+        for _ in range(_ATTEMPTS):
+            clip, where = int(rng.integers(len(self.clips))), float(rng.random())
+            try:
+                return self.clips.segment(clip, where, self.samples)
+            except AudioError as refusal:
+                error = refusal
+                with self._counting:
+                    self.refused[refusal.reason] += 1
+        raise AttuneError(
+            f"codec training: {_ATTEMPTS} clips in a row are no usable audio, the last: {error}"
+        )
+
+
+def held_out_clips(
+    clips: ClipsOnDisk, most: int, max_s: float, workers: int, rank: int = 0, world: int = 1
+) -> ClipsInMemory:
+    """This process's part of at most `most` clips, evenly spaced among all."""
+    count = min(most, len(clips))
+    chosen = [len(clips) * i // count for i in range(count)][rank::world]
+    part = ClipsOnDisk(clips.sources.take(pa.array(chosen, pa.int64())), clips.sample_rate)
+    return ClipsInMemory(part, workers, max_s)
+
+
+def _fit(wave: Waveform, samples: int) -> Waveform:
+    """Cut or zero-pad [S] to [samples]."""
+    fitted = np.zeros(samples, np.float32)
+    fitted[: min(samples, len(wave))] = wave[:samples]
+    return fitted
+
+
+@contextmanager
+def _readers(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that leave at once when nobody wants what they read any more."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="audio")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file or an object, and its size in bytes."""
+    try:
+        if "://" in uri:
+            folder, _, name = uri.rpartition("/")
+            with _store(folder).open(name) as file:
+                size = file.seek(0, os.SEEK_END)
+                yield file, size
+        else:
+            path = Path(uri)
+            if path.exists() and not path.is_file():
+                raise AudioError("not_a_file", uri)
+            with path.open("rb") as file:
+                yield file, os.fstat(file.fileno()).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError("missing", uri) from None
+    except PermissionError as error:
+        raise AudioError("unreadable", f"{uri}: {error.strerror}") from error
+    except OSError as error:  # the disk, not the file
+        raise AttuneError(f"codec training: {uri}: {error}; run again") from error
+
+
+@lru_cache(maxsize=64)
+def _store(folder: str) -> Store:
+    return open_store(folder)

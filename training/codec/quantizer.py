@@ -4,6 +4,10 @@ The codebooks are the buffers of Hugging Face's `EncodecModel`, updated in place
 trained is what `save_pretrained` writes.  Notable against the `encodec` package: a re-seeded code
 also gets its moving averages reset (there they overwrite the new vector in the same step, so a dead
 code stays dead), and the commitment loss of the later streams reaches the encoder.
+
+On several processes the codebooks learn from the global batch and are the same everywhere, to the
+bit: k-means runs on the first one, counts, sums and the vectors that re-seed dead codes are added
+up over all, and everything else is a function of those.
 """
 
 from __future__ import annotations
@@ -12,8 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from training.distributed import World, sum_over_processes
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @dataclass
@@ -26,27 +35,47 @@ class Quantized:
     """int64 [K, B, T]"""
     commitment: Tensor
     """Scalar: mean over streams of the squared distance of residuals to their codes."""
+    uses: Tensor | None
+    """int64 [K, C]: how often the global batch chose each code; None without an update."""
 
 
 class ResidualQuantizerTrainer(nn.Module):
-    """Trains the codebooks of an `EncodecResidualVectorQuantizer` in place."""
+    """Trains the codebooks of an `EncodecResidualVectorQuantizer` in place.
 
-    def __init__(self, quantizer: Any, decay: float, dead_code_threshold: float):
+    Args:
+        quantizer: the model's.
+        decay: of the moving averages of counts and sums.
+        dead_code_threshold: a code whose moving average of uses falls below this share of the mean
+            over codes is re-seeded.
+        world: processes that train the same codebooks.
+    """
+
+    def __init__(
+        self, quantizer: Any, decay: float, dead_code_threshold: float, world: World = ALONE
+    ) -> None:
         super().__init__()
         self.codebooks = [layer.codebook for layer in quantizer.layers]  # not owned: no parameters
         self.decay = decay
         self.dead_code_threshold = dead_code_threshold
+        self.world = world
 
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:
         """Place every codebook by k-means on the residuals of `latents` [B, D, T]."""
-        residual = latents.transpose(1, 2).flatten(0, 1).float()
+        # One draw on every process: what k-means draws from there is drawn on the first alone.
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        draws = torch.Generator().manual_seed(seed)
+        residual = _of_all(latents.transpose(1, 2).flatten(0, 1).float(), self.world)
         for book in self.codebooks:
-            centres, sizes = kmeans(residual, book.codebook_size, iterations, generator)
-            book.embed.copy_(centres)
-            book.cluster_size.copy_(sizes.clamp_min(1.0))
-            book.embed_avg.copy_(centres * book.cluster_size[:, None])
-            book.inited.fill_(1.0)
+            if self.world.is_first:
+                centres, sizes = kmeans(residual, book.codebook_size, iterations, draws)
+                book.embed.copy_(centres)
+                book.cluster_size.copy_(sizes.clamp_min(1.0))
+                book.embed_avg.copy_(centres * book.cluster_size[:, None])
+                book.inited.fill_(1.0)
+            if self.world.size > 1:
+                for buffer in (book.embed, book.cluster_size, book.embed_avg, book.inited):
+                    dist.broadcast(buffer, src=0)
             residual = residual - F.embedding(nearest(residual, book.embed), book.embed)
 
     def forward(self, latents: Tensor, generator: torch.Generator | None) -> Quantized:
@@ -54,19 +83,20 @@ class ResidualQuantizerTrainer(nn.Module):
 
         Args:
             latents: float [B, D, T] from the encoder.
-            generator: draws the vectors that re-seed dead codes; None leaves the codebooks alone.
+            generator: draws the vectors that re-seed dead codes, alike on all processes; None
+                leaves the codebooks alone.
         """
-        flat = latents.transpose(1, 2).flatten(0, 1)
+        flat = latents.float().transpose(1, 2).flatten(0, 1)
         total = torch.zeros_like(flat)
         residual = flat
-        codes, losses = [], []
+        codes, losses, uses = [], [], []
         for book in self.codebooks:
             chosen = nearest(residual.detach(), book.embed)
             vectors = F.embedding(chosen, book.embed)
             losses.append(F.mse_loss(residual, vectors))
             codes.append(chosen)
             if generator is not None:
-                self._update(book, residual.detach(), chosen, generator)
+                uses.append(self._update(book, residual.detach(), chosen, generator))
             total = total + vectors
             residual = residual - vectors
         straight = flat + (total - flat).detach()
@@ -75,25 +105,46 @@ class ResidualQuantizerTrainer(nn.Module):
             straight.unflatten(0, (batch, frames)).transpose(1, 2),
             torch.stack(codes).unflatten(1, (batch, frames)),
             torch.stack(losses).mean(),
+            torch.stack(uses).long() if uses else None,
         )
 
     @torch.no_grad()
     def _update(
         self, book: Any, vectors: Tensor, chosen: Tensor, generator: torch.Generator
-    ) -> None:
+    ) -> Tensor:
+        """Move the codes; returns how often the global batch chose each, float [C]."""
+        n, world = len(vectors), self.world
         uses = torch.bincount(chosen, minlength=book.codebook_size).to(vectors)
         sums = torch.zeros_like(book.embed).index_add_(0, chosen, vectors)
+        both = sum_over_processes(torch.cat([uses[:, None], sums], dim=1), world)
+        uses, sums = both[:, 0], both[:, 1:]
         book.cluster_size.lerp_(uses, 1 - self.decay)
         book.embed_avg.lerp_(sums, 1 - self.decay)
-        dead = book.cluster_size < self.dead_code_threshold
+        mean = n * world.size / book.codebook_size
+        dead = book.cluster_size < self.dead_code_threshold * mean
         n_dead = int(dead.sum())
         if n_dead:
-            picks = torch.randint(len(vectors), (n_dead,), generator=generator)
-            # A fair chance to live: the average use, or it would be re-seeded again at once.
-            share = max(len(vectors) / book.codebook_size, self.dead_code_threshold)
-            book.cluster_size[dead] = share
-            book.embed_avg[dead] = vectors[picks] * share
+            # Different ones of the global batch, while there are: alike codes would share their
+            # vectors by rounding.  Each process has those of its own part, zeros elsewhere.
+            order = torch.randperm(n * world.size, generator=generator)
+            picks = order.repeat(-(-n_dead // len(order)))[:n_dead]
+            picks = picks.to(vectors.device) - n * world.rank
+            mine = (picks >= 0) & (picks < n)
+            seeds = vectors[picks.clamp(0, n - 1)] * mine[:, None]
+            # A fair chance to live: the mean use, or it would be re-seeded again at once.
+            book.cluster_size[dead] = mean
+            book.embed_avg[dead] = sum_over_processes(seeds, world) * mean
         book.embed.copy_(book.embed_avg / book.cluster_size[:, None])
+        return uses
+
+
+def _of_all(rows: Tensor, world: World) -> Tensor:
+    """Rows [n, D] of every process, by rank; as many on each."""
+    if world.size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
 
 
 def nearest(vectors: Tensor, embed: Tensor) -> Tensor:
@@ -113,7 +164,7 @@ def kmeans(
         centres [n_clusters, D] and their sizes [n_clusters].
     """
     n = len(vectors)
-    order = torch.randperm(n, generator=generator)
+    order = torch.randperm(n, generator=generator).to(vectors.device)
     centres = vectors[order.repeat(-(-n_clusters // n))[:n_clusters]].clone()
     sizes = torch.zeros(n_clusters)
     for _ in range(iterations):
@@ -125,16 +176,20 @@ def kmeans(
     return centres, sizes
 
 
-def codebook_usage(codes: Tensor, codebook_size: int) -> tuple[list[float], list[float]]:
-    """Per stream: share of codes used at least once, and perplexity (2^entropy).
+def count_uses(codes: Tensor, codebook_size: int) -> Tensor:
+    """How often each code occurs: int64 [K, ...] -> int64 [K, C]."""
+    return torch.stack(
+        [torch.bincount(stream, minlength=codebook_size) for stream in codes.flatten(1)]
+    )
+
+
+def usage(uses: Tensor) -> tuple[list[float], list[float]]:
+    """Per stream: share of codes used at least once, and perplexity (exp of the entropy in nats).
 
     Args:
-        codes: int64 [K, ...].
+        uses: int64 [K, C], some in every stream.
     """
-    used, perplexity = [], []
-    for stream in codes.flatten(1):
-        counts = torch.bincount(stream, minlength=codebook_size).float()
-        p = counts[counts > 0] / counts.sum()
-        used.append(float((counts > 0).float().mean()))
-        perplexity.append(float(torch.exp(-(p * p.log()).sum())))
-    return used, perplexity
+    counts = uses.double()
+    p = counts / counts.sum(1, keepdim=True)
+    entropy = -torch.special.xlogy(p, p).sum(1)
+    return (counts > 0).double().mean(1).tolist(), entropy.exp().tolist()

@@ -1,4 +1,4 @@
-"""The files of a codec run: what it was started with, checkpoint, log, and the finished folder."""
+"""The files of a codec run: what it was started with, log, and the finished folder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import Recipe
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
-from training.codec.data import AudioClips
+from training.codec.report import report_page, show_examples
+from training.codec.validation import Validation
+from training.progress import read_log
 
-EXECUTION_ONLY = {"out", "threads", "log_every", "checkpoint_every"}
+EXECUTION_ONLY = {
+    "out", "threads", "workers", "prefetch", "log_every", "checkpoint_every",
+    "valid_every", "valid_clips", "valid_max_s", "examples",
+}  # fmt: skip
 """Keys that may change when a run goes on: they do not decide what is learnt."""
 
 
@@ -71,56 +73,37 @@ def claim(run: Path, settings: dict[str, Any]) -> None:
     path.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
-def save_checkpoint(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    """Weights, codebooks and optimizer, replaced in one move: safetensors, never pickle."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    tensors["step"] = torch.tensor(step)
-    partial = run / "checkpoint.safetensors.partial"
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(run / "checkpoint.safetensors")
+class CodecLog:
+    """`log.jsonl` and TensorBoard of a run; the first process writes them."""
 
+    def __init__(self, run: Path, done: int) -> None:
+        """
+        Args:
+            done: finished steps; what TensorBoard has of later ones comes again.
+        """
+        self._path = run / "log.jsonl"
+        self._board = SummaryWriter(str(run / "tb"), purge_step=done + 1)
+        self._originals = True
 
-def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the newest checkpoint; the number of steps done, 0 without one."""
-    path = run / "checkpoint.safetensors"
-    if not path.is_file():
-        return 0
-    try:
-        tensors = load_file(path)
-        step = int(tensors.pop("step"))
-    except (OSError, SafetensorError, KeyError) as error:
-        raise AttuneError(
-            f"{path} is damaged ({error}); remove it to train from the beginning"
-        ) from error
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = value
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({"state": states, "param_groups": whole["param_groups"]})
-    return step
+    def write(self, row: dict[str, Any]) -> None:
+        """One row, of step `row["step"]`; lists have a value per stream."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if isinstance(value, list):
+                for stream, item in enumerate(value):
+                    self._board.add_scalar(f"codec/{name}_{stream}", item, row["step"])
+            elif name != "step":
+                self._board.add_scalar(f"codec/{name}", value, row["step"])
 
+    def write_validation(self, step: int, found: Validation, sample_rate: int) -> None:
+        """Its figures as a row (`valid_...`), its examples as players and spectrograms."""
+        self.write({"step": step, **{f"valid_{k}": v for k, v in found.figures.items()}})
+        show_examples(self._board, found, sample_rate, step, self._originals)
+        self._originals = False
 
-def log_row(run: Path, writer: SummaryWriter, row: dict[str, Any]) -> None:
-    """One row of `log.jsonl`, and the same to TensorBoard."""
-    with (run / "log.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    for name, value in row.items():
-        if isinstance(value, list):
-            for stream, item in enumerate(value):
-                writer.add_scalar(f"codec/{name}_{stream}", item, row["step"])
-        elif name != "step":
-            writer.add_scalar(f"codec/{name}", value, row["step"])
+    def close(self) -> None:
+        self._board.close()
 
 
 def save_codec(
@@ -130,14 +113,19 @@ def save_codec(
     recipe: Recipe,
     config: CodecTrainingConfig,
     settings: dict[str, Any],
-    clips: AudioClips,
-    measured: dict[str, Any],
+    data: str,
+    found: Validation,
 ) -> None:
-    """Write the finished folder; it appears whole or not at all."""
+    """Write the finished folder; it appears whole or not at all.
+
+    Args:
+        data: what it was trained on, in a few words.
+        found: of these weights.
+    """
+    measured = found.figures
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed right here
     model.save_pretrained(partial)  # weight norm kept apart, as in the released EnCodec weights
-    minutes = clips.samples / recipe.sample_rate / 60
     usage = "\n".join(
         f"| {k} | {used:.1%} | {perplexity:.1f} |"
         for k, (used, perplexity) in enumerate(
@@ -152,16 +140,30 @@ def save_codec(
         f"- Command: `python -m training codec --config {recipe.source_file}`\n"
         f"- Finished: {date.today().isoformat()}, {config.steps} steps of {config.batch_size} x "
         f"{config.segment_s:g} s, {os.cpu_count()} CPU cores, torch {torch.__version__}\n"
-        f"- Data: {len(clips.waves)} clips, {minutes:.1f} minutes; refused files: "
-        f"{clips.refused or 'none'}\n"
-        f"- Losses: time {config.losses.time:g}, multi-scale mel {config.losses.mel:g} "
-        f"(squared log error {config.losses.mel_squared:g}), "
-        f"commitment {config.losses.commitment:g}; no adversarial part\n\n"
+        f"- Data: {data}\n"
+        f"- Losses: {_losses(config)}\n\n"
         f"Measured on {measured['clips']} held-out clips, whole: SI-SDR "
         f"{measured['si_sdr_db']:.2f} dB, mel distance {measured['mel']:.4f}, L1 "
         f"{measured['time']:.5f}.\n\n"
         f"| stream | codes used | perplexity |\n|---|---|---|\n{usage}\n\n"
         f"## Settings\n\n```json\n{json.dumps(settings, indent=2)}\n```\n"
     )
+    footer = f"Trained with python -m training codec --config {recipe.source_file}; data: {data}."
+    (partial / "report.html").write_text(
+        report_page(recipe, config, found, read_log(run), footer), encoding="utf-8"
+    )
     (run / "validation.json").write_text(json.dumps(measured, indent=2) + "\n")
     partial.rename(out)
+
+
+def _losses(config: CodecTrainingConfig) -> str:
+    weights = config.losses
+    terms = [f"{name} {weight:g}" for name, weight in weights.of_waveforms.items()]
+    text = ", ".join([*terms, f"commitment {weights.commitment:g}"])
+    text += f"; squared log error {weights.mel_squared:g} in mel"
+    text += ", balanced" if config.balancer else ", not balanced"
+    if not weights.use_discriminator:
+        return f"{text}; no adversarial part"
+    judge = config.discriminator
+    windows = "/".join(str(window) for window in judge.windows)
+    return f"{text}; STFT discriminator of {judge.filters} filters, windows {windows}"

@@ -1,9 +1,9 @@
 """Train EnCodec from scratch: `python -m training codec`.
 
-Reads top to bottom: data, model, resume, loop, validation, the finished folder.  Every random
-choice is a function of (seed, step), so a killed run goes on exactly where it stopped.  The
-generator's loss is time + multi-scale mel + commitment; the adversarial terms join it in
-`generator_loss`.
+Reads top to bottom: processes, audio, model, loop, the finished folder.  Every random choice is a
+function of (seed, step, place in the global batch), so a killed run goes on exactly where it
+stopped, and under torchrun the global batches stay the same whatever the number of processes.  What
+a step does is in `step.py`.
 """
 
 from __future__ import annotations
@@ -11,62 +11,159 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
+from torch import nn
 
 from common.allocator import keep_freed_memory
 from common.codec import codec_identity
 from common.config import Recipe
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
-from training.codec.data import AudioClips, load_clips, segment_batch
-from training.codec.losses import MultiScaleMelLoss, si_sdr
-from training.codec.model import build_model
-from training.codec.quantizer import Quantized, ResidualQuantizerTrainer, codebook_usage
+from training.codec.data import Clips, ClipsInMemory, ClipsOnDisk, SegmentLoader, held_out_clips
+from training.codec.losses import MultiScaleMelLoss
+from training.codec.quantizer import ResidualQuantizerTrainer, usage
 from training.codec.run_files import (
     EXECUTION_ONLY,
+    CodecLog,
     check_free,
     claim,
     finished,
-    load_checkpoint,
-    log_row,
-    save_checkpoint,
     save_codec,
 )
+from training.codec.sources import audio_sources
+from training.codec.state import CodecState, check_alike, load_checkpoint, save_checkpoint
+from training.codec.step import CodecStep, Outcome
+from training.codec.validation import Validation, validate
+from training.distributed import World, from_first, start, sum_on_host
+from training.signals import StopSignals
 
 
-@dataclass
-class GeneratorTerms:
-    """The generator's loss and its parts, all scalars before weighting but `total`."""
-
-    total: Tensor
-    parts: dict[str, float] = field(default_factory=dict)
-
-
-def generator_loss(
+def train_codec(
+    recipe: Recipe,
     config: CodecTrainingConfig,
-    mel_loss: MultiScaleMelLoss,
-    estimate: Tensor,
-    target: Tensor,
-    quantized: Quantized | None,
-) -> GeneratorTerms:
-    """Weighted sum of the reconstruction terms (waveforms [B, S]) and the commitment loss.
+    console: Console,
+    stop: StopSignals | None = None,
+) -> Path:
+    """Train, or go on training, the codec of a recipe.
 
-    The adversarial and feature-matching terms of a discriminator belong here as well.
+    Args:
+        stop: signals that end the run early, with a checkpoint.
+
+    Returns:
+        The folder of the finished codec: config.json, model.safetensors, README.md (model card),
+        report.html.
+
+    Raises:
+        AttuneError: unusable audio, a folder that holds something else, a run folder made with
+            another configuration, losses that are not finite, or a collapsed codebook.
+        Stopped: a signal came.
     """
-    parts = {"time": F.l1_loss(estimate, target), "mel": mel_loss(estimate, target)}
-    if quantized is not None:
-        parts["commitment"] = quantized.commitment
-    weights = config.losses
-    total = torch.stack([getattr(weights, name) * value for name, value in parts.items()]).sum()
-    return GeneratorTerms(total, {name: float(value.detach()) for name, value in parts.items()})
+    # 1. Where it goes, and on which processes.
+    out = Path(config.out)
+    run = out.with_name(out.name + ".run") if out.name else out
+    settings = {
+        "sample_rate": recipe.sample_rate,
+        "seed": recipe.seed,
+        **config.model_dump(exclude=EXECUTION_ONLY),
+    }
+    world = start(config.threads)
+    if not world.is_first:
+        console = Console(quiet=True)
+    if finished(out, run, settings):
+        console.print(f"codec in {out} is finished; kept ({codec_identity(str(out))})")
+        return out
+    check_free(out)
+    segment = _segment_samples(recipe, config)
+    if config.batch_size % world.size:
+        raise AttuneError(
+            f"codec_training.batch_size {config.batch_size} cannot be shared by {world.size} "
+            "processes"
+        )
+    if world.device.type == "cpu":
+        keep_freed_memory()
+
+    # 2. Audio.
+    clips, held_out = _open_audio(recipe, config, world, console)
+    loader = SegmentLoader(
+        clips, segment, config.batch_size, recipe.seed,
+        world.rank, world.size, config.workers, config.prefetch,
+    )  # fmt: skip
+
+    # 3. Codec, discriminator, and where the run stopped.
+    state = CodecState(config, recipe.sample_rate, recipe.seed, world.device)
+    model = state.model
+    quantizer = ResidualQuantizerTrainer(
+        model.quantizer, config.codebook_decay, config.dead_code_threshold, world
+    )
+    mel_loss = MultiScaleMelLoss(recipe.sample_rate, config.mel_windows, config.losses.mel_squared)
+    mel_loss.to(world.device)
+    if world.is_first:
+        run.mkdir(parents=True, exist_ok=True)
+        claim(run, settings)
+    from_first(None, world)  # all wait for the first
+    done = load_checkpoint(run, state)
+    judge = _size(state.discriminator) if state.discriminator else "no"
+    console.print(
+        f"codec: {_size(model)} parameters, {judge} discriminator, {config.steps} steps on "
+        f"{world.size} x {world.device.type} -> {out}"
+        + (f"; going on at step {done}" if done else ""),
+        soft_wrap=True,
+    )
+
+    # 4. The loop.
+    if stop:
+        stop.watch()
+    else:
+        stop = StopSignals()  # hears nothing
+    log = CodecLog(run, done) if world.is_first else None
+    pace = _Pace(config, done)
+    step_fn = CodecStep(state, quantizer, mel_loss, config, recipe.seed)
+    model.train()
+    for step, batch in enumerate(loader.batches(done, config.steps), start=done):
+        rate = learning_rate(config, step)
+        outcome = step_fn(batch.to(world.device), step, rate)
+        reached = step + 1
+        uses = outcome.quantized.uses if outcome.quantized else None
+        warnings, window = state.guards.observe(reached, uses, outcome.losses)
+        for line in warnings:
+            console.print(line, style="yellow", soft_wrap=True)
+        row: dict[str, Any] = dict(window)
+        last = reached == config.steps
+        if reached % config.log_every == 0 or last:
+            row |= _row(outcome, config, rate) | {"audio_s_per_s": pace.speed(reached)}
+            if loader.refused:
+                row["refused"] = loader.refused.total()
+            told = _line(row, outcome, config, pace, reached)
+            console.print(told, highlight=False, soft_wrap=True)
+        if log and row:
+            log.write({"step": reached, **row})
+        if config.valid_every and reached % config.valid_every == 0 and not last:
+            found = _validate(state, mel_loss, held_out, world, config)
+            told = f"step {reached}: {json.dumps(found.figures)}"
+            console.print(told, highlight=False, soft_wrap=True)
+            if log:
+                log.write_validation(reached, found, recipe.sample_rate)
+        (asked,) = sum_on_host([stop.asked], world)
+        if (reached % config.checkpoint_every == 0 or asked) and not last:
+            check_alike(state, world, reached)
+            if world.is_first:
+                save_checkpoint(run, state, reached)
+            if asked:
+                raise stop.stopped(reached, run / "checkpoint.safetensors", world.is_first)
+
+    # 5. Validation on whole clips, and the finished folder.
+    check_alike(state, world, config.steps)
+    found = _validate(state, mel_loss, held_out, world, config)
+    if log:
+        log.write_validation(config.steps, found, recipe.sample_rate)
+        log.close()
+        with state.average.applied():
+            save_codec(out, run, model, recipe, config, settings, _facts(clips, loader), found)
+    console.print(f"codec: finished, {json.dumps(found.figures)}", highlight=False, soft_wrap=True)
+    return out
 
 
 def learning_rate(config: CodecTrainingConfig, step: int) -> float:
@@ -79,149 +176,103 @@ def learning_rate(config: CodecTrainingConfig, step: int) -> float:
     return low + (config.learning_rate - low) * cosine
 
 
-def train_codec(recipe: Recipe, config: CodecTrainingConfig, console: Console) -> Path:
-    """Train, or go on training, the codec of a recipe.
-
-    Returns:
-        The folder of the finished codec: config.json, model.safetensors, README.md (model card).
-
-    Raises:
-        AttuneError: unusable audio, a folder that holds something else, or a run folder made with
-            another configuration.
-    """
-    out = Path(config.out)
-    run = out.with_name(out.name + ".run") if out.name else out
-    settings = {
-        "sample_rate": recipe.sample_rate,
-        "seed": recipe.seed,
-        **config.model_dump(exclude=EXECUTION_ONLY),
-    }
-    if finished(out, run, settings):
-        console.print(f"codec in {out} is finished; kept ({codec_identity(str(out))})")
-        return out
-    check_free(out)
-    keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-
-    # 1. Data.
+def _segment_samples(recipe: Recipe, config: CodecTrainingConfig) -> int:
     segment = round(config.segment_s * recipe.sample_rate)
-    clips = load_clips(config.audio, recipe.sample_rate, min_duration_s=0.1)
-    held_out = load_clips(config.validation, recipe.sample_rate, min_duration_s=0.1)
-    console.print(
-        f"codec: {len(clips.waves)} clips ({clips.samples / recipe.sample_rate / 60:.1f} min), "
-        f"{len(held_out.waves)} held out; refused {clips.refused or 'none'}"
-    )
+    longest = max(config.discriminator.windows) if config.losses.use_discriminator else 0
+    if segment < longest:
+        raise AttuneError(
+            f"codec_training.segment_s {config.segment_s:g} is {segment} samples, and the "
+            f"discriminator's windows take up to {longest}; lengthen segments or drop windows"
+        )
+    return segment
 
-    # 2. Model and optimizer.
-    torch.manual_seed(recipe.seed)
-    model = build_model(config.architecture, recipe.sample_rate)
-    quantizer = ResidualQuantizerTrainer(
-        model.quantizer, config.codebook_decay, config.dead_code_threshold
-    )
-    mel_loss = MultiScaleMelLoss(recipe.sample_rate, config.mel_windows, config.losses.mel_squared)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=config.betas)
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    console.print(f"codec: {size:.2f} M parameters, {config.steps} steps -> {out}")
 
-    # 3. Resume.
-    run.mkdir(parents=True, exist_ok=True)
-    claim(run, settings)
-    start = load_checkpoint(run, model, optimizer)
-    if start:
-        console.print(f"codec: going on at step {start}")
-    writer = SummaryWriter(str(run / "tb"), purge_step=start + 1)
-
-    # 4. The loop.
-    model.train()
-    began, seconds_of_audio = time.monotonic(), 0.0
-    for step in range(start, config.steps):
-        target = segment_batch(clips, segment, config.batch_size, recipe.seed, step)
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        latents = model.encoder(target[:, None])
-        quantized = None
-        if step >= config.quantize_from_step:
-            if step == config.quantize_from_step:
-                quantizer.start(latents.detach(), generator)
-            quantized = quantizer(latents, generator)
-        decoded = model.decoder(latents if quantized is None else quantized.latents)
-        terms = generator_loss(config, mel_loss, decoded[:, 0, :segment], target, quantized)
-        optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        if not torch.isfinite(norm):
+def _open_audio(
+    recipe: Recipe, config: CodecTrainingConfig, world: World, console: Console
+) -> tuple[Clips, ClipsInMemory]:
+    """What is trained on, and this process's part of what is held out."""
+    rate = recipe.sample_rate
+    on_disk = ClipsOnDisk(audio_sources(config.audio, "train"), rate)
+    clips: ClipsOnDisk | ClipsInMemory = on_disk
+    told = f"{len(on_disk)} clips, read as they are drawn"
+    if config.reading == "memory":
+        clips = ClipsInMemory(on_disk, config.workers)
+        told = f"{len(clips)} clips ({clips.seconds(rate) / 60:.1f} min) in memory"
+        if clips.refused:
+            told += f", refused {dict(clips.refused)}"
+        if not len(clips):
             raise AttuneError(
-                f"codec training: gradient is not finite at step {step + 1}; lower "
-                "codec_training.learning_rate"
+                f"codec training: no usable audio in {', '.join(config.audio)}: refused "
+                f"{dict(clips.refused)}"
             )
-        optimizer.step()
-        seconds_of_audio += config.batch_size * config.segment_s
-
-        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-            speed = seconds_of_audio / (time.monotonic() - began)
-            left = (config.steps - step - 1) * config.batch_size * config.segment_s / speed
-            row: dict[str, Any] = {
-                "step": step + 1,
-                "loss": terms.total.item(),
-                **terms.parts,
-                "grad_norm": norm.item(),
-                "lr": learning_rate(config, step),
-                "audio_s_per_s": round(speed, 2),
-            }
-            if quantized is not None:
-                used, perplexity = codebook_usage(
-                    quantized.codes, config.architecture.codebook_size
-                )
-                row |= {"used": used, "perplexity": perplexity}
-            log_row(run, writer, row)
-            usage = "/".join(f"{p:.0f}" for p in row.get("perplexity", [])) or "-"
-            parts = " ".join(f"{name} {value:.4f}" for name, value in terms.parts.items())
-            console.print(
-                f"step {step + 1}/{config.steps} loss {row['loss']:.4f} {parts} "
-                f"perplexity {usage} grad {row['grad_norm']:.2f} {speed:.1f}x real time "
-                f"eta {left / 60:.0f} min",
-                highlight=False,
-                soft_wrap=True,
-            )
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            save_checkpoint(run, model, optimizer, step + 1)
-    writer.close()
-
-    # 5. Validation on whole clips, and the finished folder.
-    model.eval()
-    measured = validate(model, mel_loss, held_out, config.architecture.codebook_size)
-    save_codec(out, run, model, recipe, config, settings, clips, measured)
-    console.print(f"codec: finished, {json.dumps(measured)}", highlight=False, soft_wrap=True)
-    return out
+    whole = ClipsOnDisk(audio_sources(config.validation, "valid"), rate)
+    held_out = held_out_clips(
+        whole, config.valid_clips, config.valid_max_s, config.workers, world.rank, world.size
+    )
+    (count,) = sum_on_host([len(held_out)], world)
+    if not count:
+        raise AttuneError(
+            f"codec training: no usable audio in {', '.join(config.validation)}: refused "
+            f"{dict(held_out.refused)}"
+        )
+    told += f"; {count} of {len(whole)} held out for validation"
+    console.print(f"codec: {told}", highlight=False, soft_wrap=True)
+    return clips, held_out
 
 
-@torch.inference_mode()
-def validate(
-    model: Any, mel_loss: MultiScaleMelLoss, clips: AudioClips, codebook_size: int
-) -> dict[str, Any]:
-    """Encode and decode whole clips one by one.
+def _validate(
+    state: CodecState,
+    mel_loss: MultiScaleMelLoss,
+    held_out: ClipsInMemory,
+    world: World,
+    config: CodecTrainingConfig,
+) -> Validation:
+    with state.average.applied():
+        return validate(state.model, mel_loss, held_out, world, config.examples)
 
-    Returns:
-        Mean SI-SDR (dB), mel distance, L1, and usage and perplexity per stream over all frames.
-    """
-    scores, mels, times, codes = [], [], [], []
-    for wave in clips.waves:
-        target = torch.from_numpy(wave)[None]
-        chosen = model.quantizer.encode(model.encoder(target[:, None]))
-        estimate = model.decoder(model.quantizer.decode(chosen))[:, 0, : target.shape[-1]]
-        scores.append(float(si_sdr(estimate, target)))
-        mels.append(float(mel_loss(estimate, target)))
-        times.append(float(F.l1_loss(estimate, target)))
-        codes.append(chosen.flatten(1))
-    used, perplexity = codebook_usage(torch.cat(codes, dim=1), codebook_size)
-    n = len(scores)
-    return {
-        "clips": n,
-        "si_sdr_db": round(sum(scores) / n, 3),
-        "mel": round(sum(mels) / n, 4),
-        "time": round(sum(times) / n, 5),
-        "used": [round(value, 4) for value in used],
-        "perplexity": [round(value, 1) for value in perplexity],
-    }
+
+class _Pace:
+    """Seconds of audio per second since this start."""
+
+    def __init__(self, config: CodecTrainingConfig, done: int) -> None:
+        self._audio = config.batch_size * config.segment_s
+        self._done, self._steps = done, config.steps
+        self._began = time.monotonic()
+
+    def speed(self, reached: int) -> float:
+        spent = time.monotonic() - self._began
+        return round((reached - self._done) * self._audio / max(spent, 1e-9), 2)
+
+    def minutes_left(self, reached: int) -> float:
+        return (self._steps - reached) * self._audio / max(self.speed(reached), 1e-9) / 60
+
+
+def _row(outcome: Outcome, config: CodecTrainingConfig, rate: float) -> dict[str, Any]:
+    row: dict[str, Any] = outcome.row(config) | {"lr": rate}
+    if outcome.quantized is not None:
+        uses = outcome.quantized.uses
+        assert uses is not None
+        row["used"], row["perplexity"] = usage(uses)
+    return row
+
+
+def _line(
+    row: dict[str, Any], outcome: Outcome, config: CodecTrainingConfig, pace: _Pace, reached: int
+) -> str:
+    parts = " ".join(f"{name} {row[name]:.4f}" for name in outcome.losses)
+    perplexity = "/".join(f"{value:.0f}" for value in row.get("perplexity", [])) or "-"
+    return (
+        f"step {reached}/{config.steps} loss {row['loss']:.4f} {parts} perplexity {perplexity} "
+        f"grad {row['grad_norm']:.2f} {row['audio_s_per_s']:.1f}x real time "
+        f"eta {pace.minutes_left(reached):.0f} min"
+    )
+
+
+def _facts(clips: Clips, loader: SegmentLoader) -> str:
+    """What the model card says of the data."""
+    refused = clips.refused if isinstance(clips, ClipsInMemory) else loader.refused
+    return f"{len(clips)} clips; refused: {dict(refused) or 'none'}"
+
+
+def _size(model: nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"

@@ -5,19 +5,25 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.codec import load_codec
 from common.config import load_recipe
 from common.errors import AttuneError
+from common.schema import PLAN
 from training.codec import train as codec_train
 from training.codec.config import CodecTrainingConfig
-from training.codec.data import load_clips, segment_batch
 from training.codec.losses import MultiScaleMelLoss, si_sdr
+from training.codec.step import CodecStep
+from training.distributed import World
+from training.signals import Stopped, StopSignals
 
 QUIET = Console(quiet=True)
 
@@ -46,6 +52,8 @@ codec_training:
   validation: [{tmp_path}/held_out]
   architecture: {{num_filters: 2, hidden_size: 8, codebook_size: 16, lstm_layers: 1}}
   mel_windows: [256, 1024]
+  discriminator: {{filters: 2, windows: [512, 128], start_step: 2}}
+  reading: memory
   segment_s: 0.25
   batch_size: 4
   steps: 12
@@ -53,6 +61,7 @@ codec_training:
   quantize_from_step: 4
   log_every: 1
   checkpoint_every: 4
+  guards: {{window: 5}}
 """
     )
     return path
@@ -64,8 +73,15 @@ def _train(path: Path, *overrides: str) -> Path:
     return codec_train.train_codec(recipe, config, QUIET)
 
 
+def _rows(out: Path) -> list[dict]:
+    """The log without what depends on the clock."""
+    lines = Path(f"{out}.run/log.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != "audio_s_per_s"} for row in rows]
+
+
 def _losses(out: Path) -> list[float]:
-    return [json.loads(row)["loss"] for row in Path(f"{out}.run/log.jsonl").open()]
+    return [row["loss"] for row in _rows(out) if "loss" in row]
 
 
 def test_the_finished_folder_decodes_what_it_encodes_and_says_where_it_comes_from(
@@ -104,28 +120,91 @@ def test_killed_training_goes_on_bit_for_bit(
     class Killed(Exception):
         pass
 
-    draw = codec_train.segment_batch
+    class DyingStep(CodecStep):
+        def __call__(self, target, step, rate):
+            if step == 10:
+                raise Killed
+            return super().__call__(target, step, rate)
 
-    def draw_or_die(*args):
-        if args[-1] == 10:
-            raise Killed
-        return draw(*args)
-
-    monkeypatch.setattr(codec_train, "segment_batch", draw_or_die)
+    monkeypatch.setattr(codec_train, "CodecStep", DyingStep)
     with pytest.raises(Killed):
         _train(recipe_file, f"codec_training.out={tmp_path}/torn")
     monkeypatch.undo()
     time.sleep(1.1)  # event files are read in the order of their names, which tell whole seconds
     torn = _train(recipe_file, f"codec_training.out={tmp_path}/torn")
     # Steps 8 and 9 ran twice: from the checkpoint at 8 the same losses came out.
-    losses = _losses(torn)
-    assert losses[8:10] == losses[10:12]
+    rows = _rows(torn)
+    assert rows[8:10] == rows[10:12]
+    there = {"discriminator", "adversarial", "feature_grad_norm", "perplexity", "window_used"}
+    assert there <= rows[11].keys() and "valid_si_sdr_db" in rows[-1]
     # TensorBoard shows them once, and the row of the checkpoint's own step still.
     events = EventAccumulator(str(tmp_path / "torn.run" / "tb"))
     events.Reload()
+    assert "reconstruction/0" in events.Tags()["audio"]
     assert [event.step for event in events.Scalars("codec/loss")] == list(range(1, 13))
-    assert losses[10:] == _losses(whole)[8:]
+    assert rows[10:] == _rows(whole)[8:]
     assert (torn / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_the_finished_codec_is_the_average_of_the_weights(recipe_file: Path, tmp_path: Path):
+    last = _train(recipe_file, f"codec_training.out={tmp_path}/last", "codec_training.ema_decay=0")
+    average = _train(
+        recipe_file, f"codec_training.out={tmp_path}/average", "codec_training.ema_decay=0.9"
+    )
+    assert _losses(last) == _losses(average)  # averaging changes nothing of the training
+    one, two = (load_file(out / "model.safetensors") for out in (last, average))
+    differ = {name for name in one if not torch.equal(one[name], two[name])}
+    assert any("decoder" in name for name in differ)
+    assert not any("codebook" in name for name in differ)
+
+
+def test_a_collapsed_codebook_stops_the_run_if_the_recipe_says_so(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+):
+    strict = ["codec_training.guards.usage_floor=1", "codec_training.guards.usage_patience=2"]
+    few = ["codec_training.batch_size=1", "codec_training.guards.window=3"]
+    recipe = load_recipe(recipe_file, [*strict, *few, "codec_training.dead_code_threshold=0"])
+    with pytest.raises(AttuneError, match="the codebook has collapsed"):
+        codec_train.train_codec(
+            recipe, recipe.section("codec_training", CodecTrainingConfig), Console()
+        )
+    assert "below codec_training.guards.usage_floor 100.0%" in capsys.readouterr().out
+
+
+def test_validation_on_the_way_and_the_report_show_originals_and_reconstructions(
+    recipe_file: Path, tmp_path: Path
+):
+    out = _train(recipe_file, "codec_training.valid_every=5", "codec_training.examples=2")
+    rows = [row for row in _rows(out) if "valid_mel" in row]
+    assert [row["step"] for row in rows] == [5, 10, 12]
+    assert rows[-1]["valid_clips"] == 4 and len(rows[-1]["valid_used"]) == 4
+    events = EventAccumulator(str(tmp_path / "codec.run" / "tb"), {"audio": 0, "images": 0})
+    events.Reload()
+    assert [event.step for event in events.Audio("reconstruction/1")] == [5, 10, 12]
+    assert [event.step for event in events.Audio("original/1")] == [5]
+    assert len(events.Images("spectrogram_reconstruction/0")) == 3
+    page = (out / "report.html").read_text()
+    assert page.count("<audio") == 4 and page.count("log-mel spectrogram") == 4
+    figures = json.loads((tmp_path / "codec.run" / "validation.json").read_text())
+    assert f"{figures['si_sdr_db']:.2f}" in page and f"{figures['used'][3]:.1%}" in page
+
+
+def test_training_streams_from_a_plan_as_well(recipe_file: Path, tmp_path: Path):
+    rows = [
+        {"audio_uri": str(path), "split": split}
+        for split, folder in (("train", "train"), ("valid", "held_out"))
+        for path in sorted((tmp_path / folder).glob("[0-9].wav"))
+    ]
+    filled = [{name: row.get(name) for name in PLAN.names} for row in rows]
+    plan = tmp_path / "plan.parquet"
+    pq.write_table(pa.Table.from_pylist(filled, PLAN), plan)
+    out = _train(
+        recipe_file,
+        "codec_training.reading=stream",
+        f"codec_training.audio=[{plan}]",
+        f"codec_training.validation=[{plan}]",
+    )
+    assert "4 clips; refused: none" in (out / "README.md").read_text()
 
 
 def test_another_configuration_is_refused_and_nothing_lost(recipe_file: Path):
@@ -145,6 +224,7 @@ def test_a_trailing_slash_and_leftovers_lose_no_codec(recipe_file: Path, tmp_pat
         "config.json",
         "model.safetensors",
         "README.md",
+        "report.html",
     }
     assert (tmp_path / "codec.run" / "log.jsonl").is_file()
 
@@ -157,10 +237,39 @@ def test_what_stands_in_the_way_shows_before_training(recipe_file: Path, tmp_pat
     assert not (tmp_path / "codec.run").exists()
 
 
+def test_what_cannot_be_trained_is_told_before_anything_is_made(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(AttuneError, match="discriminator's windows take up to 8192"):
+        _train(recipe_file, "codec_training.discriminator.windows=[8192]")
+    monkeypatch.setattr(codec_train, "start", lambda threads: World(0, 3, torch.device("cpu")))
+    with pytest.raises(AttuneError, match="batch_size 4 cannot be shared by 3 processes"):
+        _train(recipe_file)
+    assert not (tmp_path / "codec.run").exists()
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    whole = _train(recipe_file, f"codec_training.out={tmp_path}/whole")
+    recipe = load_recipe(recipe_file)
+    config = recipe.section("codec_training", CodecTrainingConfig)
+
+    class Told(StopSignals):
+        asked = property(lambda self: (tmp_path / "codec.run" / "log.jsonl").is_file())
+
+    with Told() as stop, pytest.raises(Stopped):
+        codec_train.train_codec(recipe, config, QUIET, stop)
+    assert "after step 1, saved in" in capsys.readouterr().err
+    out = _train(recipe_file)
+    assert _rows(out) == _rows(whole)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def test_damaged_files_and_diverging_training_are_told(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(AttuneError, match="gradient is not finite"):
+    with pytest.raises(AttuneError, match=r"not finite at step 2"):
         _train(recipe_file, "codec_training.learning_rate=1e30")
     checkpoint = tmp_path / "codec.run" / "checkpoint.safetensors"
     checkpoint.write_bytes(b"torn")
@@ -177,17 +286,6 @@ def test_a_folder_without_usable_audio_is_one_clear_error(recipe_file: Path, tmp
         _train(recipe_file, f"codec_training.audio=[{tmp_path}/empty]")
     with pytest.raises(AttuneError, match="no such folder"):
         _train(recipe_file, f"codec_training.audio=[{tmp_path}/nowhere]")
-
-
-def test_segments_are_a_function_of_seed_and_step(recipe_file: Path, tmp_path: Path):
-    clips = load_clips([str(tmp_path / "train")], 16_000, 0.1)
-    assert len(clips.waves) == 4 and clips.refused == {"empty_file": 1}
-    first = segment_batch(clips, 4000, 3, seed=1, step=5)
-    assert first.shape == (3, 4000)
-    assert torch.equal(first, segment_batch(clips, 4000, 3, seed=1, step=5))
-    assert not torch.equal(first, segment_batch(clips, 4000, 3, seed=1, step=6))
-    longer = segment_batch(clips, 20_000, 2, seed=1, step=0)
-    assert not longer[:, 16_000:].any()
 
 
 def test_losses_are_zero_for_equal_waveforms_and_grow_with_noise():

@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 from training.codec.config import CodecArchitecture
 from training.codec.model import build_model
-from training.codec.quantizer import ResidualQuantizerTrainer, codebook_usage, kmeans, nearest
+from training.codec.quantizer import (
+    ResidualQuantizerTrainer,
+    count_uses,
+    kmeans,
+    nearest,
+    usage,
+)
 
 
 @pytest.fixture
@@ -97,6 +103,22 @@ def test_kmeans_finds_separated_clusters():
 
 def test_usage_and_perplexity_of_known_distributions():
     codes = torch.stack([torch.arange(16).repeat(4), torch.zeros(64, dtype=torch.long)])
-    used, perplexity = codebook_usage(codes, 16)
+    used, perplexity = usage(count_uses(codes, 16))
     assert used == pytest.approx([1.0, 1 / 16])
     assert perplexity == pytest.approx([16.0, 1.0])
+
+
+def test_what_is_dead_is_measured_against_the_mean_use(model: nn.Module):
+    """200 vectors for 16 codes: a code used 7 times lives at half the mean of 12.5, one used 6
+    times does not."""
+    trainer = ResidualQuantizerTrainer(model.quantizer, decay=0.999_999, dead_code_threshold=0.5)
+    trainer.start(_latents(), torch.Generator().manual_seed(1))
+    book = trainer.codebooks[0]
+    before = book.embed.clone()
+    book.cluster_size.fill_(12.5)
+    book.cluster_size[3], book.cluster_size[5] = 6.0, 7.0
+    book.embed_avg.copy_(book.embed * book.cluster_size[:, None])
+    trainer(_latents(4), torch.Generator().manual_seed(2))
+    moved = (book.embed - before).norm(dim=1) > 1e-3
+    assert moved.nonzero().flatten().tolist() == [3]
+    assert float(book.cluster_size[3]) == 12.5

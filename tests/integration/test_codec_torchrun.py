@@ -1,0 +1,168 @@
+"""Codec training under torchrun: two processes hold the same codebooks and do what one does.
+
+Tolerance: global batches and draws are the same to the bit, sums over them are taken in another
+order, which moves a loss by some 1e-7.  A vector between two codes may then choose the other one,
+and everything is different a few steps later, so the weights are made to learn slowly here: what is
+compared is each step's losses, norms and gradients, and the codebooks, which learn at their own
+pace.  1e-4 leaves room for rounding in sums that cancel; a defect (gradients off by the number of
+processes, norms or codebooks of half the batch) is above 1e-2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.torch import load_file
+from training_process import start, under_torchrun, wait_for_step, workers
+
+TOLERANCE = 1e-4
+RECIPE = """
+name: test
+run_dir: {root}
+data_dir: {root}/data
+sample_rate: 16000
+text_encoder: {{path: unused}}
+codec_training:
+  out: {root}/codec
+  audio: [{root}/train]
+  validation: [{root}/held_out]
+  architecture: {{num_filters: 2, hidden_size: 8, codebook_size: 16, lstm_layers: 1}}
+  mel_windows: [256, 1024]
+  discriminator: {{filters: 2, windows: [512, 128], start_step: 2, learning_rate: 1.0e-5}}
+  segment_s: 0.25
+  batch_size: 4
+  steps: 12
+  learning_rate: 1.0e-5
+  quantize_from_step: 4
+  log_every: 1
+  checkpoint_every: 5
+  threads: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("codec")
+    rng = np.random.default_rng(0)
+    for folder in ("train", "held_out"):
+        (root / folder).mkdir()
+        for index in range(3):
+            t = np.arange(12_000) / 16_000
+            wave = 0.3 * np.sin(2 * np.pi * rng.uniform(200, 800) * t) * rng.uniform(0.1, 1)
+            wave += 0.05 * rng.standard_normal(len(t))
+            soundfile.write(root / folder / f"{index}.wav", wave, 16_000)
+    (root / "recipe.yaml").write_text(RECIPE.format(root=root))
+    return root
+
+
+def _run(root: Path, processes: int, *program: str) -> str:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), *program]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=200,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def _rows(out: Path) -> list[dict]:
+    lines = Path(f"{out}.run/log.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != "audio_s_per_s"} for row in rows]
+
+
+def _train(root: Path, processes: int, name: str, *overrides: str) -> Path:
+    out = root / name
+    arguments = ["--config", str(root / "recipe.yaml"), f"codec_training.out={out}", *overrides]
+    _run(root, processes, "-m", "training", "codec", *arguments)
+    return out
+
+
+def _assert_alike(one: list[dict], two: list[dict]) -> None:
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=TOLERANCE, abs=1e-6), (a["step"], key)
+
+
+def test_two_processes_hold_the_same_codebooks_and_follow_one(root: Path, tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("codec_process.py"))
+    said, held = {}, {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        arguments = (
+            script,
+            f"{root}/recipe.yaml",
+            str(folder),
+            f"codec_training.out={folder}/codec",
+        )
+        said[processes] = _run(root, processes, *arguments)
+        held[processes] = [load_file(folder / f"{rank}.safetensors") for rank in range(processes)]
+    ((alone,), (first, second)) = held.values()
+    # Codebooks, weights and gradients are the same on both, to the bit; codes moved and were
+    # re-seeded on the way; and where a single bit differs, it is found.
+    assert first.keys() == second.keys() == alone.keys()
+    assert all(value.equal(second[name]) for name, value in first.items())
+    book = "quantizer.layers.0.codebook.embed"
+    assert not first[f"4.{book}"].equal(first[f"11.{book}"])
+    assert "alike" in said[1]
+    assert said[2].count("processes [1] hold another codec than the first one") == 2
+    _assert_alike(_rows(tmp_path / "1" / "codec"), _rows(tmp_path / "2" / "codec"))
+    assert {"11.gradient.model", "11.gradient.discriminator"} <= alone.keys()
+    for name, value in alone.items():
+        error = (value.double() - first[name].double()).norm()
+        assert error <= TOLERANCE * value.double().norm(), name
+
+
+@pytest.mark.heavy
+def test_a_run_of_two_goes_on_as_one(root: Path) -> None:
+    whole = _train(root, 1, "whole")
+    out = _train(root, 2, "moved")
+    # As if killed after step 10, whose checkpoint is the last one.
+    shutil.rmtree(out)
+    (root / "moved.run" / "log.jsonl").unlink()
+    _train(root, 1, "moved")
+    rest = [row for row in _rows(whole) if row["step"] > 10]
+    assert len(rest) == 3
+    _assert_alike(rest, _rows(out))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_time_the_same_command_makes_the_same_codec(
+    root: Path, processes: int
+) -> None:
+    """SIGKILL to all processes of a run, twice; what comes out is the same to the bit."""
+    steady = ["codec_training.checkpoint_every=3", "codec_training.learning_rate=0.001"]
+    whole = _train(root, processes, f"steady{processes}", *steady)
+    out = root / f"killed{processes}"
+    arguments = ["--config", f"{root}/recipe.yaml", f"codec_training.out={out}", *steady]
+    program = [sys.executable, "-m", "training", "codec", *arguments]
+    if processes > 1:
+        program = under_torchrun(program, processes)
+    for step in (5, 10):
+        process = start(program)
+        wait_for_step(process, root / f"{out.name}.run", step)
+        for pid in (*(workers(process) if processes > 1 else ()), process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        assert not out.exists()
+    _train(root, processes, out.name, *steady)
+    for name in ("model.safetensors", "config.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    # Rows of repeated steps are repeated; the last ones of each step are those of the steady run.
+    last = {(row["step"], "loss" in row): row for row in _rows(out)}
+    assert last == {(row["step"], "loss" in row): row for row in _rows(whole)}

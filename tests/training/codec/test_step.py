@@ -1,0 +1,138 @@
+"""One training step: which gradient the decoder gets, and when the discriminator learns."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.codec.config import CodecTrainingConfig
+from training.codec.discriminator import discriminator_loss
+from training.codec.losses import MultiScaleMelLoss
+from training.codec.quantizer import ResidualQuantizerTrainer
+from training.codec.state import CodecState
+from training.codec.step import CodecStep
+
+SMALL = {
+    "out": "unused",
+    "audio": ["unused"],
+    "validation": ["unused"],
+    "architecture": {"num_filters": 2, "hidden_size": 8, "codebook_size": 16, "lstm_layers": 1},
+    "discriminator": {"filters": 2, "windows": [512, 128]},
+    "mel_windows": [256],
+    "steps": 10,
+}
+
+
+def _step(**changes: Any) -> CodecStep:
+    torch.set_num_threads(1)
+    config = CodecTrainingConfig(**(SMALL | changes))
+    state = CodecState(config, 16_000, seed=0)
+    quantizer = ResidualQuantizerTrainer(state.model.quantizer, 0.99, 0.1)
+    mel = MultiScaleMelLoss(16_000, config.mel_windows)
+    return CodecStep(state, quantizer, mel, config, seed=0)
+
+
+def _batch() -> Tensor:
+    return 0.1 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+
+
+def _gradient(step_fn: CodecStep, step: int = 0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    estimate = (_batch().flip(0) * 0.5).requires_grad_()
+    judged = step_fn._judge(_batch(), estimate, step, update=False)
+    losses = step_fn._waveform_losses(_batch(), estimate, judged)
+    gradient, _ = step_fn._gradient(losses, estimate)
+    return gradient, losses, estimate
+
+
+def test_without_the_balancer_the_gradient_is_that_of_the_weighted_sum():
+    step_fn = _step(balancer=False)
+    gradient, losses, estimate = _gradient(step_fn)
+    weights = {"time": 0.1, "mel": 2.0, "adversarial": 4.0, "feature": 4.0}
+    assert losses.keys() == weights.keys()
+    total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+    (expected,) = torch.autograd.grad(total, estimate)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_balancer_gives_each_loss_its_share_of_a_unit_gradient():
+    gradient, losses, estimate = _gradient(_step(losses={"mel": 3.0, "time": 1.0, "feature": 0}))
+    expected = torch.zeros_like(estimate)
+    for name, share in (("time", 1 / 8), ("mel", 3 / 8), ("adversarial", 4 / 8)):
+        (part,) = torch.autograd.grad(losses[name], estimate, retain_graph=True)
+        expected += share * part / part.norm()
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("late", [0, 3])
+def test_losses_of_the_discriminator_begin_at_its_first_step(late: int):
+    step_fn = _step(discriminator=SMALL["discriminator"] | {"start_step": 3})
+    outcome = step_fn(_batch(), late, 1e-3)
+    there = {"adversarial", "feature", "discriminator"} & outcome.losses.keys()
+    assert len(there) == (3 if late else 0)
+
+
+def test_without_adversarial_losses_there_is_no_discriminator():
+    step_fn = _step(losses={"adversarial": 0, "feature": 0})
+    assert step_fn.state.discriminator is None
+    assert not any("discriminator" in name for name in step_fn.state.tensors())
+    assert "discriminator" not in step_fn(_batch(), 0, 1e-3).losses
+
+
+def test_the_discriminator_learns_on_its_share_of_steps_and_the_codec_on_all():
+    step_fn = _step(discriminator=SMALL["discriminator"] | {"update_probability": 0.5})
+    discriminator, model = step_fn.state.discriminator, step_fn.state.model
+    assert discriminator is not None
+    updates = 0
+    for step in range(10):
+        before = [p.detach().clone() for p in discriminator.parameters()]
+        codec = next(model.decoder.parameters()).detach().clone()
+        step_fn(_batch(), step, 1e-3)
+        after = list(discriminator.parameters())
+        changed = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert not torch.equal(codec, next(model.decoder.parameters()))
+        updates += changed
+    assert 2 <= updates <= 8
+
+
+def test_the_discriminator_gets_no_gradient_of_the_generators_losses():
+    """Its update is that of its own hinge loss, on the logits of this step."""
+    step_fn = _step(discriminator=SMALL["discriminator"] | {"update_probability": 1})
+    discriminator = step_fn.state.discriminator
+    assert discriminator is not None
+    seen: list[Tensor] = []
+    judge = discriminator.forward
+
+    def listen(wav: Tensor) -> Any:
+        seen.append(wav.detach().clone())
+        return judge(wav)
+
+    discriminator.forward = listen  # type: ignore[method-assign]
+    fresh = _step(discriminator=SMALL["discriminator"]).state.discriminator
+    assert fresh is not None
+    step_fn(_batch(), 0, 1e-3)
+    discriminator_loss(fresh(seen[0]), fresh(seen[1])).backward()
+    for mine, alone in zip(discriminator.parameters(), fresh.parameters(), strict=True):
+        assert mine.grad is not None and alone.grad is not None
+        torch.testing.assert_close(mine.grad, alone.grad)
+
+
+@pytest.mark.parametrize("window", [8, 130])
+def test_windows_that_no_hop_divides_are_refused(window: int):
+    with pytest.raises(ValueError, match="expected a multiple of 4"):
+        _step(discriminator={"windows": [window]})
+
+
+def test_bf16_multiplies_in_bf16_and_learns_in_fp32():
+    exact = _step()(_batch(), 0, 1e-3)
+    step_fn = _step(precision="bf16", discriminator=SMALL["discriminator"] | {"precision": "bf16"})
+    seen = []
+    for module in (step_fn.state.model.decoder.layers[0], step_fn.state.discriminator.scales[0]):
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    outcome = step_fn(_batch(), 0, 1e-3)
+    assert seen[0].dtype == torch.bfloat16 and seen[1][0].dtype == torch.bfloat16
+    tensors = step_fn.state.tensors().values()
+    assert not any(value.dtype == torch.bfloat16 for value in tensors)
+    for name, value in exact.losses.items():
+        assert outcome.losses[name].dtype == torch.float32
+        assert float(outcome.losses[name]) == pytest.approx(float(value), rel=0.05), name

@@ -1,0 +1,64 @@
+"""Loss balancer (EnCodec, section 3.4): weights say which share of the gradient a loss has.
+
+Each loss's gradient with respect to the decoder's output is divided by the moving average of its
+own norm: a gradient a thousand times another's does not drown it, and a weight means the same
+whatever scale its loss has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Balancer:
+    """Factors for gradients g_i: R w_i / (sum_j w_j) / <|g_i|>, in the paper's equation 4.
+
+    <|g_i|> is the bias-corrected average, sum of d^(t-k) |g_i|_k over sum of d^(t-k), of the steps
+    that had this loss: one that sets in late is balanced from its first step.
+
+    Args:
+        weights: w_i by the loss's name.
+        decay: d.
+        total_norm: R, the norm of the sum if no two gradients had anything in common.
+    """
+
+    def __init__(self, weights: Mapping[str, float], decay: float, total_norm: float = 1.0) -> None:
+        self.weights = dict(weights)
+        self.decay = decay
+        self.total_norm = total_norm
+        self.averages: dict[str, Tensor] = {}
+        self.updates: dict[str, int] = {}
+
+    def factors(self, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take in this step's norms and say what each gradient is to be multiplied by.
+
+        Args:
+            norms: scalar |g_i|, of the global batch, for each loss of this step.
+        """
+        share = self.total_norm / sum(self.weights[name] for name in norms)
+        found = {}
+        for name, norm in norms.items():
+            self.updates[name] = self.updates.get(name, 0) + 1
+            before = self.averages.get(name, torch.zeros_like(norm))
+            gain = (1 - self.decay) / (1 - self.decay ** self.updates[name])
+            self.averages[name] = before + gain * (norm - before)
+            # A loss that has no gradient yet must not turn into infinities.
+            found[name] = self.weights[name] * share / self.averages[name].clamp_min(1e-12)
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps; `load` takes it."""
+        averages = {f"{name}.average": value for name, value in self.averages.items()}
+        updates = {f"{name}.updates": torch.tensor(value) for name, value in self.updates.items()}
+        return averages | updates
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for key, value in state.items():
+            name, _, kind = key.rpartition(".")
+            if kind == "average":
+                self.averages[name] = value
+            else:
+                self.updates[name] = int(value)

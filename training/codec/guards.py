@@ -1,0 +1,129 @@
+"""Guards against the two ways in which codec training goes wrong.
+
+Collapse: the first stream uses a few codes alone, and the later ones quantize what it leaves.  A
+discriminator that runs away: it tells everything apart by a margin, and what the generator gets
+from it is noise.  Both are looked at once per window of steps; what is found is said with figures,
+and the discriminator rests until it is no longer ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from common.errors import AttuneError
+from training.codec.config import GuardConfig
+from training.codec.quantizer import usage
+
+MARGIN = 2.0
+"""The generator's hinge loss of a discriminator that is as sure as its own loss asks it to be."""
+
+
+class Guards:
+    """Looks at a run; every process is given the same figures and so comes to the same verdict."""
+
+    def __init__(self, config: GuardConfig, n_codebooks: int, codebook_size: int) -> None:
+        self.config = config
+        self.resting = False
+        """Whether the discriminator is not to be updated."""
+        self._uses = torch.zeros(n_codebooks, codebook_size, dtype=torch.int64)
+        self._losses = torch.zeros(2, dtype=torch.float64)  # discriminator, adversarial
+        self._quantized = self._judged = self._low = 0
+        self._adversarial_before = 0.0
+
+    def observe(
+        self, step: int, uses: Tensor | None, losses: Mapping[str, Tensor]
+    ) -> tuple[list[str], dict[str, list[float]]]:
+        """Take in one step, and look at the window that it ends.
+
+        Args:
+            step: its number, from 1.
+            uses: int64 [K, C], how often the global batch chose each code; None before
+                quantization begins.
+            losses: of the global batch; `discriminator` and `adversarial` count.
+
+        Returns:
+            What there is to say, a line each, and `window_used` and `window_perplexity` per stream
+            if a window of quantized steps ends here.
+
+        Raises:
+            AttuneError: the first stream has been below the floor for too many windows.
+        """
+        if uses is not None:
+            self._uses = self._uses.to(uses.device) + uses
+            self._quantized += 1
+        if "discriminator" in losses and "adversarial" in losses:
+            found = torch.stack([losses["discriminator"], losses["adversarial"]]).double()
+            self._losses = self._losses.to(found.device) + found
+            self._judged += 1
+        if step % self.config.window:
+            return [], {}
+        lines, row = [], {}
+        # A window that quantization began in says little.
+        if self._quantized == self.config.window:
+            used, perplexity = usage(self._uses)
+            row = {"window_used": used, "window_perplexity": perplexity}
+            lines += self._look_at_usage(step, used[0], perplexity[0])
+        if self._judged == self.config.window:
+            judge, adversarial = (self._losses / self._judged).tolist()
+            lines += self._look_at_discriminator(step, judge, adversarial)
+        self._uses = torch.zeros_like(self._uses)
+        self._losses = torch.zeros_like(self._losses)
+        self._quantized = self._judged = 0
+        return lines, row
+
+    def _look_at_usage(self, step: int, used: float, perplexity: float) -> list[str]:
+        config = self.config
+        if used >= config.usage_floor:
+            self._low = 0
+            return []
+        self._low += 1
+        what = (
+            f"step {step}: the first stream used {used:.1%} of its codes over {config.window} "
+            f"steps (perplexity {perplexity:.1f}), below codec_training.guards.usage_floor "
+            f"{config.usage_floor:.1%}"
+        )
+        if self._low >= config.usage_patience > 0:
+            raise AttuneError(
+                f"codec training: {what}, for {self._low} windows in a row: the codebook has "
+                "collapsed; quantize later (quantize_from_step), lower learning_rate, or allow it "
+                "(guards.usage_patience=0)"
+            )
+        return [f"{what}; {self._low} in a row"]
+
+    def _look_at_discriminator(self, step: int, judge: float, adversarial: float) -> list[str]:
+        config = self.config
+        before, self._adversarial_before = self._adversarial_before, adversarial
+        figures = (
+            f"over {config.window} steps its loss was {judge:.3f}, the generator's adversarial "
+            f"loss {adversarial:.2f} (before: {before:.2f})"
+        )
+        growing = (
+            before > 0 and adversarial > MARGIN and adversarial > config.adversarial_growth * before
+        )
+        if not self.resting:
+            self.resting = judge < config.discriminator_floor or growing
+            if self.resting:
+                return [f"step {step}: the discriminator runs away, it rests: {figures}"]
+        elif judge >= 2 * config.discriminator_floor and not growing:
+            self.resting = False
+            return [f"step {step}: the discriminator goes on learning: {figures}"]
+        return []
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps; `load` takes it."""
+        numbers = [self._quantized, self._judged, self._low, int(self.resting)]
+        return {
+            "uses": self._uses,
+            "losses": self._losses,
+            "numbers": torch.tensor(numbers),
+            "adversarial_before": torch.tensor(self._adversarial_before, dtype=torch.float64),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self._uses, self._losses = state["uses"], state["losses"]
+        self._quantized, self._judged, self._low, resting = state["numbers"].tolist()
+        self.resting = bool(resting)
+        self._adversarial_before = float(state["adversarial_before"])

@@ -1,0 +1,248 @@
+"""One step of codec training: generator, then discriminator, from one pass of each.
+
+The waveform losses are taken with respect to the decoder's output alone, each gradient by itself;
+the balancer weighs them, and their sum goes back through decoder and encoder once, together with
+the commitment loss.  The discriminator learns from the same logits that the generator's losses
+came from.
+
+On several processes each takes its part of the global batch.  What is computed is what one process
+would compute: norms, levels and codebooks are those of the global batch, gradients are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import AttuneError
+from training.codec.config import CodecTrainingConfig
+from training.codec.discriminator import (
+    Judged,
+    adversarial_loss,
+    discriminator_loss,
+    feature_levels,
+    feature_loss,
+)
+from training.codec.losses import MultiScaleMelLoss
+from training.codec.quantizer import Quantized, ResidualQuantizerTrainer
+from training.codec.state import CodecState
+from training.distributed import World, sum_over_processes
+from training.optim import set_learning_rate
+
+_UPDATE_DRAW = 1
+"""Tells the draw of an update from others of its step."""
+
+
+@dataclass
+class Outcome:
+    """What came of a step; the same on all processes, but for `quantized`."""
+
+    losses: dict[str, Tensor]
+    """Each loss of the generator before weighting, scalars; and `discriminator` where there is
+    one.  Of the global batch."""
+    norms: dict[str, Tensor]
+    """Norm of the gradient of each waveform loss with respect to the decoder's output."""
+    grad_norm: Tensor
+    """Of the generator's weights, before clipping."""
+    quantized: Quantized | None
+
+    def row(self, config: CodecTrainingConfig) -> dict[str, float]:
+        """The same as numbers, for the log; `loss` is the weighted sum, balanced or not."""
+        row = {name: float(value) for name, value in self.losses.items()}
+        generator = {name: value for name, value in row.items() if name != "discriminator"}
+        total = sum(getattr(config.losses, name) * value for name, value in generator.items())
+        row |= {f"{name}_grad_norm": float(value) for name, value in self.norms.items()}
+        return {"loss": total} | row | {"grad_norm": float(self.grad_norm)}
+
+
+class CodecStep:
+    """Updates what `state` holds, one global batch at a time."""
+
+    def __init__(
+        self,
+        state: CodecState,
+        quantizer: ResidualQuantizerTrainer,
+        mel_loss: MultiScaleMelLoss,
+        config: CodecTrainingConfig,
+        seed: int,
+    ) -> None:
+        self.state = state
+        self.quantizer = quantizer
+        self.mel_loss = mel_loss
+        self.config = config
+        self.seed = seed
+        self.world = quantizer.world
+
+    def __call__(self, target: Tensor, step: int, rate: float) -> Outcome:
+        """Train on waveforms [B / processes, S], this process's part of the global batch.
+
+        Args:
+            step: its number, from 0; decides what is drawn.
+            rate: learning rate of the generator; the discriminator's is in proportion.
+
+        Raises:
+            AttuneError: a loss or the gradient is not finite; no weight is updated then.
+        """
+        config, state = self.config, self.state
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+        # 1. Encoder, quantizer, decoder.
+        with self._autocast(config.precision):
+            latents = state.model.encoder(target[:, None])
+        latents, quantized = latents.float(), None
+        if step >= config.quantize_from_step:
+            if step == config.quantize_from_step:
+                self.quantizer.start(latents.detach(), generator)
+            quantized = self.quantizer(latents, generator)
+        with self._autocast(config.precision):
+            decoded = state.model.decoder(latents if quantized is None else quantized.latents)
+        decoded = decoded[:, 0, : target.shape[-1]].float()
+
+        # 2. Losses of the waveform, and their gradients with respect to it.
+        estimate = decoded.detach().requires_grad_()
+        update = self._updates_discriminator(step)
+        judged = self._judge(target, estimate, step, update)
+        waveform = self._waveform_losses(target, estimate, judged)
+        gradient, norms = self._gradient(waveform, estimate)
+
+        # 3. Back through decoder and encoder.
+        state.optimizer.zero_grad(set_to_none=True)
+        ends, gradients, losses = [decoded], [gradient], dict(waveform)
+        if quantized is not None:
+            losses["commitment"] = quantized.commitment
+            ends.append(config.losses.commitment * quantized.commitment)
+            gradients.append(torch.ones_like(ends[-1]))
+        torch.autograd.backward(ends, gradients)
+        average_gradients(state.model, self.world)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
+        if judged is not None:
+            losses["discriminator"] = discriminator_loss(*judged)
+        found = self._of_global_batch(losses)
+        check_finite(found | {"gradient": norm}, step)
+
+        # 4. Updates.
+        set_learning_rate(state.optimizer, rate)
+        state.optimizer.step()
+        state.average.update()
+        if judged is not None and update:
+            self._update_discriminator(losses["discriminator"], rate)
+        return Outcome(found, norms, norm.detach(), quantized)
+
+    def _autocast(self, precision: str) -> torch.autocast:
+        device = self.world.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+
+    def _updates_discriminator(self, step: int) -> bool:
+        draw = np.random.default_rng((self.seed, step, _UPDATE_DRAW)).random()
+        wanted = draw < self.config.discriminator.update_probability
+        return bool(wanted) and not self.state.guards.resting
+
+    def _judge(
+        self, target: Tensor, estimate: Tensor, step: int, update: bool
+    ) -> tuple[Judged, Judged] | None:
+        """The discriminator on real and decoded waveforms; None while it has no say."""
+        discriminator = self.state.discriminator
+        if discriminator is None or step < self.config.discriminator.start_step:
+            return None
+        with self._autocast(self.config.discriminator.precision):
+            with torch.set_grad_enabled(update):
+                real = discriminator(target)
+            return real, discriminator(estimate)
+
+    def _waveform_losses(
+        self, target: Tensor, estimate: Tensor, judged: tuple[Judged, Judged] | None
+    ) -> dict[str, Tensor]:
+        """Those in use, before weighting, of this process's part."""
+        wanted = self.config.losses.of_waveforms
+        losses = {}
+        if "time" in wanted:
+            losses["time"] = F.l1_loss(estimate, target)
+        if "mel" in wanted:
+            losses["mel"] = self.mel_loss(estimate, target)
+        if judged is not None:
+            real, fake = judged
+            if "adversarial" in wanted:
+                losses["adversarial"] = adversarial_loss(fake)
+            if "feature" in wanted:
+                levels = sum_over_processes(feature_levels(real), self.world) / self.world.size
+                losses["feature"] = feature_loss(real, fake, levels)
+        return losses
+
+    def _gradient(
+        self, losses: dict[str, Tensor], estimate: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What goes back into the decoder, like `estimate`, and the norm of each loss's part.
+
+        Losses are means over a process's part, and gradients are averaged over processes later, so
+        the gradient of the global batch's mean is a process's own divided by their number.
+        """
+        gradients = {
+            name: torch.autograd.grad(loss, estimate, retain_graph=True)[0]
+            for name, loss in losses.items()
+        }
+        squares = torch.stack([gradient.square().sum() for gradient in gradients.values()])
+        lengths = sum_over_processes(squares, self.world).sqrt() / self.world.size
+        norms = dict(zip(gradients, lengths, strict=True))
+        balancer = self.state.balancer
+        factors: Mapping[str, Any] = (
+            balancer.factors(norms) if balancer else self.config.losses.of_waveforms
+        )
+        total = torch.zeros_like(estimate)
+        for name, gradient in gradients.items():
+            total += factors[name] * gradient
+        return total, norms
+
+    def _of_global_batch(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their means over all processes, without gradient."""
+        values = torch.stack([value.detach() for value in losses.values()])
+        means = sum_over_processes(values, self.world) / self.world.size
+        return dict(zip(losses, means, strict=True))
+
+    def _update_discriminator(self, loss: Tensor, rate: float) -> None:
+        discriminator, optimizer = self.state.discriminator, self.state.discriminator_optimizer
+        assert discriminator and optimizer
+        optimizer.zero_grad(set_to_none=True)
+        # Of the weights alone: the decoded waveform has had its gradients.
+        loss.backward(inputs=list(discriminator.parameters()))
+        average_gradients(discriminator, self.world)
+        nn.utils.clip_grad_norm_(discriminator.parameters(), self.config.clip_norm)
+        high = self.config.discriminator.learning_rate
+        set_learning_rate(optimizer, high * rate / self.config.learning_rate)
+        optimizer.step()
+
+
+def average_gradients(model: nn.Module, world: World) -> None:
+    """Replace each process's gradients by their mean over all, in one exchange."""
+    if world.size == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    whole = torch.cat([gradient.flatten() for gradient in gradients])
+    whole = sum_over_processes(whole, world) / world.size
+    parts = whole.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def check_finite(values: Mapping[str, Tensor], step: int) -> None:
+    """Stop before anything is learnt from what is no number.
+
+    Args:
+        values: scalars by name.
+        step: from 0.
+
+    Raises:
+        AttuneError: names step and values.
+    """
+    finite = torch.stack(list(values.values())).isfinite().tolist()
+    bad = [name for name, good in zip(values, finite, strict=True) if not good]
+    if bad:
+        raise AttuneError(
+            f"codec training: {' and '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite at "
+            f"step {step + 1}; lower codec_training.learning_rate"
+        )
