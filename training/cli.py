@@ -136,6 +136,21 @@ def report(config: ConfigOption, overrides: OverridesArgument = None) -> None:
 
 
 @app.command()
+def weights(
+    folder: Annotated[
+        Path | None, typer.Option("--weights", help="Where they go (default: ~/.cache/attune).")
+    ] = None,
+) -> None:
+    """Fetch the backbones that `evaluate` measures with: VGGish, PaSST, CLAP (about 1.6 GB)."""
+    from training.evaluation.weights import default_weights, fetch_all
+
+    if failed := fetch_all(folder or default_weights(), print):
+        raise AttuneError(
+            f"{', '.join(failed)} not fetched; metrics that need them are left out, the others run"
+        )
+
+
+@app.command()
 def generate(
     config: ConfigOption,
     overrides: OverridesArgument = None,
