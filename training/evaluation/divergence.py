@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
 Array = NDArray[np.float64]
@@ -16,9 +16,7 @@ RESAMPLES = 2000
 """Of a bootstrap of means."""
 
 
-def kl_divergence(
-    p: NDArray[np.floating], q: NDArray[np.floating], epsilon: float = EPSILON
-) -> Array:
+def kl_divergence(p: ArrayLike, q: ArrayLike, epsilon: float = EPSILON) -> Array:
     """sum p (log p - log (q + epsilon)) in nats, over the last axis.
 
     "KL" in papers is p = labels of the real clip, q = those of the generated one.  With epsilon the
@@ -30,11 +28,11 @@ def kl_divergence(
     Returns:
         float64 [...].
     """
-    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
-    return np.sum(xlogy(p, p) - xlogy(p, q + epsilon), axis=-1)
+    first, second = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    return np.sum(xlogy(first, first) - xlogy(first, second + epsilon), axis=-1)
 
 
-def cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:
+def cosine(a: ArrayLike, b: ArrayLike) -> Array:
     """Cosine over the last axis; 0 where a vector is zero.
 
     Args:
@@ -43,12 +41,16 @@ def cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> Array:
     Returns:
         float64 [...].
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    # By their largest values first: squares of tiny or huge ones would leave float64.
-    a = a / np.maximum(np.abs(a).max(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
-    b = b / np.maximum(np.abs(b).max(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.sum(a * b, axis=-1) / np.where(norms > 0, norms, 1.0)
+    x, y = _scaled(a), _scaled(b)
+    norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    return np.sum(x * y, axis=-1) / np.where(norms > 0, norms, 1.0)
+
+
+def _scaled(a: ArrayLike) -> Array:
+    # By the largest value: squares of tiny or huge ones would leave float64.
+    vectors = np.asarray(a, np.float64)
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    return vectors / np.maximum(largest, np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ def around(value: float, resampled: Array) -> Interval:
     return Interval(value, value + float(low), value + float(high))
 
 
-def mean_interval(values: NDArray[np.floating], seed: int = 0) -> Interval:
+def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
     """Mean of scores [N] with its interval; NaN bounds for fewer than two."""
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return Interval(float(values.mean()) if len(values) else np.nan, np.nan, np.nan)
+    scores = np.asarray(values, np.float64)
+    if len(scores) < 2:
+        return Interval(float(scores.mean()) if len(scores) else np.nan, np.nan, np.nan)
     rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    return around(float(values.mean()), np.array(means))
+    means = [scores[rng.integers(0, len(scores), len(scores))].mean() for _ in range(RESAMPLES)]
+    return around(float(scores.mean()), np.array(means))
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,16 @@ def paired_difference(value: float, resampled: Array) -> Difference:
     return Difference(value, interval.low, interval.high, p_value)
 
 
-def paired_means(
-    first: NDArray[np.floating], second: NDArray[np.floating], seed: int = 0
-) -> Difference:
+def paired_means(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Difference:
     """Difference of the means of scores [N] of the same clips, resampled in pairs.
 
     Raises:
         ValueError: not the same number, or fewer than two.
     """
-    steps = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    if len(first) != len(second) or len(steps) < 2:
-        raise ValueError(f"expected pairs, two at least: found {len(first)} and {len(second)}")
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(f"expected pairs, two at least: found {len(a)} and {len(b)}")
+    steps = b - a
     rng = np.random.default_rng(seed)
     means = [steps[rng.integers(0, len(steps), len(steps))].mean() for _ in range(RESAMPLES)]
     return paired_difference(float(steps.mean()), np.array(means))

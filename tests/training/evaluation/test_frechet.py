@@ -130,11 +130,18 @@ def test_interval_covers_what_other_clips_give():
         assert drawn is not None
         interval = around(frechet_distance(clips.total(), truth), drawn[:, 0])
         assert interval.low < interval.value < interval.high
+        same = frechet_resamples([clips], truth, resamples=3, seed=seed)
+        assert same is not None and np.array_equal(same, drawn[:3])
         hits += interval.low <= centre <= interval.high
         widths.append(interval.high - interval.low)
     assert hits >= 16
     assert np.mean(widths) == pytest.approx(3.92 * np.std(others), rel=0.4)
     assert frechet_resamples([_clips(9, 0)], truth) is None
+    # A draw's distance is that of the picked clips.
+    clips, picks = _clips(12, 0), np.random.default_rng(5).integers(0, 12, 12)
+    drawn = frechet_resamples([clips], truth, resamples=1, seed=5)
+    assert drawn is not None
+    assert drawn[0, 0] == pytest.approx(frechet_distance(clips.total(picks), truth), rel=1e-6)
 
 
 def test_bad_embeddings_are_refused():
