@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint typecheck format preprocess train-codec-sfx \
-        train-codec-music train-sfx train-music generate play bench clean
+        train-codec-music train-sfx train-music generate play weights evaluate bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -85,6 +85,12 @@ generate: $(READY)  ## PROMPT="a dog barks" [N=4] [CONFIG=configs/demo.yaml]
 
 play: $(READY)  ## a local page to type prompts and hear clips [CONFIG=...] [ARGS="--run lm-rr --run lm-baseline"]
 	$(PY) -m training play --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
+
+evaluate: $(READY)  ## TARGET=lm REFERENCE=folder-or-shards [CONFIG=...] [ARGS="--against lm-baseline"]
+	$(PY) -m training evaluate $(TARGET) --reference $(REFERENCE) --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
+
+weights: $(READY)  ## fetch VGGish, PaSST and CLAP for the metrics (about 1.6 GB)
+	$(PY) -m training weights $(ARGS)
 
 bench: $(READY)  ## speed, as ratios against peers: NAME=plan for one
 	$(PY) -m benchmarks $(NAME)

@@ -190,13 +190,16 @@ class Codec:
         Returns:
             int64 [B, K, T], T = ceil(S / hop).
         """
+        return self.model.quantizer.encode(self.latents(wav)).transpose(0, 1)
+
+    @torch.inference_mode()
+    def latents(self, wav: Tensor) -> Tensor:
+        """Waveforms float32 [B, S] to what is quantized: float32 [B, D, ceil(S / hop)]."""
         wav = wav.to(self.device)
         if self.fast_encoder is not None:
-            latents = self.fast_encoder(wav)
-        else:
-            dtype = next(self.model.encoder.parameters()).dtype
-            latents = self.model.encoder(wav[:, None].to(dtype)).float()
-        return self.model.quantizer.encode(latents).transpose(0, 1)
+            return self.fast_encoder(wav)
+        dtype = next(self.model.encoder.parameters()).dtype
+        return self.model.encoder(wav[:, None].to(dtype)).float()
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:

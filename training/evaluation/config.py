@@ -1,10 +1,19 @@
-"""The `report` section of a recipe."""
+"""The `report` section of a recipe, and what `evaluate` lets one choose."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
 from common.config import Section
+
+Captions = Literal["first", "draw", "all"]
+"""Which of a benchmark clip's captions is its prompt."""
+Framing = Literal["half", "google"]
+"""How VGGish's examples are cut: a key of `vggish.FRAMINGS`."""
+Preset = Literal["audiocaps", "musiccaps"]
+"""A benchmark's protocol."""
 
 
 class ReportConfig(Section):

@@ -1,0 +1,317 @@
+"""Measuring sets of clips: figures move as they must, gaps are told, models are compared fairly."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from small_backbones import write_clap, write_passt, write_vggish
+from typer.testing import CliRunner
+
+from common.audio import AudioError
+from common.codec import load_codec
+from common.config import Recipe
+from common.errors import AttuneError
+from training.cli import app
+from training.evaluation.backbones.vggish import VGGish
+from training.evaluation.cache import EmbeddingCache
+from training.evaluation.clip_sets import SetClip, key, load_clip, pair, read_folder, read_preset
+from training.evaluation.frechet import frechet_distance
+from training.evaluation.measure import Backbones, Measurer, figures
+
+RATE = 16_000
+LEVELS = (0.01, 0.02, 0.04, 0.08)
+SOUNDS = ("dog", "rain", "bell", "engine")
+
+
+def _sound(kind: str, seed: int, seconds: float = 1.2) -> np.ndarray:
+    """A synthesized sound, of its kind but never the same twice."""
+    rng = np.random.default_rng(abs(hash((SOUNDS.index(kind), seed))) % 2**32)
+    t = np.arange(round(RATE * seconds)) / RATE
+    pitch = rng.uniform(0.8, 1.25)
+    noise = rng.standard_normal(len(t))
+    if kind == "dog":
+        wave = np.sin(2 * np.pi * 500 * pitch * t) * (np.sin(2 * np.pi * 3 * pitch * t) > 0.3)
+    elif kind == "rain":
+        wave = np.diff(noise, prepend=0) * rng.uniform(0.3, 0.6)
+    elif kind == "bell":
+        wave = sum(np.sin(2 * np.pi * f * pitch * t) for f in (700, 1870, 2900)) * np.exp(-3 * t)
+    else:
+        wave = np.convolve(noise, np.ones(40) / 12, "same") * (1 + np.sin(2 * np.pi * 30 * t))
+    return (0.2 * rng.uniform(0.5, 1) * wave).astype(np.float32)
+
+
+def _write(folder: Path, name: str, wave: np.ndarray, **facts: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    soundfile.write(folder / f"{name}.wav", np.clip(wave, -1, 1), RATE, "FLOAT")
+    if facts:
+        (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+def _real(folder: Path, seeds: range) -> Path:
+    for kind in SOUNDS:
+        for seed in seeds:
+            _write(folder, f"{kind}-{seed}", _sound(kind, seed), prompt=f"a {kind} {seed}")
+    return folder
+
+
+def _generated(folder: Path, seeds: range, noise: float) -> Path:
+    rng = np.random.default_rng(0)
+    for kind in SOUNDS:
+        for seed in seeds:
+            wave = _sound(kind, seed + 1000)
+            wave = wave + noise * rng.standard_normal(len(wave)).astype(np.float32)
+            facts = {"prompt": f"a {kind} {seed}", "seed": seed, "checkpoint": "run/step-1"}
+            _write(folder, f"{seed:03d}-{kind}", wave, **facts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    write_vggish(folder / "vggish-10086976.pth")
+    write_passt(folder / "passt-s-f128-p16-s10-ap.476-swa.pt")
+    write_passt(folder / "passt-s-f128-20sec-p16-s10-ap.474-swa.pt", columns=200)
+    write_clap(folder / "clap-htsat-fused")
+    return folder
+
+
+def _run(tmp_path: Path, *arguments: object) -> dict:
+    command = ["evaluate", *map(str, arguments), "--cache", str(tmp_path / "cache"), "--json"]
+    result = CliRunner().invoke(app, command)
+    if result.exception is not None:
+        raise result.exception
+    return json.loads(result.stdout)
+
+
+def test_every_metric_end_to_end_with_its_card(tmp_path: Path, weights: Path, tiny_codec: Path):
+    real = _real(tmp_path / "real", range(3))
+    made = _generated(tmp_path / "made", range(3), 0.0)
+    (made / "000-dog.json").write_text(
+        json.dumps({"prompt": "<script>alert(1)</script>", "seed": 0, "reference": "dog-0"})
+    )
+    found = _run(tmp_path, made, "--reference", real, "--weights", weights, "--codec", tiny_codec)
+    assert set(found["metrics"]) == {
+        "fad_vggish", "fad_codec", "fd_mel", "clap",
+        *(f"kl_passt_{s}s{d}" for s in (10, 20) for d in ("", "_reverse", "_both")),
+    }  # fmt: skip
+    assert found["missing"] == {} and found["unusable"] == {"clips": {}, "reference": {}}
+    for name, row in found["metrics"].items():
+        assert row["clips"] == 12, name
+        assert row["low"] <= row["value"] <= row["high"], name
+    both = found["metrics"]["kl_passt_10s_both"]["value"]
+    one, other = (found["metrics"][f"kl_passt_10s{d}"]["value"] for d in ("", "_reverse"))
+    assert both == pytest.approx(one + other) and one > 0
+    assert -1 <= found["metrics"]["clap"]["value"] <= 1
+    vggish = found["cards"]["fad_vggish"]
+    assert vggish["sample_rate"] == RATE and vggish["hop_s"] == 0.48
+    assert re.fullmatch("[0-9a-f]{16}", vggish["weights_sha256"])
+    card = found["card"]
+    assert card["loudness"] == "as it is" and card["prompts"] == 12
+    assert "run/step-1" in card["checkpoints"] and 2 in card["seeds"]
+    scores = [row["clap"] for row in found["per_clip"]]
+    assert scores == sorted(scores) and len(scores) == 12
+    assert json.loads((made / "evaluation" / "metrics.json").read_text()) == found
+    html = (made / "evaluation" / "metrics.html").read_text()
+    assert "<script" not in html and "http" not in html.replace("http-equiv", "")
+    assert html.count("<audio") == 24 and html.count("log-mel spectrogram") == 24
+    # What was written is not taken for clips, and embeddings come from the cache.
+    before = sorted((tmp_path / "cache").rglob("*.npz"))
+    again = _run(tmp_path, made, "--reference", real, "--weights", weights, "--codec", tiny_codec)
+    assert again["metrics"] == found["metrics"]
+    assert sorted((tmp_path / "cache").rglob("*.npz")) == before
+
+
+def test_metrics_without_backbone_say_so_and_the_others_go_on(tmp_path: Path, tiny_codec: Path):
+    real = _real(tmp_path / "real", range(3))
+    made = _generated(tmp_path / "made", range(2), 0.0)
+    (made / "000-rain.wav").write_bytes(b"")
+    found = _run(
+        tmp_path, made, "--reference", real, "--weights", tmp_path / "no", "--codec", tiny_codec
+    )
+    assert set(found["metrics"]) == {"fad_codec", "fd_mel"}
+    assert set(found["missing"]) == {"fad_vggish", "kl_passt_10s", "kl_passt_20s", "clap"}
+    assert all("make weights" in why and "\n" not in why for why in found["missing"].values())
+    assert found["clips"] == 7 and "empty_file" in found["unusable"]["clips"]["000-rain.wav"]
+    # Seven clips are too few to be drawn again.
+    assert found["metrics"]["fd_mel"]["low"] is None
+    html = (made / "evaluation" / "metrics.html").read_text()
+    assert "make weights" in html and "empty_file" in html
+
+
+def test_distance_grows_with_what_is_done_to_the_clips(tmp_path: Path, tiny_codec: Path):
+    write_vggish(tmp_path / "vggish-10086976.pth")
+    backbones = Backbones.load(tmp_path, str(tiny_codec))
+    assert isinstance(backbones.frechet["fad_vggish"], VGGish)
+    measurer = Measurer(backbones, EmbeddingCache(tmp_path / "cache"))
+    real = measurer.reference(read_folder(_real(tmp_path / "real", range(8))).clips)
+    sets = {"other half": _real(tmp_path / "half", range(20, 28))}
+    codec = load_codec("builtin:sfx-small")
+    rng = np.random.default_rng(1)
+    for kind in SOUNDS:
+        for seed in range(20, 28):
+            wave = _sound(kind, seed)
+            codes = codec.encode_track(wave).astype(np.int64)
+
+            heard = codec.decode(torch.from_numpy(codes)[None])[0].numpy()[: len(wave)]
+            _write(tmp_path / "codec", f"{kind}-{seed}", heard)
+            for level in LEVELS:
+                noise = level * rng.standard_normal(len(wave)).astype(np.float32)
+                _write(tmp_path / f"noise {level}", f"{kind}-{seed}", heard + noise)
+    sets |= {"codec": tmp_path / "codec"}
+    sets |= {f"noise {level}": tmp_path / f"noise {level}" for level in LEVELS}
+    gaussians = real.gaussians()
+    rows: dict[str, list[float]] = {}
+    for folder in sets.values():
+        measured = measurer.reference(read_folder(folder).clips)
+        for metric, groups in measured.moments.items():
+            total = groups.total().gaussian()
+
+            rows.setdefault(metric, []).append(frechet_distance(total, gaussians[metric]))
+    for metric in ("fad_vggish", "fd_mel"):
+        assert rows[metric] == sorted(rows[metric])
+        assert rows[metric][-1] > 5 * rows[metric][0]
+
+
+def test_two_models_are_compared_in_pairs(tmp_path: Path, weights: Path, tiny_codec: Path):
+    real = _real(tmp_path / "real", range(6))
+    first = _generated(tmp_path / "first", range(6), 0.0)
+    noisy = _generated(tmp_path / "noisy", range(5), 0.1)
+    shared = ("--reference", real, "--weights", tmp_path / "no", "--codec", tiny_codec)
+    found = _run(tmp_path, first, *shared, "--against", noisy)["comparison"]
+    assert found["clips"] == 20  # of 24 and 20, by prompt and seed
+    mel = found["differences"]["fd_mel"]
+    assert mel["more_than_noise"] and mel["better"] == "first" and mel["p_value"] < 0.02
+    assert mel["low"] <= mel["value"] <= mel["high"]
+    assert "first is better" in (first / "evaluation" / "metrics.html").read_text()
+    same = _run(tmp_path, first, *shared, "--against", first)["comparison"]
+    assert same["differences"]["fd_mel"]["value"] == 0
+    assert not same["differences"]["fd_mel"]["more_than_noise"]
+    stranger = tmp_path / "stranger"
+    for i in range(3):
+        _write(stranger, f"x{i}", _sound("dog", i))
+    with pytest.raises(AttuneError, match="0 clips in common"):
+        _run(tmp_path, first, *shared, "--against", stranger)
+
+
+def test_a_run_is_measured_by_its_own_clips(
+    tmp_path: Path, tiny_root: Path, tiny_recipe: Recipe, tiny_run: Path
+):
+    real = _real(tmp_path / "real", range(4))
+    shared = ("--config", tiny_root / "recipe.yaml", "--reference", real)
+    shared = (*shared, "--weights", tmp_path / "no", "--out", tmp_path / "out", "--clips", 5)
+    found = _run(tmp_path, tiny_run.name, *shared)
+    folder = Path(found["target"])
+    assert folder.is_relative_to(Path(tiny_recipe.run_dir) / "evaluated")
+    assert found["clips"] == 5 and len(list(folder.glob("*.wav"))) == 5
+    card = found["card"]
+    assert card["checkpoints"][0].endswith("step-00000012") and card["steps"] == [12]
+    assert re.fullmatch("[0-9a-f]{16}", card["checkpoints_sha256"][0])
+    assert {row["prompt"] for row in found["per_clip"]} < {
+        c.prompt for c in read_folder(real).clips
+    }
+    # The same clips are not made again; one that is gone is.
+    kept, gone = sorted(folder.glob("*.wav"))[:2]
+    before, content = kept.stat().st_mtime_ns, gone.read_bytes()
+    gone.unlink()
+    again = _run(tmp_path, tiny_run, *shared)
+    assert again["metrics"] == found["metrics"]
+    assert kept.stat().st_mtime_ns == before and gone.read_bytes() == content
+    with pytest.raises(AttuneError, match="--config names its recipe"):
+        _run(tmp_path, tiny_run, "--reference", real)
+
+
+def test_loudness_is_taken_out_where_one_is_given(tmp_path: Path):
+    real = read_folder(_real(tmp_path / "real", range(5))).clips
+    for clip in real:
+        wave, _ = load_clip(clip, None)
+        _write(tmp_path / "quiet", Path(clip.name).stem, 0.1 * wave)
+    quiet = read_folder(tmp_path / "quiet").clips
+    for loudness, most in ((None, np.inf), (-30.0, 1e-3)):
+        backbones = Backbones.load(tmp_path, "builtin:sfx-small")
+        measurer = Measurer(backbones, EmbeddingCache(tmp_path / "cache"), loudness)
+        gaussians = measurer.reference(real).gaussians()
+        value = figures(measurer.generated(quiet, {}, gaussians), gaussians)["fd_mel"]["value"]
+        assert value < most and (loudness is not None or value > 1)
+
+
+def test_pairs_go_by_reference_then_name_then_prompt():
+    real = [
+        SetClip("a.wav", "", prompts=("dog",)),
+        SetClip("b.wav", "", prompts=("rain",)),
+        SetClip("c.wav", "", prompts=("rain",)),
+    ]
+    made = [
+        SetClip("1.wav", "", prompts=("rain",), facts={"reference": "a.wav"}),
+        SetClip("b.flac", ""),
+        SetClip("3.wav", "", prompts=("dog",)),
+        SetClip("4.wav", "", prompts=("rain",)),  # two real clips have that prompt
+        SetClip("5.wav", "", prompts=("bell",)),
+    ]
+    found = {name: clip.name for name, clip in pair(made, real).items()}
+    assert found == {"1.wav": "a.wav", "b.flac": "b.wav", "3.wav": "a.wav"}
+    assert key(SetClip("x.wav", "")) == "x"
+    assert key(SetClip("x", "", prompts=("p",), facts={"seed": 1})) == key(
+        SetClip("y", "", prompts=("p",), facts={"seed": 1})
+    )
+
+
+def test_presets_take_the_benchmarks_clips_and_tell_missing_ones(tmp_path: Path):
+    listed = tmp_path / "test.csv"
+    rows = [f"{n},-yt{n // 5},30,caption {n}" for n in range(15)]
+    listed.write_text("audiocap_id,youtube_id,start_time,caption\n" + "\n".join(rows) + "\n")
+    audio = tmp_path / "audio"
+    for name in ("-yt0_30", "Y-yt2"):
+        _write(audio, name, _sound("dog", 0))
+    first = read_preset("audiocaps", listed, audio, "first")
+    assert [c.name for c in first.clips] == ["-yt0_30", "-yt2_30"]
+    assert first.missing == ("-yt1_30",)
+    assert [c.prompt for c in first.clips] == ["caption 0", "caption 10"]
+    drawn = read_preset("audiocaps", listed, audio, "draw")
+    assert drawn == read_preset("audiocaps", listed, audio, "draw")
+    assert all(len(c.prompts) == 1 for c in drawn.clips)
+    assert [len(c.prompts) for c in read_preset("audiocaps", listed, audio, "all").clips] == [5, 5]
+    music = tmp_path / "musiccaps-public.csv"
+    music.write_text(
+        "ytid,start_s,end_s,caption,is_balanced_subset\n"
+        "-yt0,30,40,a slow ballad,False\n-yt2,30,40,a fast jig,True\n"
+    )
+    assert [c.prompt for c in read_preset("musiccaps", music, audio, "first").clips] == [
+        "a slow ballad"
+    ]
+    with pytest.raises(AttuneError, match="no column youtube_id"):
+        read_preset("audiocaps", music, audio, "first")
+    _write(tmp_path / "elsewhere", "yt1", _sound("dog", 0))
+    with pytest.raises(AttuneError, match="none of the 3 clips"):
+        read_preset("audiocaps", listed, tmp_path / "elsewhere", "first")
+    listed.write_text("audiocap_id,youtube_id,start_time,caption\n1,x,soon,a dog\n")
+    with pytest.raises(AttuneError, match="line 2"):
+        read_preset("audiocaps", listed, audio, "first")
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path, tiny_codec: Path):
+    made = _generated(tmp_path / "made", range(1), 0.0)
+    with pytest.raises(AttuneError, match="--reference is missing"):
+        _run(tmp_path, made)
+    with pytest.raises(AttuneError, match="no such folder"):
+        _run(tmp_path, made, "--reference", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AttuneError, match="no audio files"):
+        _run(tmp_path, tmp_path / "empty", "--reference", made)
+    with pytest.raises(AttuneError, match="go together"):
+        _run(tmp_path, made, "--reference", made, "--preset", "audiocaps")
+    lone = tmp_path / "lone"
+    _write(lone, "x", _sound("dog", 0))
+    with pytest.raises(AttuneError, match="two usable clips"):
+        _run(tmp_path, made, "--reference", lone, "--codec", tiny_codec)
+    (made / "000-dog.json").write_text("{")
+    with pytest.raises(AttuneError, match="not JSON"):
+        _run(tmp_path, made, "--reference", made)
+    soundfile.write(lone / "x.wav", np.full(100, np.nan), RATE, "FLOAT")
+    with pytest.raises(AudioError, match="non_finite"):
+        load_clip(SetClip("x", str(lone / "x.wav")), None)

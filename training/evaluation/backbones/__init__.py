@@ -1,0 +1,1 @@
+"""Models that turn audio into embeddings, each behind one small protocol."""

@@ -1,0 +1,93 @@
+"""The clips that a model is measured by: one for every prompt of a reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.config import Recipe
+from common.errors import AttuneError
+from training.config import SamplingConfig
+from training.evaluation.backbones.backbone import file_hash
+from training.evaluation.clip_sets import SetClip
+from training.lm.generate import Sampler
+from training.lm.outputs import write_clip
+
+_CHUNK = 4
+"""Batches generated between two writes."""
+
+
+def generate_set(
+    recipe: Recipe,
+    run: Path,
+    prompts: Sequence[SetClip],
+    out: Path,
+    console: Console,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Path:
+    """A clip of a model for every prompt of a set, from disk where it was made already.
+
+    Args:
+        prompts: clips whose prompts are asked for; the files say which one as `reference`.
+        out: folder for folders of clips, one per list of prompts.
+        seed: of a clip's first prompt; further ones get the next seeds.
+
+    Returns:
+        The folder with a wav and a JSON per prompt, and nothing else.
+
+    Raises:
+        AttuneError: no trained model, or no prompts.
+    """
+    wanted: dict[str, tuple[bool, dict[str, Any]]] = {}
+    for clip in prompts:
+        # The shards' further prompts are other wordings of the first; a list's are asked for.
+        for i, prompt in enumerate(clip.prompts[:1] if clip.normalized else clip.prompts):
+            name = hashlib.blake2b(f"{clip.name}/{i}".encode(), digest_size=8).hexdigest()
+            facts = {"prompt": prompt, "seed": seed + i, "reference": clip.name}
+            wanted[name] = clip.normalized, facts
+    if not wanted:
+        raise AttuneError(
+            "the reference tells no prompts: name shards, a --preset, or a folder with sidecars"
+        )
+    sampling = recipe.section("sampling", SamplingConfig)
+    sampler = Sampler.load(recipe, run, device)
+    seconds = min(sampling.duration_s, sampler.trained_s)
+    made_by = sampler.facts(sampling) | {
+        "duration_s": seconds,
+        "sample_rate": sampler.codec.sample_rate,
+        "checkpoint_sha256": file_hash(sampler.checkpoint / "model.safetensors"),
+    }
+    asked = json.dumps(sorted((name, facts) for name, (_, facts) in wanted.items()))
+    folder = out / hashlib.blake2b(asked.encode(), digest_size=6).hexdigest()
+    todo = [n for n, (_, f) in wanted.items() if not _is_made(folder / f"{n}.wav", made_by | f)]
+    if todo:
+        console.print(
+            f"generating {len(todo)} clips of {seconds:g} s into {folder}", highlight=False
+        )
+    step, done = _CHUNK * sampling.batch_size, 0
+    for normalized in (False, True):
+        names = [name for name in todo if wanted[name][0] is normalized]
+        for start in range(0, len(names), step):
+            part = names[start : start + step]
+            asked_for = [wanted[name][1] for name in part]
+            texts, seeds = [f["prompt"] for f in asked_for], [f["seed"] for f in asked_for]
+            waves, _ = sampler.generate(texts, seconds, seeds, sampling, normalized=normalized)
+            for name, wave, about in zip(part, waves, asked_for, strict=True):
+                write_clip(folder, name, wave, made_by | about, "wav")
+            done += len(part)
+            console.print(f"  {done} of {len(todo)}", highlight=False)
+    return folder
+
+
+def _is_made(path: Path, facts: dict[str, Any]) -> bool:
+    try:
+        found = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return False
+    return path.is_file() and found == json.loads(json.dumps(facts))
