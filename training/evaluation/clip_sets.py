@@ -240,10 +240,10 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
             rows = []
             for row in reader:
                 try:
-                    float(row[columns[1]] or 0)
+                    int(float(row[columns[1]] or 0))
                     if not row[columns[0]] or not (row["caption"] or "").strip():
                         raise ValueError
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, OverflowError):
                     at = f"{path}, line {reader.line_num}"
                     raise AttuneError(f"{at}: expected {', '.join(columns)}") from None
                 rows.append({name: row[name] or "" for name in columns})

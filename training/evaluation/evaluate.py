@@ -73,7 +73,7 @@ def evaluate(
     sets = [read_folder(path) for path in (target, against) if path is not None]
     backbones = Backbones.load(settings.weights, settings.codec, settings.framing, settings.device)
     for why in dict.fromkeys(backbones.missing.values()):
-        console.print(f"left out: {why}", highlight=False)
+        console.print(f"left out: {why}", highlight=False, soft_wrap=True)
     measurer = Measurer(backbones, EmbeddingCache(settings.cache), settings.loudness)
 
     with console.status("real clips") as status:
@@ -109,7 +109,9 @@ def evaluate(
         "per_clip": per_clip(measured[0]),
     }
     if against is not None:
-        common, differences = compare(measurer, measured[0], measured[1], pairs, gaussians)
+        common, differences = compare(
+            measurer, measured[0], measured[1], pairs, gaussians, settings.seed
+        )
         document["comparison"] = {
             "first": str(target),
             "second": str(against),

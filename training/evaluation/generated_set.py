@@ -68,7 +68,9 @@ def generate_set(
     todo = [n for n, (_, f) in wanted.items() if not _is_made(folder / f"{n}.wav", made_by | f)]
     if todo:
         console.print(
-            f"generating {len(todo)} clips of {seconds:g} s into {folder}", highlight=False
+            f"generating {len(todo)} clips of {seconds:g} s into {folder}",
+            highlight=False,
+            soft_wrap=True,
         )
     step, done = _CHUNK * sampling.batch_size, 0
     for normalized in (False, True):

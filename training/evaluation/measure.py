@@ -220,6 +220,7 @@ def figures(
         drawn = frechet_resamples([groups], gaussians[metric], seed=seed)
         if drawn is not None:
             row |= asdict(around(value, drawn[:, 0]))
+            row["low"] = max(0.0, row["low"])  # no distance is below
         infinity = frechet_infinity(groups, gaussians[metric], seed=seed)
         row["infinity"] = None if infinity is None else asdict(infinity)
         row |= {"clips": groups.clips, "embeddings": total.count, "dimensions": len(total.mean)}

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -17,10 +19,19 @@ from common.audio import AudioError
 from common.codec import load_codec
 from common.config import Recipe
 from common.errors import AttuneError
+from common.schema import MANIFEST
 from training.cli import app
 from training.evaluation.backbones.vggish import VGGish
 from training.evaluation.cache import EmbeddingCache
-from training.evaluation.clip_sets import SetClip, key, load_clip, pair, read_folder, read_preset
+from training.evaluation.clip_sets import (
+    SetClip,
+    key,
+    load_clip,
+    pair,
+    read_folder,
+    read_preset,
+    read_reference,
+)
 from training.evaluation.frechet import frechet_distance
 from training.evaluation.measure import Backbones, Measurer, figures
 
@@ -104,6 +115,7 @@ def test_every_metric_end_to_end_with_its_card(tmp_path: Path, weights: Path, ti
     for name, row in found["metrics"].items():
         assert row["clips"] == 12, name
         assert row["low"] <= row["value"] <= row["high"], name
+        assert row["low"] >= 0 or name == "clap"
     both = found["metrics"]["kl_passt_10s_both"]["value"]
     one, other = (found["metrics"][f"kl_passt_10s{d}"]["value"] for d in ("", "_reverse"))
     assert both == pytest.approx(one + other) and one > 0
@@ -203,7 +215,8 @@ def test_a_run_is_measured_by_its_own_clips(
     tmp_path: Path, tiny_root: Path, tiny_recipe: Recipe, tiny_run: Path
 ):
     real = _real(tmp_path / "real", range(4))
-    shared = ("--config", tiny_root / "recipe.yaml", "--reference", real)
+    # In fp32 a clip is the same alone and among others.
+    shared = ("sampling.weights=fp32", "--config", tiny_root / "recipe.yaml", "--reference", real)
     shared = (*shared, "--weights", tmp_path / "no", "--out", tmp_path / "out", "--clips", 5)
     found = _run(tmp_path, tiny_run.name, *shared)
     folder = Path(found["target"])
@@ -289,9 +302,33 @@ def test_presets_take_the_benchmarks_clips_and_tell_missing_ones(tmp_path: Path)
     _write(tmp_path / "elsewhere", "yt1", _sound("dog", 0))
     with pytest.raises(AttuneError, match="none of the 3 clips"):
         read_preset("audiocaps", listed, tmp_path / "elsewhere", "first")
-    listed.write_text("audiocap_id,youtube_id,start_time,caption\n1,x,soon,a dog\n")
-    with pytest.raises(AttuneError, match="line 2"):
-        read_preset("audiocaps", listed, audio, "first")
+    for start in ("soon", "nan", "inf"):
+        listed.write_text(f"audiocap_id,youtube_id,start_time,caption\n1,x,{start},a dog\n")
+        with pytest.raises(AttuneError, match="line 2"):
+            read_preset("audiocaps", listed, audio, "first")
+
+
+def test_a_split_of_shards_is_a_reference(tmp_path: Path, tiny_codec: Path):
+    real = _real(tmp_path / "real", range(3))
+    rows = [
+        dict.fromkeys(MANIFEST.names)
+        | {"sample_id": f"id{i}", "split": "valid" if i % 4 else "train", "audio_uri": str(path)}
+        | {"prompts": [path.stem, "other words"], "start_s": 0.1, "end_s": 1.1}
+        for i, path in enumerate(sorted(real.glob("*.wav")))
+    ]
+    data = tmp_path / "data"
+    data.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), data / "manifest.parquet")
+    (data / "summary.json").write_text("{}")
+    found = read_reference(str(data), "valid")
+    assert len(found.clips) == 9 and found.clips[0].normalized
+    wave, rate = load_clip(found.clips[0], None)
+    assert len(wave) == rate  # the second that the plan cut out
+    made = _generated(tmp_path / "made", range(3), 0.0)
+    shared = ("--split", "valid", "--weights", tmp_path / "no", "--codec", tiny_codec)
+    assert _run(tmp_path, made, "--reference", data, *shared)["reference_clips"] == 9
+    with pytest.raises(AttuneError, match="no clips in split 'test'; there is train, valid"):
+        read_reference(str(data), "test")
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, tiny_codec: Path):
