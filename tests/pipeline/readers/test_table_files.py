@@ -31,7 +31,7 @@ def parquet_bytes() -> bytes:
     [
         (b"", "empty"),
         (b"\n\n", "empty; expected a CSV with columns file_name, text"),
-        (gzip.compress(ROWS.encode()), "gzip-compressed; unpack"),
+        (gzip.compress(ROWS.encode(), mtime=0), "gzip-compressed; unpack"),
         (b"PK\x03\x04rest", "zip archive or .xlsx"),
         (b"\xd0\xcf\x11\xe0rest", "Excel workbook"),
         (parquet_bytes(), "a Parquet file; expected text"),
