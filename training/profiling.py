@@ -75,7 +75,10 @@ class StepProfiler:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._profile.stop()
-        self._profile.export_chrome_trace(str(self._out))
+        try:
+            self._profile.export_chrome_trace(str(self._out))
+        except (OSError, RuntimeError) as error:  # no reason to lose a run
+            print(f"warning: --profile {self._out}: not written: {error}", file=sys.stderr)
         order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         table = self._profile.key_averages().table(
             sort_by=order, row_limit=_TOLD, max_name_column_width=44
