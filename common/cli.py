@@ -58,3 +58,17 @@ def run_app(app: typer.Typer) -> None:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise Interrupted
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        AttuneError: naming it.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=torch.device(name)).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise AttuneError(f"--device {name}: not available here; use cpu or cuda") from error

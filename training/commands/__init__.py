@@ -1,0 +1,1 @@
+"""What `python -m training` does, a room per kind of command."""

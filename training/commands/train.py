@@ -1,0 +1,117 @@
+"""`lm`, `codec`: train, and look at a run."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
+from common.config import Recipe, load_recipe
+from common.errors import AttuneError
+
+if TYPE_CHECKING:
+    from training.signals import StopSignals
+
+
+def lm(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete what this run has and start over.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would take, and stop.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say where the run stands, also while it trains.")
+    ] = False,
+    curves: Annotated[
+        Path | None, typer.Option("--curves", help="Draw the run's curves into this PNG.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--with", help="Another run to draw; may be repeated.")
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", help="Write a trace (.json.gz) of a few steps on the way."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the language model (under torchrun: on all its processes); goes on where it stopped."""
+    if status or curves:
+        _look(load_recipe(config, overrides or []), status, curves, against or [], as_json)
+        return
+    from training.preflight import Preflight
+    from training.train import train
+
+    def tell(estimate: Preflight) -> None:
+        if as_json:
+            print_json(estimate.as_dict())
+        else:
+            print(*estimate.lines(), sep="\n")
+        estimate.check()
+
+    if as_json and not dry_run:
+        raise AttuneError("--json goes with --dry-run or --status")
+    recipe = load_recipe(config, overrides or [])
+    with _resumable(recipe) as stop:
+        train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop, profile=profile)
+
+
+@contextmanager
+def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
+    """Around a training run, alone or as one of several processes: signals are noted, a full disk
+    is one line, and the process ends once all are through."""
+    from training.distributed import leave
+    from training.signals import Stopped, StopSignals
+
+    try:
+        with StopSignals() as stop:
+            yield stop
+    except Stopped as stopped:
+        leave(stopped.status)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise AttuneError(
+            f"{recipe.run_dir}: {error.strerror}; make room and rerun the same command to go on"
+        ) from error
+    leave(0)
+
+
+def _look(
+    recipe: Recipe, status: bool, curves: Path | None, against: list[str], as_json: bool
+) -> None:
+    from training.config import LMConfig
+    from training.watch import read_status, status_lines, write_curves
+
+    run = Path(recipe.run_dir) / recipe.section("lm", LMConfig).run
+    if status:
+        found = read_status(run)
+        if as_json:
+            print_json(found)
+        else:
+            print(*status_lines(found), sep="\n")
+    if curves:
+        write_curves([run, *(Path(recipe.run_dir) / name for name in against)], curves)
+        if not as_json:
+            print(curves)
+
+
+def codec(config: ConfigOption, overrides: OverridesArgument = None) -> None:
+    """Train EnCodec from scratch (under torchrun: on all its processes); goes on where it
+    stopped."""
+    from training.codec.config import CodecTrainingConfig
+    from training.codec.train import train_codec
+
+    recipe = load_recipe(config, overrides or [])
+    section = recipe.section("codec_training", CodecTrainingConfig)
+    with _resumable(recipe) as stop:
+        train_codec(recipe, section, Console(), stop)
