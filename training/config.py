@@ -77,6 +77,11 @@ class RegularizationConfig(Section):
 
     weight: float = Field(default=3.0, ge=0)
     """Lambda; 0 trains without it."""
+    loss: Literal["similarity", "contrastive"] = "similarity"
+    """`similarity`: L_rr (equation 5). `contrastive`: CLAP's loss in its place, between clips and
+    prompts in a common space that is learnt; it did not improve the paper's model (section 2)."""
+    contrastive_dim: int = Field(default=512, ge=1)
+    """Width of that space; CLAP's."""
     pool: Pool = "max"
     scope: Literal["global", "local"] = "global"
     """Pairs over the global batch, or within each process's share of it."""
@@ -195,6 +200,10 @@ class LMConfig(Section):
             raise ValueError(
                 "rr.weight > 0 with rr.apply=cfg acts on steps without text, and cfg.dropout is 0: "
                 "there are none; set rr.weight=0, or rr.apply=always"
+            )
+        if self.rr.loss == "contrastive" and self.rr.text == "projected":
+            raise ValueError(
+                "rr.loss=contrastive maps the encoder's states by itself; set rr.text=raw"
             )
         if self.optim.warmup >= self.steps:
             raise ValueError(

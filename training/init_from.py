@@ -17,6 +17,7 @@ _DECIDED_BY = {
     "codebook_size": "the shards' codec",
     "text_dim": "the shards' text encoder",
 }
+_HEAD = "contrastive."
 
 
 def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], world: World) -> None:
@@ -39,7 +40,8 @@ def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], worl
     except AttuneError as error:
         raise AttuneError(f"lm.init_from: {error}") from error
     theirs, ours = other.arch.as_dict(), model.arch.as_dict()
-    differing = [key for key in ours if ours[key] != theirs[key]]
+    # The contrastive head serves training alone: without one there, it begins anew.
+    differing = [key for key in ours if ours[key] != theirs[key] and key != "contrastive"]
     if differing:
         told = ", ".join(
             f"{key} {theirs[key]} there and {ours[key]} here "
@@ -47,7 +49,9 @@ def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], worl
             for key in differing
         )
         raise AttuneError(f"lm.init_from {checkpoint}: another architecture: {told}")
-    model.load_state_dict(other.state_dict())
+    weights = {name: v for name, v in other.state_dict().items() if not name.startswith(_HEAD)}
+    fresh = {name: v for name, v in model.state_dict().items() if name.startswith(_HEAD)}
+    model.load_state_dict(weights | fresh)
     if not world.is_first:
         return
     for key, what in (("codec_id", "codec"), ("text_encoder_id", "text encoder")):

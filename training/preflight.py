@@ -145,7 +145,10 @@ def count_parameters(arch: Architecture) -> int:
     d = arch.d_model
     tables = arch.n_codebooks * (arch.codebook_size + 1) * d
     head = arch.n_codebooks * arch.codebook_size * d
-    return tables + head + (arch.text_dim + 1) * d + arch.n_layers * _block(arch) + 2 * d
+    shared = arch.contrastive
+    contrastive = shared * (d + arch.text_dim + 2 * shared + 4) + 1 if shared else 0
+    text = (arch.text_dim + 1) * d
+    return tables + head + text + arch.n_layers * _block(arch) + 2 * d + contrastive
 
 
 def _block(arch: Architecture) -> int:

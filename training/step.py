@@ -16,6 +16,7 @@ from training.config import LMConfig
 from training.data import Batch, dropped_text
 from training.distributed import World, gather_rows, sum_over_processes
 from training.lm.losses import (
+    contrastive_loss,
     pool,
     representation_regularization,
     similarity_correlation,
@@ -58,7 +59,7 @@ class TrainingStep:
         parts = micro_batches(batch, config.micro_batch)
         outcome = Outcome(float(dropped.mean()))
         pooled: list[tuple[Tensor, Tensor]] = []
-        pull: Tensor | None = None
+        pull: Pull | None = None
         if pulled and len(parts) > 1:
             with torch.no_grad():
                 for part in parts:
@@ -91,7 +92,10 @@ class TrainingStep:
             if pull is None:  # there is but this one
                 pull = self._regularize([(audio.detach(), text)], chosen, outcome)
             assert pull is not None
-            (objective + (audio * pull[part.rows]).sum()).backward()
+            objective = objective + (audio * pull.clips[part.rows]).sum()
+            if part is parts[-1]:
+                objective = objective + pull.of_head()
+            objective.backward()
             assert states.grad is not None
             of_rr, of_both = states.grad.float(), whole[0].float()
             outcome.add_gradients(of_rr / world.size, (of_both - of_rr) / world.size)
@@ -122,14 +126,14 @@ class TrainingStep:
         pooled: list[tuple[Tensor, Tensor]],
         chosen: NDArray[np.bool_],
         outcome: Outcome,
-    ) -> Tensor | None:
+    ) -> Pull | None:
         """L_rr over the clips `chosen` of the global batch, and how the similarities correlate.
 
         Args:
             pooled: states of this process's clips and prompts, without graph.
 
         Returns:
-            The gradient of weighted L_rr with respect to the clips' `[B, D]`, unless it weighs 0.
+            The gradient of what is weighted, L_rr or the contrastive loss, unless it weighs 0.
         """
         how, world = self._config.rr, self._world
         own, text = (torch.cat(rows) for rows in zip(*pooled, strict=True))
@@ -140,12 +144,34 @@ class TrainingStep:
         else:
             places = places.view(world.size, -1)[world.rank]
         audio, text = audio[places], text[places]
-        rr = representation_regularization(audio, text)
+        objective = rr = representation_regularization(audio, text)
         outcome.rr = rr.detach()
         outcome.correlation = similarity_correlation(audio.detach(), text)
         if not how.weight:
             return None
-        return torch.autograd.grad(how.weight * rr, own)[0]
+        head = self._model.contrastive
+        weights = [] if head is None else list(head.parameters())
+        if head is not None:
+            objective = contrastive_loss(*head(audio, text.detach()))
+            outcome.contrastive = objective.detach()
+        clips, *rest = torch.autograd.grad(how.weight * objective, [own, *weights])
+        return Pull(clips, list(zip(weights, rest, strict=True)))
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Gradients of the weighted regularization, taken once for all micro-batches."""
+
+    clips: Tensor
+    """With respect to the pooled states of this process's clips, `[B, D]`."""
+    head: list[tuple[Tensor, Tensor]]
+    """The contrastive head's weights, each with its gradient: the same on all processes, which
+    share the loss, as the mean that FSDP takes of them."""
+
+    def of_head(self) -> Tensor | float:
+        """What has these gradients: added to an objective, it hands them to the weights the way
+        that FSDP expects."""
+        return sum((weight * gradient).sum() for weight, gradient in self.head)
 
 
 class Outcome:
@@ -157,6 +183,8 @@ class Outcome:
         """Share of the global batch that trained without text."""
         self.rr: Tensor | None = None
         """L_rr where it was taken, before its weight."""
+        self.contrastive: Tensor | None = None
+        """The contrastive loss where it was, before its weight."""
         self.correlation: Tensor | None = None
         """Of the two similarity matrices."""
         self.gradients: Tensor | None = None
@@ -189,6 +217,9 @@ class Outcome:
             both = torch.stack([self.rr, self.correlation])
             found = (sum_over_processes(both, world) / world.size).tolist()
             row["rr"], row["rr_correlation"] = found
+        if self.contrastive is not None:
+            of_all = sum_over_processes(self.contrastive.float(), world) / world.size
+            row["contrastive"] = float(of_all)
         if self.gradients is not None:
             norms = sum_over_processes(self.gradients, world).sqrt().tolist()
             row["rr_grad_norm"], row["ce_grad_norm"] = norms

@@ -259,7 +259,14 @@ def architecture(config: LMConfig, summary: dict[str, Any]) -> Architecture:
         n_codebooks=int(summary["n_codebooks"]),
         codebook_size=int(summary["codebook_size"]),
         text_dim=int(summary["text_dim"]),
+        contrastive=contrastive_width(config),
     )
+
+
+def contrastive_width(config: LMConfig) -> int:
+    """Of the head that the contrastive loss needs; 0 without it."""
+    wanted = config.rr.loss == "contrastive" and config.rr.weight > 0
+    return config.rr.contrastive_dim if wanted else 0
 
 
 def describe(
@@ -306,7 +313,8 @@ def _loader(
 
 
 def _announce(run: Path, config: LMConfig, estimate: Preflight, world: World, done: int) -> None:
-    rr = f"rr {config.rr.weight:g} x {config.rr.pool}-pooled" if config.rr.weight else "no rr"
+    kind = "rr" if config.rr.loss == "similarity" else "contrastive loss"
+    rr = f"{kind} {config.rr.weight:g} x {config.rr.pool}-pooled" if config.rr.weight else "no rr"
     print(
         f"{run}: {world.size} x {world.device.type} ({config.precision}), {rr}, text dropped "
         f"{config.cfg.dropout:.0%}",

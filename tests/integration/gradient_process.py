@@ -41,6 +41,8 @@ def main(path: str, out: str, overrides: list[str]) -> None:
     if world.is_first:
         numbers = {key: torch.tensor(row[key]) for key in ("loss", "rr", "rr_correlation")}
         numbers |= {key: torch.tensor(row[key]) for key in ("rr_grad_norm", "ce_grad_norm")}
+        if "contrastive" in row:
+            numbers["contrastive"] = torch.tensor(row["contrastive"])
         save_file(gradients | numbers, out)
     sum_over_processes(torch.zeros(1), world)  # nobody leaves while another is still at work
     # gloo's threads now and then abort a process that takes itself down in good order.

@@ -124,6 +124,15 @@ def test_two_and_four_processes_give_the_gradient_of_one(
     _assert_same_gradients(_gradients(root, tmp_path, processes, option), expected)
 
 
+def test_the_contrastive_loss_too(root: Path, tmp_path: Path) -> None:
+    """Its head's weights get the gradient of one process, in micro-batches as well."""
+    option = "lm.rr.loss=contrastive"
+    expected = _gradients(root, tmp_path, 1, option)
+    assert float(expected["contrastive.audio_in.weight"].abs().max()) > 0
+    for processes, more in ((2, []), (2, ["lm.micro_batch=3"]), (1, ["lm.micro_batch=3"])):
+        _assert_same_gradients(_gradients(root, tmp_path, processes, option, *more), expected)
+
+
 @pytest.mark.parametrize(
     ("processes", "overrides"),
     [

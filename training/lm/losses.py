@@ -122,6 +122,31 @@ def representation_regularization(audio: Tensor, text: Tensor) -> Tensor:
     return (difference.square() * off_diagonal).sum() / (batch * (batch - 1))
 
 
+def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """CLAP's loss (Wu et al. 2023, equation 2; paper, section 3.2): of all prompts of the batch,
+    which one belongs to a clip, and of all clips, which one to a prompt?
+
+    Prompts that occur twice in a batch are not told apart: each is its own clip's answer alone, as
+    in CLAP.
+
+    Args:
+        audio: `[B, D]`, clips mapped into the common space.
+        text: `[B, D]`, their prompts, in the same order.
+        scale: what cosine similarities are multiplied with, one over the temperature: `[1]`.
+
+    Returns:
+        A float32 scalar in nats, log B where nothing is known; 0 for fewer than two samples.
+    """
+    batch = audio.shape[0]
+    if batch < 2:
+        return (audio.sum() + text.sum() + scale.sum()) * 0.0
+    with torch.autocast(audio.device.type, enabled=False):
+        clips, prompts = (F.normalize(v.float(), dim=-1, eps=1e-8) for v in (audio, text))
+        logits = scale.float() * (clips @ prompts.T)
+    own = torch.arange(batch, device=audio.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
 def similarity_correlation(audio: Tensor, text: Tensor) -> Tensor:
     """How far the clips are alike where their prompts are: Pearson correlation between the
     off-diagonal entries of the two similarity matrices.

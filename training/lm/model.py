@@ -33,6 +33,8 @@ class Architecture:
     codebook_size: int
     text_dim: int
     ff_mult: int = 4
+    contrastive: int = 0
+    """Width of the space that `ContrastiveHead` maps into; 0 for none."""
 
     @property
     def special(self) -> int:
@@ -125,6 +127,35 @@ class Block(nn.Module):
         return self.ff_out(F.gelu(self.ff_in(self.norm_ff(x))))
 
 
+class ContrastiveHead(nn.Module):
+    """Maps pooled clips and prompts into a common space, for `contrastive_loss` in training alone.
+
+    As CLAP (Wu et al. 2023, section 2): two layers with a ReLU between them on either side, and a
+    learnt temperature that begins at 0.07.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        width = arch.contrastive
+        self.audio_in = nn.Linear(arch.d_model, width)
+        self.audio_out = nn.Linear(width, width)
+        self.text_in = nn.Linear(arch.text_dim, width)
+        self.text_out = nn.Linear(width, width)
+        # One value in a row of its own: FSDP does not shard scalars.
+        self.log_scale = nn.Parameter(torch.empty(1))
+
+    def forward(self, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled clips `[B, d_model]` and prompts `[B, text_dim]` to `[B, D]` each, and the scale
+        of their similarities, 100 at most."""
+        # In the weights' type, which under FSDP is not that of the pooled states.
+        kind = self.log_scale.dtype
+        return (
+            self.audio_out(F.relu(self.audio_in(audio.to(kind)))),
+            self.text_out(F.relu(self.text_in(text.to(kind)))),
+            self.log_scale.exp().clamp(max=100.0),
+        )
+
+
 class LanguageModel(nn.Module):
     """Delayed codes and text states in; logits and final hidden states out."""
 
@@ -137,6 +168,7 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(arch, backend) for _ in range(arch.n_layers))
         self.norm = nn.LayerNorm(arch.d_model, eps=1e-5)
         self.head = nn.Linear(arch.d_model, arch.n_codebooks * arch.codebook_size, bias=False)
+        self.contrastive = ContrastiveHead(arch) if arch.contrastive else None
         self._positions: Tensor | None = None
 
     @torch.no_grad()
@@ -168,6 +200,12 @@ class LanguageModel(nn.Module):
             fill(block.ff_in.weight, width)
             fill(block.ff_out.weight, self.arch.ff_mult * width, index + 1)
         fill(self.head.weight, width)
+        if self.contrastive is not None:  # last: the rest begins as it does without
+            for part in self.contrastive.children():
+                assert isinstance(part, nn.Linear)
+                fill(part.weight, part.in_features)
+                part.bias.zero_()
+            self.contrastive.log_scale.fill_(math.log(1 / 0.07))
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
