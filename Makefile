@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint typecheck format preprocess train-codec-sfx \
-        train-codec-music train-sfx train-music generate play weights evaluate bench clean
+        train-codec-music train-sfx train-music generate play weights evaluate ablation bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -88,6 +88,18 @@ play: $(READY)  ## a local page to type prompts and hear clips [CONFIG=...] [ARG
 
 evaluate: $(READY)  ## TARGET=lm REFERENCE=folder-or-shards [CONFIG=...] [ARGS="--against lm-baseline"]
 	$(PY) -m training evaluate $(TARGET) --reference $(REFERENCE) --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
+
+# small and esc10 make what they stand on first; the others take the shards of `make preprocess`.
+PROFILE  ?= small
+ABLATION := runs/ablation-$(PROFILE)
+ablation: $(READY)  ## Tables 1 to 3 of your own runs: PROFILE=small, esc10, paper or music
+ifeq ($(PROFILE),small)
+	$(PY) -m pipeline corpus --out $(ABLATION)/corpus
+	$(PY) -m pipeline run --config configs/demo.yaml run_dir=$(ABLATION)
+else ifeq ($(PROFILE),esc10)
+	$(PY) -m pipeline run --config configs/esc10.yaml run_dir=$(ABLATION) codec.path=builtin:sfx-small
+endif
+	$(PY) -m training ablate --profile $(PROFILE) $(ARGS)
 
 weights: $(READY)  ## fetch VGGish, PaSST and CLAP for the metrics (about 1.6 GB)
 	$(PY) -m training weights $(ARGS)

@@ -75,7 +75,7 @@ class Recipe(Section):
         Raises:
             AttuneError: naming the file and the key at fault.
         """
-        return _validate(cls, getattr(self, name), self.source_file, prefix=f"{name}.")
+        return validate(cls, getattr(self, name), self.source_file, prefix=f"{name}.")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -113,10 +113,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values = {str(key): value for key, value in values.items()}
     if "source_file" in values:
         raise AttuneError(f"config {path}: unknown key 'source_file'")
-    return _validate(Recipe, values | {"source_file": str(path)}, str(path))
+    return validate(Recipe, values | {"source_file": str(path)}, str(path))
 
 
-def _validate(
+def validate(
     cls: type[SectionT], values: Mapping[str, Any], source: str, prefix: str = ""
 ) -> SectionT:
     try:

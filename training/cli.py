@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from training.commands import generate, judge, train, transfer
+from training.commands import ablate, generate, judge, train, transfer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ for command in (
     judge.report,
     judge.evaluate,
     judge.weights,
+    ablate.ablate,
     generate.generate,
     generate.play,
 ):

@@ -1,0 +1,149 @@
+"""`ablate`: the paper's tables from runs of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.cli import JsonOption, OverridesArgument, check_device, print_json
+from common.config import load_recipe
+from common.errors import AttuneError
+
+
+def ablate(
+    overrides: OverridesArgument = None,
+    config: Annotated[Path, typer.Option("--config", help="Rows and profiles.")] = Path(
+        "configs/ablation.yaml"
+    ),
+    profile: Annotated[
+        str, typer.Option("--profile", help="small, esc10, paper, music.")
+    ] = "paper",
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", help="This row alone; may be repeated.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=0, help="Rows at a time (default: one per core, or 1).")
+    ] = 0,
+    processes: Annotated[
+        int, typer.Option("--nproc", min=1, help="Processes (GPUs) that train one row.")
+    ] = 1,
+    ray: Annotated[
+        str, typer.Option("--ray", help="Make rows on this Ray cluster: its address, or auto.")
+    ] = "",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Backbones (default: ~/.cache/attune/weights).")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda; of generation.")] = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is to be made.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and measure every row of Table 1 over several seeds; writes Tables 1 to 3.
+
+    Goes on where it stopped, row by row.
+    """
+    from training.evaluation.ablation.cells import cell_folder, read_cell
+    from training.evaluation.ablation.config import load_ablation
+    from training.evaluation.ablation.run import cells_of, run_cells
+    from training.evaluation.ablation.tables import Results
+    from training.evaluation.weights import default_weights
+
+    file = load_ablation(config)
+    if profile not in file.profiles:
+        there = ", ".join(file.profiles)
+        raise AttuneError(f"--profile {profile}: {config} has {there}")
+    chosen = file.profiles[profile]
+    more = chosen.overrides + tuple(overrides or ())
+    known = {row.name for row in file.rows_of(chosen)}
+    if unknown := [name for name in rows or () if name not in known]:
+        raise AttuneError(f"--row {unknown[0]}: this profile has {', '.join(sorted(known))}")
+    chosen = chosen.model_copy(update={"overrides": more, "rows": tuple(rows or chosen.rows)})
+    check_device(device)
+    source = str(config.parent / chosen.recipe)
+    where = weights or default_weights()
+    cells = cells_of(file, chosen, source, where, device, processes)
+    out = Path(load_recipe(source, list(more)).run_dir)
+    if dry_run:
+        made = [cell.name for cell in cells if read_cell(cell) is not None]
+        left = [cell.name for cell in cells if cell.name not in made]
+        if as_json:
+            print_json({"done": made, "to_do": left, "folder": str(out)})
+        else:
+            print(f"{len(made)} cells are done, {len(left)} are to be made into {out}:")
+            print(*left, sep="\n")
+        return
+    at_once = jobs or (1 if device != "cpu" or processes > 1 else os.cpu_count() or 1)
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    tell(f"{len(cells)} cells, {'on Ray' if ray else f'{at_once} at a time'}, into {out}")
+    outcomes = run_cells(cells, at_once, ray or None, tell)
+    documents = [found for found in outcomes.values() if not isinstance(found, str)]
+    failed = {name: why for name, why in outcomes.items() if isinstance(why, str)}
+    if not documents:
+        raise AttuneError(f"no row came through: {next(iter(failed.values()))}")
+    results = Results.of(file, chosen, documents)
+    written = _write(out, results, documents, failed, cell_folder(str(out)))
+    if as_json:
+        print_json(written)
+    else:
+        print((out / "tables.md").read_text())
+        print(out / "ablation.html")
+    if failed:
+        raise AttuneError(
+            f"{len(failed)} of {len(cells)} cells did not come through ({', '.join(failed)}); the "
+            "same command makes them alone"
+        )
+
+
+def _write(
+    out: Path, results: Any, documents: list[dict[str, Any]], failed: dict[str, str], cells: Path
+) -> dict[str, Any]:
+    """tables.md, tables.tex, results.csv, ablation.png, ablation.html, ablation.json."""
+    from common import page
+    from training.evaluation.ablation import tables as t
+
+    made, verdicts = t.tables(results), t.verdicts(results)
+    seeds = len(results.profile.seeds)
+    missing = {m: why for d in documents for m, why in d["missing"].items()}
+    notes = [
+        f"Mean ± s.d. over {seeds} seeds (fewer where a cell is missing); "
+        f"{documents[0]['clips']} generated clips per seed against "
+        f"{documents[0]['reference_clips']} real ones. {date.today().isoformat()}.",
+        *(f"No figure: {why}" for why in dict.fromkeys(missing.values())),
+        *(f"Missing: {name}: {why}" for name, why in failed.items()),
+    ]
+    compared = ["rr against the same without, paired by seed (Student's t):", *verdicts]
+    text = "\n".join(t.markdown(table) for table in made)
+    text += "\n" + "\n".join(f"- {line}" for line in [*compared[1:], *notes]) + "\n"
+    (out / "tables.md").write_text(text)
+    (out / "tables.tex").write_text("\n".join(map(t.latex, made)))
+    (out / "results.csv").write_text(t.as_csv(results))
+    sections = [
+        page.section(f"Table {one.number}. {one.title}", page.table(one.header, one.rows))
+        for one in made
+    ]
+    sections.append(page.section("Did rr help?", *map(page.paragraph, compared)))
+    drawn = t.plot(results)
+    if drawn is not None:
+        drawn.savefig(out / "ablation.png", dpi=150)
+        sections.insert(0, page.section("All rows", page.figure(drawn, "figures of every row")))
+    sections.append(page.section("What it stands on", *map(page.paragraph, notes)))
+    lead = "Rows of Table 1 from runs of one's own, beside the paper's figures."
+    footer = f"Every cell with its log lies in {cells}."
+    (out / "ablation.html").write_text(page.page("Attune: ablation", lead, sections, footer))
+    document = {
+        "cells": documents,
+        "failed": failed,
+        "tests": {metric: asdict(test) for metric, test in results.tests().items()},
+        "verdicts": verdicts,
+    }
+    (out / "ablation.json").write_text(json.dumps(document, indent=2) + "\n")
+    return document

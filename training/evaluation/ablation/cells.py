@@ -1,0 +1,235 @@
+"""One cell of the ablation: a row with a seed is trained, asked for clips, and measured.
+
+What a cell came to lies in `cells/NAME.json` below the recipe's folder, its training log beside it.
+A cell that is there for the same settings is not made again; one that was interrupted goes on from
+its checkpoint and its clips.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from rich.console import Console
+
+from common.config import load_recipe
+from common.errors import AttuneError
+from common.shards import ShardDataset
+from training.checkpoint import write_atomically
+from training.config import LMConfig
+from training.evaluation.agreement import SoundJudge
+from training.evaluation.cache import EmbeddingCache, default_cache
+from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
+from training.evaluation.clips import labelled_clips, read_curve
+from training.evaluation.config import ReportConfig
+from training.evaluation.frechet import Gaussian, frechet_distance
+from training.evaluation.generated_set import generate_set
+from training.evaluation.measure import Backbones, Measured, Measurer
+
+SEEDS_APART = 1_000_000
+"""Between the seeds of a prompt's clips: a clip's further prompts take the next ones."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained and how it is measured; all of it travels to where it is done."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    row: str
+    seed: int
+    split: str
+    clips_per_prompt: int
+    weights: str
+    """Folder of backbones."""
+    device: str = "cpu"
+    processes: int = 1
+    """Of training."""
+
+    @property
+    def name(self) -> str:
+        """Of the training run as well."""
+        return f"{self.row}-seed{self.seed}"
+
+    @property
+    def all_overrides(self) -> list[str]:
+        return [*self.overrides, f"lm.run={self.name}", f"seed={self.seed}"]
+
+    def key(self) -> str:
+        """Of everything that decides the figures."""
+        recipe = load_recipe(self.recipe, self.all_overrides)
+        decides = {
+            "lm": recipe.section("lm", LMConfig).model_dump(mode="json"),
+            "sampling": recipe.sampling,
+            "seed": recipe.seed,
+            "plan": ShardDataset.open(recipe.data_dir).summary.get("plan_hash"),
+            "split": self.split,
+            "clips_per_prompt": self.clips_per_prompt,
+            "backbones": sorted(p.name for p in Path(self.weights).glob("*")),
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cell_folder(recipe_run_dir: str) -> Path:
+    """Where a profile's cells lie."""
+    return Path(recipe_run_dir) / "cells"
+
+
+def read_cell(cell: Cell) -> dict[str, Any] | None:
+    """What a cell came to, if it was made with these settings."""
+    folder = cell_folder(load_recipe(cell.recipe, cell.all_overrides).run_dir)
+    try:
+        found = json.loads((folder / f"{cell.name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("key") == cell.key() else None
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Train, generate, measure; from where it stopped.
+
+    Returns:
+        What `cells/NAME.json` holds: `metrics` by name, and what they stand on.
+
+    Raises:
+        AttuneError: training failed (names its log), or there is nothing to measure.
+    """
+    if (found := read_cell(cell)) is not None:
+        return found
+    recipe = load_recipe(cell.recipe, cell.all_overrides)
+    folder = cell_folder(recipe.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    _train(cell, folder / f"{cell.name}.log")
+    trained = time.monotonic()
+    run = Path(recipe.run_dir) / cell.name
+    reference = _reference(recipe.data_dir, cell.split)
+    measurer, gaussians, missing = _measurer(
+        cell.weights, recipe.codec.path, recipe.data_dir, cell.split, cell.device
+    )
+    quiet = Console(file=io.StringIO())
+    prompts = [clip for clip in shuffled(reference.clips) if clip.prompts]
+    clips: list[SetClip] = []
+    for i in range(cell.clips_per_prompt):
+        made = generate_set(
+            recipe, run, prompts, run.parent / "evaluated" / cell.name, quiet,
+            cell.device, seed=i * SEEDS_APART,
+        )  # fmt: skip
+        clips += read_folder(made).clips
+    measured = measurer.generated(clips, pair(clips, reference.clips), gaussians)
+    metrics: dict[str, float] = {
+        metric: frechet_distance(groups.total(), gaussians[metric])
+        for metric, groups in measured.moments.items()
+    }
+    metrics |= {s: float(np.mean(list(v.values()))) for s, v in measured.scores.items() if
+                s not in metrics}  # fmt: skip
+    agreement, why = _agreement(cell, measured, recipe.data_dir, recipe.sample_rate)
+    if agreement is None:
+        missing = missing | {"agreement": why}
+    else:
+        metrics["agreement"] = agreement["rate"]
+    document = {
+        "key": cell.key(),
+        "row": cell.row,
+        "seed": cell.seed,
+        "metrics": metrics,
+        "missing": missing,
+        "clips": len(measured.clips),
+        "reference": reference.source,
+        "reference_clips": len(reference.clips),
+        "agreement": agreement,
+        "training": _training(run),
+        "train_s": round(trained - began, 1),
+        "measure_s": round(time.monotonic() - trained, 1),
+    }
+    write_atomically(folder / f"{cell.name}.json", json.dumps(document, indent=2) + "\n")
+    return document
+
+
+def _train(cell: Cell, log: Path) -> None:
+    launcher = [sys.executable]
+    if cell.processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc-per-node={cell.processes}"]
+    command = [*launcher, "-m", "training", "lm", "--config", cell.recipe, *cell.all_overrides]
+    with log.open("a") as file:
+        status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+    if status:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1] if lines else "it said nothing"
+        raise AttuneError(f"{cell.name}: training ended with status {status}: {last} (log: {log})")
+
+
+@lru_cache(maxsize=2)
+def _reference(data_dir: str, split: str) -> ClipSet:
+    return read_shards(data_dir, split)
+
+
+@lru_cache(maxsize=2)
+def _measurer(
+    weights: str, codec: str, data_dir: str, split: str, device: str
+) -> tuple[Measurer, dict[str, Gaussian], dict[str, str]]:
+    backbones = Backbones.load(Path(weights), codec, device=device)
+    measurer = Measurer(backbones, EmbeddingCache(default_cache()))
+    gaussians = measurer.reference(_reference(data_dir, split).clips).gaussians()
+    return measurer, gaussians, backbones.missing
+
+
+@lru_cache(maxsize=2)
+def _judge(data_dir: str, sample_rate: int) -> SoundJudge:
+    train = labelled_clips(ShardDataset.open(data_dir), sample_rate, ReportConfig(), held_out=False)
+    return SoundJudge(sample_rate).fit(
+        [clip.wave for clip in train], [clip.label for clip in train], [c.group for c in train]
+    )
+
+
+def _agreement(
+    cell: Cell, measured: Measured, data_dir: str, sample_rate: int
+) -> tuple[dict[str, Any] | None, str]:
+    """How many clips asked for by one tag sound like it, or why nobody can tell."""
+    try:
+        judge = _judge(data_dir, sample_rate)
+    except (AttuneError, ValueError) as error:
+        return None, str(error)
+    manifest = ShardDataset.open(data_dir).manifest.select(["sample_id", "tags", "captions"])
+    labels = {
+        row["sample_id"]: row["tags"][0]
+        for row in manifest.to_pylist()
+        if len(row["tags"] or ()) == 1 and not row["captions"]
+    }
+    waves, wanted = [], []
+    for clip in measured.clips:
+        label = labels.get(str(clip.facts.get("reference")))
+        if label in judge.classes:
+            waves.append(soundfile.read(clip.uri, dtype="float32")[0])
+            wanted.append(label)
+    if not waves:
+        return None, f"no clip of split {cell.split} is asked for by one of the judge's classes"
+    found = judge.agreement(waves, wanted)
+    told = {"n": found.n, "hits": found.hits, "rate": found.rate, "chance": found.chance}
+    return told | {"judge_accuracy": judge.accuracy, "classes": len(judge.classes)}, ""
+
+
+def _training(run: Path) -> dict[str, float | None]:
+    """Means of the last 20 steps of a kind that were logged."""
+    rows = read_curve(run)
+
+    def last(key: str, kind: bool) -> float | None:
+        found = [r[key] for r in rows if key in r and (not kind or r["dropped"] == 0)][-20:]
+        return float(np.mean(found)) if found else None
+
+    return {
+        "loss": last("loss", True),
+        "rr": last("rr", False),
+        "rr_correlation": last("rr_correlation", False),
+    }

@@ -1,0 +1,155 @@
+"""All cells of a profile, several at a time, here or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.config import load_recipe
+from common.errors import AttuneError
+from common.shards import ShardDataset
+from training.config import LMConfig
+from training.evaluation.ablation.cells import Cell, read_cell, run_cell
+from training.evaluation.ablation.config import AblationConfig, Profile
+
+Outcome = dict[str, Any] | str
+"""What a cell came to, or why it did not."""
+
+
+def cells_of(
+    config: AblationConfig,
+    profile: Profile,
+    recipe: str,
+    weights: Path,
+    device: str = "cpu",
+    processes: int = 1,
+) -> list[Cell]:
+    """Every row with its seeds: first all rows with one seed, so that tables fill evenly.
+
+    Raises:
+        AttuneError: the recipe, its shards or a row's settings are not usable.
+    """
+    cells = [
+        Cell(
+            recipe, profile.overrides + row.overrides(), row.name, seed, profile.split,
+            profile.clips_per_prompt, str(weights), device, processes,
+        )
+        for row in config.rows_of(profile)
+        for seed in config.seeds_of(profile, row)
+    ]  # fmt: skip
+    for cell in cells:  # a mistake in the last row should not show after hours
+        made = load_recipe(cell.recipe, cell.all_overrides)
+        made.section("lm", LMConfig)
+    ShardDataset.open(made.data_dir)
+    order = {row.name: place for place, row in enumerate(config.rows)}
+    return sorted(cells, key=lambda c: (config_seed_place(config, profile, c), order[c.row]))
+
+
+def config_seed_place(config: AblationConfig, profile: Profile, cell: Cell) -> int:
+    """The how-manieth seed of its row a cell has."""
+    row = next(row for row in config.rows if row.name == cell.row)
+    return config.seeds_of(profile, row).index(cell.seed)
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    jobs: int,
+    ray_address: str | None,
+    tell: Callable[[str], None],
+) -> dict[str, Outcome]:
+    """Make what is missing.  A cell that fails is told, and the others go on.
+
+    Args:
+        jobs: cells at a time on this machine.
+        ray_address: of a cluster that makes them instead; every node has this project and the
+            recipe's folders under the same paths.
+
+    Returns:
+        {cell: what it came to}.
+    """
+    done: dict[str, Outcome] = {}
+    todo = []
+    for cell in cells:
+        found = read_cell(cell)
+        if found is None:
+            todo.append(cell)
+        else:
+            done[cell.name] = found
+    if done:
+        tell(f"{len(done)} of {len(cells)} cells are done")
+    began = time.monotonic()
+    made = _on_ray(todo, ray_address) if ray_address else _here(todo, jobs)
+    for count, (cell, outcome) in enumerate(made, 1):
+        done[cell.name] = outcome
+        left = (time.monotonic() - began) / count * (len(todo) - count)
+        told = outcome if isinstance(outcome, str) else _line(outcome)
+        tell(f"{len(done)}/{len(cells)} {cell.name}: {told} ({left / 60:.0f} min left)")
+    return done
+
+
+def _line(outcome: dict[str, Any]) -> str:
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in outcome["metrics"].items())
+    return f"{figures}; trained {outcome['train_s']:.0f} s, measured {outcome['measure_s']:.0f} s"
+
+
+def _here(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Outcome]]:
+    if not cells:
+        return
+    # Fresh interpreters: forked ones may not start threads of their own.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread, (jobs,)) as pool:
+        futures = {pool.submit(run_cell, cell): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], _outcome(future.result)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread(jobs: int) -> None:
+    # Two pools of threads that wait for each other on the same cores are many times slower than one.
+    if jobs > 1:
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, Outcome]]:
+    import ray
+
+    ray.init(address, include_dashboard=False, log_to_driver=False)
+    try:
+        gpus = cells[0].processes if cells and cells[0].device != "cpu" else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(run_cell)
+        waiting = {remote.remote(cell): cell for cell in cells}
+        while waiting:
+            ready, _ = ray.wait(list(waiting))
+            for reference in ready:
+                cell = waiting.pop(reference)
+                yield cell, _outcome(partial(_fetch, ray.get, reference))
+    finally:
+        ray.shutdown()
+
+
+def _fetch(get: Callable[[Any], Any], reference: Any) -> dict[str, Any]:
+    found: dict[str, Any] = get(reference)
+    return found
+
+
+def _outcome(result: Callable[[], dict[str, Any]]) -> Outcome:
+    try:
+        return result()
+    except AttuneError as error:
+        return f"failed: {error}"
+    except Exception as error:  # of one cell: the others go on
+        cause = getattr(error, "cause", None)  # Ray wraps what a task raised
+        if isinstance(cause, AttuneError):
+            return f"failed: {cause}"
+        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[-300:]}"
