@@ -181,8 +181,12 @@ def _measurer(
 ) -> tuple[Measurer, dict[str, Gaussian], dict[str, str]]:
     backbones = Backbones.load(Path(weights), codec, device=device)
     measurer = Measurer(backbones, EmbeddingCache(default_cache()))
-    gaussians = measurer.reference(_reference(data_dir, split).clips).gaussians()
-    return measurer, gaussians, backbones.missing
+    reference = _reference(data_dir, split)
+    real = measurer.reference(reference.clips)
+    if len(real.clips) < 2:
+        why = next(iter(real.unusable.values()), "there is but one")
+        raise AttuneError(f"{reference.source}: needs two usable real clips at least: {why}")
+    return measurer, real.gaussians(), backbones.missing
 
 
 @lru_cache(maxsize=2)

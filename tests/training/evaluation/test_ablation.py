@@ -1,0 +1,244 @@
+"""The ablation: its file, its statistics, its tables, and a whole one in a tiny world."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from tiny_lm import make_world
+from typer.testing import CliRunner
+
+from common.config import load_recipe
+from common.errors import AttuneError
+from training.cli import app
+from training.config import LMConfig
+from training.evaluation.ablation import cells
+from training.evaluation.ablation.config import load_ablation
+from training.evaluation.ablation.statistics import holm, paired_test, summarize
+from training.evaluation.ablation.tables import (
+    Results,
+    as_csv,
+    latex,
+    markdown,
+    plot,
+    tables,
+    verdicts,
+)
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+FILE = load_ablation(CONFIGS / "ablation.yaml")
+
+
+def test_paired_test_by_hand() -> None:
+    """Differences 1, 2, 3, 6: mean 3, standard error sqrt(14/3)/2; t(3) = 2.777."""
+    first, second = {0: 2.0, 1: 4.0, 2: 6.0, 3: 7.0, 9: 1.0}, {0: 1.0, 1: 2.0, 2: 3.0, 3: 1.0}
+    found = paired_test(first, second)
+    assert found is not None and found.n == 4
+    assert found.difference == 3.0
+    error = math.sqrt(14 / 3) / 2
+    quantile = 3.182446305284263  # of Student's t with 3 degrees of freedom, 97.5%
+    assert found.low == pytest.approx(3 - quantile * error, rel=1e-9)
+    assert found.high == pytest.approx(3 + quantile * error, rel=1e-9)
+    # P(|T| > t) for 3 degrees of freedom in closed form.
+    t = 3 / error
+    x = t / math.sqrt(3)
+    inside = 2 / math.pi * (math.atan(x) + x / (1 + x * x))
+    assert found.p_value == pytest.approx(1 - inside, rel=1e-9)
+
+
+def test_paired_test_without_pairs_or_spread() -> None:
+    assert paired_test({0: 1.0}, {1: 1.0}) is None
+    for first in ({0: 1.0}, {0: 1.0, 1: 2.0}):
+        found = paired_test(first, {0: 0.5, 1: 1.5})
+        assert found is not None and found.p_value is None and found.difference == 0.5
+
+
+def test_holm_by_hand() -> None:
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert found == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.7, "b": 0.9}) == pytest.approx({"a": 1.0, "b": 1.0})
+
+
+def test_summary() -> None:
+    assert summarize([1.0, 3.0]).sd == pytest.approx(math.sqrt(2))
+    assert summarize([1.0]).sd is None
+    with pytest.raises(ValueError, match="no figures"):
+        summarize([])
+
+
+def _cells(shift: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": row.name,
+            "seed": seed,
+            "metrics": {
+                "fad_codec": 5
+                + 0.1 * seed
+                + (shift + 0.01 * seed if "max-0.1-3" in row.name else 0)
+            },
+        }
+        for row in FILE.rows
+        for seed in FILE.seeds_of(FILE.profiles["small"], row)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(-1.0, "rr is better"), (1.0, "rr is worse"), (-0.02, "no more than")]
+)
+def test_the_verdict(shift: float, expected: str) -> None:
+    results = Results.of(FILE, FILE.profiles["small"], _cells(shift))
+    (line,) = verdicts(results)
+    assert expected in line and "5 seeds" in line
+
+
+def test_tables_stand_beside_the_papers() -> None:
+    results = Results.of(FILE, FILE.profiles["small"], _cells(-1.0))
+    first, third = tables(results)
+    assert len(first.rows) == len(FILE.rows)
+    assert first.rows[0][:3] == ["max", "0.1", "3"]
+    # 5, 5.1, 5.2, shifted by -1, -.99, -.98: the further seeds count in the test alone.
+    assert first.rows[0][6] == "4.11 ± 0.11"
+    assert first.rows[0][-3:] == ["1.43", "1.57", "0.31"]
+    assert third.rows[0][0] == "AudioGen (paper)"
+    text = markdown(first)
+    assert text.count("\n") == len(FILE.rows) + 4
+    assert {line.count("|") for line in text.splitlines()[2:]} == {len(first.header) + 1}
+    tex = latex(first)
+    assert tex.count(r"\\") == len(FILE.rows) + 1 and "±" not in tex and "λ" not in tex
+    assert as_csv(results).count("\n") == 1 + len(_cells(0))
+    drawn = plot(results)
+    assert drawn is not None and len(drawn.axes) == 1
+
+
+def test_every_row_of_every_profile_is_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESC10_ROOT", "/nowhere")
+    for profile in FILE.profiles.values():
+        for row in FILE.rows_of(profile):
+            overrides = [*profile.overrides, *row.overrides()]
+            made = load_recipe(CONFIGS / profile.recipe, overrides).section("lm", LMConfig)
+            assert (made.rr.weight, made.cfg.dropout) == (row.weight, row.cfg)
+            assert made.rr.loss == row.loss and made.rr.apply == row.apply
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("baseline: other", "no row 'other'"),
+        ("seeds: []", "seeds"),
+        ("colour: red", "unknown key 'colour'"),
+        ("[", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, change: str, message: str) -> None:
+    path = tmp_path / "ablation.yaml"
+    text = (CONFIGS / "ablation.yaml").read_text()
+    if change.startswith("baseline"):
+        text = text.replace("baseline: none-0.1-0", change)
+    elif change.startswith("seeds"):
+        text = text.replace("seeds: [0, 1, 2]", change)
+    else:
+        text += change + "\n"
+    path.write_text(text)
+    with pytest.raises(AttuneError, match=message):
+        load_ablation(path)
+
+
+TINY = """
+regularized: with
+baseline: without
+rows:
+  - {name: with, pool: max, cfg: 0.5, weight: 3, paper: {fad: 1.43}}
+  - {name: without, pool: none, cfg: 0.5, weight: 0}
+profiles:
+  tiny:
+    recipe: recipe.yaml
+    seeds: [0, 1]
+    split: train
+    overrides: [lm.steps=3, lm.optim.warmup=1]
+"""
+
+
+def _give_audio(root: Path) -> None:
+    """Noise for every clip of the tiny world's manifest."""
+    path = root / "data" / "manifest.parquet"
+    table = pq.read_table(path)
+    rng = np.random.default_rng(0)
+    uris = []
+    for name, frames in zip(
+        table["sample_id"].to_pylist(), table["frames"].to_pylist(), strict=True
+    ):
+        uris.append(str(root / f"{name}.wav"))
+        wave = rng.normal(0, 0.1, frames * 320).clip(-1, 1)
+        soundfile.write(uris[-1], wave, 16000, "PCM_16")
+    place = table.column_names.index("audio_uri")
+    pq.write_table(table.set_column(place, "audio_uri", pa.array(uris, pa.string())), path)
+
+
+def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done is not made again, what is damaged is; a row that fails is named."""
+    make_world(tmp_path)
+    _give_audio(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    path = tmp_path / "ablation.yaml"
+    path.write_text(TINY)
+    command = ["ablate", "--config", str(path), "--profile", "tiny", "--jobs", "1"]
+    command += ["--weights", str(tmp_path / "none")]
+    runner, out = CliRunner(), tmp_path / "run"
+
+    asked = runner.invoke(app, [*command, "--dry-run", "--json"])
+    assert asked.exit_code == 0, asked.output
+    assert len(json.loads(asked.stdout)["to_do"]) == 4
+
+    refused = runner.invoke(app, [*command, "--row", "other"])
+    assert isinstance(refused.exception, AttuneError)
+    assert "--row other" in str(refused.exception)
+
+    failed = runner.invoke(app, [*command, "--row", "with", f"lm.init_from={tmp_path}/nothing"])
+    assert isinstance(failed.exception, AttuneError)
+    assert "no trained model there" in str(failed.exception)
+    assert "with-seed" in str(failed.exception) and ".log" in str(failed.exception)
+
+    whole = runner.invoke(app, [*command, "--json"])
+    assert whole.exit_code == 0, whole.output
+    found = json.loads(whole.stdout)
+    assert {(c["row"], c["seed"]) for c in found["cells"]} == {
+        (row, seed) for row in ("with", "without") for seed in (0, 1)
+    }
+    for cell in found["cells"]:
+        assert cell["metrics"]["fad_codec"] > 0 and cell["metrics"]["fd_mel"] > 0
+        assert "agreement" in cell["missing"] and "fad_vggish" in cell["missing"]
+    assert found["tests"]["fad_codec"]["n"] == 2
+    names = "tables.md tables.tex results.csv ablation.png ablation.html ablation.json"
+    assert all((out / name).stat().st_size > 0 for name in names.split())
+    assert "1.43" in (out / "tables.md").read_text()
+
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for wave in tmp_path.glob("*.wav"):
+        wave.rename(moved / wave.name)
+    cells._measurer.cache_clear()
+    with pytest.raises(AttuneError, match="needs two usable real clips at least: .*[.]wav"):
+        cells._measurer(
+            str(tmp_path), str(tmp_path / "codec"), str(tmp_path / "data"), "train", "cpu"
+        )
+    for wave in moved.iterdir():
+        wave.rename(tmp_path / wave.name)
+
+    logs = {p.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*.log")}
+    (out / "cells" / "with-seed1.json").write_text("{}")
+    again = runner.invoke(app, [*command, "--json"])
+    assert again.exit_code == 0, again.output
+    changed = [
+        p.name for p in (out / "cells").glob("*.log") if p.stat().st_mtime_ns != logs[p.name]
+    ]
+    assert changed == ["with-seed1.log"]
+    # From its own checkpoint and clips: to the same figures.
+    assert json.loads(again.stdout)["tests"] == found["tests"]
