@@ -225,7 +225,7 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wave in tmp_path.glob("*.wav"):
         wave.rename(moved / wave.name)
     cells._measurer.cache_clear()
-    with pytest.raises(AttuneError, match="needs two usable real clips at least: .*[.]wav"):
+    with pytest.raises(AttuneError, match=r"needs two usable real clips at least: .*[.]wav"):
         cells._measurer(
             str(tmp_path), str(tmp_path / "codec"), str(tmp_path / "data"), "train", "cpu"
         )

@@ -115,7 +115,7 @@ def _here(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Outcome]]:
 
 
 def _one_thread(jobs: int) -> None:
-    # Two pools of threads that wait for each other on the same cores are many times slower than one.
+    # Two pools of threads that wait for each other on the same cores are many times slower.
     if jobs > 1:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
