@@ -99,7 +99,8 @@ def test_the_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch):
     from training.config import LMConfig, SamplingConfig
     from training.evaluation.config import ReportConfig
 
-    for path in sorted(Path("configs").glob("*.yaml")):
+    # ablation.yaml is rows over recipes, which its own test loads one by one.
+    for path in sorted(set(Path("configs").glob("*.yaml")) - {Path("configs/ablation.yaml")}):
         recipe = load_recipe(path, ["root=/data"])
         recipe.section("lm", LMConfig)
         recipe.section("sampling", SamplingConfig)

@@ -38,7 +38,11 @@ def test_paper_recipes_hold_the_papers_numbers(name: str, rate: int, seconds: in
     assert 300e6 < parameters < 430e6
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+# ablation.yaml is rows over recipes, which its own test loads one by one.
+RECIPES = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "ablation.yaml"})
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_sections_that_the_trainer_accepts(path: Path) -> None:
     recipe = load_recipe(path, ["root=/somewhere"])
     recipe.section("lm", LMConfig)
