@@ -15,6 +15,8 @@ from rich.console import Console
 from common.cli import JsonOption, OverridesArgument, check_device, print_json
 from common.config import load_recipe
 from common.errors import AttuneError
+from training.commands.serving import LOCAL_NAMES, listening
+from training.commands.serving import serve as serve_app
 
 preference_app = typer.Typer(
     help="A blind study: raters hear two models' clips of a prompt and say which is better.",
@@ -139,6 +141,38 @@ def links_command(
         return
     for row in rows:
         print(f"rater {row['rater']}  {row['answered']:3d} of {row['of']}  {row['link']}")
+
+
+@preference_app.command("serve")
+def serve_command(
+    folder: StudyArgument,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than this machine's: yours.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = PORT,
+    url: UrlOption = "",
+) -> None:
+    """Serve the raters' page; killed and started again, it goes on where it was."""
+    from training.evaluation.preference.answers import Answers
+    from training.evaluation.preference.server import build_app
+    from training.evaluation.preference.study import read_study
+
+    if host in ("0.0.0.0", "::") and not url:
+        raise AttuneError(
+            f"--host {host} listens everywhere: say with --url what raters type, e.g. "
+            f"--url http://this-machine:{port}; requests under other names are refused"
+        )
+    names = [*LOCAL_NAMES, f"[{host}]" if ":" in host else host]
+    names += [check_url(url)] if url else []
+    study = read_study(folder)
+    answers = Answers(folder, study)
+    with listening(host, port) as listener:
+        print(
+            f"http://{host}:{port} ({len(study.pairs)} pairs, {len(study.raters)} raters, "
+            f"{len(answers.all())} of {study.answers} answers); Ctrl-C ends it",
+            flush=True,
+        )
+        serve_app(build_app(folder, study, answers, names), listener)
 
 
 def check_url(url: str) -> str:
