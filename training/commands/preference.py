@@ -175,6 +175,33 @@ def serve_command(
         serve_app(build_app(folder, study, answers, names), listener)
 
 
+@preference_app.command("report")
+def report_command(folder: StudyArgument, as_json: JsonOption = False) -> None:
+    """Say what came of it: shares with intervals, agreement, a page, a plot, answers as CSV."""
+    from training.evaluation.preference.report import write_report
+
+    figures = write_report(folder)
+    if as_json:
+        print_json(figures)
+        return
+    found = figures["preference"]
+    for side in ("a", "b"):
+        row = found[side]
+        print(
+            f"{side.upper()}: {figures[side]}  {row['share']:.1%} [{row['low']:.1%}, "
+            f"{row['high']:.1%}]  {row['hits']} of {row['n']} answers"
+        )
+    kappa = figures["agreement"]
+    agreement = f"undefined, {kappa['why']}" if kappa["value"] is None else f"{kappa['value']:.3f}"
+    left = figures["sides"]["left_chosen"]
+    print(
+        f"exact binomial p = {found['a']['p_value']:.2g}; by prompt p = "
+        f"{figures['majorities']['p_value']:.2g}; Fleiss' kappa {agreement}; left chosen "
+        f"{left['share']:.1%} (p = {left['p_value']:.2g})"
+    )
+    print(f"\n{figures['table_4']}\n\n{folder / 'report' / 'report.html'}")
+
+
 def check_url(url: str) -> str:
     """The name of the machine in an address.
 
