@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from common.errors import AttuneError
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
 LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
@@ -34,9 +35,15 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until Ctrl-C.  A client is who is connected, whatever its headers claim."""
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """A server for an app.  A client is who is connected, whatever its headers claim."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", server_header=False, proxy_headers=False)
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", server_header=False, proxy_headers=False)
+    )
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until Ctrl-C."""
+    make_server(app).run(sockets=[listener])

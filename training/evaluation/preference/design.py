@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 _SWAPS = 20
 """Attempted exchanges per cell of the table of sides: enough to forget where it began."""
+_MOST_SWAPS = 500_000
 
 
 def draw_orders(raters: int, pairs: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -26,10 +27,13 @@ def draw_sides(raters: int, pairs: int, rng: np.random.Generator) -> NDArray[np.
     table = table[rng.permutation(raters)][:, rng.permutation(pairs)]
     if raters < 2 or pairs < 2:
         return table
-    for _ in range(_SWAPS * raters * pairs):
-        rows = rng.choice(raters, 2, replace=False)
-        columns = rng.choice(pairs, 2, replace=False)
-        corner = table[np.ix_(rows, columns)]
-        if corner[0, 0] == corner[1, 1] != corner[0, 1] == corner[1, 0]:
-            table[np.ix_(rows, columns)] = ~corner
-    return table
+    swaps = min(_SWAPS * raters * pairs, _MOST_SWAPS)
+    rows = rng.integers((raters, raters - 1), size=(swaps, 2))
+    columns = rng.integers((pairs, pairs - 1), size=(swaps, 2))
+    cells: list[list[bool]] = table.tolist()
+    for (i, k), (j, m) in zip(rows.tolist(), columns.tolist(), strict=True):
+        one, other = cells[i], cells[k + (k >= i)]  # two different rows, and columns
+        m += m >= j
+        if one[j] == other[m] != one[m] == other[j]:
+            one[j], one[m], other[j], other[m] = one[m], one[j], other[m], other[j]
+    return np.array(cells)
