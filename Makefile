@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint typecheck format preprocess train-codec-sfx \
-        train-codec-music train-sfx train-music generate play weights evaluate ablation bench clean
+        train-codec-music train-sfx train-music generate play weights evaluate ablation preference bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -100,6 +100,14 @@ else ifeq ($(PROFILE),esc10)
 	$(PY) -m pipeline run --config configs/esc10.yaml run_dir=$(ABLATION) codec.path=builtin:sfx-small
 endif
 	$(PY) -m training ablate --profile $(PROFILE) $(ARGS)
+
+# A study that is there is served; nothing overwrites it.
+STUDY ?= runs/preference/$(notdir $(A:%/=%))-or-$(notdir $(B:%/=%))
+preference: $(READY)  ## A=lm-rr B=lm-baseline [CONFIG=...] [STUDY=...]: a blind study, prepared if needed, served
+	$(if $(and $(A),$(B)),,$(error preference compares two runs or folders of clips: A=lm-rr B=lm-baseline))
+	test -e $(STUDY)/study.json || $(PY) -m training preference prepare --a $(A) --b $(B) --out $(STUDY) --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
+	$(PY) -m training preference links $(STUDY)
+	$(PY) -m training preference serve $(STUDY)
 
 weights: $(READY)  ## fetch VGGish, PaSST and CLAP for the metrics (about 1.6 GB)
 	$(PY) -m training weights $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from training.commands import ablate, generate, judge, train, transfer
+from training.commands import ablate, generate, judge, preference, train, transfer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,5 +23,6 @@ for command in (
     generate.play,
 ):
     app.command()(command)
+app.add_typer(preference.preference_app, name="preference")
 app.command("export")(transfer.export_command)
 app.command("import")(transfer.import_command)

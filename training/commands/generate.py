@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from common.cli import ConfigOption, JsonOption, OverridesArgument, check_device, print_json
 from common.config import load_recipe
 from common.errors import AttuneError
+from training.commands.serving import LOCAL_NAMES, listening, serve
 from training.lm.outputs import Format, Prompt, read_prompts
 
 
@@ -120,8 +120,6 @@ def play(
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Serve a local page: type prompts, hear and see clips, compare two checkpoints."""
-    import uvicorn
-
     from training.config import LMConfig, SamplingConfig
     from training.lm.generate import Sampler
     from training.play import Studio, build_app
@@ -131,19 +129,11 @@ def play(
     names = run or [recipe.section("lm", LMConfig).run]
     samplers = {name: Sampler.load(recipe, Path(recipe.run_dir) / name, device) for name in names}
     studio = Studio(samplers, recipe.section("sampling", SamplingConfig))
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise AttuneError(
-                f"cannot listen on {host}:{port}: {error.strerror}; take another --port"
-            ) from error
+    with listening(host, port) as listener:
         print(f"http://{host}:{port} ({', '.join(names)}); Ctrl-C ends it", flush=True)
-        hosts = ["127.0.0.1", "localhost", "[::1]", host]
         # Whoever opens it to others names it as they do: by an address that is not known here.
-        app = build_app(studio, ["*"] if host in ("0.0.0.0", "::") else hosts)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        app = build_app(studio, ["*"] if host in ("0.0.0.0", "::") else [*LOCAL_NAMES, host])
+        serve(app, listener)
 
 
 def _beginning(path: Path, rate: int) -> NDArray[np.float32]:

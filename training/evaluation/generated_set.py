@@ -30,6 +30,7 @@ def generate_set(
     console: Console,
     device: str = "cpu",
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
 ) -> Path:
     """A clip of a model for every prompt of a set, from disk where it was made already.
 
@@ -37,6 +38,7 @@ def generate_set(
         prompts: clips whose prompts are asked for; the files say which one as `reference`.
         out: folder for folders of clips, one per list of prompts.
         seed: of a clip's first prompt; further ones get the next seeds.
+        seeds: one per clip, in place of `seed`.
 
     Returns:
         The folder with a wav and a JSON per prompt, and nothing else.
@@ -45,11 +47,11 @@ def generate_set(
         AttuneError: no trained model, or no prompts.
     """
     wanted: dict[str, tuple[bool, dict[str, Any]]] = {}
-    for clip in prompts:
+    for clip, first in zip(prompts, seeds or [seed] * len(prompts), strict=True):
         # The shards' further prompts are other wordings of the first; a list's are asked for.
         for i, prompt in enumerate(clip.prompts[:1] if clip.normalized else clip.prompts):
             name = hashlib.blake2b(f"{clip.name}/{i}".encode(), digest_size=8).hexdigest()
-            facts = {"prompt": prompt, "seed": seed + i, "reference": clip.name}
+            facts = {"prompt": prompt, "seed": first + i, "reference": clip.name}
             wanted[name] = clip.normalized, facts
     if not wanted:
         raise AttuneError(

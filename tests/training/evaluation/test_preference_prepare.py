@@ -1,0 +1,331 @@
+"""Studies made of folders and runs: matched, blind from outside, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from two_models import RATE, a_is_higher, make_study, prompt, write, write_models
+from typer.testing import CliRunner
+
+from common.config import Recipe
+from common.errors import AttuneError
+from training.cli import app
+from training.evaluation.preference.prepare import invite
+from training.evaluation.preference.sources import split_prompts
+from training.evaluation.preference.study import clip_path, read_study
+
+runner = CliRunner()
+
+
+def _run(*arguments: object) -> dict | str:
+    """Output of a command that ends well; JSON where it was asked for."""
+    done = runner.invoke(app, ["preference", *map(str, arguments)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+
+def _prepare(a: Path, b: Path, out: Path, *more: object) -> dict | str:
+    return _run("prepare", "--a", a, "--b", b, "--out", out, *more)
+
+
+def _pitch(path: Path) -> float:
+    wave, rate = soundfile.read(path)
+    return float(np.argmax(np.abs(np.fft.rfft(wave))) * rate / len(wave))
+
+
+def test_nothing_outside_of_the_plan_tells_the_models_apart(tmp_path: Path) -> None:
+    folder, study = make_study(tmp_path, 12, 5)
+    assert len(study.pairs) == 12 and len(study.raters) == 5
+    files = sorted((folder / "clips").iterdir())
+    assert len(files) == 24
+    assert len({path.stat().st_size for path in files}) == 1
+    assert len({path.stat().st_mtime_ns for path in files}) == 1
+    assert len({path.read_bytes()[:44] for path in files}) == 1
+    assert all(re.fullmatch(r"[\w-]{22}\.wav", path.name) for path in files)
+    for pair in study.pairs:
+        number = next(n for n in range(12) if prompt(n) == pair.prompt)
+        pitches = [_pitch(clip_path(folder, name)) for name in (pair.a, pair.b)]
+        assert (pitches[0] > pitches[1]) == a_is_higher(number), "A is not A"
+        # The models' own levels are 18 dB apart.
+        levels = [soundfile.read(clip_path(folder, n))[0].std() for n in (pair.a, pair.b)]
+        assert 20 * abs(np.log10(levels[0] / levels[1])) < 4, "K-weighting alone accounts for less"
+    # Who may not read the plan cannot tell the sides apart.
+    assert (folder / "study.json").stat().st_mode & 0o077 == 0
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_seed_repeats_order_and_sides_but_no_name() -> None:
+    first, again, other = (invite(8, 20, seed) for seed in (5, 5, 6))
+    assert [[(s.pair, s.a_left) for s in r.showings] for r in first] == [
+        [(s.pair, s.a_left) for s in r.showings] for r in again
+    ]
+    assert [[s.pair for s in r.showings] for r in first] != [
+        [s.pair for s in r.showings] for r in other
+    ]
+    names = [
+        name
+        for raters in (first, again)
+        for rater in raters
+        for name in (rater.token, *(n for s in rater.showings for n in (s.name, s.left, s.right)))
+    ]
+    assert len(set(names)) == len(names) == 2 * 8 * 61
+
+
+def test_sides_are_balanced_for_raters_and_prompts(tmp_path: Path) -> None:
+    _, study = make_study(tmp_path, 7, 4)
+    left = Counter()
+    for number, rater in enumerate(study.raters):
+        assert sum(showing.a_left for showing in rater.showings) in (3, 4)
+        assert sorted(showing.pair for showing in rater.showings) == list(range(7))
+        for showing in rater.showings:
+            left[showing.pair] += showing.a_left
+            assert {showing.model("left"), showing.model("right")} == {"a", "b"}
+            assert (showing.model("left") == "a") == showing.a_left, number
+    assert set(left.values()) == {2}
+
+
+def test_clips_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
+    a, b = write_models(tmp_path, 3)
+    tone = 0.1 * np.sin(np.arange(4000))
+    for folder, seed in ((a, 1), (a, 2), (b, 2)):
+        write(folder, f"more{seed}", tone, {"prompt": prompt(0), "seed": seed})
+    told = _prepare(a, b, tmp_path / "study", "--raters", 2, "--json")
+    assert isinstance(told, dict)
+    assert told["pairs"] == 4 and len(told["links"]) == 2
+    assert any("1 clips have no partner" in note and "1)" in note for note in told["notes"])
+    assert any("4 pairs, where 20 were asked for" in note for note in told["notes"])
+    study = read_study(tmp_path / "study")
+    assert {(p.prompt, p.seed) for p in study.pairs} == {
+        (prompt(0), 0), (prompt(1), 0), (prompt(2), 0), (prompt(0), 2)
+    }  # fmt: skip
+
+
+def test_seeds_that_one_side_does_not_tell_do_not_matter(tmp_path: Path) -> None:
+    a, b = write_models(tmp_path, 3)
+    for path in b.glob("*.json"):
+        path.write_text(json.dumps({"prompt": json.loads(path.read_text())["prompt"]}))
+    _prepare(a, b, tmp_path / "study")
+    assert [pair.seed for pair in read_study(tmp_path / "study").pairs] == [None] * 3
+    write(a, "again", np.full(4000, 0.1), {"prompt": prompt(0), "seed": 1})
+    with pytest.raises(AttuneError, match="several clips on one side and no seeds"):
+        _prepare(a, b, tmp_path / "other")
+
+
+def test_rates_and_lengths_become_one(tmp_path: Path) -> None:
+    time = np.arange(32000) / 32000
+    for name, rate, seconds in (("a", 32000, 1.0), ("b", 16000, 0.5)):
+        wave = 0.1 * np.sin(2 * np.pi * 440 * time[: round(seconds * rate)] * 32000 / rate)
+        write(tmp_path / name, "x", wave, {"prompt": "hum", "seed": 0}, rate)
+    told = _prepare(tmp_path / "a", tmp_path / "b", tmp_path / "study", "--json")
+    assert isinstance(told, dict)
+    assert told["sample_rate"] == 16000
+    assert "'hum': a clip of 1.00 s was cut to 0.50 s" in told["notes"]
+    (pair,) = read_study(tmp_path / "study").pairs
+    for name in (pair.a, pair.b):
+        info = soundfile.info(clip_path(tmp_path / "study", name))
+        assert (info.samplerate, info.frames, info.channels) == (16000, 8000, 1)
+        assert _pitch(clip_path(tmp_path / "study", name)) == pytest.approx(440, abs=2)
+
+
+def test_a_study_that_exists_is_not_overwritten(tmp_path: Path) -> None:
+    folder, _ = make_study(tmp_path, 2, 2)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for more in ((), ("--dry-run",)):
+        with pytest.raises(AttuneError, match="a study is there already, and is not overwritten"):
+            _prepare(tmp_path / "lm-north", tmp_path / "lm-south", folder, *more)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    with pytest.raises(AttuneError, match="not an empty folder"):
+        _prepare(tmp_path / "lm-north", tmp_path / "lm-south", tmp_path / "lm-north")
+    (tmp_path / "empty").mkdir()
+    _prepare(tmp_path / "lm-north", tmp_path / "lm-south", tmp_path / "empty")
+    assert len(read_study(tmp_path / "empty").pairs) == 2
+
+
+def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+    a, b = write_models(tmp_path, 3)
+    (b / "001.wav").write_bytes(b"not audio")
+    with pytest.raises(AttuneError, match=r"001\.wav: unreadable"):
+        _prepare(a, b, tmp_path / "deep" / "study")
+    assert list(tmp_path.rglob("*study*")) == []
+
+
+def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
+    a, b = write_models(tmp_path, 3)
+    told = _prepare(a, b, tmp_path / "study", "--dry-run", "--json", "--pairs", 2)
+    assert isinstance(told, dict)
+    assert len(told["pairs"]) == 2 and told["raters"] == 8
+    assert told["a"] == {"name": "lm-north", "run": None}
+    assert "3 pairs for 8 raters" in _prepare(a, b, tmp_path / "study", "--dry-run")
+    assert not (tmp_path / "study").exists()
+
+
+def test_mistakes_get_a_message(tmp_path: Path) -> None:
+    a, b = write_models(tmp_path, 2)
+    write(tmp_path / "others", "x", np.full(4000, 0.1), {"prompt": "else", "seed": 0})
+    soundfile.write(_folder(tmp_path / "bare") / "x.wav", np.full(4000, 0.1), RATE)
+    write(tmp_path / "twice", "x", np.full(4000, 0.1), {"prompt": "p", "seed": 0})
+    write(tmp_path / "twice", "y", np.full(4000, 0.1), {"prompt": "p", "seed": 0})
+    write(tmp_path / "odd", "x", np.full(4000, 0.1), {"prompt": "p", "seed": "one"})
+    write(tmp_path / "blip", "x", np.full(90, 0.1), {"prompt": prompt(0), "seed": 0})
+    (tmp_path / "prompts.txt").write_text("a dog\n")
+    out = tmp_path / "study"
+    for first, second, more, words in (
+        (a, a, (), "--a and --b are the same"),
+        (a, tmp_path / "gone", (), "gone: neither a trained run nor a folder of clips; a run by"),
+        (a, tmp_path / "others", (), "no prompt and seed in common"),
+        (a, tmp_path / "bare", (), r"x\.wav has no sidecar with a `prompt`"),
+        (a, tmp_path / "twice", (), "x.wav and y.wav have the same prompt and seed"),
+        (a, tmp_path / "odd", (), "seed 'one' of x.wav is not a whole number"),
+        (a, tmp_path / "blip", (), "the shorter clip has 0.011 s, too little to judge"),
+        (a, b, ("--prompts", tmp_path / "prompts.txt"), "--prompts is for two runs"),
+        (a, b, ("lm.run=x",), "'lm.run=x' needs --config"),
+        (a, b, ("--url", "lab.example"), "--url lab.example: expected an address"),
+        (a, b, ("--url", "ftp://lab.example"), "expected an address"),
+        ("", b, (), "--a is missing"),
+    ):
+        with pytest.raises(AttuneError, match=words):
+            _prepare(first, second, out, *more)
+    with pytest.raises(AttuneError, match="lies below a file"):
+        _prepare(a, b, tmp_path / "prompts.txt" / "study")
+    assert not out.exists()
+
+
+def test_a_damaged_study_is_named(tmp_path: Path) -> None:
+    folder, study = make_study(tmp_path, 2, 2)
+    good = json.loads((folder / "study.json").read_text())
+    with pytest.raises(AttuneError, match="no study there"):
+        read_study(tmp_path)
+
+    def damaged(change: object) -> str:
+        (folder / "study.json").write_text(json.dumps(change))
+        with pytest.raises(AttuneError) as caught:
+            read_study(folder)
+        return str(caught.value)
+
+    for name in ("../../secret", "a/b", "short", "x" * 22 + "\n"):
+        pairs = [good["pairs"][0] | {"a": name}, good["pairs"][1]]
+        assert "damaged at pairs.0.a" in damaged(good | {"pairs": pairs}), name
+    assert "damaged at more" in damaged(good | {"more": 1})
+    raters = [good["raters"][0], good["raters"][0]]
+    assert "a name stands there twice" in damaged(good | {"raters": raters})
+    raters = [good["raters"][0] | {"showings": good["raters"][0]["showings"][:1]}]
+    assert "rater 1 does not get every pair once" in damaged(good | {"raters": raters})
+    (folder / "study.json").write_text(json.dumps(good))
+    path = clip_path(folder, study.pairs[0].b)
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(AttuneError, match="differ in size"):
+        read_study(folder)
+    path.unlink()
+    with pytest.raises(AttuneError, match="the study lacks a clip"):
+        read_study(folder)
+
+
+def test_links_tell_who_is_where(tmp_path: Path) -> None:
+    folder, study = make_study(tmp_path, 2, 2)
+    rows = _run("links", folder, "--url", "https://lab.example/", "--json")
+    assert [row["link"] for row in rows] == [
+        f"https://lab.example/#{rater.token}" for rater in study.raters
+    ]
+    assert [(row["answered"], row["of"]) for row in rows] == [(0, 2), (0, 2)]
+    assert study.raters[1].token in _run("links", folder)
+
+
+@pytest.fixture
+def two_runs(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> tuple[list[str], Path]:
+    """Options for a recipe of two trained runs, and its folder of runs."""
+    for name in ("one", "two"):
+        shutil.copytree(tiny_run, tmp_path / "run" / name)
+    return ["--config", tiny_recipe.source_file, f"run_dir={tmp_path}/run"], tmp_path / "run"
+
+
+def test_runs_are_asked_for_the_prompts_of_a_split(
+    two_runs: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    options, runs = two_runs
+    told = _prepare(
+        Path("one"), Path("two"), tmp_path / "study", *options, "sampling.top_k=5",
+        "--split", "valid", "--pairs", 6, "--raters", 3, "--clip-seed", 4, "--json",
+    )  # fmt: skip
+    assert isinstance(told, dict) and told["pairs"] == 6 and told["sample_rate"] == 16000
+    study = read_study(tmp_path / "study")
+    assert (study.a.name, study.b.name) == ("one", "two")
+    assert study.a.facts["step"] == 12 and study.a.facts["top_k"] == 5
+    # Four clips of that split with four prompts; two of them come again with the next seed.
+    asked = [(pair.prompt, pair.seed) for pair in study.pairs]
+    assert [seed for _, seed in asked] == [4, 4, 4, 4, 5, 5]
+    assert len({text for text, _ in asked[:4]}) == 4 and asked[4][0] == asked[0][0]
+    made = list((runs / "evaluated").rglob("*.wav"))
+    assert len(made) == 12
+    times = {path: path.stat().st_mtime_ns for path in made}
+    _prepare(
+        Path("one"), Path("two"), tmp_path / "again", *options, "sampling.top_k=5",
+        "--split", "valid", "--pairs", 6, "--clip-seed", 4,
+    )  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in made} == times, "clips were made anew"
+
+
+def test_a_run_beside_a_folder_is_asked_for_its_prompts(
+    two_runs: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    options, _ = two_runs
+    for i, (text, seed) in enumerate((("a dog barks", 3), ("rain falls", 5))):
+        wave = 0.1 * np.random.default_rng(i).standard_normal(6400)
+        write(tmp_path / "real", str(i), wave, {"prompt": text, "seed": seed}, 16000)
+    _prepare(tmp_path / "real", Path("two"), tmp_path / "study", *options)
+    study = read_study(tmp_path / "study")
+    assert {(p.prompt, p.seed) for p in study.pairs} == {("a dog barks", 3), ("rain falls", 5)}
+
+
+def test_prompts_of_a_file(two_runs: tuple[list[str], Path], tmp_path: Path) -> None:
+    options, _ = two_runs
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt,seed\nA dog barks,7\nRain falls,\n")
+    arguments = (Path("one"), Path("two"), tmp_path / "study", *options, "--prompts", file)
+    told = _prepare(*arguments, "--dry-run", "--json")
+    assert isinstance(told, dict)
+    assert told["pairs"] == [
+        {"prompt": "A dog barks", "seed": 7}, {"prompt": "Rain falls", "seed": 0}
+    ]  # fmt: skip
+    _prepare(*arguments)
+    assert [pair.prompt for pair in read_study(tmp_path / "study").pairs] == [
+        "A dog barks", "Rain falls"
+    ]  # fmt: skip
+    file.write_text("prompt,seed\nA dog barks,7\nA dog barks,7\n")
+    with pytest.raises(AttuneError, match="'A dog barks' with seed 7 stands twice"):
+        _prepare(Path("one"), Path("two"), tmp_path / "other", *options, "--prompts", file)
+    with pytest.raises(AttuneError, match="no clips in split 'test'; --split takes train, valid"):
+        _prepare(Path("one"), Path("two"), tmp_path / "other", *options)
+
+
+def test_raters_read_the_caption_that_a_prompt_was_made_of(
+    tiny_root: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_root / "data", tmp_path / "data")
+    path = tmp_path / "data" / "manifest.parquet"
+    table = pq.read_table(path)
+    captions = [
+        ["Loud dogs!", "The Dogs"] if row["prompts"][0] == "dog" else None
+        for row in table.to_pylist()
+    ]
+    at = table.schema.get_field_index("captions")
+    column = pa.array(captions, table.schema.field(at).type)
+    pq.write_table(table.set_column(at, table.schema.field(at), column), path)
+    recipe = tiny_recipe.model_copy(update={"data_dir": str(tmp_path / "data")})
+    found = split_prompts(recipe, "train")
+    assert found["dog"] == "The Dogs" and found["rain"] == "rain"
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path

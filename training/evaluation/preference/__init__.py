@@ -1,0 +1,1 @@
+"""A blind study: which of two models' clips do people prefer?"""

@@ -1,0 +1,99 @@
+"""What every request passes before the page's own code sees it, and what every answer carries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST_BYTES = 10_000
+"""Of a request's body, whether it states its length or not."""
+SLOWEST_S = 10.0
+"""For a body to arrive."""
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "media-src blob:; img-src data:; frame-ancestors 'none'; base-uri 'none'; "
+        "form-action 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Robots-Tag": "noindex",
+}
+
+
+class Guard:
+    """Refuses other pages' requests and large or slow bodies; adds the headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers):
+            await _refuse(send_with_headers, 403, "asked for by another page")
+            return
+        try:
+            body = await asyncio.wait_for(_read(headers, receive), SLOWEST_S)
+        except TimeoutError:
+            await _refuse(send_with_headers, 408, "the request did not arrive in time")
+            return
+        if body is None:
+            await _refuse(send_with_headers, 413, "the request is too large")
+            return
+        given = False
+
+        async def receive_again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()  # that the client has gone
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, receive_again, send_with_headers)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    origin = headers.get("origin")
+    if origin is not None and origin.split("://")[-1] != headers.get("host"):
+        return True
+    return headers.get("sec-fetch-site") in ("cross-site", "same-site")
+
+
+async def _read(headers: Headers, receive: Receive) -> bytes | None:
+    """The whole body; None if it is larger than `MOST_BYTES`, or says so."""
+    stated = headers.get("content-length", "0")
+    if not stated.isdecimal() or int(stated[:20]) > MOST_BYTES:
+        return None
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return body
+        body += message.get("body", b"")
+        if len(body) > MOST_BYTES:
+            return None
+        if not message.get("more_body"):
+            return body
+
+
+async def _refuse(send: Send, status: int, why: str) -> None:
+    content = json.dumps({"error": why}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers.append((b"content-length", str(len(content)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,247 @@
+"""Make a study: pairs of clips that tell nothing of their model, and an order for every rater."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from common.config import Recipe
+from common.errors import AttuneError
+from training.evaluation.preference.clips import equalize, read_clip, wav_bytes
+from training.evaluation.preference.design import draw_orders, draw_sides
+from training.evaluation.preference.sources import (
+    Found,
+    Key,
+    Origin,
+    Wanted,
+    differing,
+    find_origin,
+    make_clips,
+    match,
+    shared_facts,
+    wanted_pairs,
+)
+from training.evaluation.preference.study import (
+    Pair,
+    Rater,
+    Showing,
+    Source,
+    Study,
+    clip_path,
+    write_study,
+)
+
+_TOKEN_BYTES = 24
+_NAME_BYTES = 16
+SHORTEST_S = 0.1
+"""A pair with less sound than this is no question."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a study is to be."""
+
+    a: str
+    b: str
+    prompts: Path | None
+    split: str
+    pairs: int
+    raters: int
+    seed: int
+    """Of orders and sides."""
+    clip_seed: int
+    """Of generated clips."""
+    loudness: float
+    """LUFS."""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A study that is not made yet."""
+
+    a: Origin
+    b: Origin
+    wanted: list[Wanted]
+
+    def describe(self, pairs: int) -> dict[str, Any]:
+        """What would be made: the sides, and the prompts in the order of the pairs."""
+        if self.wanted:
+            prompts: list[dict[str, Any]] = [
+                {"prompt": job.shown, "seed": job.seed} for job in self.wanted
+            ]
+            alone: list[Key] = []
+        else:
+            found, alone = match(self.a.clips, self.b.clips, (), pairs)
+            prompts = [{"prompt": pair.prompt, "seed": pair.seed} for pair in found]
+        return {
+            "a": {"name": self.a.name, "run": None if self.a.run is None else str(self.a.run)},
+            "b": {"name": self.b.name, "run": None if self.b.run is None else str(self.b.run)},
+            "pairs": prompts,
+            "unmatched": [{"prompt": prompt, "seed": seed} for prompt, seed in alone],
+        }
+
+
+def draft(order: Order, recipe: Recipe | None) -> Draft:
+    """Find both sides and what they are asked for; makes nothing.
+
+    Raises:
+        AttuneError: a side that is not there, or no prompts.
+    """
+    a, b = find_origin(order.a, recipe), find_origin(order.b, recipe)
+    if (a.run or Path(a.folder)).resolve() == (b.run or Path(b.folder)).resolve():
+        raise AttuneError(f"--a and --b are the same: {order.a}; name two models")
+    if a.name == b.name:
+        a, b = Origin(order.a, a.run, a.clips, a.folder), Origin(order.b, b.run, b.clips, b.folder)
+    wanted = wanted_pairs(
+        a, b, recipe, order.prompts, order.split, order.pairs, order.clip_seed
+    )  # fmt: skip
+    return Draft(a, b, wanted)
+
+
+def prepare(
+    order: Order, recipe: Recipe | None, out: Path, console: Console
+) -> tuple[Study, list[str]]:
+    """Make a study's folder.  It appears whole or not at all, and replaces nothing.
+
+    Returns:
+        The study, and what its maker should know of it, a line each.
+
+    Raises:
+        AttuneError: something is there already, a side or its clips are not, or no prompt is
+            common to both.
+    """
+    check_free(out)
+    plan = draft(order, recipe)
+    sides = [
+        make_clips(origin, plan.wanted, recipe, console, order.device)
+        for origin in (plan.a, plan.b)
+    ]
+    found, alone = match(sides[0][0], sides[1][0], plan.wanted, order.pairs)
+    notes = []
+    if alone:
+        notes.append(
+            f"{len(alone)} clips have no partner of their prompt and seed; first: {alone[0]}"
+        )
+    if len(found) < order.pairs:
+        notes.append(f"{len(found)} pairs, where {order.pairs} were asked for")
+    facts = [shared_facts([getattr(pair, side) for pair in found]) for side in ("a", "b")]
+    if unlike := differing(*facts):
+        notes.append(f"the sides were made with other settings: {', '.join(unlike)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True
+        ) as name:
+            folder = Path(name)
+            rate, pairs, more = _write_clips(folder, found, order.loudness)
+            study = Study(
+                id=secrets.token_urlsafe(_NAME_BYTES),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                a=Source(name=plan.a.name, clips=sides[0][1], facts=facts[0]),
+                b=Source(name=plan.b.name, clips=sides[1][1], facts=facts[1]),
+                seed=order.seed,
+                sample_rate=rate,
+                loudness=order.loudness,
+                pairs=pairs,
+                raters=invite(order.raters, len(pairs), order.seed),
+            )
+            write_study(folder, study)
+            check_free(out)
+            os.rename(folder, out)  # over an empty folder at most
+    except OSError as error:
+        raise AttuneError(f"--out {out}: {error.strerror}") from error
+    return study, notes + more
+
+
+def check_free(out: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        AttuneError: naming it.
+    """
+    if (out / "study.json").exists():
+        raise AttuneError(f"{out}: a study is there already, and is not overwritten; name another")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise AttuneError(f"{out}: not an empty folder; name another --out")
+    if any(path.exists() and not path.is_dir() for path in out.parents):
+        raise AttuneError(f"--out {out}: lies below a file; name a folder")
+
+
+def invite(raters: int, pairs: int, seed: int) -> list[Rater]:
+    """Raters with their pairs in order.
+
+    Order and sides follow from the seed; tokens and names are drawn from the system's randomness.
+    """
+    rng = np.random.default_rng(seed)
+    orders, sides = draw_orders(raters, pairs, rng), draw_sides(raters, pairs, rng)
+    return [
+        Rater(
+            token=secrets.token_urlsafe(_TOKEN_BYTES),
+            showings=[
+                Showing(
+                    name=secrets.token_urlsafe(_NAME_BYTES),
+                    pair=int(pair),
+                    a_left=bool(sides[row, pair]),
+                    left=secrets.token_urlsafe(_NAME_BYTES),
+                    right=secrets.token_urlsafe(_NAME_BYTES),
+                )
+                for pair in order
+            ],
+        )
+        for row, order in enumerate(orders)
+    ]
+
+
+def _write_clips(
+    folder: Path, found: Sequence[Found], loudness: float
+) -> tuple[int, list[Pair], list[str]]:
+    """Equalized clips under random names: their rate in Hz, the pairs, and what is to be told.
+
+    All get the lowest rate of any: one that had been made at a higher one would be known by its
+    treble.  Files are written in an order of their own, and have one time.
+    """
+    clips = [(read_clip(pair.a.uri), read_clip(pair.b.uri)) for pair in found]
+    rate = min(own for pair in clips for _, own in pair)
+    pairs, notes, files = [], [], []
+    for about, sounds in zip(found, clips, strict=True):
+        waves, reached = equalize(sounds, rate, loudness)
+        if len(waves[0]) < SHORTEST_S * rate:
+            raise AttuneError(
+                f"{about.prompt!r}: the shorter clip has {len(waves[0]) / rate:.3f} s, too little "
+                "to judge"
+            )
+        if reached is None:
+            notes.append(f"{about.prompt!r}: a silent clip, so the two are not equally loud")
+        names = [secrets.token_urlsafe(_NAME_BYTES) for _ in waves]
+        files += [(name, wav_bytes(wave, rate)) for name, wave in zip(names, waves, strict=True)]
+        pairs.append(
+            Pair(
+                prompt=about.prompt,
+                seed=about.seed,
+                a=names[0],
+                b=names[1],
+                loudness=None if reached is None else round(reached, 3),
+                duration_s=len(waves[0]) / rate,
+            )
+        )
+        longest, kept = max(len(wave) / own for wave, own in sounds), pairs[-1].duration_s
+        if longest > 1.1 * kept:
+            notes.append(f"{about.prompt!r}: a clip of {longest:.2f} s was cut to {kept:.2f} s")
+    clip_path(folder, "x").parent.mkdir()
+    now = datetime.now(UTC).timestamp()
+    secrets.SystemRandom().shuffle(files)
+    for name, content in files:
+        path = clip_path(folder, name)
+        path.write_bytes(content)
+        os.utime(path, (now, now))
+    return rate, pairs, notes

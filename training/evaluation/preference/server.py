@@ -1,0 +1,157 @@
+"""The raters' page: one pair after the other, each answer on the disk before the next one.
+
+A rater is known by the token of their link, which the page sends as a bearer token.  What comes
+next is decided here, by what is stored: a page that was closed, or a server that was killed, goes
+on where it was.  Clips are given whole, by names that belong to one rater, without anything that a
+file would bring along (time, name, hash); the two of a pair have the same length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from training.evaluation.preference.answers import Answers, Conflict
+from training.evaluation.preference.guard import Guard
+from training.evaluation.preference.limits import RateLimit
+from training.evaluation.preference.study import Side, Study, clip_path
+
+LONGEST_COMMENT = 1000
+_ASSETS = {
+    "/": ("preference.html", "text/html"),
+    "/preference.js": ("preference.js", "text/javascript"),
+    "/preference.css": ("preference.css", "text/css"),
+}
+
+
+class Reply(BaseModel):
+    """What a page sends for a pair."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pair: str = Field(min_length=1, max_length=64)
+    choice: Side
+    comment: str = Field(default="", max_length=LONGEST_COMMENT)
+
+
+class Raters:
+    """Tokens, and how often their holders and strangers may ask."""
+
+    def __init__(self, study: Study) -> None:
+        # Looked up by hash: how long that takes tells nothing of a token.
+        self._raters = {_hash(rater.token): i for i, rater in enumerate(study.raters)}
+        self._known = RateLimit(burst=120, per_s=4)
+        self._strange = RateLimit(burst=10, per_s=1 / 6)
+
+    def identify(self, request: Request) -> int:
+        """The rater's number.
+
+        Raises:
+            HTTPException: 401, or 429 for one who asks too often.  Strangers at a rater's address
+                do not keep the rater out.
+        """
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        digest = _hash(token)
+        rater = self._raters.get(digest) if kind.lower() == "bearer" else None
+        if rater is not None:
+            wait = self._known.take(digest)
+        else:
+            wait = self._strange.take(request.client.host if request.client else "")
+        if wait:
+            raise HTTPException(429, "too many requests", {"Retry-After": str(wait)})
+        if rater is None:
+            raise HTTPException(401, "this link is not valid", {"WWW-Authenticate": "Bearer"})
+        return rater
+
+
+def build_app(folder: Path, study: Study, answers: Answers, hosts: list[str]) -> FastAPI:
+    """The server.
+
+    Args:
+        folder: of the study.
+        hosts: names under which it may be asked (a foreign page cannot point its own name here).
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    app.add_middleware(Guard)  # the outermost
+    raters = Raters(study)
+    known = Depends(raters.identify)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    for path, (name, kind) in _ASSETS.items():
+        app.add_api_route(path, _asset(name, kind), methods=["GET"])
+
+    def standing(rater: int) -> dict[str, Any]:
+        """How far a rater is, and the pair that comes next."""
+        done = answers.answered(rater)
+        told: dict[str, Any] = {"done": len(done), "of": len(study.pairs), "pair": None}
+        for showing in study.raters[rater].showings:
+            if showing.pair not in done:
+                prompt = study.pairs[showing.pair].prompt
+                clips = [showing.left, showing.right]
+                told["pair"] = {"name": showing.name, "prompt": prompt, "clips": clips}
+                break
+        return told
+
+    @app.get("/api/next")
+    def ask(rater: int = known) -> dict[str, Any]:
+        return standing(rater)
+
+    @app.post("/api/answers")
+    def answer(reply: Reply, rater: int = known) -> dict[str, Any]:
+        """Stores an answer.  The same one again is as good as new; another one is refused."""
+        showings = {showing.name: showing for showing in study.raters[rater].showings}
+        showing = showings.get(reply.pair)
+        if showing is None:
+            raise HTTPException(404, "no such pair")
+        now = standing(rater)["pair"]
+        if showing.pair not in answers.answered(rater) and showing.name != now["name"]:
+            raise HTTPException(409, "other pairs come before this one")
+        try:
+            answers.add(rater, showing.pair, reply.choice, reply.comment)
+        except Conflict:
+            raise HTTPException(409, "another answer to this pair is stored, and stands") from None
+        return standing(rater)
+
+    @app.get("/api/clips/{name}")
+    def sound(name: str, rater: int = known) -> Response:
+        sides: tuple[Side, ...] = ("left", "right")
+        for showing in study.raters[rater].showings:
+            for side in sides:
+                if name == getattr(showing, side):
+                    file = getattr(study.pairs[showing.pair], showing.model(side))
+                    return Response(clip_path(folder, file).read_bytes(), media_type="audio/wav")
+        raise HTTPException(404, "no such clip")
+
+    return app
+
+
+def _asset(name: str, kind: str) -> Any:
+    content = (resources.files("training") / "assets" / name).read_bytes()
+
+    def asset() -> Response:
+        return Response(content, media_type=kind)
+
+    return asset
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
