@@ -179,6 +179,7 @@ def test_eight_raters_and_a_server_that_is_killed_twice(study: Path, server: Ser
                 for rater in raters:
                     rater.page.wait_for_selector("#message:has-text('kept here and sent again')")
                     assert rater.page.inner_text("#count") == f"{rater.done + 1} of {PROMPTS}"
+                    assert rater.page.is_disabled("input[value=left]"), "another choice than sent"
                 server.start()
                 assert f"{6 * RATERS} of {RATERS * PROMPTS} answers" in server.said
             elif turn == 13:  # killed while answers are on their way, some stored, some not

@@ -122,11 +122,13 @@ function refresh() {
     const on = !players[side].paused;
     const button = byId(`play-${side}`);
     button.setAttribute("aria-disabled", String(busy));
+    radio(side).disabled = busy;  // what is on its way is what is shown
     button.toggleAttribute("data-on", on);
     button.querySelector(".word").textContent = on ? "Pause" : "Play";
     byId(`heard-${side}`).textContent = heard[side] ? "✓ played" : "not played yet";
     byId(`heard-${side}`).classList.toggle("yes", heard[side]);
   }
+  byId("comment").readOnly = busy;
   byId("send").setAttribute("aria-disabled", String(busy || lacking() !== ""));
   byId("hint").textContent = busy ? "One moment …" : lacking() || `Sends: sound ${NUMBER[chosen()]} is better.`;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from two_models import make_study
+from typer.testing import CliRunner
 
 from common.errors import AttuneError
+from training.cli import app
 from training.evaluation.preference.answers import Answers, Conflict, plain_text
 from training.evaluation.preference.limits import RateLimit
 from training.evaluation.preference.server import build_app
@@ -184,10 +187,29 @@ def test_a_study_goes_on_with_another_server(place: tuple[Path, Study]) -> None:
     headers = {"Authorization": f"Bearer {study.raters[0].token}"}
     for number, showing in enumerate(study.raters[0].showings, 1):
         # Never closed: as if it had been killed.
-        app = build_app(folder, read_study(folder), Answers(folder, study), ["testserver"])
-        client = TestClient(app)
+        server = build_app(folder, read_study(folder), Answers(folder, study), ["testserver"])
+        client = TestClient(server)
         reply = {"pair": showing.name, "choice": "right"}
         assert client.post("/api/answers", headers=headers, json=reply).json()["done"] == number
+
+
+def test_the_command_refuses_what_it_cannot_serve(
+    place: tuple[Path, Study], tmp_path: Path
+) -> None:
+    folder = place[0]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for arguments, words in (
+            ([folder, "--port", port], f"cannot listen on 127.0.0.1:{port}"),
+            ([folder, "--host", "0.0.0.0"], "say with --url what raters type"),
+            ([folder, "--host", "0.0.0.0", "--url", "lab"], "--url lab: expected an address"),
+            ([tmp_path], "no study there"),
+        ):
+            done = CliRunner().invoke(app, ["preference", "serve", *map(str, arguments)])
+            assert isinstance(done.exception, AttuneError), arguments
+            assert words in str(done.exception)
 
 
 def test_comments_are_plain_text() -> None:
