@@ -37,7 +37,8 @@ def generate_set(
     Args:
         prompts: clips whose prompts are asked for; the files say which one as `reference`.
         out: folder for folders of clips, one per list of prompts.
-        seed: of a clip's first prompt; further ones get the next seeds.
+        seed: of a clip's first prompt; further ones, and clips whose prompt was there before, get
+            the next seeds.
         seeds: one per clip, in place of `seed`.
 
     Returns:
@@ -47,11 +48,16 @@ def generate_set(
         AttuneError: no trained model, or no prompts.
     """
     wanted: dict[str, tuple[bool, dict[str, Any]]] = {}
+    taken: set[tuple[str, int]] = set()
     for clip, first in zip(prompts, seeds or [seed] * len(prompts), strict=True):
         # The shards' further prompts are other wordings of the first; a list's are asked for.
         for i, prompt in enumerate(clip.prompts[:1] if clip.normalized else clip.prompts):
             name = hashlib.blake2b(f"{clip.name}/{i}".encode(), digest_size=8).hexdigest()
-            facts = {"prompt": prompt, "seed": first + i, "reference": clip.name}
+            own = first + i
+            while (prompt, own) in taken:  # the same prompt and seed would be the same clip
+                own += 1
+            taken.add((prompt, own))
+            facts = {"prompt": prompt, "seed": own, "reference": clip.name}
             wanted[name] = clip.normalized, facts
     if not wanted:
         raise AttuneError(

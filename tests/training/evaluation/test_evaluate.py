@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from rich.console import Console
 from small_backbones import write_clap, write_passt, write_vggish
 from typer.testing import CliRunner
 
 from common.audio import AudioError
 from common.codec import load_codec
-from common.config import Recipe
+from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.schema import MANIFEST
 from training.cli import app
@@ -33,6 +34,7 @@ from training.evaluation.clip_sets import (
     read_reference,
 )
 from training.evaluation.frechet import frechet_distance
+from training.evaluation.generated_set import generate_set
 from training.evaluation.measure import Backbones, Measurer, figures
 
 RATE = 16_000
@@ -251,6 +253,18 @@ def test_loudness_is_taken_out_where_one_is_given(tmp_path: Path):
         gaussians = measurer.reference(real).gaussians()
         value = figures(measurer.generated(quiet, {}, gaussians), gaussians)["fd_mel"]["value"]
         assert value < most and (loudness is not None or value > 1)
+
+
+def test_no_clip_of_a_run_is_made_twice(tmp_path: Path, tiny_root: Path, tiny_run: Path):
+    """Real clips often share a prompt; the same prompt and seed would give the same clip."""
+    recipe = load_recipe(tiny_root / "recipe.yaml", ["sampling.weights=fp32"])
+    prompts = [SetClip(f"{i}", "", prompts=("dog" if i < 3 else "rain",)) for i in range(4)]
+    folder = generate_set(recipe, tiny_run, prompts, tmp_path, Console(quiet=True), seed=5)
+    clips = read_folder(folder).clips
+    assert sorted((c.facts["prompt"], c.facts["seed"], c.facts["reference"]) for c in clips) == [
+        ("dog", 5, "0"), ("dog", 6, "1"), ("dog", 7, "2"), ("rain", 5, "3"),
+    ]  # fmt: skip
+    assert len({Path(clip.uri).read_bytes() for clip in clips}) == 4
 
 
 def test_pairs_go_by_reference_then_name_then_prompt():
