@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -135,3 +136,10 @@ def test_a_dry_run_tells_and_makes_nothing(tiny_root: Path, tmp_path: Path) -> N
     assert estimate.tokens_per_step == 4 * 20 * 4
     assert json.loads(json.dumps(estimate.as_dict()))["days"] > 0
     assert any("20 clips" in line for line in estimate.lines())
+
+
+def test_a_machine_that_is_busy_has_a_rate_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One product may take longer than all of them are meant to."""
+    clock = itertools.count()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
+    assert module.matmul_rate(torch.device("cpu"), "fp32") == 2 * 1024**3
