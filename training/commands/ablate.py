@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import asdict
-from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,7 +32,7 @@ def ablate(
         int, typer.Option("--nproc", min=1, help="Processes (GPUs) that train one row.")
     ] = 1,
     ray: Annotated[
-        str, typer.Option("--ray", help="Make rows on this Ray cluster: its address, or auto.")
+        str, typer.Option("--ray", help="Make rows on a Ray cluster: its address, auto, or local.")
     ] = "",
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Backbones (default: ~/.cache/attune/weights).")
@@ -48,10 +45,10 @@ def ablate(
 
     Goes on where it stopped, row by row.
     """
-    from training.evaluation.ablation.cells import cell_folder, read_cell
+    from training.evaluation.ablation.cells import read_cell
     from training.evaluation.ablation.config import load_ablation
+    from training.evaluation.ablation.report import write_report
     from training.evaluation.ablation.run import cells_of, run_cells
-    from training.evaluation.ablation.tables import Results
     from training.evaluation.weights import default_weights
 
     file = load_ablation(config)
@@ -89,8 +86,7 @@ def ablate(
     failed = {name: why for name, why in outcomes.items() if isinstance(why, str)}
     if not documents:
         raise AttuneError(f"no row came through: {next(iter(failed.values()))}")
-    results = Results.of(file, chosen, documents)
-    written = _write(out, results, documents, failed, cell_folder(str(out)))
+    written = write_report(out, file, chosen, documents, failed)
     if as_json:
         print_json(written)
     else:
@@ -101,49 +97,3 @@ def ablate(
             f"{len(failed)} of {len(cells)} cells did not come through ({', '.join(failed)}); the "
             "same command makes them alone"
         )
-
-
-def _write(
-    out: Path, results: Any, documents: list[dict[str, Any]], failed: dict[str, str], cells: Path
-) -> dict[str, Any]:
-    """tables.md, tables.tex, results.csv, ablation.png, ablation.html, ablation.json."""
-    from common import page
-    from training.evaluation.ablation import tables as t
-
-    made, verdicts = t.tables(results), t.verdicts(results)
-    seeds = len(results.profile.seeds)
-    missing = {m: why for d in documents for m, why in d["missing"].items()}
-    notes = [
-        f"Mean ± s.d. over {seeds} seeds (fewer where a cell is missing); "
-        f"{documents[0]['clips']} generated clips per seed against "
-        f"{documents[0]['reference_clips']} real ones. {date.today().isoformat()}.",
-        *(f"No figure: {why}" for why in dict.fromkeys(missing.values())),
-        *(f"Missing: {name}: {why}" for name, why in failed.items()),
-    ]
-    compared = ["rr against the same without, paired by seed (Student's t):", *verdicts]
-    text = "\n".join(t.markdown(table) for table in made)
-    text += "\n" + "\n".join(f"- {line}" for line in [*compared[1:], *notes]) + "\n"
-    (out / "tables.md").write_text(text)
-    (out / "tables.tex").write_text("\n".join(map(t.latex, made)))
-    (out / "results.csv").write_text(t.as_csv(results))
-    sections = [
-        page.section(f"Table {one.number}. {one.title}", page.table(one.header, one.rows))
-        for one in made
-    ]
-    sections.append(page.section("Did rr help?", *map(page.paragraph, compared)))
-    drawn = t.plot(results)
-    if drawn is not None:
-        drawn.savefig(out / "ablation.png", dpi=150)
-        sections.insert(0, page.section("All rows", page.figure(drawn, "figures of every row")))
-    sections.append(page.section("What it stands on", *map(page.paragraph, notes)))
-    lead = "Rows of Table 1 from runs of one's own, beside the paper's figures."
-    footer = f"Every cell with its log lies in {cells}."
-    (out / "ablation.html").write_text(page.page("Attune: ablation", lead, sections, footer))
-    document = {
-        "cells": documents,
-        "failed": failed,
-        "tests": {metric: asdict(test) for metric, test in results.tests().items()},
-        "verdicts": verdicts,
-    }
-    (out / "ablation.json").write_text(json.dumps(document, indent=2) + "\n")
-    return document

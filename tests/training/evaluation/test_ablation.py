@@ -98,6 +98,26 @@ def test_the_verdict(shift: float, expected: str) -> None:
     assert expected in line and "5 seeds" in line
 
 
+def test_a_verdict_says_when_it_does_not_hold_among_all_metrics() -> None:
+    """One of three metrics with p between .05 / 3 and .05, the others without any difference."""
+    profile = FILE.profiles["small"]
+    steps = {"fad_codec": (0.1, 0.3, 0.5, 0.2, 0.05), "fd_mel": (-2, 1, 2, -1, 0.1)}
+    cells_made = []
+    for seed in range(5):
+        plain = {"fad_codec": 3.0, "fd_mel": 50.0, "agreement": 0.6}
+        changed = {name: plain[name] + step[seed] for name, step in steps.items()}
+        changed["agreement"] = 0.6 + (0.01, -0.01, 0.02, -0.02, 0.001)[seed]
+        for row, metrics in ((FILE.baseline, plain), (FILE.regularized, changed)):
+            cells_made.append({"row": row, "seed": seed, "metrics": metrics})
+    results = Results.of(FILE, profile, cells_made)
+    test = results.tests()["fad_codec"]
+    assert test.p_value is not None and test.adjusted == pytest.approx(3 * test.p_value)
+    assert 0.05 / 3 < test.p_value < 0.05
+    first, second, third = verdicts(results)
+    assert first.endswith("rr is worse by this test alone, not among all metrics")
+    assert second.endswith("no more than seeds differ") and "no more" in third
+
+
 def test_tables_stand_beside_the_papers() -> None:
     results = Results.of(FILE, FILE.profiles["small"], _cells(-1.0))
     first, third = tables(results)
@@ -242,3 +262,31 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert changed == ["with-seed1.log"]
     # From its own checkpoint and clips: to the same figures.
     assert json.loads(again.stdout)["tests"] == found["tests"]
+
+
+@pytest.mark.heavy
+def test_on_a_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same figures as here; a cell that fails there is named."""
+    make_world(tmp_path)
+    _give_audio(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    path = tmp_path / "ablation.yaml"
+    path.write_text(TINY)
+    command = ["ablate", "--config", str(path), "--profile", "tiny", "--json"]
+    command += ["--weights", str(tmp_path / "none"), f"data_dir={tmp_path}/data"]
+    runner = CliRunner()
+    found = {}
+    for where, options in (("here", ["--jobs", "2"]), ("ray", ["--ray", "local"])):
+        done = runner.invoke(app, [*command, *options, f"run_dir={tmp_path}/{where}"])
+        assert done.exit_code == 0, done.output
+        made = json.loads(done.stdout)["cells"]
+        found[where] = {(c["row"], c["seed"]): c["metrics"] for c in made}
+    assert len(found["ray"]) == 4
+    for cell, metrics in found["here"].items():
+        assert found["ray"][cell] == pytest.approx(metrics, rel=1e-4)
+    wrong = [f"run_dir={tmp_path}/wrong", f"lm.init_from={tmp_path}/nothing"]
+    failed = runner.invoke(app, [*command, "--ray", "local", "--row", "with", *wrong])
+    assert isinstance(failed.exception, AttuneError)
+    assert "no trained model there" in str(failed.exception)
+    assert "Traceback" not in str(failed.exception) and "ray::" not in str(failed.exception)

@@ -11,8 +11,6 @@ from pydantic import Field, model_validator
 from common.config import Section, validate
 from common.errors import AttuneError
 
-Name = str
-
 
 class Figures(Section):
     """What a paper reports."""
@@ -57,7 +55,7 @@ class Profile(Section):
     """File, from this one's folder."""
     task: Literal["sfx", "music"] = "sfx"
     """Sound effects make Tables 1 and 3, music Table 2."""
-    rows: tuple[Name, ...] = ()
+    rows: tuple[str, ...] = ()
     """Those of them; none for all."""
     overrides: tuple[str, ...] = ()
     """Of the recipe, for every row."""
@@ -83,9 +81,9 @@ class AblationConfig(Section):
     """The whole file."""
 
     rows: tuple[Row, ...] = Field(min_length=2)
-    regularized: Name
+    regularized: str
     """The row that is the paper's method."""
-    baseline: Name
+    baseline: str
     """The row that it is tested against."""
     published: tuple[Published, ...] = ()
     profiles: dict[str, Profile] = Field(min_length=1)

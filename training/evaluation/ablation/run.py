@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from common.config import load_recipe
 from common.errors import AttuneError
@@ -38,25 +38,21 @@ def cells_of(
         AttuneError: the recipe, its shards or a row's settings are not usable.
     """
     cells = [
-        Cell(
-            recipe, profile.overrides + row.overrides(), row.name, seed, profile.split,
-            profile.clips_per_prompt, str(weights), device, processes,
+        (
+            place,
+            Cell(
+                recipe, profile.overrides + row.overrides(), row.name, seed, profile.split,
+                profile.clips_per_prompt, str(weights), device, processes,
+            ),
         )
         for row in config.rows_of(profile)
-        for seed in config.seeds_of(profile, row)
+        for place, seed in enumerate(config.seeds_of(profile, row))
     ]  # fmt: skip
-    for cell in cells:  # a mistake in the last row should not show after hours
+    for _, cell in cells:  # a mistake in the last row should not show after hours
         made = load_recipe(cell.recipe, cell.all_overrides)
         made.section("lm", LMConfig)
     ShardDataset.open(made.data_dir)
-    order = {row.name: place for place, row in enumerate(config.rows)}
-    return sorted(cells, key=lambda c: (config_seed_place(config, profile, c), order[c.row]))
-
-
-def config_seed_place(config: AblationConfig, profile: Profile, cell: Cell) -> int:
-    """The how-manieth seed of its row a cell has."""
-    row = next(row for row in config.rows if row.name == cell.row)
-    return config.seeds_of(profile, row).index(cell.seed)
+    return [cell for _, cell in sorted(cells, key=lambda one: one[0])]
 
 
 def run_cells(
@@ -104,7 +100,7 @@ def _here(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Outcome]]:
     if not cells:
         return
     # Fresh interpreters: forked ones may not start threads of their own.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread, (jobs,)) as pool:
+    with _threads(1 if jobs > 1 else None), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         futures = {pool.submit(run_cell, cell): cell for cell in cells}
         try:
             for future in as_completed(futures):
@@ -114,19 +110,44 @@ def _here(cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Outcome]]:
             raise
 
 
-def _one_thread(jobs: int) -> None:
-    # Two pools of threads that wait for each other on the same cores are many times slower.
-    if jobs > 1:
-        torch.set_num_threads(1)
-        os.environ["OMP_NUM_THREADS"] = "1"
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Threads of every library in processes started meanwhile, and in theirs.
+
+    Two pools of threads that wait for each other on the same cores are many times slower.  In the
+    environment, because libraries look there while they are imported.
+    """
+    if number is None:
+        yield
+        return
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(number)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, Outcome]]:
+    if not cells:
+        return
     import ray
 
-    ray.init(address, include_dashboard=False, log_to_driver=False)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        quiet["include_dashboard"] = False
     try:
-        gpus = cells[0].processes if cells and cells[0].device != "cpu" else 0
+        ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AttuneError(f"--ray {address}: cannot join it: {reason}") from error
+    try:
+        gpus = cells[0].processes if cells[0].device != "cpu" else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(run_cell)
         waiting = {remote.remote(cell): cell for cell in cells}
         while waiting:
@@ -146,10 +167,10 @@ def _fetch(get: Callable[[Any], Any], reference: Any) -> dict[str, Any]:
 def _outcome(result: Callable[[], dict[str, Any]]) -> Outcome:
     try:
         return result()
-    except AttuneError as error:
-        return f"failed: {error}"
     except Exception as error:  # of one cell: the others go on
-        cause = getattr(error, "cause", None)  # Ray wraps what a task raised
+        # Ray wraps what a task raised in an error of the same type, whose text is a traceback.
+        cause = getattr(error, "cause", None) or error
+        told = " ".join(str(cause).split())
         if isinstance(cause, AttuneError):
-            return f"failed: {cause}"
-        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+            return f"failed: {told}"
+        return f"failed: {type(cause).__name__}: {told[-300:]}"

@@ -48,6 +48,8 @@ METRICS = (
 )
 """The paper's three, and those that need no download."""
 _PAPER = ("fad", "kl", "clap")
+LEVEL = 0.05
+"""Of a test: below it a difference counts."""
 NONE = "\u2013"
 """In place of a figure that there is not."""
 
@@ -161,7 +163,7 @@ def _cell(results: Results, row: str, metric: Metric) -> str:
 
 def _paper(figures: Figures | None) -> list[str]:
     values = [None if figures is None else getattr(figures, name) for name in _PAPER]
-    return [NONE if value is None else f"{value:g}" for value in values]
+    return [NONE if value is None else f"{value:.2f}" for value in values]
 
 
 def _published(figures: Figures, key: str) -> str:
@@ -182,7 +184,9 @@ def verdicts(results: Results) -> list[str]:
             continue
         better = (test.difference > 0) is metric.higher
         what = "better" if better else "worse"
-        verdict = f"rr is {what}" if test.p_value < 0.05 else "no more than seeds differ"
+        verdict = f"rr is {what}" if test.p_value < LEVEL else "no more than seeds differ"
+        if test.p_value < LEVEL <= (test.adjusted or 0.0):
+            verdict += " by this test alone, not among all metrics"
         lines.append(
             f"{metric.title}: {size} [{test.low:+.{metric.digits + 1}f}, "
             f"{test.high:+.{metric.digits + 1}f}], p = {test.p_value:.2g} "

@@ -1,0 +1,87 @@
+"""What the cells came to, as files: tables, CSV, a plot, a page, and everything as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from common import page
+from training.evaluation.ablation.config import AblationConfig, Profile
+from training.evaluation.ablation.tables import (
+    Results,
+    as_csv,
+    latex,
+    markdown,
+    plot,
+    tables,
+    verdicts,
+)
+
+
+def write_report(
+    out: Path,
+    config: AblationConfig,
+    profile: Profile,
+    cells: Sequence[Mapping[str, Any]],
+    failed: Mapping[str, str],
+) -> dict[str, Any]:
+    """Write `tables.md`, `tables.tex`, `results.csv`, `ablation.png`, `.html` and `.json`.
+
+    Args:
+        out: folder of the profile.
+        cells: what `run_cell` gave, one at least.
+        failed: {cell: why it has no figures}.
+
+    Returns:
+        The content of `ablation.json`.
+    """
+    results = Results.of(config, profile, cells)
+    made, lines, notes = tables(results), verdicts(results), _notes(profile, cells, failed)
+    text = "\n".join(map(markdown, made))
+    told = "\n".join(f"- {line}" for line in [*lines, *notes])
+    (out / "tables.md").write_text(f"{text}\n{told}\n")
+    (out / "tables.tex").write_text("\n".join(map(latex, made)))
+    (out / "results.csv").write_text(as_csv(results))
+    sections = [
+        page.section(f"Table {one.number}. {one.title}", page.table(one.header, one.rows))
+        for one in made
+    ]
+    compared = "rr minus the same without, seeds in pairs, 95% intervals and tests of Student's t:"
+    sections.append(page.section("Did rr help?", *map(page.paragraph, [compared, *lines])))
+    if (drawn := plot(results)) is not None:
+        drawn.savefig(out / "ablation.png", dpi=150)
+        sections.insert(0, page.section("All rows", page.figure(drawn, "Figures of every row")))
+    sections.append(page.section("What it stands on", *map(page.paragraph, notes)))
+    (out / "ablation.html").write_text(
+        page.page(
+            "Attune: ablation",
+            "Rows of Table 1 from runs of one's own, beside the paper's figures.",
+            sections,
+            f"Every cell with its log lies in {out / 'cells'}.",
+        )
+    )
+    document = {
+        "cells": list(cells),
+        "failed": dict(failed),
+        "tests": {metric: asdict(test) for metric, test in results.tests().items()},
+        "verdicts": lines,
+    }
+    (out / "ablation.json").write_text(json.dumps(document, indent=2) + "\n")
+    return document
+
+
+def _notes(
+    profile: Profile, cells: Sequence[Mapping[str, Any]], failed: Mapping[str, str]
+) -> list[str]:
+    missing = dict.fromkeys(why for cell in cells for why in cell["missing"].values())
+    return [
+        f"Mean \u00b1 s.d. over {len(profile.seeds)} seeds (fewer where a cell is missing); "
+        f"{cells[0]['clips']} generated clips per seed against {cells[0]['reference_clips']} real "
+        f"ones. {date.today().isoformat()}.",
+        *(f"No figure: {why}" for why in missing),
+        *(f"Missing: {name}: {why}" for name, why in failed.items()),
+    ]
