@@ -30,6 +30,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.errors import AttuneError
 from training.config import SamplingConfig
+from training.guard import Guard, tell_invalid
 from training.lm.generate import Sampler
 
 KEPT = 50
@@ -37,16 +38,6 @@ KEPT = 50
 WAITING = 16
 """Jobs in line before more are refused."""
 LONGEST_S = 120.0
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-        "connect-src 'self'; media-src 'self'; img-src data:; frame-ancestors 'none'; "
-        "base-uri 'none'; form-action 'self'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 
 
 class Order(BaseModel):
@@ -207,26 +198,12 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
         hosts: names under which it may be asked (a foreign page cannot point its own name here).
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    # The outermost.
+    app.add_middleware(Guard, policy="style-src 'self' 'unsafe-inline'; media-src 'self'")
     files = resources.files("training") / "assets"
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Response:
-        origin = request.headers.get("origin")
-        if request.method != "GET":
-            if origin and origin.split("://")[-1] != request.headers.get("host"):
-                return JSONResponse({"error": "asked for by another page"}, 403)
-            if int(request.headers.get("content-length") or 10**9) > 10_000:
-                return JSONResponse({"error": "the request is too large"}, 413)
-        response: Response = await call_next(request)
-        response.headers.update(_HEADERS)
-        return response
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+    app.add_exception_handler(RequestValidationError, tell_invalid)
 
     @app.exception_handler(AttuneError)
     async def refused(request: Request, error: AttuneError) -> JSONResponse:

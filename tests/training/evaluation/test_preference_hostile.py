@@ -13,8 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 from two_models import make_study
 
+from training import guard
 from training.commands.serving import make_server
-from training.evaluation.preference import guard
 from training.evaluation.preference.answers import Answers
 from training.evaluation.preference.server import build_app
 from training.evaluation.preference.study import Study

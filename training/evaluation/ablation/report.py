@@ -54,7 +54,12 @@ def write_report(
     sections.append(page.section("Did rr help?", *map(page.paragraph, [compared, *lines])))
     if (drawn := plot(results)) is not None:
         drawn.savefig(out / "ablation.png", dpi=150)
-        sections.insert(0, page.section("All rows", page.figure(drawn, "Figures of every row")))
+        shown = page.figure(drawn, "Figures of every row")
+        about = (
+            "Dots: seeds; diamonds and bars: mean and s.d.; dashed: the baseline's mean; orange: "
+            "the two rows that are tested."
+        )
+        sections.insert(0, page.section("All rows", shown, page.paragraph(about)))
     sections.append(page.section("What it stands on", *map(page.paragraph, notes)))
     (out / "ablation.html").write_text(
         page.page(

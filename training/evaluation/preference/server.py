@@ -21,9 +21,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from training.evaluation.preference.answers import Answers, Conflict
-from training.evaluation.preference.guard import Guard
 from training.evaluation.preference.limits import RateLimit
 from training.evaluation.preference.study import Side, Study, clip_path
+from training.guard import Guard, tell_invalid
 
 LONGEST_COMMENT = 1000
 _ASSETS = {
@@ -82,15 +82,12 @@ def build_app(folder: Path, study: Study, answers: Answers, hosts: list[str]) ->
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    app.add_middleware(Guard)  # the outermost
+    # The outermost.
+    app.add_middleware(Guard, policy="style-src 'self'; media-src blob:")
     raters = Raters(study)
     known = Depends(raters.identify)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+    app.add_exception_handler(RequestValidationError, tell_invalid)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:

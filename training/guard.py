@@ -1,10 +1,13 @@
-"""What every request passes before the page's own code sees it, and what every answer carries."""
+"""What every request to a page of ours passes first, and what every answer carries."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,12 +15,12 @@ MOST_BYTES = 10_000
 """Of a request's body, whether it states its length or not."""
 SLOWEST_S = 10.0
 """For a body to arrive."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+"""Of content, for every page: no other machine is asked for anything."""
 HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "media-src blob:; img-src data:; frame-ancestors 'none'; base-uri 'none'; "
-        "form-action 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -30,8 +33,12 @@ HEADERS = {
 class Guard:
     """Refuses other pages' requests and large or slow bodies; adds the headers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, policy: str) -> None:
+        """Args:
+        policy: what a page may load besides `POLICY`: styles and sounds.
+        """
         self._app = app
+        self._headers = HEADERS | {"Content-Security-Policy": f"{POLICY}; {policy}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,7 +47,7 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
         headers = Headers(scope=scope)
@@ -65,6 +72,14 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, receive_again, send_with_headers)
+
+
+async def tell_invalid(request: Request, error: Exception) -> JSONResponse:
+    """For requests whose fields are wrong: the first one, in a line."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
 
 
 def _is_foreign(headers: Headers) -> bool:
