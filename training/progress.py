@@ -21,8 +21,8 @@ T = TypeVar("T")
 MEASURED = ("tokens_per_s", "elapsed_s", "mfu", "loader_wait", "memory_gib")
 """What a row says of the machine; all else is the same whenever and wherever a run is repeated."""
 _SCALARS = (
-    "loss", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm", "grad_norm", "lr",
-    "valid_loss", "valid_loss_uncond",
+    "loss", "rr", "rr_correlation", "contrastive", "rr_grad_norm", "ce_grad_norm", "grad_norm",
+    "lr", "valid_loss", "valid_loss_uncond",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_lm import make_world
 
 from common.config import load_recipe
@@ -74,6 +75,9 @@ def test_a_run_with_it(tmp_path: Path) -> None:
     watched = [row for row in rows if "contrastive" in row]
     assert watched and all("rr" in row and row["rr_grad_norm"] > 0 for row in watched)
     assert any(row.get("dropped") == 0 and "contrastive" not in row for row in rows)
+    board = EventAccumulator(str(tmp_path / "run/whole/tb")).Reload()
+    shown = [event.step for event in board.Scalars("contrastive")]
+    assert shown == [row["step"] for row in watched]
     checkpoint = latest_checkpoint(tmp_path / "run/whole")
     assert checkpoint is not None
     model, _ = load_for_inference(checkpoint)
