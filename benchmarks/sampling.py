@@ -37,7 +37,7 @@ from training.lm.generate import Sampler
 from training.lm.model import Architecture, LanguageModel
 from training.lm.packed import Kind
 from training.lm.patterns import delayed_steps
-from training.lm.sampling import choose, sample_codes, stream_codes
+from training.lm.sampling import choose, draw, sample_codes, stream_codes
 
 KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
 BATCHES = (1, 4)
@@ -161,9 +161,7 @@ def agreement(
     arch: Architecture = model.arch
     steps = delayed_steps(frames, arch.n_codebooks)
     keys = list(range(len(states)))
-    draws = torch.from_numpy(
-        np.stack([np.random.default_rng(key).random((steps, arch.n_codebooks)) for key in keys])
-    )
+    draws = draw(keys, steps, arch.n_codebooks)
     grid = torch.empty(0)
     exact = DecodingWeights(model)
     for _, grid in stream_codes(exact, states, keys, frames, sampling):  # noqa: B007
@@ -174,7 +172,7 @@ def agreement(
         column = torch.full_like(grid[:, :, 0], arch.special)
         for step in range(steps):
             told, untold = decoder.step(column).chunk(2)
-            logits = untold + sampling.cfg * (told - untold)
+            logits = torch.lerp(untold, told, sampling.cfg)
             drawn = choose(logits, draws[:, step], sampling.top_k, sampling.temperature)
             chosen.setdefault(f"{kind} sampled", []).append(drawn)
             chosen.setdefault(f"{kind} likeliest", []).append(logits.argmax(-1))

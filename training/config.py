@@ -245,8 +245,9 @@ class SamplingConfig(Section):
     """Clips generated together."""
     weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """What the model's weights are read as. `fp32`: exact, and a clip is the same whatever it is
-    generated with. `bf16`: 1.2 to 1.5 times as fast (`LOG.md`). `int8`: weights only; the fastest
-    for one clip on a CPU. `auto`: bf16 where the processor has instructions for it, and on GPUs."""
+    generated with. `bf16`: 1.2 to 1.5 times as fast. `int8`: those of the layers only; the fastest
+    for one clip on a CPU (`LOG.md`). `auto`: bf16 on GPUs and where the processor has instructions
+    for it, there int8 for a single clip."""
     cuda_graphs: bool = False
     """On GPUs, record a step once and launch it as a whole. Not measured on a GPU yet."""
     overlap: float = Field(default=0.5, gt=0, lt=1)

@@ -143,15 +143,16 @@ def generated_clips(
     sampler = Sampler.load(recipe, Path(recipe.run_dir) / run)
     folder = Path(recipe.run_dir) / "samples" / run
     folder.mkdir(parents=True, exist_ok=True)
-    made_by = sampler.facts(sampling) | {
-        "duration_s": config.duration_s,
-        "saved": sampler.checkpoint.stat().st_mtime_ns,
-    }
     wanted = [
         (label, prompt, seed)
         for label, prompt in sorted(prompts.items())
         for seed in range(config.clips_per_class)
     ]
+    sampling = sampler.settled(sampling, len(wanted))
+    made_by = sampler.facts(sampling) | {
+        "duration_s": config.duration_s,
+        "saved": sampler.checkpoint.stat().st_mtime_ns,
+    }
     paths = [folder / f"{_slug(label)}-seed{seed}.wav" for label, _, seed in wanted]
     missing = [
         index

@@ -65,6 +65,7 @@ def generate_set(
         )
     sampling = recipe.section("sampling", SamplingConfig)
     sampler = Sampler.load(recipe, run, device)
+    sampling = sampler.settled(sampling, len(wanted))
     seconds = min(sampling.duration_s, sampler.trained_s)
     made_by = sampler.facts(sampling) | {
         "duration_s": seconds,

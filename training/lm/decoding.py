@@ -36,10 +36,12 @@ class DecodingWeights:
         self.model = model
         self.kind: Kind = kind
         self.device = model.head.weight.device
-        self.dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+        self.dtype = _products(kind)
         self.cached = _cached(self.dtype, self.device)
         self.blocks = [_Block(block, kind) for block in model.blocks if isinstance(block, Block)]
-        self.head = linear(model.head.weight, kind)
+        self.norm = _Norm(model.norm, self.dtype)
+        # Errors of the head are errors of the logits, and it is a small part of what is read.
+        self.head = linear(model.head.weight, "bf16" if kind == "int8" else kind)
         arch = model.arch
         # Row of the embedding table where each stream's codes begin.
         self.rows = torch.arange(arch.n_codebooks, device=self.device) * (arch.codebook_size + 1)
@@ -47,8 +49,9 @@ class DecodingWeights:
 
 class _Block:
     def __init__(self, block: Block, kind: Kind) -> None:
-        self.norm_self, self.norm_cross = block.norm_self, block.norm_cross
-        self.norm_ff = block.norm_ff
+        dtype = _products(kind)
+        self.norm_self, self.norm_ff = _Norm(block.norm_self, dtype), _Norm(block.norm_ff, dtype)
+        self.norm_cross = block.norm_cross
         self.cross = block.cross_attention
         # Queries come scaled.
         qkv = block.self_attention.qkv.weight.detach().clone()
@@ -137,22 +140,26 @@ class Decoder:
         """
         weights, arch = self._weights, self._weights.model.arch
         rows, heads, width = self._shape
+        count = columns.shape[-1]
         x = F.embedding(columns + weights.rows[:, None], weights.model.embedding.weight).sum(1)
-        x = (x + positions).repeat(self._copies, 1, 1)
+        # [rows x n, d] from here on.
+        x = (x + positions).repeat(self._copies, 1, 1).flatten(0, 1)
+        told = self._told * count
         keys = self._cache[:, 0, :, :end].transpose(2, 3).unbind(0)
         values = self._cache[:, 1, :, :end].unbind(0)
         for i, block in enumerate(weights.blocks):
-            h = _normed(block.norm_self, x, weights.dtype)
-            qkv = block.qkv(h).view(rows, h.shape[1], 3, heads, width)
-            write(i, qkv[:, :, 1:].permute(2, 0, 3, 1, 4))
-            y = _attention(_by_head(qkv[:, :, 0], keys[i].dtype), keys[i], values[i], ahead)
-            x = x + block.out(_by_step(y, rows, h.dtype))
+            qkv = block.qkv(block.norm_self(x)).view(rows, count, 3, heads, width)
+            qkv = qkv.permute(2, 0, 3, 1, 4)
+            write(i, qkv[1:])
+            q = qkv[0].reshape(rows * heads, count, width)
+            y = _by_step(_attention(q, keys[i], values[i], ahead), rows, weights.dtype)
+            x = block.out.plus(x, y)
             # Only the rows with text: for the others cross-attention adds exactly zero.
-            told = x[: self._told]
-            told += self._cross[i](told)
-            x = x + block.ff_out(block.ff_in(_normed(block.norm_ff, x, weights.dtype)))
-        logits = weights.head(_normed(weights.model.norm, x[:, -1], weights.dtype))
-        return logits.float().unflatten(-1, (arch.n_codebooks, arch.codebook_size))
+            x[:told] += self._cross[i](x[:told], count)
+            x = block.ff_out.plus(x, block.ff_in(block.norm_ff(x)))
+        last = x if count == 1 else x.view(rows, count, -1)[:, -1]
+        logits = weights.head(weights.norm(last)).view(rows, arch.n_codebooks, arch.codebook_size)
+        return logits.float()
 
 
 class StaticDecoder(Decoder):
@@ -224,18 +231,19 @@ class _CrossAttention:
     def __init__(self, block: _Block, context: Tensor, bias: Tensor | None, dtype: torch.dtype):
         self._block = block
         k, v = block.cross.keys_values(context)  # [B, H, L, D]
-        self._rows, self._heads = k.shape[:2]
+        self._rows, self._heads, _, self._width = k.shape
         self._dtype = dtype
+        self._norm = _Norm(block.norm_cross, dtype)
         self._keys = k.flatten(0, 1).transpose(1, 2).to(_cached(dtype, k.device))
         self._values = v.flatten(0, 1).to(self._keys.dtype).contiguous()
         self._bias = bias
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[B, n, d]` to `[B, n, d]`, norm included."""
-        h = _normed(self._block.norm_cross, x, self._dtype)
-        q = self._block.cross_q(h).unflatten(-1, (self._heads, -1))
-        y = _attention(_by_head(q, self._keys.dtype), self._keys, self._values, self._bias)
-        return self._block.cross_out(_by_step(y, self._rows, h.dtype))
+    def __call__(self, x: Tensor, count: int) -> Tensor:
+        """`[B x n, d]` to `[B x n, d]`, norm included; `count` is n."""
+        q = self._block.cross_q(self._norm(x))
+        q = q.view(self._rows, count, self._heads, self._width).transpose(1, 2).flatten(0, 1)
+        y = _attention(q, self._keys, self._values, self._bias)
+        return self._block.cross_out(_by_step(y, self._rows, self._dtype))
 
 
 class _FoldedCrossAttention:
@@ -248,31 +256,32 @@ class _FoldedCrossAttention:
 
     def __init__(self, block: _Block, context: Tensor, bias: Tensor | None, kind: Kind):
         k, v = block.cross.keys_values(context)  # [B, H, L, D]
-        heads, length, width = k.shape[1:]
-        query = block.queries().view(heads, width, -1)
-        out = block.cross.out.weight.detach().t().view(heads, width, -1)
-        self._heads = heads
+        self._rows, self._heads, self._length, width = k.shape
+        query = block.queries().view(self._heads, width, -1)
+        out = block.cross.out.weight.detach().t().view(self._heads, width, -1)
         keys = torch.einsum("bhld,hdm->bmhl", k, query).flatten(2).contiguous()
         values = torch.einsum("bhld,hdm->bhlm", v, out).flatten(1, 2).contiguous()
         self._dtype = torch.float32
-        self._score: Linear = lambda h: torch.bmm(h, keys)
-        self._mix: Linear = lambda shares: torch.bmm(shares, values)
-        if len(keys) == 1:
-            self._dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+        self._score: Callable[[Tensor], Tensor] = lambda h: self._bmm(h, keys)
+        self._mix: Callable[[Tensor], Tensor] = lambda shares: self._bmm(shares, values)
+        if self._rows == 1:
+            self._dtype = _products(kind)
             self._score = linear(keys[0].t(), kind)
             self._mix = linear(values[0].t(), kind)
-        self._norm = block.norm_cross
+        self._norm = _Norm(block.norm_cross, self._dtype)
         # [B x H, 1, L] to [B, 1, H, L]
-        self._bias = None if bias is None else bias.view(-1, 1, heads, length)
+        self._bias = None if bias is None else bias.view(-1, 1, self._heads, self._length)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[B, n, d]` to `[B, n, d]`, norm included."""
-        h = _normed(self._norm, x, self._dtype)
-        scores = self._score(h).unflatten(2, (self._heads, -1))
+    def _bmm(self, x: Tensor, weights: Tensor) -> Tensor:
+        return torch.bmm(x.view(self._rows, -1, x.shape[-1]), weights).flatten(0, 1)
+
+    def __call__(self, x: Tensor, count: int) -> Tensor:
+        """`[B x n, d]` to `[B x n, d]`, norm included; `count` is n."""
+        scores = self._score(self._norm(x)).view(self._rows, count, self._heads, self._length)
         if self._bias is not None:
             scores = scores + self._bias
         shares = torch.softmax(scores, dim=-1, dtype=torch.float32)
-        return self._mix(shares.flatten(2).to(self._dtype))
+        return self._mix(_as(shares.view(len(x), -1), self._dtype))
 
 
 def _cross_attentions(
@@ -299,33 +308,41 @@ def _cross_attentions(
     return [_CrossAttention(block, context, bias, weights.dtype) for block in weights.blocks]
 
 
-def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[B, n, H, D]` to `[B x H, n, D]`."""
-    rows, count, heads, width = x.shape
-    if count > 1:
-        x = x.transpose(1, 2)
-    return x.reshape(rows * heads, count, width).to(dtype)
-
-
 def _by_step(x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """`[B x H, n, D]` to `[B, n, d]`."""
+    """`[B x H, n, D]` to `[B x n, d]`."""
     count = x.shape[1]
     if count > 1:
         x = x.unflatten(0, (rows, -1)).transpose(1, 2)
-    return x.reshape(rows, count, -1).to(dtype)
+    return _as(x.reshape(rows * count, -1), dtype)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """`q` `[B x H, n, D]`, `k` `[B x H, D, L]`, `v` `[B x H, L, D]`."""
     # One query per row: plain products beat the fused kernel on CPUs.
-    scores = torch.bmm(q, k)
+    scores = torch.bmm(_as(q, k.dtype), k)
     if bias is not None:
         scores = scores + bias
     return torch.bmm(torch.softmax(scores, dim=-1), v)
 
 
-def _normed(norm: torch.nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
+class _Norm:
+    """A layer norm of float32 rows, into the type of the products after it."""
+
+    def __init__(self, norm: torch.nn.LayerNorm, dtype: torch.dtype) -> None:
+        self._arguments = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        self._dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _as(torch.layer_norm(x, *self._arguments), self._dtype)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # Asking is cheaper than a conversion that finds nothing to do.
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _products(kind: Kind) -> torch.dtype:
+    return torch.float32 if kind == "fp32" else torch.bfloat16
 
 
 def _cached(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -90,8 +90,18 @@ class Sampler:
         rate = self.codec.frame_rate
         return longest_frames(self.description, rate) / rate
 
+    def settled(self, sampling: SamplingConfig, clips: int) -> SamplingConfig:
+        """The same settings, with the weights that `auto` stands for when so many clips are made.
+
+        Whoever makes some of them again later, or writes down how they were made, settles first.
+        """
+        if sampling.weights != "auto":
+            return sampling
+        kind = default_kind(self.device, min(clips, sampling.batch_size))
+        return sampling.model_copy(update={"weights": kind})
+
     def facts(self, sampling: SamplingConfig) -> dict[str, Any]:
-        """What a clip's sidecar says of how it was made, prompt and seed apart."""
+        """What a clip's sidecar says of how it was made (`settled`), prompt and seed apart."""
         started = self.checkpoint.parent.parent / "config.json"
         config = started.read_bytes() if started.is_file() else b""
         return {
@@ -101,7 +111,6 @@ class Sampler:
             "codec_id": self.codec.codec_id,
             "text_encoder_id": self.encoder.text_encoder_id,
             **sampling.model_dump(exclude={"duration_s", "batch_size"}),
-            "weights": self._weights(sampling.weights).kind,
             "licence": LICENCE,
         }
 
@@ -149,7 +158,7 @@ class Sampler:
         Raises:
             AttuneError: nothing remains of a prompt, or the clip to continue is too long.
         """
-        sampling = sampling or SamplingConfig()
+        sampling = self.settled(sampling or SamplingConfig(), len(prompts))
         jobs = self._jobs(prompts, duration_s, seeds, sampling, normalized, continue_from)
         steps = delayed_steps(jobs.frames, self.codec.n_codebooks) - jobs.known
         size = sampling.batch_size
@@ -190,7 +199,7 @@ class Sampler:
             float32 `[N, n]`, which put together are `generate`'s waveforms but for rounding
             (`common.streaming`).
         """
-        sampling = sampling or SamplingConfig()
+        sampling = self.settled(sampling or SamplingConfig(), len(prompts))
         jobs = self._jobs(prompts, duration_s, seeds, sampling, normalized, continue_from)
         arguments = jobs.part(slice(None))
         decoder, given = StreamingDecoder(self.codec), 0
@@ -243,7 +252,7 @@ class Sampler:
         )
 
     def _weights(self, wanted: str) -> DecodingWeights:
-        kind: Kind = default_kind(self.device) if wanted == "auto" else wanted  # type: ignore
+        kind: Kind = wanted  # type: ignore[assignment]
         if self._packed is None or self._packed.kind != kind:
             self._packed = None  # before the next ones take memory
             self._packed = DecodingWeights(self.model, kind)

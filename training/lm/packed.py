@@ -7,7 +7,8 @@ bf16 and int8 come closer (`LOG.md` has the figures).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,16 +19,30 @@ Kind = Literal["fp32", "bf16", "int8"]
 """`fp32`: exact. `bf16`: weights and products. `int8`: weights only, one scale per row, bf16
 products."""
 
-Linear = Callable[[Tensor], Tensor]
-"""`[..., in]` to `[..., out]`."""
+class Linear:
+    """Products with one weight `[out, in]`."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[n, in]` to `[n, out]`."""
+        raise NotImplementedError
+
+    def plus(self, total: Tensor, x: Tensor) -> Tensor:
+        """`total` `[n, out]` plus the product."""
+        return total + self(x)
 
 
-def default_kind(device: torch.device) -> Kind:
-    """bf16 where the processor has instructions for it."""
+def default_kind(device: torch.device, clips: int = 1) -> Kind:
+    """What is fastest: bf16 where the processor has instructions for it; there, for one clip, int8.
+
+    Args:
+        clips: that are made together.
+    """
     if device.type != "cpu":
         return "bf16"
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if fast else "fp32"
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return "fp32"
+    # For more rows int8 products become bound by their conversion.
+    return "int8" if clips == 1 else "bf16"
 
 
 def linear(weight: Tensor, kind: Kind, gelu: bool = False) -> Linear:
@@ -39,54 +54,89 @@ def linear(weight: Tensor, kind: Kind, gelu: bool = False) -> Linear:
     """
     weight = weight.detach()
     if kind == "int8":
-        return _with_gelu(_int8(weight), gelu)
+        return _Int8(weight, gelu)
     weight = weight.to(torch.float32 if kind == "fp32" else torch.bfloat16)
-    if weight.device.type == "cpu" and _has_packing():
-        return _packed(weight, gelu)
-    return _with_gelu(lambda x: F.linear(x, weight), gelu)
+    if weight.device.type == "cpu" and _packs(kind):
+        return _Packed(weight, gelu)
+    return _Plain(weight, gelu)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest int8 `[out, in]` and scales bf16 `[out]`: `weight` is about their product."""
-    weight = weight.float()
+    weight = weight.float().contiguous()
     # Scales as they will be read: their rounding is made up for by the codes.
     scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).to(torch.bfloat16)
     codes = (weight / scale.float()[:, None]).round().clamp(-127, 127)
     return codes.to(torch.int8), scale
 
 
-def _int8(weight: Tensor) -> Linear:
-    codes, scale = quantize(weight)
-    if weight.device.type != "cpu":
-        return lambda x: F.linear(x, codes.to(x.dtype)) * scale
-    product: Any = torch.ops.aten._weight_int8pack_mm
-    width, out = weight.shape[1], weight.shape[0]
+class _Plain(Linear):
+    def __init__(self, weight: Tensor, gelu: bool) -> None:
+        self._weight = weight.contiguous()
+        self._gelu = gelu
 
-    def apply(x: Tensor) -> Tensor:
-        found: Tensor = product(x.reshape(-1, width), codes, scale)
-        return found.view(*x.shape[:-1], out)
+    def __call__(self, x: Tensor) -> Tensor:
+        found = F.linear(x, self._weight)
+        return F.gelu(found) if self._gelu else found
 
-    return apply
+    def plus(self, total: Tensor, x: Tensor) -> Tensor:
+        if total.dtype == x.dtype:
+            return torch.addmm(total, x, self._weight.t())
+        return total + self(x)
 
 
-def _packed(weight: Tensor, gelu: bool) -> Linear:
-    # What PyTorch's own compiler calls for a frozen model on a CPU; tests hold it to F.linear.
-    ops: Any = torch.ops.mkldnn
-    packed = ops._reorder_linear_weight(weight.contiguous(), 1)
-    product, after = ops._linear_pointwise, "gelu" if gelu else "none"
+class _Packed(Linear):
+    """What PyTorch's own compiler calls for a frozen model on a CPU; tests hold it to F.linear."""
 
-    def apply(x: Tensor) -> Tensor:
-        found: Tensor = product(x, packed, None, after, [], "none" if gelu else "")
+    def __init__(self, weight: Tensor, gelu: bool) -> None:
+        ops: Any = torch.ops.mkldnn
+        self._weight = ops._reorder_linear_weight(weight.contiguous(), 1)
+        self._product: Any = ops._linear_pointwise.default
+        self._sum: Any = ops._linear_pointwise.binary
+        self._after = ("gelu", [], "none") if gelu else ("none", [], "")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        found: Tensor = self._product(x, self._weight, None, *self._after)
         return found
 
-    return apply
+    def plus(self, total: Tensor, x: Tensor) -> Tensor:
+        if total.dtype == x.dtype:
+            found: Tensor = self._sum(x, total, self._weight, None, "add")
+            return found
+        return total + self(x)
 
 
-def _has_packing() -> bool:
+class _Int8(Linear):
+    def __init__(self, weight: Tensor, gelu: bool) -> None:
+        self._codes, self._scale = quantize(weight)
+        self._product: Any = torch.ops.aten._weight_int8pack_mm.default
+        self._gelu = gelu
+
+    def __call__(self, x: Tensor) -> Tensor:
+        found: Tensor
+        if x.device.type == "cpu":
+            found = self._product(x, self._codes, self._scale)
+        else:
+            found = F.linear(x, self._codes.to(x.dtype)) * self._scale
+        return F.gelu(found) if self._gelu else found
+
+
+def _packs(kind: Kind) -> bool:
+    """Whether oneDNN's layout is there and faster.
+
+    Intel's own library, which `F.linear` calls in fp32, reads plain weights as fast on Intel's
+    processors, but a third as fast on others.
+    """
     ops = torch.ops.mkldnn
     names = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(hasattr(ops, name) for name in names)
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(ops, name) for name in names):
+        return False
+    return kind != "fp32" or not (torch.backends.mkl.is_available() and _is_intel())
 
 
-def _with_gelu(apply: Linear, gelu: bool) -> Linear:
-    return (lambda x: F.gelu(apply(x))) if gelu else apply
+@functools.cache
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False

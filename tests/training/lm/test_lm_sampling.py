@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from common.config import Recipe
 from common.shards import ShardDataset
 from training.config import SamplingConfig
+from training.lm import packed
 from training.lm.decoding import Decoder, DecodingWeights, StaticDecoder
 from training.lm.generate import Sampler
 from training.lm.model import Architecture, LanguageModel
 from training.lm.packed import Kind, default_kind, linear, quantize
 from training.lm.patterns import delay
-from training.lm.sampling import choose, sample_codes, stream_codes
+from training.lm.sampling import choose, gumbel_noise, sample_codes, stream_codes
 
 ARCH = Architecture(d_model=64, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
 PLAIN = SamplingConfig(weights="fp32")
@@ -60,16 +61,34 @@ def _given(states: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
 def test_packed_products_are_linear_layers(rows: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     weight = torch.randn(96, 64, generator=generator) / 8
-    x = torch.randn(rows, 3, 64, generator=generator)
+    x, total = (torch.randn(rows, n, generator=generator) for n in (64, 96))
     exact = F.linear(x, weight)
     bounds: dict[Kind, float] = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.02}
     for kind, bound in bounds.items():
         given = x if kind == "fp32" else x.bfloat16()
         for gelu in (False, True):
             expected = F.gelu(exact) if gelu else exact
-            found = linear(weight, kind, gelu)(given)
+            product = linear(weight, kind, gelu)
+            found = product(given)
             assert found.shape == expected.shape
             assert (found.float() - expected).abs().max() < bound * exact.abs().max()
+        # The sum is float32 whatever the weights are, and the total stays what it was.
+        before, product = total.clone(), linear(weight, kind)
+        assert (product.plus(total, given) - total - exact).abs().max() < bound * exact.abs().max()
+        assert product.plus(total, given).dtype == torch.float32
+        assert torch.equal(total, before)
+
+
+@pytest.mark.parametrize("intel", [False, True])
+def test_both_ways_to_read_exact_weights(monkeypatch: pytest.MonkeyPatch, intel: bool) -> None:
+    """Whichever this processor takes, the other one is the same function."""
+    monkeypatch.setattr(packed, "_is_intel", lambda: intel)
+    test_packed_products_are_linear_layers(2)
+    # Not contiguous, as keys of one clip multiplied into weights are.
+    weight, x = torch.randn(64, 96).t(), torch.randn(2, 64)
+    for kind, given in (("fp32", x), ("bf16", x.bfloat16()), ("int8", x.bfloat16())):
+        found = linear(weight, kind)(given).float()  # type: ignore[arg-type]
+        torch.testing.assert_close(found, x @ weight.t(), atol=0.5, rtol=0.05)
 
 
 def test_int8_rounds_to_the_nearest_of_255_levels() -> None:
@@ -130,9 +149,15 @@ def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: K
     assert not torch.equal(near, exact)
 
 
-def test_the_default_is_what_the_processor_can_do() -> None:
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert default_kind(torch.device("cpu")) == ("bf16" if fast else "fp32")
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_default_is_what_the_processor_can_do(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    cpu = torch.device("cpu")
+    assert default_kind(cpu, 1) == ("int8" if fast else "fp32")
+    assert default_kind(cpu, 2) == ("bf16" if fast else "fp32")
+    assert default_kind(torch.device("cuda"), 1) == "bf16"
 
 
 def test_sixteen_clips_alone_and_together(weights: DecodingWeights) -> None:
@@ -234,7 +259,7 @@ def test_a_negative_prompt_takes_the_place_of_no_text(
 
 def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     shares = torch.tensor([0.05, 0.5, 0.3, 0.15])
-    draws = torch.from_numpy(np.random.default_rng(0).random((20000, 1)))
+    draws = torch.from_numpy(np.random.default_rng(0).integers(1 << 32, size=(20000, 1)))
     logits = shares.log().expand(20000, 1, 4)
     found = Counter(choose(logits, draws, 250, 1.0, top_p=0.7).flatten().tolist())
     assert set(found) == {1, 2}
@@ -246,6 +271,55 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     assert set(choose(logits, draws, 2, 1.0, top_p=0.6).flatten().tolist()) == {1}
     everything = choose(logits, draws, 250, 1.0)
     assert torch.equal(choose(logits, draws, 250, 1.0, top_p=1.0), everything)
+
+
+def test_noise_is_gumbels_whatever_draws_and_codes_are() -> None:
+    """Its uniform numbers are even, and do not go together over codes or neighbouring draws."""
+    codes = torch.arange(2048)[None, None]
+    apart = torch.from_numpy(np.random.default_rng(0).integers(1 << 32, size=(1, 500)))
+    for draws in (torch.arange(500)[None], apart, (1 << 32) - 1 - torch.arange(500)[None]):
+        noise = gumbel_noise(draws, codes.expand(1, 500, -1))[0]
+        assert torch.equal(noise, gumbel_noise(draws, codes.expand(1, 500, -1))[0])
+        uniform = torch.exp(-torch.exp(-noise.double()))
+        counts = torch.histc(uniform.float(), bins=1000, min=0, max=1).double()
+        expected = uniform.numel() / 1000
+        chi = float(((counts - expected) ** 2 / expected).sum())
+        assert abs(chi - 999) < 5 * (2 * 999) ** 0.5
+        for one, other in ((uniform[1:], uniform[:-1]), (uniform[:, 1:], uniform[:, :-1])):
+            found = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
+            assert abs(float(found)) < 5 / one.numel() ** 0.5
+    ends = gumbel_noise(torch.tensor([[0, (1 << 32) - 1]]), torch.tensor([[[0], [2047]]]))
+    assert bool((ends < 20).all())
+
+
+def test_2048_codes_come_as_often_as_they_should() -> None:
+    """A chi-squared test over sampled codes."""
+    logits = 2 * torch.randn(2048, generator=torch.Generator().manual_seed(0))
+    draws = torch.from_numpy(np.random.default_rng(1).integers(1 << 32, size=(500, 400)))
+    found = torch.cat(
+        [choose(logits.expand(1, 400, -1), row[None], 250, 1.3).flatten() for row in draws]
+    )
+    kept = logits.topk(250).indices
+    share = torch.softmax(logits[kept].double() / 1.3, dim=0)
+    counts = torch.bincount(found, minlength=2048)[kept].double()
+    assert counts.sum() == len(found) == 200_000
+    expected = share * len(found)
+    assert expected.min() > 50
+    chi = float(((counts - expected) ** 2 / expected).sum())
+    assert chi < 249 + 5 * (2 * 249) ** 0.5
+
+
+def test_a_choice_outlasts_small_changes_of_its_logits() -> None:
+    """Nearly as few choices change as any coupling needs: the distance of the distributions."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(64, 50, 2048, generator=generator)
+    other = logits + 0.05 * torch.randn(logits.shape, generator=generator)
+    draws = torch.randint(1 << 32, (64, 50), generator=generator)
+    one, two = (choose(x, draws, 2048, 1.0) for x in (logits, other))
+    shares = [torch.softmax(x.double(), dim=-1) for x in (logits, other)]
+    distance = float((shares[0] - shares[1]).abs().sum(-1).mean()) / 2
+    changed = float((one != two).double().mean())
+    assert 0.5 * distance < changed < 2 * distance < 0.05
 
 
 def test_a_stream_of_sound_is_the_clip(tiny_recipe: Recipe, tiny_run: Path) -> None:
