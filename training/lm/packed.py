@@ -19,6 +19,7 @@ Kind = Literal["fp32", "bf16", "int8"]
 """`fp32`: exact. `bf16`: weights and products. `int8`: weights only, one scale per row, bf16
 products."""
 
+
 class Linear:
     """Products with one weight `[out, in]`."""
 
@@ -93,7 +94,9 @@ class _Packed(Linear):
         self._weight = ops._reorder_linear_weight(weight.contiguous(), 1)
         self._product: Any = ops._linear_pointwise.default
         self._sum: Any = ops._linear_pointwise.binary
-        self._after = ("gelu", [], "none") if gelu else ("none", [], "")
+        self._after: tuple[str, list[float], str] = (
+            ("gelu", [], "none") if gelu else ("none", [], "")
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         found: Tensor = self._product(x, self._weight, None, *self._after)
