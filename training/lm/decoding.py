@@ -41,7 +41,7 @@ class DecodingWeights:
         self.blocks = [_Block(block, kind) for block in model.blocks if isinstance(block, Block)]
         self.norm = _Norm(model.norm, self.dtype)
         # Errors of the head are errors of the logits, and it is a small part of what is read.
-        self.head = linear(model.head.weight, "bf16" if kind == "int8" else kind)
+        self.head = linear(model.head.weight, _finer(kind))
         arch = model.arch
         # Row of the embedding table where each stream's codes begin.
         self.rows = torch.arange(arch.n_codebooks, device=self.device) * (arch.codebook_size + 1)
@@ -266,8 +266,8 @@ class _FoldedCrossAttention:
         self._mix: Callable[[Tensor], Tensor] = lambda shares: self._bmm(shares, values)
         if self._rows == 1:
             self._dtype = _products(kind)
-            self._score = linear(keys[0].t(), kind)
-            self._mix = linear(values[0].t(), kind)
+            self._score = linear(keys[0].t(), _finer(kind))
+            self._mix = linear(values[0].t(), _finer(kind))
         self._norm = _Norm(block.norm_cross, self._dtype)
         # [B x H, 1, L] to [B, 1, H, L]
         self._bias = None if bias is None else bias.view(-1, 1, self._heads, self._length)
@@ -339,6 +339,11 @@ class _Norm:
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
     # Asking is cheaper than a conversion that finds nothing to do.
     return x if x.dtype == dtype else x.to(dtype)
+
+
+def _finer(kind: Kind) -> Kind:
+    """For what is small, or costs more in quality."""
+    return "bf16" if kind == "int8" else kind
 
 
 def _products(kind: Kind) -> torch.dtype:

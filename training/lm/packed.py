@@ -52,9 +52,11 @@ def linear(weight: Tensor, kind: Kind, gelu: bool = False) -> Linear:
     Args:
         weight: `[out, in]`.
         kind: what the weights are read as; `x` must be float32 for `fp32` and bfloat16 otherwise.
+            `int8` is bf16 where the product with int8 cannot be had.
     """
     weight = weight.detach()
-    if kind == "int8":
+    # PyTorch's kernel for CPUs reads 16 values at a time, past the end if need be.
+    if kind == "int8" and weight.shape[1] % 16 == 0:
         return _Int8(weight, gelu)
     weight = weight.to(torch.float32 if kind == "fp32" else torch.bfloat16)
     if weight.device.type == "cpu" and _packs(kind):

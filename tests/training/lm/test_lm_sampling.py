@@ -91,6 +91,14 @@ def test_both_ways_to_read_exact_weights(monkeypatch: pytest.MonkeyPatch, intel:
         torch.testing.assert_close(found, x @ weight.t(), atol=0.5, rtol=0.05)
 
 
+@pytest.mark.parametrize("width", [1, 15, 20, 48, 100])
+def test_widths_that_kernels_do_not_expect(width: int) -> None:
+    weight, x = torch.randn(5, width), torch.randn(3, width)
+    for kind, given in (("fp32", x), ("bf16", x.bfloat16()), ("int8", x.bfloat16())):
+        found = linear(weight, kind)(given).float()  # type: ignore[arg-type]
+        assert (found - x @ weight.t()).abs().max() < 0.02 * width
+
+
 def test_int8_rounds_to_the_nearest_of_255_levels() -> None:
     weight = torch.randn(50, 64) * torch.logspace(-4, 3, 50)[:, None]
     weight[3] = 0
@@ -138,15 +146,17 @@ def test_static_shapes_change_nothing(model: LanguageModel, device: str) -> None
 def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: Kind) -> None:
     codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
     inputs, _ = delay(codes, torch.tensor([9, 9]), ARCH.special)
-    found = []
-    for one in (DecodingWeights(model), DecodingWeights(model, kind)):
-        decoder = Decoder(one, _states(4, 2), 11, guided=True)
-        with torch.inference_mode():
-            found.append(torch.stack([decoder.step(inputs[:, :, s]) for s in range(11)]))
-    exact, near = found
-    assert (near - exact).abs().max() < 0.06 * exact.abs().max()
-    assert (near - exact).abs().mean() < 0.01 * exact.abs().max()
-    assert not torch.equal(near, exact)
+    for states in (_states(4, 2), _states(5), _states(20)):  # one clip alone, folded and not
+        found = []
+        for one in (DecodingWeights(model), DecodingWeights(model, kind)):
+            decoder = Decoder(one, states, 11, guided=True)
+            columns = inputs[: len(states)]
+            with torch.inference_mode():
+                found.append(torch.stack([decoder.step(columns[:, :, s]) for s in range(11)]))
+        exact, near = found
+        assert (near - exact).abs().max() < 0.06 * exact.abs().max()
+        assert (near - exact).abs().mean() < 0.01 * exact.abs().max()
+        assert not torch.equal(near, exact)
 
 
 @pytest.mark.parametrize("fast", [False, True])
