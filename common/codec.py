@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.bfloat16 import check_bfloat16
 from common.errors import AttuneError
 from common.seanet import FastEncoder, supports
 
@@ -83,7 +84,8 @@ def load_codec(
         precision: of the encoder.
 
     Raises:
-        AttuneError: missing or unsupported codec, with the reason.
+        AttuneError: missing or unsupported codec, with the reason; or bfloat16 is wrong for it
+            here.
     """
     from safetensors import SafetensorError
     from transformers import EncodecConfig, EncodecModel
@@ -139,10 +141,17 @@ def load_codec(
     # Measured on CPUs only; elsewhere Hugging Face's own modules run.
     fast = torch.device(device).type == "cpu" and supports(model.encoder)
     dtype = getattr(torch, precision)
+    model.to(device)
     encoder = FastEncoder(model.encoder, dtype) if fast else None
-    if not fast:
-        model.encoder.to(dtype)
-    return Codec(model.to(device), codec_identity(path), torch.device(device), encoder)
+    codec = Codec(model, codec_identity(path), torch.device(device), encoder)
+    if dtype != torch.float32:
+        wav = 0.1 * torch.randn(1, codec.sample_rate, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            exact = model.encoder(wav[:, None].to(device))
+        if not fast:
+            model.encoder.to(dtype)
+        check_bfloat16(f"the encoder of {path}", exact, codec.latents(wav), "use float32")
+    return codec
 
 
 @dataclass

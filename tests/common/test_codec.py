@@ -13,6 +13,7 @@ from transformers import EncodecModel
 from common import codec as codec_module
 from common.codec import codec_identity, load_codec
 from common.errors import AttuneError
+from common.seanet import FastEncoder
 from training.codec.config import CodecArchitecture
 from training.codec.model import build_model
 from training.codec.quantizer import ResidualQuantizerTrainer
@@ -138,6 +139,28 @@ def test_wrong_codecs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(AttuneError, match=message) as caught:
             load_codec(reference)
         assert "\n" not in str(caught.value)
+
+
+def test_bfloat16_is_rounding_or_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """On some processors it is noise for some widths; there nothing may be encoded with it."""
+    wav = torch.from_numpy(_noise(1.0))[None]
+    exact = load_codec(str(folder)).latents(wav)
+    try:
+        found = load_codec(str(folder), precision="bfloat16").latents(wav)
+    except AttuneError as error:
+        assert "bfloat16 is wrong on this processor" in str(error)
+    else:
+        assert (found - exact).norm() < 0.15 * exact.norm()
+
+    forward = FastEncoder.forward
+
+    def noise(self: FastEncoder, wav: torch.Tensor) -> torch.Tensor:
+        return torch.randn_like(forward(self, wav)) if self.dtype == torch.bfloat16 else exact
+
+    monkeypatch.setattr(FastEncoder, "forward", noise)
+    with pytest.raises(AttuneError, match=r"encoder of .* off, .*; use float32") as caught:
+        load_codec(str(folder), precision="bfloat16")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_shipped_codec_is_small_has_its_card_and_keeps_what_it_is_given():

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.bfloat16 import check_bfloat16
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import (
@@ -78,6 +79,45 @@ class CodecStep:
         self.config = config
         self.seed = seed
         self.world = quantizer.world
+
+    def check_precision(self) -> None:
+        """Try bf16, where the config asks for it, on a second of noise, gradients included.
+
+        Raises:
+            AttuneError: some kernel of this processor is wrong for some layer.
+        """
+        config, state, device = self.config, self.state, self.world.device
+        rate, noise = state.model.config.sampling_rate, torch.Generator().manual_seed(0)
+        wav = 0.1 * torch.randn(1, rate, generator=noise).to(device)
+        with torch.no_grad():
+            latents = state.model.encoder(wav[:, None])
+        parts: list[tuple[str, nn.Module, Tensor, str, str]] = [
+            ("encoder", state.model.encoder, wav[:, None], config.precision, "precision"),
+            ("decoder", state.model.decoder, latents, config.precision, "precision"),
+        ]
+        if state.discriminator is not None:
+            wanted = config.discriminator.precision
+            parts.append(
+                ("discriminator", state.discriminator, wav, wanted, "discriminator.precision")
+            )
+        for name, module, given, precision, key in parts:
+            if precision == "fp32":
+                continue
+            exact, rounded = (self._tried(module, given, kind) for kind in ("fp32", precision))
+            remedy = f"set codec_training.{key}=fp32"
+            for what, i in (("", 0), ("gradients of ", 1)):
+                check_bfloat16(f"{what}the codec's {name}", exact[i], rounded[i], remedy)
+
+    def _tried(self, module: nn.Module, given: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+        """All outputs and all gradients of a module, each in one row."""
+        with self._autocast(precision):
+            found = module(given)
+        tensors = [found] if isinstance(found, Tensor) else [*found.logits, *found.features]
+        output = torch.cat([tensor.float().flatten() for tensor in tensors])
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+        weights = [weight for weight in module.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(output @ noise.to(output.device), weights)
+        return output.detach(), torch.cat([part.flatten() for part in gradients])
 
     def __call__(self, target: Tensor, step: int, rate: float) -> Outcome:
         """Train on waveforms [B / processes, S], this process's part of the global batch.

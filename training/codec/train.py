@@ -122,6 +122,7 @@ def train_codec(
     pace = _Pace(config, done)
     step_fn = CodecStep(state, quantizer, mel_loss, config, recipe.seed)
     model.train()
+    step_fn.check_precision()
     for step, batch in enumerate(loader.batches(done, config.steps), start=done):
         rate = learning_rate(config, step)
         outcome = step_fn(batch.to(world.device), step, rate)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import discriminator_loss
 from training.codec.losses import MultiScaleMelLoss
@@ -124,8 +125,17 @@ def test_windows_that_no_hop_divides_are_refused(window: int):
 
 
 def test_bf16_multiplies_in_bf16_and_learns_in_fp32():
-    exact = _step()(_batch(), 0, 1e-3)
-    step_fn = _step(precision="bf16", discriminator=SMALL["discriminator"] | {"precision": "bf16"})
+    # Widths for which no known processor's bf16 is wrong (`common/bfloat16.py`).
+    four = SMALL["architecture"] | {"num_filters": 4}
+    exact = _step(architecture=four)(_batch(), 0, 1e-3)
+    step_fn = _step(
+        architecture=four,
+        precision="bf16",
+        discriminator=SMALL["discriminator"] | {"precision": "bf16"},
+    )
+    before = {name: value.clone() for name, value in step_fn.state.tensors().items()}
+    step_fn.check_precision()
+    assert all(torch.equal(value, before[n]) for n, value in step_fn.state.tensors().items())
     seen = []
     for module in (step_fn.state.model.decoder.layers[0], step_fn.state.discriminator.scales[0]):
         module.register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -136,3 +146,39 @@ def test_bf16_multiplies_in_bf16_and_learns_in_fp32():
     for name, value in exact.losses.items():
         assert outcome.losses[name].dtype == torch.float32
         assert float(outcome.losses[name]) == pytest.approx(float(value), rel=0.05), name
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "discriminator"])
+@pytest.mark.parametrize("late", [False, True], ids=["outputs", "gradients"])
+def test_bf16_that_is_noise_is_refused(part: str, late: bool):
+    """As oneDNN's convolutions are on some processors, forwards or backwards."""
+
+    class Noisy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x if late else torch.randn_like(x)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return torch.randn_like(gradient) if late else gradient
+
+    step_fn = _step(
+        architecture=SMALL["architecture"] | {"num_filters": 4},
+        precision="bf16",
+        discriminator=SMALL["discriminator"] | {"precision": "bf16"},
+    )
+    state = step_fn.state
+    assert state.discriminator is not None
+    layer = {
+        "encoder": state.model.encoder.layers[3],
+        "decoder": state.model.decoder.layers[3],
+        "discriminator": state.discriminator.scales[0].layers[1],
+    }[part]
+
+    def spoil(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        return Noisy.apply(output) if output.dtype == torch.bfloat16 else output
+
+    layer.register_forward_hook(spoil)
+    key = "discriminator.precision" if part == "discriminator" else "precision"
+    with pytest.raises(AttuneError, match=f"wrong on this processor.*{part}.*training.{key}=fp32"):
+        step_fn.check_precision()

@@ -1,0 +1,38 @@
+"""Whether bfloat16 can be trusted: some kernels of some processors are wrong for some shapes.
+
+Met with oneDNN on Intel's AMX (PyTorch 2.11): strided convolutions of 8 to 16 channels whose
+kernels are twice their stride give noise.  Rounding alone is a few parts in a hundred of a whole
+network's output; so whoever asks for bfloat16 has it tried once, and is refused where it is noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.errors import AttuneError
+
+BOUND = 0.15
+"""Relative error (norm of the difference) above which it is not rounding: that was .004 to .06 of
+networks from 2 to 32 filters and of their gradients, wrong kernels made .2 to 1.2 of it."""
+
+
+def check_bfloat16(what: str, exact: Tensor, rounded: Tensor, remedy: str) -> None:
+    """Refuse wrong results.
+
+    Args:
+        what: was computed, for the message.
+        exact: in float32, any shape.
+        rounded: the same in bfloat16.
+        remedy: what to set instead.
+
+    Raises:
+        AttuneError: they are further apart than rounding explains, or `rounded` is not finite.
+    """
+    exact, rounded = exact.float(), rounded.float()
+    error = float(torch.linalg.vector_norm(rounded - exact) / torch.linalg.vector_norm(exact))
+    if not error <= BOUND:
+        raise AttuneError(
+            f"bfloat16 is wrong on this processor for {what}: {error:.0%} off, and rounding "
+            f"explains a few percent; {remedy}"
+        )
