@@ -105,8 +105,8 @@ endif
 STUDY ?= runs/preference/$(notdir $(A:%/=%))-or-$(notdir $(B:%/=%))
 preference: $(READY)  ## A=lm-rr B=lm-baseline [CONFIG=...] [STUDY=...]: a blind study, prepared if needed, served
 	$(if $(and $(A),$(B)),,$(error preference compares two runs or folders of clips: A=lm-rr B=lm-baseline))
-	test -e $(STUDY)/study.json || $(PY) -m training preference prepare --a $(A) --b $(B) --out $(STUDY) --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
-	$(PY) -m training preference links $(STUDY)
+	if test -e $(STUDY)/study.json; then $(PY) -m training preference links $(STUDY); else \
+	$(PY) -m training preference prepare --a $(A) --b $(B) --out $(STUDY) --config $(or $(CONFIG),configs/demo.yaml) $(ARGS); fi
 	$(PY) -m training preference serve $(STUDY)
 
 weights: $(READY)  ## fetch VGGish, PaSST and CLAP for the metrics (about 1.6 GB)

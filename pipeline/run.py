@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.cluster import check_address
 from common.config import Recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
@@ -193,6 +194,8 @@ def ray_session(store: Store) -> Iterator[str]:
 
     address = os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        check_address(address, "RAY_ADDRESS=")
     try:
         if address:
             root = Path(__file__).resolve().parent.parent

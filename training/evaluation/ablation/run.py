@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from common.cluster import check_address
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
@@ -141,6 +142,7 @@ def _on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, Outcome
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         quiet["include_dashboard"] = False
+    check_address(address, "--ray ")
     try:
         ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
