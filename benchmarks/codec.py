@@ -115,12 +115,16 @@ def _position(name: str) -> tuple[Any, ...]:
 
 def bfloat16_share(clips: int = 64) -> dict[str, Any]:
     """Share of the codes that the shipped codec changes in bfloat16, on clips of the embedded
-    corpus; in all and by stream."""
+    corpus; in all and by stream.  `refused` where this processor's bfloat16 is wrong for it."""
     from common.codec import load_codec
+    from common.errors import AttuneError
     from pipeline.corpus.sounds import CLASSES, draw_params, render
 
     found = []
-    codecs = [load_codec("builtin:sfx-small", precision=p) for p in ("float32", "bfloat16")]
+    try:
+        codecs = [load_codec("builtin:sfx-small", precision=p) for p in ("float32", "bfloat16")]
+    except AttuneError as error:
+        return {"refused": str(error)}
     for i in range(clips):
         rng = np.random.default_rng(i)
         wave = render([CLASSES[i % len(CLASSES)]], 4.0, [draw_params(rng)], rng)
