@@ -20,8 +20,8 @@ def check_address(address: str, given_as: str) -> None:
     Raises:
         AttuneError: no connection within some seconds.
     """
-    place = urlsplit("//" + address.removeprefix("ray://"))
     try:
+        place = urlsplit("//" + address.removeprefix("ray://"))
         host, port = place.hostname, place.port
     except ValueError as error:
         raise AttuneError(f"{given_as}{address}: {error}; expected HOST:PORT") from error

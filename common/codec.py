@@ -35,7 +35,8 @@ RIGHT_CONTEXT_FRAMES = 50
 
 Precision = Literal["float32", "bfloat16"]
 """Of the encoder; codewords are always searched in float32.  In bfloat16 it takes about half the
-time, and a few percent of the codes come out otherwise (`make bench` states both)."""
+time, and a few percent of the codes come out otherwise (`make bench` states both); refused where a
+processor's is wrong (`common.bfloat16`)."""
 
 _TRAINING_ONLY = ("codebook.cluster_size", "codebook.embed_avg", "codebook.inited")
 
@@ -150,7 +151,8 @@ def load_codec(
             exact = model.encoder(wav[:, None].to(device))
         if not fast:
             model.encoder.to(dtype)
-        check_bfloat16(f"the encoder of {path}", exact, codec.latents(wav), "use float32")
+        remedy = "set pipeline.precision=float32"
+        check_bfloat16(f"the encoder of {path}", exact, codec.latents(wav), remedy)
     return codec
 
 

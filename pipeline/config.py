@@ -61,7 +61,7 @@ class PipelineConfig(Section):
     the codes differ from those of a clip by itself."""
     precision: Precision = "float32"
     """Of the codec's encoder: `bfloat16` takes about half the time, a few percent of the codes
-    differ; see `common.codec`."""
+    differ, and some processors' is wrong and refused; see `common.codec`."""
     prompts_per_chunk: int = Field(default=1024, ge=1)
     """Unit of the text cache: prompts embedded and stored together."""
 

@@ -228,6 +228,10 @@ class LMConfig(Section):
         return self
 
 
+DRAWS = "gumbel"
+"""How codes are drawn (`training.lm.sampling`): a new name when a seed gives other clips."""
+
+
 class SamplingConfig(Section):
     """How clips are generated."""
 

@@ -35,6 +35,8 @@ def test_what_is_no_host_and_port():
         check_address(rays_own, "--ray ")
     with pytest.raises(AttuneError, match=r"--ray host:port: .*expected HOST:PORT"):
         check_address("host:port", "--ray ")
+    with pytest.raises(AttuneError, match=r"expected HOST:PORT"):
+        check_address("[::1", "--ray ")
 
 
 def test_both_programs_say_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -104,20 +104,29 @@ class CodecStep:
             if precision == "fp32":
                 continue
             exact, rounded = (self._tried(module, given, kind) for kind in ("fp32", precision))
-            remedy = f"set codec_training.{key}=fp32"
-            for what, i in (("", 0), ("gradients of ", 1)):
-                check_bfloat16(f"{what}the codec's {name}", exact[i], rounded[i], remedy)
+            for what, value in exact.items():
+                told = f"the codec's {name} ({what})"
+                check_bfloat16(told, value, rounded[what], f"set codec_training.{key}=fp32")
 
-    def _tried(self, module: nn.Module, given: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-        """All outputs and all gradients of a module, each in one row."""
+    def _tried(self, module: nn.Module, given: Tensor, precision: str) -> dict[str, Tensor]:
+        """What a module makes of its input, and the gradients of that, each under its name."""
+        given = given.detach().requires_grad_()
         with self._autocast(precision):
             found = module(given)
-        tensors = [found] if isinstance(found, Tensor) else [*found.logits, *found.features]
-        output = torch.cat([tensor.float().flatten() for tensor in tensors])
-        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-        weights = [weight for weight in module.parameters() if weight.requires_grad]
-        gradients = torch.autograd.grad(output @ noise.to(output.device), weights)
-        return output.detach(), torch.cat([part.flatten() for part in gradients])
+        outputs = [found] if isinstance(found, Tensor) else [*found.logits, *found.features]
+        noise = torch.Generator().manual_seed(1)
+        total = torch.stack(
+            [
+                (out * torch.randn(out.shape, generator=noise).to(out)).float().sum()
+                for out in outputs
+            ]
+        ).sum()
+        # Of biases, sums of what mostly cancels, rounding alone leaves little.
+        weights = {n: w for n, w in module.named_parameters() if "weight" in n and w.requires_grad}
+        gradients = torch.autograd.grad(total, [given, *weights.values()])
+        tried = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
+        names = ("its input", *weights)
+        return tried | {f"gradient of {n}": g for n, g in zip(names, gradients, strict=True)}
 
     def __call__(self, target: Tensor, step: int, rate: float) -> Outcome:
         """Train on waveforms [B / processes, S], this process's part of the global batch.

@@ -76,7 +76,7 @@ def generate(
         )
     texts, seeds = [job.text for job in wanted], [job.seed or 0 for job in wanted]
     began = time.monotonic()
-    sampling = sampler.settled(sampling, len(texts))
+    sampling = sampler.settled(sampling, min(len(texts), sampling.batch_size))
     report = partial(_report, began, len(wanted) * seconds)
     waves, _ = sampler.generate(texts, seconds, seeds, sampling, report, continue_from=beginning)
     spent = time.monotonic() - began

@@ -148,7 +148,7 @@ def generated_clips(
         for label, prompt in sorted(prompts.items())
         for seed in range(config.clips_per_class)
     ]
-    sampling = sampler.settled(sampling, len(wanted))
+    sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
     made_by = sampler.facts(sampling) | {
         "duration_s": config.duration_s,
         "saved": sampler.checkpoint.stat().st_mtime_ns,

@@ -65,7 +65,7 @@ def generate_set(
         )
     sampling = recipe.section("sampling", SamplingConfig)
     sampler = Sampler.load(recipe, run, device)
-    sampling = sampler.settled(sampling, len(wanted))
+    sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
     seconds = min(sampling.duration_s, sampler.trained_s)
     made_by = sampler.facts(sampling) | {
         "duration_s": seconds,

@@ -9,6 +9,7 @@ prompt's); where there is no text, cross-attention adds exactly zero and is skip
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ class DecodingWeights:
     """A model's weights as decoding reads them; made once, used for any number of clips.
 
     Args:
-        model: whose weights they are; norms, embeddings and the text projection stay its own.
-        kind: of the linear layers.
+        model: whose weights they are, which must not change afterwards: norms, embeddings and the
+            text projection stay its own, other weights may.
+        kind: of the linear layers; with `int8` the head is bf16.
     """
 
     def __init__(self, model: LanguageModel, kind: Kind = "fp32") -> None:
@@ -155,7 +157,8 @@ class Decoder:
             y = _by_step(_attention(q, keys[i], values[i], ahead), rows, weights.dtype)
             x = block.out.plus(x, y)
             # Only the rows with text: for the others cross-attention adds exactly zero.
-            x[:told] += self._cross[i](x[:told], count)
+            # In place: `plus` has just made `x`, nobody else has it.
+            x[:told].add_(self._cross[i](x[:told], count))
             x = block.ff_out.plus(x, block.ff_in(block.norm_ff(x)))
         last = x if count == 1 else x.view(rows, count, -1)[:, -1]
         logits = weights.head(weights.norm(last)).view(rows, arch.n_codebooks, arch.codebook_size)
@@ -261,19 +264,18 @@ class _FoldedCrossAttention:
         out = block.cross.out.weight.detach().t().view(self._heads, width, -1)
         keys = torch.einsum("bhld,hdm->bmhl", k, query).flatten(2).contiguous()
         values = torch.einsum("bhld,hdm->bhlm", v, out).flatten(1, 2).contiguous()
-        self._dtype = torch.float32
-        self._score: Callable[[Tensor], Tensor] = lambda h: self._bmm(h, keys)
-        self._mix: Callable[[Tensor], Tensor] = lambda shares: self._bmm(shares, values)
+        self._score: Callable[[Tensor], Tensor]
+        self._mix: Callable[[Tensor], Tensor]
         if self._rows == 1:
             self._dtype = _products(kind)
             self._score = linear(keys[0].t(), _finer(kind))
             self._mix = linear(values[0].t(), _finer(kind))
+        else:
+            self._dtype = torch.float32
+            self._score, self._mix = partial(_by_clip, keys), partial(_by_clip, values)
         self._norm = _Norm(block.norm_cross, self._dtype)
         # [B x H, 1, L] to [B, 1, H, L]
         self._bias = None if bias is None else bias.view(-1, 1, self._heads, self._length)
-
-    def _bmm(self, x: Tensor, weights: Tensor) -> Tensor:
-        return torch.bmm(x.view(self._rows, -1, x.shape[-1]), weights).flatten(0, 1)
 
     def __call__(self, x: Tensor, count: int) -> Tensor:
         """`[B x n, d]` to `[B x n, d]`, norm included; `count` is n."""
@@ -282,6 +284,11 @@ class _FoldedCrossAttention:
             scores = scores + self._bias
         shares = torch.softmax(scores, dim=-1, dtype=torch.float32)
         return self._mix(_as(shares.view(len(x), -1), self._dtype))
+
+
+def _by_clip(weights: Tensor, x: Tensor) -> Tensor:
+    """`[B x n, in]` times each clip's own of `[B, in, out]`."""
+    return torch.bmm(x.view(len(weights), -1, x.shape[-1]), weights).flatten(0, 1)
 
 
 def _cross_attentions(

@@ -1,6 +1,6 @@
 """From prompts to waveforms: a trained model with the codec and text encoder it belongs to.
 
-Every clip draws from a generator of its own: prompt and seed decide it, not what it is made with.
+Every clip has draws of its own, which its prompt and seed decide, not what it is made with.
 How codes are drawn is in `sampling.py`, how the decoder is run for them in `decoding.py`.
 """
 
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from common.prompts import normalize_prompts
 from common.streaming import StreamingDecoder
 from common.text_encoder import TextEncoder, load_text_encoder, text_encoder_identity
 from training.checkpoint import latest_checkpoint, load_for_inference
-from training.config import SamplingConfig
+from training.config import DRAWS, SamplingConfig
 from training.lm.decoding import DecodingWeights
 from training.lm.model import LanguageModel
 from training.lm.packed import Kind, default_kind
@@ -91,13 +91,16 @@ class Sampler:
         return longest_frames(self.description, rate) / rate
 
     def settled(self, sampling: SamplingConfig, clips: int) -> SamplingConfig:
-        """The same settings, with the weights that `auto` stands for when so many clips are made.
+        """The same settings, with the weights that `auto` stands for.
+
+        Args:
+            clips: made at a time.
 
         Whoever makes some of them again later, or writes down how they were made, settles first.
         """
         if sampling.weights != "auto":
             return sampling
-        kind = default_kind(self.device, min(clips, sampling.batch_size))
+        kind = default_kind(self.device, clips)
         return sampling.model_copy(update={"weights": kind})
 
     def facts(self, sampling: SamplingConfig) -> dict[str, Any]:
@@ -110,6 +113,7 @@ class Sampler:
             "config_hash": hashlib.blake2b(config, digest_size=8).hexdigest() if config else None,
             "codec_id": self.codec.codec_id,
             "text_encoder_id": self.encoder.text_encoder_id,
+            "draws": DRAWS,
             **sampling.model_dump(exclude={"duration_s", "batch_size"}),
             "licence": LICENCE,
         }
@@ -158,7 +162,8 @@ class Sampler:
         Raises:
             AttuneError: nothing remains of a prompt, or the clip to continue is too long.
         """
-        sampling = self.settled(sampling or SamplingConfig(), len(prompts))
+        sampling = sampling or SamplingConfig()
+        sampling = self.settled(sampling, min(len(prompts), sampling.batch_size))
         jobs = self._jobs(prompts, duration_s, seeds, sampling, normalized, continue_from)
         steps = delayed_steps(jobs.frames, self.codec.n_codebooks) - jobs.known
         size = sampling.batch_size
@@ -251,8 +256,8 @@ class Sampler:
             max(2, round(self.trained_s * rate)),
         )
 
-    def _weights(self, wanted: str) -> DecodingWeights:
-        kind: Kind = wanted  # type: ignore[assignment]
+    def _weights(self, kind: Kind | Literal["auto"]) -> DecodingWeights:
+        assert kind != "auto", "settle first"
         if self._packed is None or self._packed.kind != kind:
             self._packed = None  # before the next ones take memory
             self._packed = DecodingWeights(self.model, kind)

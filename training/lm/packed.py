@@ -1,8 +1,8 @@
 """Linear layers for a few rows: weights laid out once, in the type that sampling reads them in.
 
 A decoding step multiplies every weight with two rows or a few, so it is bound by how fast weights
-are read.  `F.linear` in fp32 reads them at a third of what the machine can; oneDNN's own layout,
-bf16 and int8 come closer (`LOG.md` has the figures).
+are read.  `F.linear` in fp32 reads them at a third of what some machines can; oneDNN's own layout,
+bf16 and int8 come closer, and are less to read (`LOG.md` has the figures).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 Kind = Literal["fp32", "bf16", "int8"]
 """`fp32`: exact. `bf16`: weights and products. `int8`: weights only, one scale per row, bf16
-products."""
+products; what is small or costs quality stays bf16."""
 
 
 class Linear:
@@ -28,7 +28,7 @@ class Linear:
         raise NotImplementedError
 
     def plus(self, total: Tensor, x: Tensor) -> Tensor:
-        """`total` `[n, out]` plus the product."""
+        """`total` `[n, out]` plus the product, a new tensor."""
         return total + self(x)
 
 
@@ -83,7 +83,7 @@ class _Plain(Linear):
         return F.gelu(found) if self._gelu else found
 
     def plus(self, total: Tensor, x: Tensor) -> Tensor:
-        if total.dtype == x.dtype:
+        if total.dtype == x.dtype and not self._gelu:
             return torch.addmm(total, x, self._weight.t())
         return total + self(x)
 
@@ -96,6 +96,7 @@ class _Packed(Linear):
         self._weight = ops._reorder_linear_weight(weight.contiguous(), 1)
         self._product: Any = ops._linear_pointwise.default
         self._sum: Any = ops._linear_pointwise.binary
+        self._gelu = gelu
         self._after: tuple[str, list[float], str] = (
             ("gelu", [], "none") if gelu else ("none", [], "")
         )
@@ -105,7 +106,7 @@ class _Packed(Linear):
         return found
 
     def plus(self, total: Tensor, x: Tensor) -> Tensor:
-        if total.dtype == x.dtype:
+        if total.dtype == x.dtype and not self._gelu:
             found: Tensor = self._sum(x, total, self._weight, None, "add")
             return found
         return total + self(x)

@@ -209,8 +209,9 @@ def gumbel_noise(draws: Tensor, codes: Tensor) -> Tensor:
         bits *= factor
     bits &= low
     bits ^= bits >> 15
-    # 24 bits: as many as float32 tells apart; never 1, which would be infinite noise.
-    uniform = (bits >> 8).float().mul_(2.0**-24)
+    # The middle of one of 2^23 parts, which float32 has exactly: neither 0 nor 1, where noise would
+    # be infinite.
+    uniform = (bits >> 8).bitwise_or_(1).float().mul_(2.0**-24)
     return uniform.log_().neg_().log_().neg_()
 
 

@@ -148,19 +148,29 @@ def test_bf16_multiplies_in_bf16_and_learns_in_fp32():
         assert float(outcome.losses[name]) == pytest.approx(float(value), rel=0.05), name
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder", "discriminator"])
+@pytest.mark.parametrize(
+    ("part", "layer"),
+    [
+        ("encoder", "layers.3"),
+        ("encoder", "layers.0"),
+        ("decoder", "layers.3"),
+        ("decoder", "layers.10"),
+        ("discriminator", "scales.0.layers.1"),
+        ("discriminator", "scales.1.verdict"),
+    ],
+)
 @pytest.mark.parametrize("late", [False, True], ids=["outputs", "gradients"])
-def test_bf16_that_is_noise_is_refused(part: str, late: bool):
-    """As oneDNN's convolutions are on some processors, forwards or backwards."""
+def test_bf16_that_is_noise_is_refused(part: str, layer: str, late: bool):
+    """As oneDNN's convolutions are on some processors, forwards or backwards, in any layer."""
 
     class Noisy(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x if late else torch.randn_like(x)
+            return x.clone() if late else x.std() * torch.randn_like(x)
 
         @staticmethod
         def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return torch.randn_like(gradient) if late else gradient
+            return gradient.std() * torch.randn_like(gradient) if late else gradient
 
     step_fn = _step(
         architecture=SMALL["architecture"] | {"num_filters": 4},
@@ -169,16 +179,13 @@ def test_bf16_that_is_noise_is_refused(part: str, late: bool):
     )
     state = step_fn.state
     assert state.discriminator is not None
-    layer = {
-        "encoder": state.model.encoder.layers[3],
-        "decoder": state.model.decoder.layers[3],
-        "discriminator": state.discriminator.scales[0].layers[1],
-    }[part]
+    whole = state.discriminator if part == "discriminator" else getattr(state.model, part)
 
     def spoil(module: Any, inputs: Any, output: Tensor) -> Tensor:
         return Noisy.apply(output) if output.dtype == torch.bfloat16 else output
 
-    layer.register_forward_hook(spoil)
+    step_fn.check_precision()
+    whole.get_submodule(layer).register_forward_hook(spoil)
     key = "discriminator.precision" if part == "discriminator" else "precision"
     with pytest.raises(AttuneError, match=f"wrong on this processor.*{part}.*training.{key}=fp32"):
         step_fn.check_precision()

@@ -17,10 +17,11 @@ from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.checkpoint import latest_checkpoint, load_for_inference
 from training.cli import app
-from training.config import SamplingConfig
+from training.config import DRAWS, SamplingConfig
 from training.lm.decoding import Decoder, DecodingWeights
 from training.lm.generate import Sampler, draw_key
 from training.lm.model import Architecture, LanguageModel
+from training.lm.packed import Kind
 from training.lm.patterns import delay
 from training.lm.sampling import choose, sample_codes
 from training.train import train
@@ -241,3 +242,33 @@ def test_command_writes_wav_and_sidecar(tiny_root: Path, tiny_run: Path, tmp_pat
         assert sidecar["step"] == 12
         assert sidecar["checkpoint"].endswith("step-00000012")
     assert made[2]["normalized_prompt"] == "rain fall"
+
+
+def test_auto_is_settled_by_how_many_are_made_at_a_time(
+    tiny_recipe: Recipe, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kind for all batches of a command, the last one of a single clip too."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    sampler = Sampler.load(tiny_recipe, tiny_run)
+    made: list[str] = []
+    whole = DecodingWeights.__init__
+
+    def listen(self: DecodingWeights, model: LanguageModel, kind: Kind = "fp32") -> None:
+        made.append(kind)
+        whole(self, model, kind)
+
+    monkeypatch.setattr(DecodingWeights, "__init__", listen)
+    rain, plain = ["rain"] * 3, SamplingConfig()
+    two = SamplingConfig(batch_size=2)
+    single = SamplingConfig(batch_size=1)
+    sampler.generate(rain, 0.1, [1, 2, 3], two)
+    assert made == ["bf16"]
+    sampler.generate(rain, 0.1, [1, 2, 3], single)
+    assert made == ["bf16", "int8"]
+    list(sampler.stream(rain, 0.1, [1, 2, 3], single))  # together, whatever batch_size says
+    sampler.generate(rain[:1], 0.1, [1], plain)
+    assert made == ["bf16", "int8", "bf16", "int8"]
+    assert sampler.settled(plain, 1).weights == "int8"
+    assert sampler.settled(SamplingConfig(weights="fp32"), 1).weights == "fp32"
+    assert sampler.facts(sampler.settled(plain, 3))["weights"] == "bf16"
+    assert sampler.facts(plain)["draws"] == DRAWS

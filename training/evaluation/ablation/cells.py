@@ -26,7 +26,7 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.checkpoint import write_atomically
-from training.config import LMConfig
+from training.config import DRAWS, LMConfig
 from training.evaluation.agreement import SoundJudge
 from training.evaluation.cache import EmbeddingCache, default_cache
 from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
@@ -71,6 +71,7 @@ class Cell:
         decides = {
             "lm": recipe.section("lm", LMConfig).model_dump(mode="json"),
             "sampling": recipe.sampling,
+            "draws": DRAWS,
             "seed": recipe.seed,
             "plan": ShardDataset.open(recipe.data_dir).summary.get("plan_hash"),
             "split": self.split,
