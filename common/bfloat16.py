@@ -1,8 +1,9 @@
 """Whether bfloat16 can be trusted: some kernels of some processors are wrong for some shapes.
 
 Met with oneDNN on Intel's AMX (PyTorch 2.11): strided convolutions of 8 to 16 channels whose
-kernels are twice their stride give noise.  Rounding alone is a few parts in a hundred of a whole
-network's output; so whoever asks for bfloat16 has it tried once, and is refused where it is noise.
+kernels are twice their stride give noise, and so do the gradients of LSTMs 1024 wide.  Rounding
+alone is a few parts in a hundred of a network's output or of one weight's gradient; so whoever asks
+for bfloat16 has it tried once, tensor by tensor, and is refused where it is noise.
 """
 
 from __future__ import annotations
