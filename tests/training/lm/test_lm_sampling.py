@@ -32,7 +32,7 @@ def model() -> LanguageModel:
     model = LanguageModel(ARCH)
     model.initialize(0)
     with torch.no_grad():
-        model.text_projection.bias.normal_()
+        model.text_projection.bias.normal_(generator=torch.Generator().manual_seed(1))
         model.head.weight.mul_(4)  # far from uniform, so that changes would show
     return model.eval().requires_grad_(False)
 
