@@ -61,7 +61,7 @@ def export_audio(
     buffer = io.BytesIO()
     subtype = "FLOAT" if as_float else "PCM_16"
     soundfile.write(buffer, wave, codec.sample_rate, format="WAV", subtype=subtype)
-    write_file(path, buffer.getvalue())
+    write_file(path, _without_time(buffer.getvalue()))
     return {
         "out": str(path),
         "sample_id": row["sample_id"],
@@ -71,6 +71,16 @@ def export_audio(
         "clipped": 0 if as_float else int((np.abs(wave) > 1).sum()),
         "encoding": "float32" if as_float else "pcm16",
     }
+
+
+def _without_time(wav: bytes) -> bytes:
+    """libsndfile writes the second into the PEAK chunk of float files; the same clip is to be the
+    same file."""
+    place = wav.find(b"PEAK", 0, 128)
+    if place < 0:
+        return wav
+    time = place + 12  # name, size, version
+    return wav[:time] + bytes(4) + wav[time + 4 :]
 
 
 def load_shard_codec(store: Store, codec_path: str, summary: dict[str, Any]) -> Codec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,7 @@ def test_export_decodes_one_sample(finished: Path, tiny_codec: Path, tmp_path: P
     np.testing.assert_allclose(wave, np.clip(floats, -1, 1), atol=1e-4)
     with pytest.raises(AttuneError, match=r"clip\.wav: is there already.*--force"):
         export_audio(store, str(tiny_codec), row["sample_id"], str(out))
+    time.sleep(1.1)  # the same file in another second
     export_audio(store, str(tiny_codec), row["sample_id"], str(out), as_float=True, force=True)
     assert out.read_bytes() == exact.read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*wav*")) == ["clip.wav", "exact.wav"]
