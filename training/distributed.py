@@ -24,6 +24,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from common.cores import usable_cores
 from common.errors import AttuneError
 from training.config import LMConfig
 from training.lm.model import LanguageModel
@@ -61,8 +62,7 @@ def start(threads: int = 0) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if threads or "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(threads or max(1, cores // local_size))
+        torch.set_num_threads(threads or max(1, usable_cores() // local_size))
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)

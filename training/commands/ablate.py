@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from common.cli import JsonOption, OverridesArgument, check_device, print_json
 from common.config import load_recipe
+from common.cores import usable_cores
 from common.errors import AttuneError
 
 
@@ -75,7 +75,7 @@ def ablate(
             print(f"{len(made)} cells are done, {len(left)} are to be made into {out}:")
             print(*left, sep="\n")
         return
-    at_once = jobs or (1 if device != "cpu" or processes > 1 else os.cpu_count() or 1)
+    at_once = jobs or (1 if device != "cpu" or processes > 1 else usable_cores())
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
