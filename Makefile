@@ -37,10 +37,10 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## install everything into .venv
 
-# CODEC=train makes a codec of its own first (about an hour on one core) instead of the shipped one.
+# CODEC=train makes a codec of its own first instead of the shipped one.
 DEMO_DIR  ?= $(if $(filter train,$(CODEC)),runs/demo-own-codec,runs/demo)
 DEMO_ARGS := run_dir=$(DEMO_DIR) $(if $(filter train,$(CODEC)),codec.path=$(DEMO_DIR)/codec) $(ARGS)
-demo: $(READY)  ## everything, end to end, on the embedded corpus -> runs/demo/report.html
+demo: $(READY)  ## everything, end to end, on the embedded corpus -> runs/demo/report.html [CODEC=train: hours]
 	$(PY) -m pipeline corpus --out $(DEMO_DIR)/corpus
 	$(if $(filter train,$(CODEC)),$(PY) -m training codec --config configs/demo.yaml $(DEMO_ARGS))
 	$(PY) -m pipeline run --config configs/demo.yaml $(DEMO_ARGS)
@@ -87,6 +87,7 @@ play: $(READY)  ## a local page to type prompts and hear clips [CONFIG=...] [ARG
 	$(PY) -m training play --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
 
 evaluate: $(READY)  ## TARGET=lm REFERENCE=folder-or-shards [CONFIG=...] [ARGS="--against lm-baseline"]
+	$(if $(and $(TARGET),$(REFERENCE)),,$(error evaluate measures clips against real ones: TARGET=lm REFERENCE=runs/demo/data))
 	$(PY) -m training evaluate $(TARGET) --reference $(REFERENCE) --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
 
 # small and esc10 make what they stand on first; the others take the shards of `make preprocess`.

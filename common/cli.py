@@ -18,6 +18,9 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. lm.steps=200 seed=1."),
 ]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (a GPU if there is one), cpu or cuda.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for scripts.")]
 
 
@@ -47,9 +50,12 @@ def run_app(app: typer.Typer) -> None:
     try:
         app()
     except AttuneError as error:
-        # Under torchrun all processes meet the same mistake; the first one tells it.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # Under torchrun all processes meet the same mistake, and the first one tells it, but for
+        # what each of them reads for itself.
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or error.alone:
+            where = "" if rank == "0" else f" (process {rank})"
+            print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except Interrupted:
         print("interrupted; rerun the same command to go on where it stopped", file=sys.stderr)
@@ -60,15 +66,18 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
-def check_device(name: str) -> None:
-    """Refuse a device that is not there.
+def choose_device(name: str) -> str:
+    """What `--device` names: `auto` is a GPU if there is one.
 
     Raises:
-        AttuneError: naming it.
+        AttuneError: it is not there.
     """
     import torch
 
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=torch.device(name)).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise AttuneError(f"--device {name}: not available here; use cpu or cuda") from error
+        raise AttuneError(f"--device {name}: not available here; use auto, cpu or cuda") from error
+    return name

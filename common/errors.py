@@ -7,3 +7,6 @@ class AttuneError(Exception):
     The command line prints the message without a traceback and exits with status 1; every other
     exception is a defect of ours and keeps its traceback.
     """
+
+    alone = False
+    """One of several processes may meet it by itself, so each one tells it, not the first alone."""

@@ -17,12 +17,14 @@ matplotlib.use("Agg")  # no display
 import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
+import soxr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's palette: told apart by colour-blind readers."""
 
+_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 """Browsers refuse whatever is not inside the file, should a text ever slip through unescaped."""
 
@@ -147,11 +149,14 @@ class Html(str):
 
 
 def player(wave: NDArray[np.float32], sample_rate: int) -> Html:
-    """A sound to play, as MP3.
+    """A sound to play, as MP3, at the nearest rate that MP3 has.
 
     Args:
         wave: float32 [S]; clipped at full scale.
     """
+    if sample_rate not in _MP3_RATES:
+        nearest = min(_MP3_RATES, key=lambda rate: abs(rate - sample_rate))
+        wave, sample_rate = soxr.resample(wave, sample_rate, nearest), nearest
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wave, -1, 1), sample_rate, format="MP3")
     sound = base64.b64encode(buffer.getvalue()).decode()

@@ -40,6 +40,8 @@ _NPY_HEADER = re.compile(
 class BadSample(AttuneError):
     """A sample that is gone, cut short or corrupt; not one whose store cannot be reached."""
 
+    alone = True
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -27,15 +27,25 @@ from obstore.exceptions import (
     BaseError,
     GenericError,
     NotFoundError,
+    PermissionDeniedError,
     PreconditionError,
 )
 from obstore.store import LocalStore, S3Store
 
 from common.errors import AttuneError
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
 
 class StorageError(AttuneError):
     """The store refused or could not be reached, after its own retries."""
+
+    alone = True
+
+
+class AccessDenied(StorageError):
+    """The store has an object, but not for these credentials."""
 
 
 RETRY_VARIABLE = "ATTUNE_STORE_RETRY_S"
@@ -45,6 +55,17 @@ _NO_ANSWER = "HTTP error"
 """In what obstore says of a connection that failed, or of an answer that came in part."""
 _UPLOADS = 3
 """Attempts at a multipart upload that the store forgot."""
+
+_CONNECT = timedelta(seconds=5)
+_SILENCE = timedelta(seconds=30)
+"""After which a request that brings nothing more is given up and tried again."""
+_DOWNLOAD = timedelta(hours=1)
+"""For all of a request that brings bytes all the while, as a long recording on a slow line does."""
+_UPLOAD = timedelta(minutes=10)
+"""For one part of an upload.  To the client it is silent while it is sent, so `_SILENCE` would end
+it on a slow line."""
+_QUICK_BYTES = 1 << 20
+"""What is sent in less than `_SILENCE` anywhere."""
 
 T = TypeVar("T")
 
@@ -60,9 +81,12 @@ class Entry(NamedTuple):
 class Store:
     """One folder of objects; made by `open_store`."""
 
-    def __init__(self, uri: str, backend: Any, retry_s: float = 0.0) -> None:
+    def __init__(
+        self, uri: str, backend: Any, retry_s: float = 0.0, uploads: Any | None = None
+    ) -> None:
         self.uri = uri
         self._backend = backend
+        self._uploads = uploads or backend
         self._retry_s = retry_s
 
     def read(self, key: str) -> bytes:
@@ -70,6 +94,7 @@ class Store:
 
         Raises:
             FileNotFoundError: there is no such object.
+            AccessDenied: it is not for these credentials.
             StorageError: any other failure.
         """
         with self._errors(key):
@@ -110,7 +135,8 @@ class Store:
 
     def write(self, key: str, data: bytes | Path) -> None:
         """Create or atomically replace an object from bytes or a local file."""
-        self._put(key, lambda: obstore.put(self._backend, key, data, mode="overwrite"))
+        backend = self._for_upload(data)
+        self._put(key, lambda: obstore.put(backend, key, data, mode="overwrite"))
 
     def create(self, key: str, data: bytes | Path) -> bool:
         """Create an object only if there is none: False if there was one already.
@@ -120,11 +146,12 @@ class Store:
         comes back: a caller that must know whose object it is reads it.
         """
         lost = False
+        backend = self._for_upload(data)
 
         def put() -> None:
             nonlocal lost
             try:
-                obstore.put(self._backend, key, data, mode="create")
+                obstore.put(backend, key, data, mode="create")
             except GenericError:
                 lost = True
                 raise
@@ -147,6 +174,15 @@ class Store:
                     for meta in batch
                 )
             )
+
+    def is_listable(self) -> bool:
+        """Whether the store lists the folder for these credentials; asks for its first names."""
+        try:
+            with self._errors(""):
+                self._patiently(lambda: next(iter(obstore.list(self._backend)), None))
+        except StorageError:
+            return False
+        return True
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         """`(key, size in bytes)` of every object below folder `prefix`, sorted by key."""
@@ -181,6 +217,12 @@ class Store:
         except FileNotFoundError:
             pass
 
+    def _for_upload(self, data: bytes | Path) -> Any:
+        if self._uploads is self._backend:
+            return self._backend
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        return self._uploads if size > _QUICK_BYTES else self._backend
+
     def _head(self, key: str) -> Any:
         return self._patiently(lambda: obstore.head(self._backend, key))
 
@@ -196,9 +238,9 @@ class Store:
             except (NotFoundError, FileNotFoundError) as error:
                 # No such bucket; or no such upload: the answer to its completion was lost.
                 if attempt == _UPLOADS or not self._retry_s:
-                    raise StorageError(f"{self.uri}/{key}: {_first_line(error)}") from error
+                    raise self._failure(key, error) from error
             except BaseError as error:
-                raise StorageError(f"{self.uri}/{key}: {_first_line(error)}") from error
+                raise self._failure(key, error) from error
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Repeat what got no answer, or a part of one, while there is time."""
@@ -219,7 +261,11 @@ class Store:
         except (NotFoundError, FileNotFoundError):
             raise FileNotFoundError(f"{self.uri}/{key}") from None
         except BaseError as error:
-            raise StorageError(f"{self.uri}/{key}: {_first_line(error)}") from error
+            raise self._failure(key, error) from error
+
+    def _failure(self, key: str, error: Exception) -> StorageError:
+        kind = AccessDenied if isinstance(error, PermissionDeniedError) else StorageError
+        return kind(f"{self.uri}/{key}: {_first_line(error)}")
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -262,16 +308,9 @@ def open_store(uri: str | Path) -> Store:
         bucket, _, prefix = rest.partition("/")
         if not bucket:
             raise AttuneError(f"{text}: expected s3://bucket/prefix")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT", "")
         retry_s = _retry_s()
-        backend = S3Store(
-            bucket,
-            prefix=prefix or None,
-            client_options={"allow_http": True} if endpoint.startswith("http://") else None,
-            # Time alone decides: obstore waits ever longer between tries, up to 15 s.
-            retry_config={"max_retries": 10_000, "retry_timeout": timedelta(seconds=retry_s)},
-        )
-        return Store(text, backend, retry_s)
+        backend = _bucket(bucket, prefix, retry_s, {"timeout": _DOWNLOAD, "read_timeout": _SILENCE})
+        return Store(text, backend, retry_s, _bucket(bucket, prefix, retry_s, {"timeout": _UPLOAD}))
     if separator and scheme != "file":
         raise AttuneError(f"{text}: expected a folder or s3://bucket/prefix, found {scheme}://")
     folder = Path(rest if separator else text).expanduser().absolute()
@@ -282,6 +321,20 @@ def open_store(uri: str | Path) -> Store:
     except OSError as error:
         raise AttuneError(f"{folder}: cannot make the folder: {error.strerror}") from error
     return Store(str(folder), LocalStore(folder))
+
+
+def _bucket(bucket: str, prefix: str, retry_s: float, limits: ClientConfig) -> S3Store:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT", "")
+    options: ClientConfig = {"connect_timeout": _CONNECT, **limits}
+    if endpoint.startswith("http://"):
+        options["allow_http"] = True
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        client_options=options,
+        # Time alone decides: obstore waits ever longer between tries, up to 15 s.
+        retry_config={"max_retries": 10_000, "retry_timeout": timedelta(seconds=retry_s)},
+    )
 
 
 def _retry_s() -> float:

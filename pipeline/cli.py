@@ -88,7 +88,7 @@ def status(
     from common.shards import open_store_to_read
     from pipeline.status import read_status
 
-    recipe, _ = _load(config, overrides)
+    recipe = load_recipe(config, overrides or [])
     found = read_status(open_store_to_read(recipe.data_dir))
     if json:
         print_json(found)
@@ -146,7 +146,7 @@ def gc(
     from common.shards import open_store_to_read
     from pipeline.gc import collect_garbage, parse_age
 
-    recipe, _ = _load(config, overrides)
+    recipe = load_recipe(config, overrides or [])
     age = parse_age(older_than)
     found = collect_garbage(open_store_to_read(recipe.data_dir), age, delete)
     if json:

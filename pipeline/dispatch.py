@@ -22,7 +22,7 @@ from pipeline.embed import find_mistake
 from pipeline.encode import SHARDS_AT_ONCE
 
 _START_DEATHS = 20
-"""Workers in a row that may die before they answer."""
+"""Workers in a row that may die before they answer while none stands, one more for each worker."""
 
 
 class Task(NamedTuple):
@@ -72,6 +72,7 @@ class Dispatch:
         self._again: deque[Task] = deque()
         self._failures: dict[int, list[str]] = {}
         self._start_deaths = 0
+        self._most_start_deaths = _START_DEATHS
         self.poison: dict[int, str] = {}
         """Parked shards, with their last error."""
 
@@ -83,10 +84,12 @@ class Dispatch:
 
         Raises:
             AttuneError: what would go wrong on every attempt (another codec on a node), a store
-                that failed on every attempt, or workers that die before they answer.
+                that failed on every attempt, or workers that all die before they answer.
         """
         import ray
 
+        # A node that is lost may take them all with it, once.
+        self._most_start_deaths = _START_DEATHS + workers
         for _ in range(workers):
             self._start()
         fresh = next(tasks, None)
@@ -133,7 +136,7 @@ class Dispatch:
             ray.get(reference)
         except ray.exceptions.RayError as error:
             self._start_deaths += 1
-            if self._start_deaths > _START_DEATHS:
+            if self._start_deaths > self._most_start_deaths and not self._workers:
                 raise AttuneError(
                     f"workers die before they have begun: {describe(error)}; run again"
                 ) from error
@@ -152,7 +155,7 @@ class Dispatch:
         try:
             account = ray.get(reference)
         except ray.exceptions.RayError as error:
-            died = isinstance(error, ray.exceptions.RayActorError)
+            died = not isinstance(error, _of_the_call())
             if died and not worker.is_dead:
                 worker.is_dead = True
                 self._workers.remove(worker)
@@ -183,6 +186,24 @@ class Dispatch:
 def poison_key(shard: int) -> str:
     """Names a shard that failed on every attempt, for `status` and whoever looks into it."""
     return f"poison/{shard:06d}.json"
+
+
+def _of_the_call() -> tuple[type[Exception], ...]:
+    """Ray's errors that leave the worker standing; after any other one it counts as dead.
+
+    A worker that is taken for dead and is not ends once its calls have: nobody holds it any more.
+    One that is dead and is not known for it would fail every shard at once, always free for more.
+    """
+    from ray import exceptions
+
+    return (
+        exceptions.RayTaskError,  # raised by the task itself
+        exceptions.UnserializableException,  # so was this, of a kind that the driver lacks
+        exceptions.TaskCancelledError,
+        exceptions.GetTimeoutError,
+        exceptions.ObjectStoreFullError,
+        exceptions.OutOfDiskError,
+    )
 
 
 def describe(error: Exception) -> str:

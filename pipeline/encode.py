@@ -31,7 +31,7 @@ from common.audio import Audio, AudioError, check_audio, check_notes, read_audio
 from common.codec import Codec, Precision, load_codec
 from common.errors import AttuneError
 from common.schema import RECORD
-from common.storage import StorageError, Store, open_store
+from common.storage import AccessDenied, StorageError, Store, open_store
 from pipeline.catalogs.base import remote_uri
 from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.textcache import TextCache
@@ -65,6 +65,8 @@ class EncodeSettings:
     """Of the codec's encoder."""
     max_clipped_share: float = 1.0
     max_dc_offset: float = 1.0
+    audio_folders: tuple[str, ...] = ()
+    """Of the plan (`FrozenPlan.audio_folders`): what tells a lost file from a lost mount."""
 
 
 class EncodeWorker:
@@ -295,12 +297,17 @@ class EncodeWorker:
             check_notes(audio.notes, settings.max_clipped_share, settings.max_dc_offset)
         except AudioError as error:
             if error.reason == "missing" and remote_uri(row["audio_uri"]) is None:
-                _check_folder(Path(row["audio_uri"]).parent)
+                _check_folder(self._audio_folder(row["audio_uri"]))
             return error
         wav = resample(audio.wav, audio.sample_rate, sample_rate)
         if not wav.size:
             return AudioError("too_short", f"{audio.wav.size} samples at {audio.sample_rate} Hz")
         return audio._replace(wav=wav)
+
+    def _audio_folder(self, path: str) -> Path:
+        """The folder that a file was planned from, else its own."""
+        inside = (f for f in self.settings.audio_folders if path.startswith(os.path.join(f, "")))
+        return Path(max(inside, key=len, default=os.path.dirname(path)))
 
 
 @contextmanager
@@ -308,8 +315,8 @@ def _on_disk(uri: str) -> Iterator[Path]:
     """An audio file on a local disk: itself, or for a while a copy of an object.
 
     Raises:
-        AudioError: there is no such object.
-        StorageError: the store cannot be reached; tried again.
+        AudioError: there is no such object, or it alone is not for these credentials.
+        StorageError: the store cannot be reached, or not with these credentials; tried again.
     """
     if remote_uri(uri) is None:
         yield Path(uri)
@@ -321,6 +328,10 @@ def _on_disk(uri: str) -> Iterator[Path]:
             copy.write_bytes(_store(folder).read(name))
         except FileNotFoundError:
             raise AudioError("missing", uri) from None
+        except AccessDenied:
+            if not _store(folder).is_listable():
+                raise  # nobody gets in: no fault of this file
+            raise AudioError("unreadable", f"{uri}: access denied") from None
         try:
             yield copy
         except AudioError as error:
@@ -334,7 +345,7 @@ def _store(folder: str) -> Store:
 
 
 def _check_folder(folder: Path) -> None:
-    """The plan saw files there: a folder that is gone or empty is a lost mount, not a lost file.
+    """The plan saw files below it: where it is gone or empty, that is a lost mount, no lost file.
 
     Raises:
         StorageError: tried again, as for any store out of reach.

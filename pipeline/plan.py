@@ -88,7 +88,8 @@ class Decision:
     overlaps: dict[str, int]
     """Clips that two datasets share, by `A + B`."""
     leakage: dict[str, int]
-    """Rows kept out of training (or validation), by `DATASET <- DATASET SPLIT`."""
+    """Rows kept out of training (or validation), by `DATASET <- DATASET SPLIT`; the second split is
+    `hold_out` where that role alone keeps them out."""
 
 
 @dataclass
@@ -164,6 +165,10 @@ def decide(
         for catalog, part in zip(catalogs, by_catalog, strict=True)
     ]
     del by_catalog
+    held_out = np.repeat(
+        [catalog.role == "hold_out" for catalog in catalogs],
+        [sum(map(len, part)) for part in located],
+    )
     parts = [table for part in located for table in part]
     prompts: dict[str, str] = {}
     chunks = text_chunks(unique_texts(parts))
@@ -172,7 +177,7 @@ def decide(
     rows = pa.concat_tables([_NO_ROWS, *(assign(table, prompts) for table in parts)])
     del parts, located
     rows = _refuse_duplicates(rows)
-    rows, leakage = _refuse_leaks(rows)
+    rows, leakage = _refuse_leaks(rows, held_out)
     rows, overlaps = resolve_overlaps(rows, [c.label for c in catalogs], overlap)
     counts = _count(rows, list(dict.fromkeys(catalog.label for catalog in catalogs)))
     return Decision(rows, counts, overlaps, leakage)
@@ -273,34 +278,49 @@ def _refuse_duplicates(rows: pa.Table) -> pa.Table:
     return refuse_where(rows, refused, "catalog", "duplicate", told)
 
 
-def _refuse_leaks(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """A group belongs to its strictest split, also when the row that says so was refused."""
-    strict = _strictness(rows)
+def _refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
+    """What shares its group or its clip with a row of a stricter split is refused, and what shares
+    one with that in turn; rows that were refused before pass it on all the same.
+
+    Args:
+        held_out: bool [N]; such a row is as strict as a test row, whatever its split.
+    """
+    strict = np.where(held_out, SPLITS.index("test"), _strictness(rows))
     found: Counter[str] = Counter()
     for level in (2, 1):
-        holders = rows.select(["group_id", "dataset", "split"]).filter(pa.array(strict == level))
-        groups = plain(holders["group_id"])
-        held = pc.unique(groups.drop_null())
-        if not len(held):
-            continue
-        group = rows["group_id"]
-        leaks = np.asarray(pc.is_in(group, value_set=held)) & (strict < level)
-        leaks &= np.asarray(is_in(rows))
-        if not leaks.any():
-            continue
-        first = np.asarray(pc.index_in(group.filter(pa.array(leaks)), value_set=groups))
-        by = zip(
-            plain(holders["dataset"]).take(pa.array(first)).to_pylist(),
-            plain(holders["split"]).take(pa.array(first)).to_pylist(),
-            strict=True,
-        )
-        who = [f"{dataset} {split}" for dataset, split in by]
-        names = group.filter(pa.array(leaks)).to_pylist()
-        losers = plain(rows["dataset"].filter(pa.array(leaks))).to_pylist()
-        found.update(f"{loser} <- {holder}" for loser, holder in zip(losers, who, strict=True))
-        told = [f"{name} is held out by {by}" for name, by in zip(names, who, strict=True)]
-        rows = refuse_where(rows, leaks, "split", "leakage", told)
+        # Per row the number of the row that holds it out; -1 where none does.
+        holder = np.where(strict == level, np.arange(len(rows)), -1)
+        grows = bool((holder >= 0).any())
+        while grows:
+            grows = False
+            for name in ("group_id", "clip"):
+                there = np.flatnonzero(holder >= 0)
+                keys = plain(rows[name].take(pa.array(there)))
+                reached = np.asarray(pc.is_in(rows[name], value_set=pc.unique(keys.drop_null())))
+                reached &= (strict < level) & (holder < 0)
+                if not reached.any():
+                    continue
+                grows = True
+                at = pc.index_in(rows[name].filter(pa.array(reached)), value_set=keys)
+                holder[reached] = holder[there[np.asarray(at)]]
+                leaks = reached & np.asarray(is_in(rows))
+                who = _holders(rows, holder[leaks], held_out)
+                shared = rows[name].filter(pa.array(leaks)).to_pylist()
+                losers = plain(rows["dataset"].filter(pa.array(leaks))).to_pylist()
+                found.update(f"{loser} <- {by}" for loser, by in zip(losers, who, strict=True))
+                told = [f"{key} is held out by {by}" for key, by in zip(shared, who, strict=True)]
+                rows = refuse_where(rows, leaks, "split", "leakage", told)
     return rows, dict(sorted(found.items()))
+
+
+def _holders(rows: pa.Table, numbers: NDArray[np.int64], held_out: NDArray[np.bool_]) -> list[str]:
+    """`DATASET SPLIT` of the rows with these numbers."""
+    order = pa.array(numbers)
+    datasets, splits = (plain(rows[name].take(order)).to_pylist() for name in ("dataset", "split"))
+    return [
+        f"{dataset} {'hold_out' if is_held and split != 'test' else split}"
+        for dataset, split, is_held in zip(datasets, splits, held_out[numbers], strict=True)
+    ]
 
 
 def _count(rows: pa.Table, labels: Sequence[str]) -> dict[str, CatalogCount]:

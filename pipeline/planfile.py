@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,15 +30,20 @@ from common.prompts import normalizer_id
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
 from pipeline.catalogs.base import remote_uri
+from pipeline.commit import commit_key, committed_shards, read_commit
 from pipeline.config import EXECUTION_ONLY, PipelineConfig
 from pipeline.mapping import Mapper, map_here
 from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.textcache import TextCache
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 """Raise when the same inputs come to mean other shards."""
 CLIPS_PER_ROW_GROUP = 8192
 _HASH_KEY = b"attune.plan_hash"
+_MAKE_ANEW = (
+    "delete the folder plan/ and run again: the same recipe over the same audio files makes the "
+    "same plan, and where it does not, the run says so"
+)
 _PLAN_KEYS = {
     "plan_hash", "inputs", "n_planned", "n_shards", "n_refused", "n_unique_prompts",
     "clips_per_shard", "prompt_policy", "catalogs",
@@ -101,6 +107,28 @@ class FrozenPlan:
             self._check_hash(name, file.schema_arrow)
             yield from file.iter_batches(columns=list(columns))
 
+    def audio_folders(self, roots: Iterable[str]) -> tuple[str, ...]:
+        """The folders that the planned files lie in: below each root the one above all of them.
+
+        The root itself may hold more than audio, which would stay there when a mount below it
+        is lost; the folder of a file may hold that file alone.
+        """
+        spans: dict[str, tuple[str, str]] = {}
+        deepest_first = sorted({os.path.join(root, "") for root in roots}, key=len, reverse=True)
+        for batch in self.batches("plan", ["audio_uri"]):
+            left = batch["audio_uri"]
+            for root in deepest_first:
+                inside = pc.starts_with(left, root)
+                found = pc.min_max(left.filter(inside)).as_py()
+                if found["min"] is not None:
+                    low, high = spans.get(root, (found["min"], found["max"]))
+                    spans[root] = min(low, found["min"]), max(high, found["max"])
+                left = left.filter(pc.invert(inside))
+        # What the first and the last in order have in common, all between them have.
+        return tuple(
+            os.path.commonpath([os.path.dirname(path) for path in span]) for span in spans.values()
+        )
+
     def missing_chunks(self) -> Iterator[MissingChunk]:
         """The chunks of prompts that the text cache lacks."""
         cached = TextCache(self.store, self.info["inputs"]["text_encoder_id"]).chunks()
@@ -145,8 +173,7 @@ class FrozenPlan:
         except (pa.ArrowException, OSError) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             raise AttuneError(
-                f"{self.store.uri}/plan/{name}.parquet: {reason}; delete the folder plan/ and run "
-                "again: the same recipe makes the same plan"
+                f"{self.store.uri}/plan/{name}.parquet: {reason}; {_MAKE_ANEW}"
             ) from error
 
     def _check_hash(self, name: str, schema: pa.Schema) -> None:
@@ -203,10 +230,7 @@ def load_plan(store: Store) -> FrozenPlan | None:
     except ValueError:
         info = None
     if not isinstance(info, dict) or not info.keys() >= _PLAN_KEYS:
-        raise AttuneError(
-            f"{store.uri}/plan/plan.json: is damaged; delete the folder plan/ and run again: the "
-            "same recipe makes the same plan"
-        )
+        raise AttuneError(f"{store.uri}/plan/plan.json: is damaged; {_MAKE_ANEW}")
     return FrozenPlan(store, info)
 
 
@@ -218,7 +242,8 @@ def ensure_plan(
     A plan that no shard was made from yet is replaced when its inputs differ.
 
     Raises:
-        AttuneError: shards were made from a plan with other inputs: both hashes and what differs.
+        AttuneError: shards were made from a plan with other inputs: both hashes and what differs;
+            or from one that is gone, of other inputs or of other audio files.
     """
     inputs = plan_inputs(recipe, config)
     plan_hash = hash_inputs(inputs)
@@ -259,11 +284,13 @@ def freeze_plan(
     to another recipe, or had its tables overwritten by it, hears of it.
 
     Raises:
-        AttuneError: another run froze the plan of another recipe meanwhile.
+        AttuneError: another run froze the plan of another recipe meanwhile, or there are shards of
+            another plan, which is gone.
     """
     plan_hash = hash_inputs(inputs)
     if standing := _standing(store, plan_hash):
         return standing, False
+    _check_commits(store, tables.plan, plan_hash, config.clips_per_shard)
     cache = TextCache(store, str(inputs["text_encoder_id"]))
     prompts, chunks = cache.assign_chunks(tables.plan, config.prompts_per_chunk)
     per_group = _shards_per_row_group(config.clips_per_shard) * config.clips_per_shard
@@ -305,6 +332,34 @@ def _standing(store: Store, plan_hash: str) -> FrozenPlan | None:
             f"recipe makes plan {plan_hash}; give each recipe a data_dir of its own"
         )
     return standing
+
+
+def _check_commits(store: Store, plan: pa.Table, plan_hash: str, clips_per_shard: int) -> None:
+    """Shards whose plan is gone must be those of the new one: it depends on the audio that was
+    there, which `plan_hash` does not cover.
+
+    Raises:
+        AttuneError: a commit does not account for the new plan's rows.
+    """
+    from pipeline.finalize import check_account  # which imports this module
+
+    ids = plan["sample_id"]
+    for shard in sorted(committed_shards(store)):
+        commit = read_commit(store, shard)
+        if commit is None:
+            continue
+        planned = ids.slice(shard * clips_per_shard, clips_per_shard).to_pylist()
+        try:
+            if not planned:
+                raise AttuneError(f"{commit_key(shard)} is of no shard of plan {plan_hash}")
+            check_account([{"sample_id": key} for key in planned], commit, plan_hash)
+        except AttuneError as error:
+            raise AttuneError(
+                f"{store.uri} holds shards of a plan that is gone, and this recipe with the audio "
+                f"files that are there now makes another: {error}. Set another data_dir, restore "
+                "plan/ (or recipe, catalogs and audio files as they were), or delete commits/ and "
+                "summary.json to encode everything anew"
+            ) from error
 
 
 def _codec_settings(path: str) -> dict[str, Any]:

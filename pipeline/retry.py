@@ -155,7 +155,7 @@ def choose_shards(plan: FrozenPlan, reasons: Collection[str] = ()) -> Retry:
     committed = committed_shards(store) & set(range(plan.n_shards))
     parked = {int(m[1]) for key, _ in store.list("poison") if (m := _POISON.fullmatch(key))}
     retry = Retry(poison=sorted((parked & set(range(plan.n_shards))) - committed))
-    wanted: dict[int, tuple[str, dict[str, Any]]] = {}
+    wanted: set[int] = set()
     for shard in sorted(committed):
         commit = read_commit(store, shard)
         if commit is None:
@@ -166,13 +166,18 @@ def choose_shards(plan: FrozenPlan, reasons: Collection[str] = ()) -> Retry:
                 f"{plan.plan_hash}; delete it and run again to make the shard anew"
             )
         if _refusals(commit, reasons):
-            sha256 = hashlib.sha256(store.read(commit_key(shard))).hexdigest()
-            wanted[shard] = sha256, commit
+            wanted.add(shard)
     if wanted:
-        skip = set(range(plan.n_shards)) - wanted.keys()
-        for shard, rows in plan.shards(skip=skip):
+        for shard, rows in plan.shards(skip=set(range(plan.n_shards)) - wanted):
+            # Read once more: all of them together may be as large as the catalogs.
+            try:
+                data = store.read(commit_key(shard))
+            except FileNotFoundError:
+                continue
             columns = (rows[name].to_pylist() for name in ("sample_id", "audio_uri"))
-            _consider(retry, shard, *wanted[shard], reasons, dict(zip(*columns, strict=True)))
+            uris = dict(zip(*columns, strict=True))
+            sha256 = hashlib.sha256(data).hexdigest()
+            _consider(retry, shard, sha256, parse_commit(data), reasons, uris)
     return retry
 
 

@@ -19,6 +19,7 @@ from common.cluster import check_address
 from common.config import Recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
+from pipeline.catalogs.base import remote_uri
 from pipeline.commit import committed_shards
 from pipeline.config import PipelineConfig
 from pipeline.dispatch import Dispatch, Task
@@ -100,6 +101,13 @@ def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[Fro
     return ensure_plan(store, recipe, config)
 
 
+def on_nodes(path: str) -> str:
+    """A codec's or encoder's path as workers find it, which run in folders of their own: absolute
+    if it is a folder here; names of hubs and packages stay."""
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else path
+
+
 def embed(plan: FrozenPlan, recipe: Recipe, resources: Resources, attempts: int) -> None:
     """Embed the prompts that the text cache lacks."""
     missing = sum(chunk.prompts for chunk in plan.missing_chunks())
@@ -108,7 +116,7 @@ def embed(plan: FrozenPlan, recipe: Recipe, resources: Resources, attempts: int)
     with EmbedProgress(missing) as progress:
         embed_chunks(
             plan,
-            recipe.text_encoder,
+            recipe.text_encoder.model_copy(update={"path": on_nodes(recipe.text_encoder.path)}),
             workers=resources.workers,
             cpus=resources.cpus,
             gpus=resources.gpus,
@@ -135,7 +143,7 @@ def encode(
     settings = EncodeSettings(
         data_dir=plan.store.uri,
         plan_hash=plan.plan_hash,
-        codec=recipe.codec.path,
+        codec=on_nodes(recipe.codec.path),
         codec_id=inputs["codec_id"],
         text_encoder_id=inputs["text_encoder_id"],
         min_duration_s=config.min_duration_s,
@@ -148,6 +156,7 @@ def encode(
         precision=config.precision,
         max_clipped_share=config.max_clipped_share,
         max_dc_offset=config.max_dc_offset,
+        audio_folders=plan.audio_folders(audio_roots(config)),
     )
     remote: Any = ray.remote  # typed without max_concurrency
     actor_class = remote(
@@ -167,6 +176,15 @@ def encode(
             on_tick=progress.show,
         )
         return dispatch.run(tasks, min(resources.workers, plan.n_shards - len(committed)))
+
+
+def audio_roots(config: PipelineConfig) -> list[str]:
+    """The folders on a disk that the catalogs have their audio below, as the plan writes them."""
+    named = (
+        getattr(catalog, name, None) for catalog in config.catalogs for name in ("audio", "root")
+    )
+    folders = [str(path.absolute()) for path in named if path and remote_uri(path) is None]
+    return [*folders, *map(os.path.normpath, folders)]
 
 
 def plan_resources(config: PipelineConfig, say: Callable[[str], None]) -> Resources:

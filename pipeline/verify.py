@@ -7,6 +7,8 @@ file and, where there is one, the sample.  Nothing is changed.
 manifest, the types of its columns, `shards.json`, `quarantine.parquet`, the totals in
 `summary.json`, each record against its plan row, each member's tar header, and the text states
 against the text cache, where that still holds them.
+
+Of the tables only the sample ids are held whole; all else goes shard by shard.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.errors import AttuneError
@@ -56,6 +59,7 @@ def verify_shards(store: Store, deep: bool = False) -> dict[str, Any]:
     return (_DeepCheck if deep else _Check)(store, plan, summary).run()
 
 
+_ROWS_AT_ONCE = 8192
 _SUMMARY_KEYS = {
     "plan_hash", "n_samples", "n_codebooks", "codebook_size", "frame_rate", "text_dim",
     "codec_id", "text_encoder_id",
@@ -68,15 +72,16 @@ class _Check:
         self.problems: list[dict[str, str]] = []
         self.sizes = dict(store.list("shards"))
         self.samples = 0
-        self.repeated: list[str] = []
         self.manifest = self._read_manifest()
+        self.rows: dict[str, dict[str, Any]] = {}
+        """The manifest's rows of the shard in hand, by sample id."""
 
     def run(self) -> dict[str, Any]:
         if lacking := sorted(_SUMMARY_KEYS - self.summary.keys()):
             self.problem("summary.json", f"is damaged: no {', '.join(lacking)}")
         elif self.summary["plan_hash"] != self.plan.plan_hash:
             self.problem("summary.json", f"is of plan {self.summary['plan_hash']}")
-        expected_order: list[str] = []
+        expected = _Ids()
         named: set[str] = set()
         for shard, rows in self._planned():
             commit = self._commit(shard)
@@ -84,32 +89,24 @@ class _Check:
                 continue
             if commit["shard_key"]:
                 named.add(commit["shard_key"])
-            if rows is not None:
+            planned = None if rows is None else rows.to_pylist()
+            if planned is not None:
                 try:
-                    check_account(rows.to_pylist(), commit, self.plan.plan_hash)
+                    check_account(planned, commit, self.plan.plan_hash)
                 except AttuneError as error:
                     self.problem(commit_key(shard), str(error))
-            expected_order += [sample["sample_id"] for sample in commit["samples"]]
-            self._shard(commit, None if rows is None else rows.to_pylist())
+            ids = [str(sample["sample_id"]) for sample in commit["samples"]]
+            self.rows = self.manifest.find(ids, len(expected)) if self.manifest else {}
+            expected.add(ids)
+            self._shard(commit, planned)
         for shard in sorted(committed_shards(self.store)):
             if shard >= self.plan.n_shards:
                 self.problem(commit_key(shard), f"the plan has {self.plan.n_shards} shards only")
-        found_order = list(self.manifest)
-        for sample_id in self.repeated:
-            self.problem("manifest.parquet", "has more than one row", sample_id)
-        if found_order != expected_order:
-            extra = sorted(set(found_order) - set(expected_order))
-            lost = sorted(set(expected_order) - set(found_order))
-            for sample_id in extra:
-                self.problem("manifest.parquet", "is in no commit", sample_id)
-            for sample_id in lost:
-                self.problem("manifest.parquet", "is committed but has no row", sample_id)
-            if not extra and not lost:
-                self.problem("manifest.parquet", "rows are not in the order of the commits")
-        if self.summary.get("n_samples", len(expected_order)) != len(expected_order):
+        self._manifest_order(expected.array())
+        if self.summary.get("n_samples", len(expected)) != len(expected):
             self.problem(
                 "summary.json",
-                f"n_samples is {self.summary['n_samples']}, commits have {len(expected_order)}",
+                f"n_samples is {self.summary['n_samples']}, commits have {len(expected)}",
             )
         return {
             "shards": self.plan.n_shards,
@@ -132,26 +129,43 @@ class _Check:
             self.problem("plan/plan.parquet", str(error))
         yield from ((shard, None) for shard in range(told, self.plan.n_shards))
 
-    def _read_manifest(self) -> dict[str, dict[str, Any]]:
-        try:
-            table = pq.read_table(pa.BufferReader(self.store.read("manifest.parquet")))
-        except FileNotFoundError:
-            self.problem("manifest.parquet", "is missing")
-            return {}
-        except (pa.ArrowException, OSError) as error:
-            self.problem("manifest.parquet", f"is not readable: {error}")
-            return {}
-        if table.schema.names != MANIFEST.names:
-            self.problem("manifest.parquet", f"has columns {', '.join(table.schema.names)}")
-            return {}
-        rows = table.to_pylist()
-        times = Counter(row["sample_id"] for row in rows)
-        self.repeated = [sample_id for sample_id, number in times.items() if number > 1]
-        self._manifest_table(table)
-        return {row["sample_id"]: row for row in rows}
+    def _manifest_order(self, expected: pa.ChunkedArray) -> None:
+        """The manifest has the committed samples, each once and in their order."""
+        found = self.manifest.ids if self.manifest else _Ids().array()
+        for sample_id in _repeated(found):
+            self.problem("manifest.parquet", "has more than one row", sample_id)
+        found = found.unique()
+        if pa.chunked_array([found]).equals(expected):
+            return
+        extra, lost = _without(found, expected), _without(expected, found)
+        for sample_id in extra:
+            self.problem("manifest.parquet", "is in no commit", sample_id)
+        for sample_id in lost:
+            self.problem("manifest.parquet", "is committed but has no row", sample_id)
+        if not extra and not lost:
+            self.problem("manifest.parquet", "rows are not in the order of the commits")
 
-    def _manifest_table(self, table: pa.Table) -> None:
-        """A look at the table itself, for who wants one."""
+    def _read_manifest(self) -> _Rows | None:
+        rows = self._read_rows("manifest.parquet")
+        if rows is None:
+            return None
+        if rows.schema.names != MANIFEST.names:
+            self.problem("manifest.parquet", f"has columns {', '.join(rows.schema.names)}")
+            return None
+        self._manifest_types(rows.schema)
+        return rows
+
+    def _read_rows(self, key: str) -> _Rows | None:
+        try:
+            return _Rows(self.store, key)
+        except FileNotFoundError:
+            self.problem(key, "is missing")
+        except (pa.ArrowException, OSError) as error:
+            self.problem(key, f"is not readable: {error}")
+        return None
+
+    def _manifest_types(self, schema: pa.Schema) -> None:
+        """A look at the types of the columns, for who wants one."""
 
     def _commit(self, shard: int) -> dict[str, Any] | None:
         try:
@@ -229,7 +243,7 @@ class _Check:
         committed = next(s for s in commit["samples"] if s["sample_id"] == sample_id)
         for problem in self._content(sample, committed):
             self.problem(key, problem, sample_id)
-        row = self.manifest.get(sample_id)
+        row = self.rows.get(sample_id)
         if row is None:
             return  # told once, with the manifest
         expected = sample.record | committed | {"shard_key": key, "shard": commit["shard"]}
@@ -284,38 +298,53 @@ class _DeepCheck(_Check):
     """`_Check`, and all that `deep` adds."""
 
     def __init__(self, store: Store, plan: FrozenPlan, summary: dict[str, Any]) -> None:
-        self.commits: list[dict[str, Any]] = []
         self.planned: dict[str, dict[str, Any]] = {}
         self.states = 0
+        self.tars: dict[str, dict[str, Any]] = {}
+        """What `shards.json` has to say of each tar."""
+        self.refused = _Ids()
+        self.reasons = Counter[str]()
+        self.clips, self.seconds = Counter[str | None](), Counter[str | None]()
+        """By dataset; None where a sample has no row in the manifest."""
         super().__init__(store, plan, summary)
         self.cache = TextCache(store, str(plan.info["inputs"]["text_encoder_id"]))
+        self.quarantine = self._read_quarantine()
 
     def run(self) -> dict[str, Any]:
         found = super().run()
         if self.store.exists("retry.json"):
             self.problem("retry.json", "a retry is under way; `python -m pipeline run` ends it")
         self._shard_list()
-        self._quarantine()
+        self._quarantine_order()
         self._totals()
         return found | {"states": self.states}
 
     def _shard(self, commit: dict[str, Any], planned: list[dict[str, Any]] | None) -> None:
-        self.commits.append(commit)
         self.planned = {row["sample_id"]: row for row in planned or []}
         super()._shard(commit, planned)
         for sample in commit["samples"]:
             self._manifest_row(commit, sample)
+            dataset = self.rows.get(sample["sample_id"], {}).get("dataset")
+            self.clips[dataset] += 1
+            self.seconds[dataset] += sample["duration_s"]
+        if commit["samples"]:
+            self.tars[commit["shard_key"]] = {
+                "nsamples": len(commit["samples"]),
+                "filesize": commit["bytes"],
+                "sha256": commit["sha256"],
+            }
+        self._refusals(commit["refused"])
 
-    def _manifest_table(self, table: pa.Table) -> None:
+    def _manifest_types(self, schema: pa.Schema) -> None:
         for name in MANIFEST.names:
-            found, expected = table.schema.field(name).type, MANIFEST.field(name).type
+            found, expected = schema.field(name).type, MANIFEST.field(name).type
             if found != expected:
                 self.problem("manifest.parquet", f"column {name} is {found}, expected {expected}")
 
     def _manifest_row(self, commit: Mapping[str, Any], sample: Mapping[str, Any]) -> None:
         """Every column, as plan and commit have it (what the sample says was compared before)."""
         sample_id = sample["sample_id"]
-        row, planned = self.manifest.get(sample_id), self.planned.get(sample_id)
+        row, planned = self.rows.get(sample_id), self.planned.get(sample_id)
         if row is None or planned is None:
             return  # told once
         inputs = self.plan.info["inputs"]
@@ -394,15 +423,7 @@ class _DeepCheck(_Check):
         except (ValueError, TypeError, KeyError) as error:
             self.problem("shards.json", f"is damaged: {error!r}")
             return
-        expected = {
-            commit["shard_key"]: {
-                "nsamples": len(commit["samples"]),
-                "filesize": commit["bytes"],
-                "sha256": commit["sha256"],
-            }
-            for commit in self.commits
-            if commit["samples"]
-        }
+        expected = self.tars
         for key in sorted(found.keys() - expected.keys()):
             self.problem("shards.json", f"lists {key}, which no commit names")
         for key, values in expected.items():
@@ -421,58 +442,51 @@ class _DeepCheck(_Check):
         ):
             self.problem("shards.json", "shards are repeated or not in the order of the commits")
 
-    def _quarantine(self) -> None:
-        """`quarantine.parquet` has the refusals of the commits, in their order."""
-        try:
-            table = pq.read_table(pa.BufferReader(self.store.read("quarantine.parquet")))
-        except FileNotFoundError:
-            self.problem("quarantine.parquet", "is missing")
-            return
-        except (pa.ArrowException, OSError) as error:
-            self.problem("quarantine.parquet", f"is not readable: {error}")
-            return
-        if not table.schema.equals(REJECTS):
-            self.problem("quarantine.parquet", f"has columns {', '.join(table.schema.names)}")
-            return
-        refused = [row for commit in self.commits for row in commit["refused"]]
-        expected: list[dict[str, Any]] = [
-            {name: row.get(name) for name in REJECTS.names} for row in refused
-        ]
-        rows = table.to_pylist()
-        by_id = {row["sample_id"]: row for row in rows}
-        for want in expected:
-            row = by_id.get(want["sample_id"])
+    def _read_quarantine(self) -> _Rows | None:
+        rows = self._read_rows("quarantine.parquet")
+        if rows is not None and not rows.schema.equals(REJECTS):
+            self.problem("quarantine.parquet", f"has columns {', '.join(rows.schema.names)}")
+            return None
+        return rows
+
+    def _refusals(self, refused: list[dict[str, Any]]) -> None:
+        """`quarantine.parquet` has the refusals of a commit as they stand there."""
+        self.reasons.update(row["reason"] for row in refused)
+        if self.quarantine is None:
+            return  # told once
+        ids = [str(row["sample_id"]) for row in refused]
+        rows = self.quarantine.find(ids, len(self.refused))
+        self.refused.add(ids)
+        for sample_id, committed in zip(ids, refused, strict=True):
+            row, want = rows.get(sample_id), {name: committed.get(name) for name in REJECTS.names}
             if row is None:
-                self.problem("quarantine.parquet", "is refused but has no row", want["sample_id"])
+                self.problem("quarantine.parquet", "is refused but has no row", sample_id)
             elif wrong := [name for name in want if row[name] != want[name]]:
                 self.problem(
                     "quarantine.parquet",
                     f"{wrong[0]} is {_short(row[wrong[0]])}, its commit says "
                     f"{_short(want[wrong[0]])}",
-                    want["sample_id"],
+                    sample_id,
                 )
-        for sample_id in sorted(by_id.keys() - {want["sample_id"] for want in expected}):
+
+    def _quarantine_order(self) -> None:
+        """`quarantine.parquet` has nothing but the refusals of the commits, in their order."""
+        if self.quarantine is None:
+            return  # told once
+        found, expected = self.quarantine.ids, self.refused.array()
+        extra = _without(found.unique(), expected)
+        for sample_id in extra:
             self.problem("quarantine.parquet", "no commit refused it", sample_id)
-        if len(rows) == len(by_id) == len(expected) and list(by_id) != [
-            want["sample_id"] for want in expected
-        ]:
-            self.problem("quarantine.parquet", "rows are not in the order of the commits")
-        elif len(rows) != len(by_id):
+        if _repeated(found):
             self.problem("quarantine.parquet", "has a sample twice")
+        elif not extra and len(found) == len(expected) and not found.equals(expected):
+            self.problem("quarantine.parquet", "rows are not in the order of the commits")
 
     def _totals(self) -> None:
         """The counts in `summary.json`, from plan and commits."""
-        if not self.summary:
+        if not self.summary or None in self.clips:
             return  # told once
-        clips, seconds = Counter[str](), Counter[str]()
-        for commit in self.commits:
-            for sample in commit["samples"]:
-                row = self.manifest.get(sample["sample_id"])
-                if row is None:
-                    return  # nobody knows its dataset; told once
-                clips[row["dataset"]] += 1
-                seconds[row["dataset"]] += sample["duration_s"]
-        reasons = Counter(row["reason"] for commit in self.commits for row in commit["refused"])
+        clips, seconds, reasons = self.clips, self.seconds, self.reasons.copy()
         for count in self.plan.info["catalogs"].values():
             reasons.update(count["refused"])
         inputs = self.plan.info["inputs"]
@@ -496,6 +510,99 @@ class _DeepCheck(_Check):
                     f"{name} is {_short(self.summary.get(name))}, plan and commits say "
                     f"{_short(value)}",
                 )
+
+
+class _Ids:
+    """A long list of sample ids as Arrow holds it."""
+
+    def __init__(self) -> None:
+        self._parts: list[pa.Array] = []
+        self._length = 0
+
+    def add(self, ids: list[str]) -> None:
+        self._parts.append(pa.array(ids, pa.string()))
+        self._length += len(ids)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def array(self) -> pa.ChunkedArray:
+        return pa.chunked_array(self._parts, pa.string())
+
+
+class _Rows:
+    """A Parquet file with a row per sample: the ids of all, the rows a row group at a time.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        pyarrow.ArrowException, OSError: it cannot be read to its end.
+    """
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        parts: list[pa.Array] = []
+        with store.open(key) as source:
+            file = pq.ParquetFile(source)
+            self.schema, self._metadata = file.schema_arrow, file.metadata
+            # All columns, so that damage anywhere shows now.
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                if "sample_id" in self.schema.names:
+                    parts.append(batch["sample_id"].cast(pa.string()).fill_null(""))
+        self.ids = pa.chunked_array(parts, pa.string())
+        sizes = [self._metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._held: tuple[int, pa.Table] | None = None
+        self._numbers: dict[str, int] | None = None
+
+    def find(self, sample_ids: list[str], place: int) -> dict[str, dict[str, Any]]:
+        """The rows of these samples; those that have none are left out.
+
+        Args:
+            place: number of the row where they begin, if the file is in order.
+
+        Raises:
+            AttuneError: the file changed since it was opened.
+        """
+        if self.ids.slice(place, len(sample_ids)).to_pylist() == sample_ids:
+            numbers = np.arange(place, place + len(sample_ids))
+        else:
+            if self._numbers is None:
+                self._numbers = {name: i for i, name in enumerate(self.ids.to_pylist())}
+            known = [self._numbers[name] for name in sample_ids if name in self._numbers]
+            numbers = np.array(known, np.int64)
+        groups = np.searchsorted(self._ends, numbers, side="right")
+        rows: dict[str, dict[str, Any]] = {}
+        for group in np.unique(groups).tolist():
+            table = self._group(group)
+            first = self._ends[group] - len(table)
+            chosen = table.take(pa.array(numbers[groups == group] - first))
+            rows |= {str(row["sample_id"]): row for row in chosen.to_pylist()}
+        return rows
+
+    def _group(self, number: int) -> pa.Table:
+        if self._held is None or self._held[0] != number:
+            self._held = None
+            try:
+                with self._store.open(self._key) as source:
+                    file = pq.ParquetFile(source, metadata=self._metadata)
+                    self._held = number, file.read_row_group(number)
+            except (pa.ArrowException, OSError) as error:
+                where = f"{self._store.uri}/{self._key}"
+                raise AttuneError(f"{where}: changed while it was read: {error}") from error
+        return self._held[1]
+
+
+def _without(ids: pa.Array | pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> list[str]:
+    """The ids that are not among the others, sorted."""
+    return sorted(ids.filter(pc.invert(pc.is_in(ids, value_set=others))).to_pylist())
+
+
+def _repeated(ids: pa.ChunkedArray) -> list[str]:
+    """The ids that are there more than once."""
+    if len(ids.unique()) == len(ids):
+        return []
+    counts = ids.value_counts()
+    return list(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist())
 
 
 def _short(value: object, limit: int = 60) -> str:

@@ -166,7 +166,8 @@ class LMConfig(Section):
     PyTorch's fastest fp32 matmuls, 1.3 to 1.7 times faster on CPUs without AMX and as accurate
     there; bf16 inside on AMX, TF32 on GPUs."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads per process; 0 shares the machine's cores between the processes on it."""
+    """CPU threads per process; 0 shares the machine's cores between the processes on it (one alone
+    takes `OMP_NUM_THREADS` if that is set)."""
     prefetch: int = Field(default=4, ge=1)
     """Batches read ahead."""
     bad_samples: Literal["stop", "skip"] = "stop"

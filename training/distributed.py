@@ -10,11 +10,11 @@ import atexit
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -61,7 +61,8 @@ def start(threads: int = 0) -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if threads or "OMP_NUM_THREADS" not in os.environ:
+    # For several processes torchrun sets OMP_NUM_THREADS to 1 by itself: that is nobody's wish.
+    if threads or local_size > 1 or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or max(1, usable_cores() // local_size))
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
@@ -203,6 +204,27 @@ def from_first(thing: T, world: World) -> T:
     if world.size > 1:
         dist.broadcast_object_list(things, src=0)
     return things[0]
+
+
+def on_first(action: Callable[[], T], world: World) -> T:
+    """What the first process makes, for all of them.
+
+    Raises:
+        AttuneError: the first one's, in all of them.
+    """
+    made: T | None = None
+    reason = ""
+    if world.is_first:
+        try:
+            made = action()
+        except AttuneError as error:
+            if world.size == 1:
+                raise
+            reason = str(error)
+    made, reason = from_first((made, reason), world)
+    if reason:
+        raise AttuneError(reason)
+    return cast(T, made)
 
 
 def gather_rows(rows: Tensor, world: World) -> Tensor:

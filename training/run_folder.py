@@ -14,7 +14,7 @@ from typing import Any
 from common.config import Recipe
 from common.errors import AttuneError
 from training.checkpoint import candidates, latest_checkpoint, write_atomically
-from training.distributed import World, from_first
+from training.distributed import World, on_first
 
 _MAY_CHANGE = {
     "lm.model.size",  # what it stands for is compared
@@ -55,20 +55,23 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
     Raises:
         AttuneError: the run was started with another config.
     """
-    path, found = run / "config.json", list[Path]()
-    if world.is_first:
-        _refuse_imported(path, run)
-        if fresh:
-            for part in ("checkpoints", "tb", "samples"):
-                shutil.rmtree(run / part, ignore_errors=True)
-            for name in ("latest", "best", "log.jsonl", "config.json"):
-                (run / name).unlink(missing_ok=True)
-        run.mkdir(parents=True, exist_ok=True)
-        found = candidates(run)
-        if path.is_file() and found:
-            _check_same(_read(path), started, run)
-        write_atomically(path, json.dumps(started, indent=2) + "\n")
-    return from_first(found, world)  # all wait for the first
+    return on_first(lambda: _claim(run, started, fresh), world)  # all wait for the first
+
+
+def _claim(run: Path, started: dict[str, Any], fresh: bool) -> list[Path]:
+    path = run / "config.json"
+    _refuse_imported(path, run)
+    if fresh:
+        for part in ("checkpoints", "tb", "samples"):
+            shutil.rmtree(run / part, ignore_errors=True)
+        for name in ("latest", "best", "log.jsonl", "config.json"):
+            (run / name).unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
+    found = candidates(run)
+    if path.is_file() and found:
+        _check_same(_read(path), started, run)
+    write_atomically(path, json.dumps(started, indent=2) + "\n")
+    return found
 
 
 def _refuse_imported(path: Path, run: Path) -> None:

@@ -3,12 +3,14 @@
 The metadata has `file_name` (relative to its own folder) and any of: `text`, `caption`,
 `description` or `caption_1..` (captions); `tags`, `keywords`, `labels` or `label` (tags; `;`-joined
 in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`, `duration`.  It
-lies in the root, or one in each split folder (`train/`, `validation/`, `test/`).
+lies in the root, or one in each split folder (`train/`, `validation/`, `test/`).  Files in a split
+folder are of that split, whichever list names them.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +75,9 @@ class AudioFolder(Catalog):
         problem = row.error
         if not problem and (not isinstance(name, str) or not name):
             problem = f"file_name: expected a file name, found {name!r}"
+        if isinstance(name, str) and audio.folder == self.root.absolute():
+            top, _, below = posixpath.normpath(name).partition("/")
+            split = _SPLIT_NAMES.get(top, split) if below else split
         split = _SPLIT_NAMES.get(str(values.get("split") or split), str(values.get("split")))
         if not problem and split not in SPLITS:
             problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -57,8 +58,8 @@ CatalogPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expan
 class Refusal:
     """A clip or row that goes no further, with the stage and the reason.
 
-    Group and split stay with it: a held-out clip that is refused (say, its audio is missing) still
-    keeps its group out of training.
+    Group, split and clip stay with it: a held-out clip that is refused (say, its audio is missing)
+    still keeps its group, and itself in other datasets, out of training.
     """
 
     dataset: str
@@ -70,6 +71,7 @@ class Refusal:
     sample_id: str = ""
     group_id: str = ""
     split: str = ""
+    clip: str = ""
 
 
 @dataclass(slots=True)
@@ -87,7 +89,7 @@ def refuse(record: Record, stage: str, reason: str, detail: str) -> Refusal:
     """Refuse a clip that was read."""
     return Refusal(
         record.dataset, record.native_id, record.source, stage, reason, detail,
-        record.sample_id, record.group_id, record.split,
+        record.sample_id, record.group_id, record.split, record.clip,
     )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ class Catalog(Section):
     dataset: str
     role: Literal["encode", "hold_out"] = "encode"
     """`hold_out`: nothing of it is encoded and its audio is not looked for, but its groups stay out
-    of every training plan."""
+    of training and validation, whatever its split."""
     name: str = ""
     """Name in manifest and reports, where two catalogs of one kind are used; default `dataset`."""
 
@@ -157,13 +159,14 @@ class Catalog(Section):
         *,
         group_id: str = "",
         split: str | None = None,
+        clip: str = "",
     ) -> Refusal:
-        """Refuse a row that makes no clip; its group, where it can be told, stays held out."""
+        """Refuse a row that makes no clip; what can be told of group and clip stays held out."""
         if split is None:
             split = getattr(self, "split", None) or ""
         return Refusal(
             self.label, str(native_id or ""), source, "catalog", "malformed_row", detail,
-            group_id=group_id, split=split,
+            group_id=group_id, split=split, clip=clip,
         )  # fmt: skip
 
     def ancestors(self) -> Mapping[str, Set[str]] | None:
@@ -307,7 +310,11 @@ class BucketRoot(AudioRoot):
     def by_name(self, name: str) -> str | None:
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{name!r} leads outside {self.uri}")
-        return self._place + name if name in self._names else None
+        # Objects may have such names themselves; a disk knows `a//./b` as `a/b` only.
+        for key in (name, posixpath.normpath(name)):
+            if key in self._names:
+                return self._place + key
+        return None
 
     @cached_property
     def _stems(self) -> dict[str, str]:

@@ -44,8 +44,10 @@ class Bbc(Catalog):
         stem = audio_stem(name)
         cd = row.values.get("CDNumber", "").strip()
         group = f"bbc:{cd or stem}"
+        clip = f"bbc:{stem}" if stem else ""
         if row.error or not stem:
-            return self.malformed(row.source, name, row.error or "no location", group_id=group)
+            problem = row.error or "no location"
+            return self.malformed(row.source, name, problem, group_id=group, clip=clip)
         description = text(row.values["description"])
         category = text(row.values.get("category"))
         record = Record(
@@ -61,7 +63,7 @@ class Bbc(Catalog):
             license=LICENSE,
             license_url=LICENSE_URL,
             attribution="BBC Sound Effects",
-            clip=f"bbc:{stem}",
+            clip=clip,
             stated_s=length(row.values.get("secs")),
         )
         return locate_stem(record, root, stem)

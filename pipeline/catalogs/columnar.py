@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from common.errors import AttuneError
 from pipeline.catalogs.base import Catalog
+from pipeline.catalogs.tables import MAX_RAW
 
 PIECE_BYTES = 4 << 20
 
@@ -104,11 +106,12 @@ def piece_lines(path: Path, piece: Piece) -> list[str]:
 
 
 def raw_lines(path: Path, numbers: pa.Array) -> pa.Array:
-    """The lines of these numbers (from 1, ascending), as they stand in the file."""
+    """The lines of these numbers (from 1, ascending) as `raw_rows` has them."""
     wanted = np.asarray(numbers)
     parts = [pa.array([], pa.string())]
     for piece in line_pieces(path):
         lines = pa.array(piece_lines(path, piece), pa.string())
         first, last = np.searchsorted(wanted, [piece.first_line, piece.first_line + len(lines)])
         parts.append(lines.take(pa.array(wanted[first:last] - piece.first_line)))
-    return pa.concat_arrays(parts)
+    texts = pc.utf8_rtrim(pa.concat_arrays(parts), "\r")
+    return pc.utf8_slice_codeunits(texts, 0, MAX_RAW)

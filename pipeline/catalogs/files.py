@@ -113,7 +113,8 @@ def open_text_anyhow(path: Path) -> TextIO:
 def _scan(path: Path, encoding: str) -> None:
     run = 0  # characters since the last line end
     try:
-        with path.open(encoding=encoding, newline="") as file:
+        # `utf-8-sig` takes a file of half a byte order mark for an empty one.
+        with path.open(encoding=encoding.removesuffix("-sig"), newline="") as file:
             while chunk := file.read(1 << 20):
                 end = max(chunk.rfind("\n"), chunk.rfind("\r"))
                 run = run + len(chunk) if end < 0 else len(chunk) - end

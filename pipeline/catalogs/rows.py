@@ -79,6 +79,7 @@ def _as_row(outcome: Outcome) -> dict[str, Any]:
         names = ("native_id", "dataset", "group_id", "split", "stage", "reason", "detail")
         row = {name: getattr(outcome, name) for name in names}
         row["sample_id"] = bytes.fromhex(outcome.sample_id) if outcome.sample_id else None
+        row["clip"] = outcome.clip or None
     else:
         assert isinstance(outcome, Merged)
         row = {"stage": "catalog", "reason": MERGED}
@@ -169,9 +170,11 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
         path = Path(name) if uri is None else local_copy(uri)
         if chosen.any() and path.is_file():
             lines = line.filter(pa.array(chosen))
-            # A list that long has no rows of several lines.
-            if len(lines) > _MANY and has_plain_lines(path):
-                texts = raw_lines(path, lines)
+            # A list that long has no rows of several lines; in JSON numbers are those of entries.
+            is_listed = path.suffix.lower() != ".json" and len(lines) > _MANY
+            if is_listed and has_plain_lines(path):
+                ascending = pc.sort_indices(lines)
+                texts = raw_lines(path, lines.take(ascending)).take(pc.sort_indices(ascending))
             else:
                 found = raw_rows(path, lines.to_pylist())
                 texts = pa.array([found.get(number) for number in lines.to_pylist()], pa.string())

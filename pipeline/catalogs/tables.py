@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ __all__ = [
 MAX_RAW = 2000
 """Characters of a row that `raw_rows` gives."""
 _DELIMITERS = (",", ";", "\t", "|")
+_QUOTED = re.compile(r'"[^"]*("|$)')
 
 
 @dataclass(slots=True)
@@ -205,7 +207,7 @@ def _raw_lines(file: TextIO, wanted: Sequence[int]) -> Iterator[tuple[int, str]]
     left = list(reversed(wanted))
     for number, line in numbered:
         if number == 1:
-            delimiter = max(_DELIMITERS, key=line.count)
+            delimiter = max(_DELIMITERS, key=_QUOTED.sub("", line).count)
         if number != left[-1]:
             continue
         taken = [line]

@@ -1,9 +1,13 @@
 """How a command line ends: one line on a mistake, a word on Ctrl-C, the right status."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from common.cli import choose_device
+from common.errors import AttuneError
 
 PROGRAM = """
 import os, signal, time
@@ -18,6 +22,12 @@ def good(n: int = 0): print("fine", n)
 
 @app.command()
 def mistake(): raise AttuneError("first line\\nsecond line")
+
+class Alone(AttuneError):
+    alone = True
+
+@app.command()
+def alone(): raise Alone("only here")
 
 @app.command()
 def defect(): raise ValueError("ours")
@@ -53,3 +63,34 @@ def test_every_ending_has_its_status_and_its_words(arguments: list[str], status:
     assert said in done.stdout + done.stderr
     if arguments[0] != "defect":
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "rank", "said"),
+    [
+        ("mistake", "0", "error: first line second line\n"),
+        ("mistake", "3", ""),
+        ("alone", "0", "error: only here\n"),
+        ("alone", "3", "error (process 3): only here\n"),
+    ],
+)
+def test_of_several_processes_all_mistakes_are_told_and_most_once(
+    command: str, rank: str, said: str
+):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, command],
+        env=os.environ | {"RANK": rank},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_a_device_is_chosen_or_refused(monkeypatch: pytest.MonkeyPatch):
+    for there, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        assert choose_device("auto") == expected
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(AttuneError, match="--device banana: not available here; use auto, cpu or"):
+        choose_device("banana")

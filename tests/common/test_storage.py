@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -68,3 +73,95 @@ def test_wrong_places_are_told_in_one_line(tmp_path: Path) -> None:
         open_store("gopher://hole")
     with pytest.raises(ValueError, match="bad object key"):
         open_store(tmp_path).write("../escape", b"")
+
+
+class SlowServer(http.server.ThreadingHTTPServer):
+    """A store at the end of a slow line: a second for every object, either way.
+
+    `stalled` falls silent in the midst of its first answer.
+    """
+
+    daemon_threads = True
+    body = b"01234567" * 1000
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _SlowHandler)
+        self.requests: Counter[str] = Counter()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that hangs up is part of the game
+
+
+class _SlowHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: SlowServer
+
+    def do_PUT(self) -> None:
+        self.server.requests["PUT"] += 1
+        left = int(self.headers["Content-Length"])
+        piece = -(-left // 8)
+        while left:
+            left -= len(self.rfile.read(min(piece, left)))
+            time.sleep(1 / 8)
+        self._answer(0)
+
+    def do_GET(self) -> None:
+        self.server.requests["GET"] += 1
+        body = self.server.body
+        asked = self.headers.get("Range")  # what a broken answer goes on with: bytes=START-END
+        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
+        self._answer(len(body) - start, f"bytes {start}-{len(body) - 1}/{len(body)}" * bool(asked))
+        for i in range(start, len(body), 1000):
+            time.sleep(1 / 8)
+            if i == 4000 and self.path.endswith("stalled") and not asked:
+                time.sleep(30)
+            self.wfile.write(body[i : i + 1000])
+
+    def _answer(self, length: int, part: str = "") -> None:
+        self.send_response(206 if part else 200)
+        if part:
+            self.send_header("Content-Range", part)
+        self.send_header("Content-Length", str(length))
+        self.send_header("ETag", '"x"')
+        self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def slow_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowServer]:
+    server = SlowServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    # A second is as long as half a minute here.
+    monkeypatch.setattr("common.storage._SILENCE", timedelta(seconds=0.5))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_slow_line_is_not_taken_for_a_dead_one(slow_line: SlowServer) -> None:
+    store = open_store("s3://bucket")
+    store.write("large", bytes(4 << 20))
+    assert store.read("large") == slow_line.body
+    assert slow_line.requests == {"PUT": 1, "GET": 1}
+
+
+def test_a_line_that_falls_silent_is_tried_again(slow_line: SlowServer) -> None:
+    assert open_store("s3://bucket").read("stalled") == slow_line.body
+    assert slow_line.requests["GET"] == 2
+
+
+def test_no_request_of_a_bucket_has_to_end_in_half_a_minute() -> None:
+    store = open_store("s3://bucket")
+    quick = {"connect_timeout": "5s"}
+    assert store._backend.client_options == quick | {"timeout": "1h", "read_timeout": "30s"}
+    assert store._uploads.client_options == quick | {"timeout": "10m"}

@@ -27,11 +27,13 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 from in_process import without_ray
 
+from common.audio import AudioError
 from common.cli import run_app
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.storage import StorageError, Store, open_store
 from pipeline.config import PipelineConfig
+from pipeline.encode import _on_disk
 from pipeline.run import run_pipeline
 from pipeline.verify import verify_shards
 
@@ -68,7 +70,7 @@ def nothing(method: str, path: str, nth: int, conditional: bool) -> str:
 class FaultyProxy(http.server.ThreadingHTTPServer):
     """Hands requests on to an S3 server, and spoils those that `choose` names.
 
-    500, 503: an answer of the store's own, without the request having been carried out.
+    403, 500, 503: an answer of the store's own, without the request having been carried out.
     reset: the connection is reset before the request is carried out.
     lost: it is carried out, and the connection reset instead of an answer.
     cut: it is carried out, and half of the answer comes.
@@ -112,8 +114,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         conditional = self.command == "PUT" and "If-None-Match" in self.headers
         path = urlsplit(self.path).path + ("?list" if "list-type" in self.path else "")
         fault = self.server.next_fault(self.command, path, conditional)
-        if fault in ("500", "503"):
-            self._answer(int(fault), [], b"<Error><Code>SlowDown</Code></Error>")
+        if fault in ("403", "500", "503"):
+            code = "AccessDenied" if fault == "403" else "SlowDown"
+            self._answer(int(fault), [], f"<Error><Code>{code}</Code></Error>".encode())
             return
         if fault == "reset":
             self._reset()
@@ -304,6 +307,30 @@ def test_a_create_whose_answer_is_lost_knows_its_own_object(
 def test_a_bucket_that_is_not_there_is_told_at_once(proxy: FaultyProxy) -> None:
     with within(5), pytest.raises(StorageError, match="NoSuchBucket"):
         open_store("s3://nowhere").write("a", b"x")
+
+
+def test_an_object_that_is_denied_is_refused_but_not_all_of_a_bucket(
+    proxy: FaultyProxy, s3_url: str
+) -> None:
+    store = open_store(f"{s3_url}/audio")
+    for name in ("a.wav", "b.wav"):
+        store.write(name, name.encode())
+
+    def deny(denied: str) -> Chooser:
+        return lambda method, path, nth, conditional: "403" if denied in path else ""
+
+    def fetch(name: str) -> bytes:
+        with _on_disk(f"{store.uri}/{name}") as copy:
+            return copy.read_bytes()
+
+    proxy.choose = deny("a.wav")
+    with pytest.raises(AudioError, match=rf"{store.uri}/a\.wav") as refusal:
+        fetch("a.wav")
+    assert refusal.value.reason == "unreadable"
+    assert fetch("b.wav") == b"b.wav"
+    proxy.choose = deny("")
+    with pytest.raises(StorageError, match=rf"{store.uri}/a\.wav: .*AccessDenied"):
+        fetch("a.wav")
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "1e9"])

@@ -35,22 +35,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _train(root: Path, processes: int, run: str, *overrides: str) -> list[dict]:
-    overrides = (f"lm.run={run}", *overrides)
     if processes == 1:
-        train(load_recipe(root / "recipe.yaml", overrides))
+        train(load_recipe(root / "recipe.yaml", (f"lm.run={run}", *overrides)))
     else:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [sys.executable, *launcher, "-m", "training", "lm"]
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run(
-            [*command, "--config", str(root / "recipe.yaml"), *overrides],
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        done = _launch(root, processes, f"lm.run={run}", *overrides)
         assert done.returncode == 0, done.stderr[-2000:]
     return read_log(root / "run" / run)
+
+
+def _launch(root: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *launcher, "-m", "training", "lm"]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        [*command, "--config", str(root / "recipe.yaml"), *overrides],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
 
 
 def _assert_alike(one: list[dict], two: list[dict]) -> None:
@@ -189,6 +192,15 @@ def test_states_are_sharded_and_full_precision_with_bf16(root: Path, tmp_path: P
 def test_text_dropped_per_clip_on_two_processes(root: Path) -> None:
     per_clip = ["lm.cfg.granularity=sample", "lm.cfg.dropout=0.5", "lm.steps=6"]
     _assert_alike(_train(root, 1, "one-s", *per_clip), _train(root, 2, "two-s", *per_clip))
+
+
+def test_a_mistake_that_the_first_process_finds_ends_all_with_one_line(root: Path) -> None:
+    _train(root, 1, "taken", "lm.steps=4", "lm.checkpoint_every=4")
+    overrides = ("lm.run=taken", "lm.steps=4", "lm.checkpoint_every=4", "lm.optim.lr=0.5")
+    done = _launch(root, 2, *overrides)
+    told = done.stderr
+    assert done.returncode and told.count("error: ") == 1 and "lm.optim.lr" in told
+    assert "RuntimeError" not in told and "DistBackendError" not in told
 
 
 def test_two_processes_go_on_as_one(root: Path) -> None:

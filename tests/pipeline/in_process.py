@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from common.config import Recipe
+from pipeline.config import PipelineConfig
 from pipeline.encode import EncodeSettings, EncodeWorker
 from pipeline.planfile import FrozenPlan
 from pipeline.resources import Resources
+from pipeline.run import audio_roots
 from pipeline.textcache import TextCache
 
 DIM = 8
@@ -36,6 +38,9 @@ def make_worker(plan: FrozenPlan, recipe: Recipe, **changes: object) -> EncodeWo
         "decode_threads": 2,
         "threads": 1,
         "device": "cpu",
+        "audio_folders": plan.audio_folders(
+            audio_roots(recipe.section("pipeline", PipelineConfig))
+        ),
     }
     return EncodeWorker(EncodeSettings(**(settings | changes)))  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
-from reading import catalog, records, refusals, touch
+from reading import catalog, read, records, refusals, touch, write
 
 from common.errors import AttuneError
 from common.schema import RECORD
@@ -190,6 +190,21 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     outcomes = list(catalog(dataset="audiofolder", root=root).read())
     assert len(records(outcomes)) == 1
     assert refusals(outcomes) == [("3", "outside_root"), ("4", "outside_root")]
+
+
+def test_one_audiofolder_list_above_the_split_folders(tmp_path: Path) -> None:
+    names = ["train/a.wav", "./test/b.wav", "validation//c.wav", "test/d.wav", "e.wav", "x/f.wav"]
+    rows = [f"{name},A dog,{'train' if 'd.wav' in name else ''}" for name in [*names, "test"]]
+    write(tmp_path / "metadata.csv", "file_name,text,split", *rows, "test/g.wav,A,,?")
+    touch(tmp_path, *names)
+    outcomes = read(dataset="audiofolder", root=tmp_path, split="valid")
+    assert [(Path(r.audio_uri).name, r.split) for r in records(outcomes)] == [
+        ("a.wav", "train"), ("b.wav", "test"), ("c.wav", "valid"), ("d.wav", "train"),
+        ("e.wav", "valid"), ("f.wav", "valid"),
+    ]  # fmt: skip
+    assert [(o.native_id, o.split) for o in outcomes if isinstance(o, Refusal)] == [
+        ("test", "valid"), ("test/g.wav", "test"),
+    ]  # fmt: skip
 
 
 def test_values_of_another_type_become_text(tmp_path: Path) -> None:

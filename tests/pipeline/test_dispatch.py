@@ -11,7 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    UnserializableException,
+)
 
 from common.errors import AttuneError
 from common.storage import StorageError, Store, open_store
@@ -33,8 +38,9 @@ class Method:
 
 
 class Actor:
-    def __init__(self, cluster: FakeRay) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: FakeRay, number: int) -> None:
+        self.cluster, self.number = cluster, number
+        self.is_dead = False
         self.is_ready = Method(lambda: self._call(None))
         self.encode_shard = Method(lambda shard, rows: self._call(shard))
 
@@ -55,18 +61,26 @@ class Actor:
 class FakeRay:
     """Calls end in a random order.  A killer takes its actor and all that this one has with it."""
 
-    def __init__(self, seed: int, killers: set[int], failing: dict[int, Exception]) -> None:
+    def __init__(
+        self, seed: int, killers: set[int], failing: dict[int, Exception],
+        death: type[Exception], stands: Callable[[int], bool],
+    ) -> None:  # fmt: skip
         self.rng = random.Random(seed)
         self.killers, self.failing = killers, failing
+        self.death, self.stands = death, stands
+        self.started = 0
         self.calls: list[Reference] = []
         self.tries: Counter[int] = Counter()
         self.company: dict[int, set[int]] = {shard: set() for shard in range(100)}
         self.most = 0
 
     def start(self) -> Actor:
-        return Actor(self)
+        self.started += 1
+        return Actor(self, self.started - 1)
 
     def wait(self, references: list[Reference], **options: object) -> tuple[list[Any], list[Any]]:
+        while late := [call for call in self.calls if call.actor.is_dead]:
+            self._end(late[0])
         over = [reference for reference in references if reference not in self.calls]
         if not over:
             over = [self.rng.choice(references)]
@@ -75,14 +89,23 @@ class FakeRay:
 
     def _end(self, reference: Reference) -> None:
         self.calls.remove(reference)
-        if reference.shard in self.killers:
-            reference.result = RayActorError()
-            for other in [call for call in self.calls if call.actor is reference.actor]:
+        actor = reference.actor
+        is_start = reference.shard is None
+        if actor.is_dead or reference.shard in self.killers:
+            actor.is_dead = True
+            reference.result = self.death("killed")
+            for other in [call for call in self.calls if call.actor is actor]:
                 self.calls.remove(other)
-                other.result = RayActorError()
+                other.result = self.death("killed")
+        elif is_start and not self.stands(actor.number):
+            reference.result = self.death("killed")
         elif reference.shard in self.failing:
             cause = self.failing[reference.shard]
-            reference.result = RayTaskError("encode_shard", "traceback", cause)
+            reference.result = (
+                cause
+                if isinstance(cause, UnserializableException)
+                else RayTaskError("encode_shard", "traceback", cause)
+            )
         else:
             reference.result = {"shard": reference.shard}
 
@@ -96,9 +119,10 @@ class FakeRay:
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     def run(
         seed: int = 0, killers: set[int] | None = None, failing: dict[int, Exception] | None = None,
-        attempts: int = 3, workers: int = 3,
+        attempts: int = 3, workers: int = 3, death: type[Exception] = RayActorError,
+        stands: Callable[[int], bool] = lambda number: True,
     ) -> tuple[FakeRay, list[int], dict[int, str], Store]:  # fmt: skip
-        cluster = FakeRay(seed, killers or set(), failing or {})
+        cluster = FakeRay(seed, killers or set(), failing or {}, death, stands)
         monkeypatch.setattr(ray, "wait", cluster.wait)
         monkeypatch.setattr(ray, "get", cluster.get)
         done: list[int] = []
@@ -127,11 +151,13 @@ def test_every_shard_is_done_once_and_no_worker_has_too_many(run: Callable[..., 
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize("death", [RayActorError, OutOfMemoryError])
 def test_only_what_kills_its_worker_is_blamed(
-    run: Callable[..., Any], seed: int, attempts: int
+    run: Callable[..., Any], seed: int, attempts: int, death: type[Exception]
 ) -> None:
+    """However Ray tells of the death: its memory monitor has an error of its own."""
     killers = {0, 7, 8, 39}
-    cluster, done, poison, store = run(seed, killers, attempts=attempts)
+    cluster, done, poison, store = run(seed, killers, attempts=attempts, death=death)
     assert poison.keys() == killers
     assert sorted(done) == sorted(set(range(40)) - killers)
     assert [key for key, _ in store.list("poison")] == [
@@ -152,6 +178,29 @@ def test_what_fails_by_itself_is_parked_or_ends_the_run(run: Callable[..., Any])
         run(failing={5: StorageError("disk full")})
     with pytest.raises(AttuneError, match="another codec"):
         run(failing={5: AttuneError("another codec")})
+
+
+def test_an_error_that_the_driver_cannot_read_is_no_death(run: Callable[..., Any]) -> None:
+    failing: dict[int, Exception] = {5: UnserializableException("CudaError: out of memory")}
+    cluster, done, poison, _ = run(failing=failing, attempts=2)
+    assert poison.keys() == {5} and len(done) == 39
+    assert cluster.tries[5] == 2 and cluster.started == 3
+
+
+def test_workers_that_die_as_they_start_do_not_end_the_work_of_others(
+    run: Callable[..., Any],
+) -> None:
+    cluster, done, poison, _ = run(workers=30, stands=lambda number: number < 3)
+    assert sorted(done) == list(range(40)) and poison == {}
+    assert cluster.started > 100
+
+
+def test_a_lost_node_may_take_every_starting_worker_with_it(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.dispatch._START_DEATHS", 0)
+    _, done, _, _ = run(workers=40, stands=lambda number: number >= 40)
+    assert sorted(done) == list(range(40))
 
 
 def test_a_worker_that_never_stands_ends_the_run(

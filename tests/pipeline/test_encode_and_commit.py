@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from in_process import encode_all, fake_states, make_worker
+from in_process import encode_all, fake_states, fill_cache, make_worker
 
 from common.audio import AudioError, read_audio
 from common.codec import load_codec
-from common.config import Recipe
+from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.storage import StorageError, open_store
 from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
+from pipeline.config import PipelineConfig
 from pipeline.finalize import check_account, finalize
-from pipeline.planfile import FrozenPlan
+from pipeline.planfile import FrozenPlan, ensure_plan
 from pipeline.status import finished_summary, read_status
 
 Planned = tuple[FrozenPlan, Recipe]
@@ -237,6 +239,45 @@ def test_a_lost_folder_is_no_reason_to_refuse_its_files(planned: Planned, tmp_pa
     (tmp_path / "mount").rmdir()
     with pytest.raises(StorageError, match="No such file or directory"):
         _decode_one(planned, tmp_path / "mount" / "gone.wav")
+
+
+def test_a_lost_album_is_refused_and_a_lost_collection_is_not(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "disk"
+    albums = [root / "music" / f"album {i}" for i in range(4)]
+    for album in albums:
+        album.mkdir(parents=True)
+        soundfile.write(album / "track.wav", np.sin(np.arange(16_000)), 16_000)
+    names = [f"{album.relative_to(root)}/track.wav" for album in albums]
+    rows = "".join(
+        f"{name},A tone number {word}\n" for name, word in zip(names, "abcd", strict=True)
+    )
+    (root / "metadata.csv").write_text(f"file_name,caption\n{rows}")
+    recipe = load_recipe(write_recipe(tmp_path / "data"), [f"pipeline.catalogs.0.root={root}"])
+    config = recipe.section("pipeline", PipelineConfig)
+    plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, config)
+    worker = make_worker(plan, recipe)
+    fill_cache(plan)
+    ((shard, planned_rows),) = plan.shards()
+
+    shutil.move(root / "music", root / "elsewhere")  # the list of it stays
+    with pytest.raises(StorageError, match=r"audio folder .*/disk/music: No such file"):
+        worker.encode_shard(shard, planned_rows)
+    (root / "music").mkdir()
+    with pytest.raises(StorageError, match=r"audio folder .*/disk/music: is empty now"):
+        worker.encode_shard(shard, planned_rows)
+    (root / "music").rmdir()
+    shutil.move(root / "elsewhere", root / "music")
+
+    shutil.rmtree(albums[1])
+    (albums[2] / "track.wav").unlink()
+    assert worker.encode_shard(shard, planned_rows)["refused"] == 2
+    commit = read_commit(plan.store, shard)
+    assert commit is not None
+    assert {row["native_id"]: row["reason"] for row in commit["refused"]} == {
+        names[1]: "missing", names[2]: "missing",
+    }  # fmt: skip
 
 
 def test_a_failing_disk_fails_the_shard_and_commits_nothing(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -15,12 +19,18 @@ from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
 from pipeline import planfile
+from pipeline.catalogs.audiocaps import AudioCaps
 from pipeline.catalogs.audiofolder import AudioFolder
+from pipeline.catalogs.audioset import AudioSet
 from pipeline.catalogs.base import Catalog, Merged, Outcome, Refusal, refuse
+from pipeline.catalogs.bbc import Bbc
+from pipeline.catalogs.wavcaps import WavCaps
+from pipeline.commit import publish_shard
 from pipeline.config import PipelineConfig
 from pipeline.overlap import OverlapPolicy
 from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.planfile import FrozenPlan, ensure_plan, load_plan, plan_inputs
+from pipeline.run import audio_roots, on_nodes
 from pipeline.text.captions import TextRules
 
 
@@ -105,6 +115,80 @@ def test_a_catalog_of_held_out_groups_adds_nothing_but_their_names() -> None:
     assert tables.rejects["detail"].to_pylist() == ["yt:x is held out by h test"]
 
 
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_held_out_catalog_holds_whatever_its_split(split: str) -> None:
+    broken = Refusal("h", "x", "h:9", "catalog", "malformed_row", "", group_id="z", split=split)
+    tables = plan(
+        Listed(outcomes=[clip(1, group="x"), clip(2, "valid", "x"), clip(3, group="z"), clip(4)]),
+        Listed(name="b", outcomes=[clip(5, "test", "x", "b")]),
+        Listed(name="h", role="hold_out", outcomes=[clip(6, split, "x", "h"), broken]),
+    )
+    assert sorted(tables.plan["native_id"].to_pylist()) == ["clip4", "clip5"]
+    assert tables.counts["listed"].as_dict()["refused"] == {"leakage": 3}
+    assert tables.counts["h"].as_dict() | {"speech": {}} == {
+        "read": 2, "accepted": 0, "merged": 0, "held_out": 1,
+        "refused": {"malformed_row": 1}, "speech": {},
+    }  # fmt: skip
+    assert sum(tables.leakage.values()) == 3
+    if split != "test":
+        assert tables.leakage == {"listed <- b test": 2, "listed <- h hold_out": 1}
+
+
+def test_a_held_out_list_of_audiocaps_keeps_its_clips_out_of_audioset(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("index,mid,display_name\n0,/m/a,Rain\n")
+    (tmp_path / "segments.csv").write_text('x, 30.000, 40.000, "/m/a"\ny, 0.000, 10.000, "/m/a"\n')
+    (tmp_path / "test.csv").write_text("audiocap_id,youtube_id,start_time,caption\n1,x,30,Rain\n")
+    segments = AudioSet(
+        segments=tmp_path / "segments.csv", class_labels=tmp_path / "labels.csv"
+    ).without_audio()
+    captions = AudioCaps(captions=tmp_path / "test.csv", role="hold_out")
+    for catalogs in ([segments, captions], [captions, segments]):
+        tables = plan(*catalogs)
+        assert tables.plan["native_id"].to_pylist() == ["y_0_10000"]
+        assert tables.leakage == {"audioset <- audiocaps hold_out": 1}
+
+
+def test_one_recording_under_two_groups_stays_in_its_strictest_split() -> None:
+    train = [shared("b", i, tags=["Rain"]) for i in (1, 2, 3, 4)]
+    for record, group in zip(train, ["cd1", "cd1", "cd2", "cd3"], strict=True):
+        record.group_id = group
+    test = shared("c", 1, "test", tags=["Rain"])
+    gone = refuse(shared("c", 3, "valid"), "catalog", "missing_audio", "")
+    tables = plan(Listed(name="b", outcomes=train), Listed(name="c", outcomes=[test, gone]))
+    assert sorted(tables.plan["audio_uri"].to_pylist()) == ["/b4.wav", "/c1.wav"]
+    assert tables.leakage == {"b <- c test": 2, "b <- c valid": 1}
+    rejects = tables.rejects.to_pylist()
+    assert [row["detail"] for row in rejects if row["reason"] == "leakage"] == [
+        "youtube:1@30 is held out by c test", "cd1 is held out by c test",
+        "youtube:3@30 is held out by c valid",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "files"),
+    [
+        ("a.wav,Rain,ECD1", "a.wav b.wav"),
+        ("a.wav,Rain,ECD1", "b.wav"),
+        ("a.wav,Rain,ECD1,?", "b.wav"),
+    ],
+)
+def test_a_bbc_sound_in_test_is_not_trained_on_as_wavcaps_names_it(
+    tmp_path: Path, row: str, files: str
+) -> None:
+    (tmp_path / "bbc.csv").write_text(f"location,description,CDNumber\n{row}\n")
+    entries = [{"id": stem, "caption": "Rain", "duration": 9} for stem in "ab"]
+    (tmp_path / "wavcaps.json").write_text(json.dumps({"data": entries}))
+    for name in files.split():
+        (tmp_path / name).touch()
+    tables = plan(
+        Bbc(sounds=tmp_path / "bbc.csv", audio=tmp_path, split="test"),
+        WavCaps(captions=tmp_path / "wavcaps.json", source="bbc").without_audio(),
+    )
+    found = tables.plan.filter(pc.equal(tables.plan["dataset"], "wavcaps"))
+    assert found["native_id"].to_pylist() == ["bbc/b"]
+    assert tables.leakage == {"wavcaps <- bbc test": 1}
+
+
 def test_a_group_in_test_stays_out_of_validation_as_well() -> None:
     tables = plan(Listed(outcomes=[clip(1, "valid", "g"), clip(2, "test", "g"), clip(3, "valid")]))
     assert sorted(tables.plan["native_id"].to_pylist()) == ["clip2", "clip3"]
@@ -121,14 +205,11 @@ def test_clips_in_two_datasets_are_counted_and_kept_or_merged() -> None:
     catalogs = [
         Listed(name="b", outcomes=[shared("b", i, tags=["Dog", "Bark"]) for i in (1, 2, 3)]),
         Listed(name="a", outcomes=[shared("a", i, captions=[f"Text {i}"]) for i in (2, 3, 4)]),
-        Listed(
-            name="c", outcomes=[shared("c", 3, tags=["Rain"]), shared("c", 2, "valid", tags=["x"])]
-        ),
+        Listed(name="c", outcomes=[shared("c", 3, tags=["Rain"])]),
     ]
-    catalogs[2].outcomes[1].group_id = "elsewhere"
-    found = {"b + a": 2, "b + c": 2, "a + c": 2}
+    found = {"b + a": 2, "b + c": 1, "a + c": 1}
     kept = plan(*catalogs)
-    assert kept.overlaps == found and len(kept.plan) == 8
+    assert kept.overlaps == found and len(kept.plan) == 7
     merged = plan(*catalogs, overlap="merge")
     assert merged.overlaps == found
     assert {label: count.merged for label, count in merged.counts.items()} == {
@@ -137,10 +218,10 @@ def test_clips_in_two_datasets_are_counted_and_kept_or_merged() -> None:
         "c": 1,
     }
     rows = {row["audio_uri"]: row for row in merged.plan.to_pylist()}
-    assert sorted(rows) == ["/a4.wav", "/b1.wav", "/b2.wav", "/b3.wav", "/c2.wav"]
+    assert sorted(rows) == ["/a4.wav", "/b1.wav", "/b2.wav", "/b3.wav"]
     assert rows["/b3.wav"]["prompts"] == ["dog bark", "Text 3", "rain"]
     assert rows["/b3.wav"]["tags"] == ["Dog", "Bark", "Rain"]
-    assert rows["/b2.wav"]["captions"] == ["Text 2"]  # c's row is in another split
+    assert rows["/b2.wav"]["captions"] == ["Text 2"]
     assert rows["/b1.wav"]["prompts"] == ["dog bark"]
 
 
@@ -193,6 +274,66 @@ def test_a_plan_of_nothing_says_why() -> None:
     gone = refuse(clip(1), "catalog", "missing_audio", "no clip1.* in /audio")
     with pytest.raises(AttuneError, match=r"missing_audio 1; first: f:1: no clip1"):
         plan(Listed(outcomes=[gone]))
+
+
+def test_shards_whose_plan_is_gone_are_taken_only_into_the_same_plan(
+    write_recipe: Callable[..., Path], small_corpus: Path, tmp_path: Path
+) -> None:
+    audio = tmp_path / "audio"
+    shutil.copytree(small_corpus, audio)
+
+    def ensure(*overrides: str) -> tuple[FrozenPlan, bool]:
+        root = f"pipeline.catalogs.0.root={audio}"
+        recipe = load_recipe(write_recipe(tmp_path / "data"), [root, *overrides])
+        config = recipe.section("pipeline", PipelineConfig)
+        return ensure_plan(open_store(recipe.data_dir), recipe, config)
+
+    first, _ = ensure()
+    for shard, rows in first.shards():
+        refused = [{"sample_id": key, "reason": "silent"} for key in rows["sample_id"].to_pylist()]
+        publish_shard(first.store, shard, first.plan_hash, None, [], refused)
+    plan_folder = tmp_path / "data" / "plan"
+    shutil.rmtree(plan_folder)
+    again, is_new = ensure()
+    assert is_new and again.info == first.info
+
+    shutil.rmtree(plan_folder)
+    with pytest.raises(AttuneError, match=f"a plan that is gone.*is of plan {first.plan_hash}"):
+        ensure("seed=5")
+    (audio / "tone_03.wav").rename(audio / "elsewhere.wav")
+    with pytest.raises(AttuneError, match=r"a plan that is gone.*commits/0.*delete commits/ and"):
+        ensure()
+    assert not plan_folder.exists()
+    (audio / "elsewhere.wav").rename(audio / "tone_03.wav")
+    publish_shard(first.store, first.n_shards, first.plan_hash, None, [], [])
+    with pytest.raises(AttuneError, match=rf"commits/{first.n_shards:06d}\.json is of no shard"):
+        ensure()
+
+
+def test_the_folders_of_audio_are_those_above_all_of_a_catalogs_files(tmp_path: Path) -> None:
+    paths = [
+        "/a/x/1/é.wav", "/a/x/2.wav", "/a/xy/3.wav", "/a/deep/4.wav", "/a/deep/5.wav",
+        "/b/audio/6/7.wav", "/b/audio/8/9.wav", "/bb/10.wav", "s3://bucket/11.wav",
+    ]  # fmt: skip
+    (tmp_path / "plan").mkdir()
+    table = pa.table({"audio_uri": paths})
+    pq.write_table(table, tmp_path / "plan" / "plan.parquet", row_group_size=2)
+    frozen = FrozenPlan(open_store(tmp_path), {"plan_hash": "x"})
+    found = frozen.audio_folders(["/a", "/a/deep", "/b", "/b/", "/nothing"])
+    assert sorted(found) == ["/a", "/a/deep", "/b/audio"]
+    assert frozen.audio_folders([]) == ()
+
+
+def test_the_roots_of_audio_are_written_as_in_the_plan() -> None:
+    catalogs = [
+        {"dataset": "audiofolder", "root": "here/../there"}, AUDIOCAPS,
+        AUDIOCAPS | {"audio": "s3://bucket/audio"}, {"dataset": "audiocaps", "captions": "/c.csv",
+        "role": "hold_out"},
+    ]  # fmt: skip
+    here = Path.cwd()
+    assert set(audio_roots(PipelineConfig.model_validate({"catalogs": catalogs}))) == {
+        f"{here}/here/../there", f"{here}/there", "/x",
+    }  # fmt: skip
 
 
 def test_differences_are_named() -> None:
@@ -296,3 +437,15 @@ def test_the_codec_must_run_at_the_recipes_rate(
     recipe = load_recipe(write_recipe(tmp_path / "data"), ["sample_rate=32000"])
     with pytest.raises(AttuneError, match=r"16000 Hz.*32000"):
         ensure_plan(open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig))
+
+
+def test_a_folder_is_named_as_workers_elsewhere_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "codec").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = str(tmp_path / "runs" / "codec")
+    assert on_nodes("runs/codec") == on_nodes("~/runs/codec") == on_nodes(expected) == expected
+    for name in ("builtin:sfx-small", "facebook/encodec_32khz", "package:x/model"):
+        assert on_nodes(name) == name

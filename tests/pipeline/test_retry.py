@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from in_process import without_ray
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
+from pipeline import retry
 from pipeline.config import PipelineConfig
 from pipeline.gc import collect_garbage
 from pipeline.planfile import ensure_plan
@@ -136,6 +138,29 @@ def test_a_dry_run_changes_nothing(place: Workplace) -> None:
     assert found["waiting"] == {"missing": 1, "empty_file": 1}
     assert "missing 1" in said[0] and "as they were: empty_file 1, missing 1" in said[1]
     assert {p: p.read_bytes() for p in place.data.rglob("*") if p.is_file()} == before
+
+
+def test_commits_are_held_one_at_a_time(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[Any]] = []
+    most = 0
+
+    class Commit(dict[str, Any]):
+        pass
+
+    def counted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def read_and_count(*arguments: Any) -> Any:
+            nonlocal most
+            found = Commit(read(*arguments))
+            held.append(weakref.ref(found))
+            most = max(most, sum(commit() is not None for commit in held))
+            return found
+
+        return read_and_count
+
+    for name in ("read_commit", "parse_commit"):
+        monkeypatch.setattr(retry, name, counted(getattr(retry, name)))
+    assert len(place.retry(dry_run=True)["shards"]) > 2
+    assert 1 <= most <= 2
 
 
 def test_only_the_reasons_asked_for(place: Workplace) -> None:

@@ -8,6 +8,9 @@ import json
 import re
 import shutil
 import tarfile
+import tracemalloc
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from common.errors import AttuneError
 from common.schema import MANIFEST
 from common.shards import MEMBERS
 from common.storage import open_store
+from pipeline import verify
+from pipeline.commit import read_commit
 from pipeline.inspect import list_shards, shard_stats, show_sample
 from pipeline.verify import verify_shards
 
@@ -131,6 +136,56 @@ def test_each_fault_is_found(finished: Path, fault: str) -> None:
     assert any(re.search(message, problem["problem"]) for problem in problems), problems
     if isinstance(sample_id, str) and fault in ("code out of range", "other codec in record"):
         assert {p["sample_id"] for p in problems if p["sample_id"]} == {sample_id}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_rows_are_held_a_group_at_a_time(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, deep: bool
+) -> None:
+    held: list[weakref.ref[Any]] = []
+    most = 0
+
+    class Commit(dict[str, Any]):
+        pass
+
+    def read_and_count(*arguments: Any) -> Any:
+        nonlocal most
+        found = Commit(read_commit(*arguments) or {})
+        held.append(weakref.ref(found))
+        most = max(most, sum(commit() is not None for commit in held))
+        return found
+
+    monkeypatch.setattr(verify, "read_commit", read_and_count)
+    for name in ("manifest.parquet", "quarantine.parquet"):
+        table = pq.read_table(finished / name)
+        long = pa.array([f"{i % 10}" * 1_000_000 for i in range(len(table))])
+        column = "title" if name.startswith("m") else "raw"
+        table = table.set_column(table.schema.get_field_index(column), column, long)
+        pq.write_table(table, finished / name, row_group_size=1)
+    tracemalloc.start()
+    try:
+        problems = verify_shards(open_store(finished), deep)["problems"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(problems) == (24 + 6 if deep else 24)
+    assert len(held) == 8 and most <= 2
+    assert peak < 15_000_000, peak
+
+
+@pytest.mark.parametrize("lost", [1, 7, 24])
+def test_a_manifest_that_lacks_rows_is_compared_all_the_same(finished: Path, lost: int) -> None:
+    def change(rows: list[dict[str, Any]]) -> None:
+        del rows[:lost]
+        if rows:
+            rows[-1]["offset"] = 7
+
+    rewrite_manifest(finished, change)
+    problems = verify_shards(open_store(finished), deep=True)["problems"]
+    found = Counter(problem["problem"].split(",")[0] for problem in problems)
+    assert found == {"is committed but has no row": lost} | (
+        {"offset is 7": 1} if lost < 24 else {}
+    )
 
 
 Arrays = dict[str, Any]

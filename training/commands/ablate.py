@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from common.cli import JsonOption, OverridesArgument, check_device, print_json
+from common.cli import DeviceOption, JsonOption, OverridesArgument, choose_device, print_json
 from common.config import load_recipe
 from common.cores import usable_cores
 from common.errors import AttuneError
@@ -37,7 +37,7 @@ def ablate(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Backbones (default: ~/.cache/attune/weights).")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda; of generation.")] = "cpu",
+    device: DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is to be made.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +61,9 @@ def ablate(
     if unknown := [name for name in rows or () if name not in known]:
         raise AttuneError(f"--row {unknown[0]}: this profile has {', '.join(sorted(known))}")
     chosen = chosen.model_copy(update={"overrides": more, "rows": tuple(rows or chosen.rows)})
-    check_device(device)
+    # On a cluster the device is there, not here.
+    if not ray or device == "auto":
+        device = choose_device(device)
     source = str(config.parent / chosen.recipe)
     where = weights or default_weights()
     cells = cells_of(file, chosen, source, where, device, processes)

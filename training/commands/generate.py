@@ -14,7 +14,14 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from common.cli import ConfigOption, JsonOption, OverridesArgument, check_device, print_json
+from common.cli import (
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    OverridesArgument,
+    choose_device,
+    print_json,
+)
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.commands.serving import LOCAL_NAMES, listening, serve
@@ -42,7 +49,7 @@ def generate(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the clips.")] = None,
     kind: Annotated[Format, typer.Option("--format", help="wav or flac.")] = "wav",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Generate clips: an audio file each, and a json beside it that tells how it was made."""
@@ -54,7 +61,7 @@ def generate(
     wanted = _wanted(prompt or [], prompts, n, seed)
     if duration is not None and not (math.isfinite(duration) and duration > 0):
         raise AttuneError(f"--duration {duration:g}: expected a number of seconds above 0")
-    check_device(device)
+    device = choose_device(device)
     sampling = recipe.section("sampling", SamplingConfig)
     name = run or recipe.section("lm", LMConfig).run
     folder = out or Path(recipe.run_dir) / "generated" / name
@@ -118,7 +125,7 @@ def play(
         str, typer.Option("--host", help="Address to listen on; others than this machine's: yours.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8400,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Serve a local page: type prompts, hear and see clips, compare two checkpoints."""
     from training.config import LMConfig, SamplingConfig
@@ -126,14 +133,15 @@ def play(
     from training.play import Studio, build_app
 
     recipe = load_recipe(config, overrides or [])
-    check_device(device)
+    device = choose_device(device)
     names = run or [recipe.section("lm", LMConfig).run]
     samplers = {name: Sampler.load(recipe, Path(recipe.run_dir) / name, device) for name in names}
     studio = Studio(samplers, recipe.section("sampling", SamplingConfig))
     with listening(host, port) as listener:
-        print(f"http://{host}:{port} ({', '.join(names)}); Ctrl-C ends it", flush=True)
+        name = f"[{host}]" if ":" in host else host
+        print(f"http://{name}:{port} ({', '.join(names)}); Ctrl-C ends it", flush=True)
         # Whoever opens it to others names it as they do: by an address that is not known here.
-        app = build_app(studio, ["*"] if host in ("0.0.0.0", "::") else [*LOCAL_NAMES, host])
+        app = build_app(studio, ["*"] if host in ("0.0.0.0", "::") else [*LOCAL_NAMES, name])
         serve(app, listener)
 
 

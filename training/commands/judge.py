@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from common.cli import ConfigOption, JsonOption, OverridesArgument, check_device, print_json
+from common.cli import (
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    OverridesArgument,
+    choose_device,
+    print_json,
+)
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.evaluation.config import Captions, Framing, Preset
@@ -70,7 +77,7 @@ def evaluate(
         float | None,
         typer.Option("--loudness", min=-70, max=0, help="Bring all clips to this many LUFS."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure generated clips against real ones: FAD, KL, CLAP; writes metrics.json and a page."""
@@ -88,7 +95,7 @@ def evaluate(
         raise AttuneError("--preset and --list go together")
     if overrides and not config:
         raise AttuneError(f"override {overrides[0]!r} needs --config")
-    check_device(device)
+    device = choose_device(device)
     recipe = load_recipe(config, overrides or []) if config else None
     if preset is not None and listed is not None:
         real = read_preset(preset, listed, Path(reference), captions)

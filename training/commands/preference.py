@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from common.cli import JsonOption, OverridesArgument, check_device, print_json
+from common.cli import DeviceOption, JsonOption, OverridesArgument, choose_device, print_json
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.commands.serving import LOCAL_NAMES, listening
@@ -61,7 +61,7 @@ def prepare_command(
         float, typer.Option("--loudness", min=-60, max=0, help="LUFS of all clips.")
     ] = -23.0,
     url: UrlOption = f"http://127.0.0.1:{PORT}",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would be made, and stop.")
     ] = False,
@@ -78,7 +78,7 @@ def prepare_command(
     if overrides and not config:
         raise AttuneError(f"override {overrides[0]!r} needs --config")
     check_url(url)
-    check_device(device)
+    device = choose_device(device)
     if not math.isfinite(loudness):
         raise AttuneError(f"--loudness {loudness}: expected LUFS, e.g. -23")
     recipe = load_recipe(config, overrides or []) if config else None

@@ -12,12 +12,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from common.audio import AudioError, read_audio, resample
+from common.audio import AudioError, resample
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.evaluation.backbones.backbone import Wave
 from training.evaluation.config import Captions, Preset
 from training.lm.outputs import at_loudness
+from training.source_audio import read_source
 
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".aif", ".mp4", ".webm")
 
@@ -34,13 +35,21 @@ class SetClip:
     prompts: tuple[str, ...] = ()
     normalized: bool = False
     """Prompts are in training form."""
+    captions: tuple[str, ...] = ()
+    """As people wrote them, where prompts were made of them."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Its sidecar: how it was made."""
 
     @property
     def prompt(self) -> str | None:
-        """As the user wrote it."""
+        """What a model is asked for."""
         return self.prompts[0] if self.prompts else None
+
+    @property
+    def text(self) -> str | None:
+        """The same as a person wrote it, where that is known: what CLAP is to hear in the clip."""
+        caption = self.facts.get("caption")
+        return caption if isinstance(caption, str) and caption else self.prompt
 
 
 @dataclass(frozen=True)
@@ -86,11 +95,11 @@ def read_shards(data_dir: str, split: str) -> ClipSet:
     if not len(rows):
         found = sorted({str(name) for name in manifest["split"].unique().to_pylist()})
         raise AttuneError(f"{data_dir}: no clips in split {split!r}; there is {', '.join(found)}")
-    columns = ["sample_id", "audio_uri", "start_s", "end_s", "prompts"]
+    columns = ["sample_id", "audio_uri", "start_s", "end_s", "prompts", "captions"]
     clips = [
         SetClip(
             row["sample_id"], row["audio_uri"] or "", row["start_s"], row["end_s"],
-            tuple(row["prompts"] or ()), normalized=True,
+            tuple(row["prompts"] or ()), True, tuple(row["captions"] or ()),
         )
         for row in rows.select(columns).to_pylist()
     ]  # fmt: skip
@@ -151,17 +160,14 @@ def load_clip(clip: SetClip, loudness: float | None) -> tuple[Wave, int]:
 
     Raises:
         AudioError: it cannot be used; says why.
+        AttuneError: the disk or the store failed.
     """
-    try:
-        audio = read_audio(clip.uri, clip.start_s, clip.end_s)
-    except OSError as error:
-        raise AudioError("unreadable", f"{clip.uri}: {error}") from error
-    wave = audio.wav
+    wave, rate = read_source(clip.uri, clip.start_s, clip.end_s)
     if not bool((abs(wave) < float("inf")).all()):
         raise AudioError("non_finite", clip.uri)
     if loudness is not None:
-        wave = at_loudness(wave, audio.sample_rate, loudness)
-    return wave, audio.sample_rate
+        wave = at_loudness(wave, rate, loudness)
+    return wave, rate
 
 
 class Rates:
@@ -201,10 +207,16 @@ def pair(clips: Sequence[SetClip], references: Sequence[SetClip]) -> dict[str, S
     return pairs
 
 
-def key(clip: SetClip) -> str:
-    """What makes two models' clips comparable: prompt and seed, else the name."""
+def key(clip: SetClip, with_reference: bool = True) -> str:
+    """What makes two models' clips comparable: prompt and seed, else the name.
+
+    Args:
+        with_reference: and the real clip that it answers to.
+    """
     if clip.prompt is not None and "seed" in clip.facts:
-        about = [clip.prompt, clip.facts["seed"], clip.facts.get("reference")]
+        about = [clip.prompt, clip.facts["seed"]]
+        if with_reference:
+            about.append(clip.facts.get("reference"))
         return json.dumps(about, ensure_ascii=False)
     return _stem(clip.name)
 

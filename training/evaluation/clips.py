@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import binomtest
 
-from common.audio import AudioError, read_audio, resample
+from common.audio import AudioError, resample
 from common.codec import Codec
 from common.config import Recipe
 from common.errors import AttuneError
@@ -26,6 +26,8 @@ from training.config import SamplingConfig
 from training.evaluation.agreement import FOLDS, Agreement
 from training.evaluation.config import ReportConfig
 from training.lm.generate import Sampler
+from training.lm.outputs import write_clip
+from training.source_audio import read_source
 
 Wave = NDArray[np.float32]
 
@@ -110,8 +112,8 @@ def labelled_clips(
     clips = []
     for row in rows:
         try:
-            audio = read_audio(row["audio_uri"], row["start_s"], row["end_s"])
-        except (AudioError, OSError) as error:
+            wave, rate = read_source(row["audio_uri"], row["start_s"], row["end_s"])
+        except AudioError as error:
             raise AttuneError(f"report: source audio {row['audio_uri']}: {error}") from error
         clips.append(
             LabelledClip(
@@ -119,7 +121,7 @@ def labelled_clips(
                 row["tags"][0],
                 row["prompts"][0],
                 row["group_id"],
-                resample(audio.wav, audio.sample_rate, sample_rate),
+                resample(wave, rate, sample_rate),
             )
         )
     return clips
@@ -151,6 +153,7 @@ def generated_clips(
     sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
     made_by = sampler.facts(sampling) | {
         "duration_s": config.duration_s,
+        "sample_rate": recipe.sample_rate,
         "saved": sampler.checkpoint.stat().st_mtime_ns,
     }
     paths = [folder / f"{_slug(label)}-seed{seed}.wav" for label, _, seed in wanted]
@@ -166,9 +169,8 @@ def generated_clips(
         waves, _ = sampler.generate(texts, config.duration_s, seeds, sampling, normalized=True)
         for index, wave in zip(missing, waves, strict=True):
             _, prompt, seed = wanted[index]
-            soundfile.write(paths[index], np.clip(wave, -1, 1), recipe.sample_rate, "PCM_16")
             facts = made_by | _prompt_facts(prompt, seed)
-            paths[index].with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
+            write_clip(folder, paths[index].stem, wave, facts, "wav")
     clips = [
         GeneratedClip(label, prompt, seed, path, soundfile.read(path, dtype="float32")[0])
         for (label, prompt, seed), path in zip(wanted, paths, strict=True)
@@ -210,11 +212,11 @@ def _prompt_facts(prompt: str, seed: int) -> dict[str, Any]:
 
 
 def _is_made(path: Path, facts: dict[str, Any]) -> bool:
-    sidecar = path.with_suffix(".json")
-    if not path.is_file() or not sidecar.is_file():
+    try:
+        found = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
         return False
-    found = json.loads(sidecar.read_text())
-    return all(found.get(key) == value for key, value in facts.items())
+    return path.is_file() and found == json.loads(json.dumps(facts))
 
 
 def _slug(label: str) -> str:

@@ -39,7 +39,7 @@ def generate_set(
         out: folder for folders of clips, one per list of prompts.
         seed: of a clip's first prompt; further ones, and clips whose prompt was there before, get
             the next seeds.
-        seeds: one per clip, in place of `seed`.
+        seeds: one per clip, in place of `seed`, and taken as they are.
 
     Returns:
         The folder with a wav and a JSON per prompt, and nothing else.
@@ -47,24 +47,13 @@ def generate_set(
     Raises:
         AttuneError: no trained model, or no prompts.
     """
-    wanted: dict[str, tuple[bool, dict[str, Any]]] = {}
-    taken: set[tuple[str, int]] = set()
-    for clip, first in zip(prompts, seeds or [seed] * len(prompts), strict=True):
-        # The shards' further prompts are other wordings of the first; a list's are asked for.
-        for i, prompt in enumerate(clip.prompts[:1] if clip.normalized else clip.prompts):
-            name = hashlib.blake2b(f"{clip.name}/{i}".encode(), digest_size=8).hexdigest()
-            own = first + i
-            while (prompt, own) in taken:  # the same prompt and seed would be the same clip
-                own += 1
-            taken.add((prompt, own))
-            facts = {"prompt": prompt, "seed": own, "reference": clip.name}
-            wanted[name] = clip.normalized, facts
-    if not wanted:
+    if not any(clip.prompts for clip in prompts):
         raise AttuneError(
             "the reference tells no prompts: name shards, a --preset, or a folder with sidecars"
         )
     sampling = recipe.section("sampling", SamplingConfig)
     sampler = Sampler.load(recipe, run, device)
+    wanted = _wanted(sampler, prompts, seed, seeds)
     sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
     seconds = min(sampling.duration_s, sampler.trained_s)
     made_by = sampler.facts(sampling) | {
@@ -94,6 +83,30 @@ def generate_set(
             done += len(part)
             console.print(f"  {done} of {len(todo)}", highlight=False)
     return folder
+
+
+def _wanted(
+    sampler: Sampler, prompts: Sequence[SetClip], seed: int, seeds: Sequence[int] | None
+) -> dict[str, tuple[bool, dict[str, Any]]]:
+    """{file's name: whether its prompt is in training form, and what is asked for}."""
+    wanted: dict[str, tuple[bool, dict[str, Any]]] = {}
+    taken: set[tuple[str, int]] = set()
+    for clip, first in zip(prompts, seeds or [seed] * len(prompts), strict=True):
+        # The shards' further prompts are other wordings of the first; a list's are asked for.
+        asked = clip.prompts[:1] if clip.normalized else clip.prompts
+        plain = asked if clip.normalized else sampler.normalize(asked)
+        for i, (prompt, heard) in enumerate(zip(asked, plain, strict=True)):
+            name = hashlib.blake2b(f"{clip.name}/{i}".encode(), digest_size=8).hexdigest()
+            own = first + i
+            # What comes to the same prompt and seed would be the same clip.
+            while seeds is None and (heard, own) in taken:
+                own += 1
+            taken.add((heard, own))
+            facts: dict[str, Any] = {"prompt": prompt, "seed": own, "reference": clip.name}
+            if clip.captions and (caption := sampler.caption_of(prompt, clip.captions)):
+                facts["caption"] = caption
+            wanted[name] = clip.normalized, facts
+    return wanted
 
 
 def _is_made(path: Path, facts: dict[str, Any]) -> bool:

@@ -156,6 +156,8 @@ class Measurer:
         gaussians: dict[str, Gaussian],
         tell: Tell | None,
     ) -> Measured:
+        if len({clip.name for clip in clips}) < len(clips):
+            raise ValueError("two clips of one name: scores go by names")
         found = Measured(moments={m: GroupedMoments() for m in self.backbones.frechet})
         for done, clip in enumerate(shuffled(clips), 1):
             try:
@@ -180,11 +182,11 @@ class Measurer:
 
     def _score(self, clip: SetClip, rates: Rates, real: SetClip | None, found: Measured) -> None:
         clap = self.backbones.clap
-        if clap is not None and clip.prompt is not None:
-            if clip.prompt not in self._texts:
-                self._texts[clip.prompt] = clap.embed_texts([clip.prompt])[0]
+        if clap is not None and clip.text is not None:
+            if clip.text not in self._texts:
+                self._texts[clip.text] = clap.embed_texts([clip.text])[0]
             windows = self.cache.embed(clap, rates.at(clap.sample_rate))
-            score = float(cosine(windows, self._texts[clip.prompt]).mean())
+            score = float(cosine(windows, self._texts[clip.text]).mean())
             found.scores.setdefault("clap", {})[clip.name] = score
         if real is None or not self.backbones.kl:
             return
@@ -252,10 +254,13 @@ def compare(
     Raises:
         AttuneError: they have fewer than two in common.
     """
-    common = {key(clip) for clip in first.clips} & {key(clip) for clip in second.clips}
+    # Clips of `generate` do not tell a reference, those of `evaluate` do.
+    told = all("reference" in clip.facts for clip in (*first.clips, *second.clips))
+    same = partial(key, with_reference=told)
+    common = {same(clip) for clip in first.clips} & {same(clip) for clip in second.clips}
     sets = []
     for measured, real in zip((first, second), pairs, strict=True):
-        unique = {key(clip): clip for clip in measured.clips if key(clip) in common}
+        unique = {same(clip): clip for clip in measured.clips if same(clip) in common}
         if len(unique) < len(measured.clips):  # embeddings come from the cache
             measured = measurer.generated(list(unique.values()), real, gaussians)
         sets.append(measured)
@@ -272,10 +277,10 @@ def compare(
         if drawn is not None:
             values = [frechet_distance(g.total(), gaussian) for g in groups]
             found[metric] = paired_difference(values[1] - values[0], drawn[:, 1] - drawn[:, 0])
-    other_name = {key(clip): clip.name for clip in other.clips}
+    other_name = {same(clip): clip.name for clip in other.clips}
     for score in one.scores.keys() & other.scores.keys() - {PER_CLIP}:
         x, y = one.scores[score], other.scores[score]
-        names = [(clip.name, other_name[key(clip)]) for clip in one.clips]
+        names = [(clip.name, other_name[same(clip)]) for clip in one.clips]
         both = [(x[i], y[j]) for i, j in names if i in x and j in y]
         if len(both) > 1:
             a, b = np.array(both).T

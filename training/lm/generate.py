@@ -133,6 +133,11 @@ class Sampler:
                 )
         return normalized
 
+    def caption_of(self, prompt: str, captions: Sequence[str]) -> str | None:
+        """The one of a clip's captions that a prompt in training form was made of, if any."""
+        made = normalize_prompts(captions, self.description["prompt_policy"])
+        return next((c for c, plain in zip(captions, made, strict=True) if plain == prompt), None)
+
     def generate(
         self,
         prompts: Sequence[str],

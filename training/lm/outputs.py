@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise AttuneError(f"prompts {path}: cannot be read as text: {error}") from error
     kind = path.suffix.lower()
     if kind == ".csv":
-        reader = csv.DictReader(content.splitlines())
+        reader = csv.DictReader(io.StringIO(content, newline=""))
         columns = reader.fieldnames or []
         if not set(columns) & set(_COLUMNS):
             raise AttuneError(
@@ -54,7 +55,8 @@ def read_prompts(path: Path) -> list[Prompt]:
                 f"({', '.join(columns)[:100]})"
             )
         return [_prompt(path, reader.line_num, row) for row in reader]
-    lines = [(i, line.strip()) for i, line in enumerate(content.splitlines(), 1) if line.strip()]
+    # Other characters that str.splitlines takes for an end may stand within a JSON string.
+    lines = [(i, line.strip()) for i, line in enumerate(content.split("\n"), 1) if line.strip()]
     if kind in (".jsonl", ".ndjson"):
         return [_prompt(path, i, _object(path, i, line)) for i, line in lines]
     return [Prompt(line) for _, line in lines]
@@ -94,7 +96,10 @@ def _prompt(path: Path, line: int, row: dict[str, Any]) -> Prompt:
 def write_clip(
     folder: Path, name: str, wave: NDArray[np.float32], facts: dict[str, Any], kind: Format
 ) -> dict[str, Any]:
-    """Write a clip (16 bits) and the facts beside it as JSON; the audio last.
+    """Write a clip (16 bits) and the facts beside it as JSON.
+
+    Facts are there only beside a whole file that they are true of, whenever this is interrupted:
+    whoever goes on later takes them at their word.
 
     Args:
         wave: float32 `[S]`.
@@ -102,11 +107,24 @@ def write_clip(
 
     Returns:
         The facts and, as `wav` or `flac`, the path.
+
+    Raises:
+        AttuneError: it cannot be written (a full disk).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.{kind}"
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
-    soundfile.write(path, np.clip(wave, -1.0, 1.0), facts["sample_rate"], subtype="PCM_16")
+    sidecar = path.with_suffix(".json")
+    partial = path.with_name(path.name + ".partial")
+    rate = facts["sample_rate"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sidecar.unlink(missing_ok=True)
+        soundfile.write(partial, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16", format=kind)
+        partial.replace(path)
+        partial.write_text(json.dumps(facts, indent=2) + "\n")
+        partial.replace(sidecar)
+    except (OSError, soundfile.LibsndfileError) as error:
+        partial.unlink(missing_ok=True)
+        raise AttuneError(f"{path}: cannot be written: {error}") from error
     return facts | {kind: str(path)}
 
 
@@ -121,8 +139,9 @@ def integrated_loudness(wave: NDArray[np.float32], rate: int) -> float:
 
     if not wave.any():
         return -np.inf
-    # Clips shorter than the standard's block of 0.4 s are one block.
-    meter = pyloudnorm.Meter(rate, block_size=min(0.4, len(wave) / rate))
+    # Clips shorter than the standard's block of 0.4 s are one block; of half a sample less, or
+    # rounding makes some of them shorter than their block.
+    meter = pyloudnorm.Meter(rate, block_size=min(0.4, (len(wave) - 0.5) / rate))
     return float(meter.integrated_loudness(wave.astype(np.float64)))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from in_process import encode_all
+from reading import touch
 
 from common.config import load_recipe
 from common.errors import AttuneError
@@ -14,7 +15,7 @@ from common.shards import ShardDataset
 from common.storage import Store, open_store
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
-from pipeline.catalogs.base import Catalog
+from pipeline.catalogs.base import AudioRoot, BucketRoot, Catalog
 from pipeline.catalogs.music import Music
 from pipeline.config import PipelineConfig
 from pipeline.finalize import finalize
@@ -82,6 +83,19 @@ def test_rows_and_files_of_a_bucket(bucket: Store) -> None:
         "audioset/segments.csv", SEGMENTS.replace("30.000, 40.000", "50.000, 60.000").encode()
     )
     assert "-abc_50000_60000" in plan(catalogs(bucket)).plan["native_id"].to_pylist()
+
+
+def test_names_lead_to_objects_as_to_files(s3_bucket: str, tmp_path: Path) -> None:
+    names = ("a/x.flac", "./a/x.flac", "a//x.flac", "a/./x.flac", "a/y.flac", "")
+    store = open_store(f"{s3_bucket}/audio")
+    store.write("a/x.flac", b"x")
+    bucket = BucketRoot(store.uri)
+    assert [bucket.by_name(name) for name in names] == [f"{store.uri}/a/x.flac"] * 4 + [None] * 2
+    folder = AudioRoot(touch(tmp_path, "a/x.flac"))
+    assert [folder.by_name(name) for name in names[:4]] == [str(tmp_path / "a/x.flac")] * 4
+    for name in ("../x.flac", "a/../../x.flac", "/a/x.flac", "a/.."):
+        with pytest.raises(ValueError, match="leads outside"):
+            bucket.by_name(name)
 
 
 def test_what_is_not_in_the_bucket_is_one_line(bucket: Store) -> None:

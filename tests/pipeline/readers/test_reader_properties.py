@@ -206,6 +206,7 @@ every_form = pytest.mark.parametrize("name", FORMS)
 @HYPOTHESIS
 @given(clips=CLIPS)
 @example(clips=NASTY)
+@example(clips=[("00000000001", 1, "||"), ("00000000000", 0, "")])
 def test_any_legal_row_comes_through(
     tmp_path: Path, name: str, clips: list[tuple[str, int, str]]
 ) -> None:
@@ -369,6 +370,7 @@ def test_no_content_gets_past_the_readers(
 @HYPOTHESIS
 @given(content=st.binary(max_size=60))
 @example(content=b'{"a": "\\ud800"}\n[1]\n{"a": 1}\n{' + b"[" * 50)
+@example(content=b"\xef")
 def test_json_lines_number_every_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "list.jsonl"
     path.write_bytes(content)

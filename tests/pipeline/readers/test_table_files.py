@@ -11,9 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import catalog, records, refusals, write
+from reading import catalog, read, records, refusals, write
 
 from common.errors import AttuneError
+from pipeline.catalogs import columnar, rows
+from pipeline.catalogs.rows import raw_of, tables
 from pipeline.catalogs.tables import MAX_RAW, raw_rows, read_csv, read_json_entries
 
 ROWS = "file_name,text\na.wav,A dog\nb.wav,A cat\n"
@@ -160,6 +162,40 @@ def test_segment_lists_after_a_spreadsheet(
     assert [record.source.rpartition(":")[2] for record in records(outcomes)] == accepted
     assert len(outcomes) == 2
     assert {reason for _, reason in refusals(outcomes)} <= {"malformed_row"}
+
+
+CLIPS = 40
+
+
+def long_lists(folder: Path) -> dict[str, dict[str, object]]:
+    """Catalogs of which nearly every row is refused, AudioCaps' with malformed rows on the way."""
+    entries = [{"id": str(i), "caption": f"A dog, {i}"} for i in range(CLIPS)]
+    (folder / "indented.json").write_text(json.dumps({"data": entries}, indent=1))
+    (folder / "one_line.json").write_text(json.dumps({"data": entries}))
+    lines = [f"{i},id{i:08},{'x' if i % 7 == 0 else i},A dog{' ' * i * 70}" for i in range(CLIPS)]
+    header = "audiocap_id,youtube_id,start_time,caption"
+    write(folder / "audiocaps.csv", header, *lines, end="\r\n")
+    freesound = {"dataset": "wavcaps", "source": "freesound", "name": "w"}
+    return {
+        "indented": freesound | {"captions": folder / "indented.json"},
+        "one line": freesound | {"captions": folder / "one_line.json"},
+        "audiocaps": {"dataset": "audiocaps", "captions": folder / "audiocaps.csv"},
+    }
+
+
+@pytest.mark.parametrize("kind", ["indented", "one line", "audiocaps"])
+def test_raw_rows_of_long_lists_are_those_of_short_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    values = long_lists(tmp_path)[kind]
+    (tmp_path / "audio").mkdir()
+    (table,) = tables(read(**values, audio=tmp_path / "audio"))
+    refused = pa.array([i for i, there in enumerate(table["line"].to_pylist()) if there])
+    short = raw_of(table, refused)
+    assert len(short) == CLIPS and not short.null_count
+    monkeypatch.setattr(rows, "_MANY", 3)
+    monkeypatch.setattr(columnar, "PIECE_BYTES", 3000)
+    assert raw_of(table, refused).to_pylist() == short.to_pylist()
 
 
 def test_raw_rows_of_parquet_and_json(tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ profiles:
     recipe: recipe.yaml
     seeds: [0, 1]
     split: train
+    clips_per_prompt: 2
     overrides: [lm.steps=3, lm.optim.warmup=1]
 """
 
@@ -199,6 +200,30 @@ def _give_audio(root: Path) -> None:
         soundfile.write(uris[-1], wave, 16000, "PCM_16")
     place = table.column_names.index("audio_uri")
     pq.write_table(table.set_column(place, "audio_uri", pa.array(uris, pa.string())), path)
+
+
+def test_a_split_that_is_not_there_is_told_before_training(tmp_path: Path) -> None:
+    make_world(tmp_path)
+    path = tmp_path / "ablation.yaml"
+    path.write_text(TINY.replace("split: train", "split: test"))
+    command = ["ablate", "--config", str(path), "--profile", "tiny", "--jobs", "1"]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, AttuneError)
+    assert "no clips in split 'test'" in str(refused.exception)
+    assert not (tmp_path / "run" / "cells").exists()
+
+
+def test_other_weights_are_another_cell(tmp_path: Path) -> None:
+    make_world(tmp_path)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    recipe = str(tmp_path / "recipe.yaml")
+    cell = cells.Cell(recipe, (), "with", 0, "train", 1, str(weights))
+    without = cell.key()
+    (weights / "vggish.pth").write_bytes(b"one")
+    one = cell.key()
+    (weights / "vggish.pth").write_bytes(b"another")
+    assert len({without, one, cell.key()}) == 3
 
 
 def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +260,7 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for cell in found["cells"]:
         assert cell["metrics"]["fad_codec"] > 0 and cell["metrics"]["fd_mel"] > 0
         assert "agreement" in cell["missing"] and "fad_vggish" in cell["missing"]
+        assert cell["clips"] == 2 * cell["reference_clips"] and "fad_codec" in cell["cards"]
     assert found["tests"]["fad_codec"]["n"] == 2
     names = "tables.md tables.tex results.csv ablation.png ablation.html ablation.json"
     assert all((out / name).stat().st_size > 0 for name in names.split())
@@ -247,7 +273,7 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells._measurer.cache_clear()
     with pytest.raises(AttuneError, match=r"needs two usable real clips at least: .*[.]wav"):
         cells._measurer(
-            str(tmp_path), str(tmp_path / "codec"), str(tmp_path / "data"), "train", "cpu"
+            str(tmp_path), (), str(tmp_path / "codec"), str(tmp_path / "data"), "train", "cpu"
         )
     for wave in moved.iterdir():
         wave.rename(tmp_path / wave.name)

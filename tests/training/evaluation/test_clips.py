@@ -34,8 +34,7 @@ def _dataset(groups: dict[str, int]) -> Any:
 
 
 def test_classes_of_few_recordings_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    audio = SimpleNamespace(wav=np.zeros(160, np.float32), sample_rate=16_000)
-    monkeypatch.setattr(clips, "read_audio", lambda *_: audio)
+    monkeypatch.setattr(clips, "read_source", lambda *_: (np.zeros(160, np.float32), 16_000))
     dataset = _dataset({"bell": 10, "dog": 5, "rain": 4})
     # The places go to classes that can be judged.
     found = clips.labelled_clips(dataset, 16_000, ReportConfig(max_classes=2), held_out=False)

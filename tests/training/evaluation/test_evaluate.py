@@ -21,6 +21,7 @@ from common.codec import load_codec
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.schema import MANIFEST
+from common.storage import open_store
 from training.cli import app
 from training.evaluation.backbones.vggish import VGGish
 from training.evaluation.cache import EmbeddingCache
@@ -206,6 +207,11 @@ def test_two_models_are_compared_in_pairs(tmp_path: Path, weights: Path, tiny_co
     same = _run(tmp_path, first, *shared, "--against", first)["comparison"]
     assert same["differences"]["fd_mel"]["value"] == 0
     assert not same["differences"]["fd_mel"]["more_than_noise"]
+    # `evaluate` writes down which real clip is meant, `generate` cannot.
+    told = _generated(tmp_path / "told", range(5), 0.1)
+    for path in told.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"reference": path.stem}))
+    assert _run(tmp_path, first, *shared, "--against", told)["comparison"]["clips"] == 20
     stranger = tmp_path / "stranger"
     for i in range(3):
         _write(stranger, f"x{i}", _sound("dog", i))
@@ -258,13 +264,43 @@ def test_loudness_is_taken_out_where_one_is_given(tmp_path: Path):
 def test_no_clip_of_a_run_is_made_twice(tmp_path: Path, tiny_root: Path, tiny_run: Path):
     """Real clips often share a prompt; the same prompt and seed would give the same clip."""
     recipe = load_recipe(tiny_root / "recipe.yaml", ["sampling.weights=fp32"])
-    prompts = [SetClip(f"{i}", "", prompts=("dog" if i < 3 else "rain",)) for i in range(4)]
+    # In training form the first three are one.
+    texts = ("dog", "The dogs", "A dog!", "rain")
+    prompts = [SetClip(f"{i}", "", prompts=(text,)) for i, text in enumerate(texts)]
     folder = generate_set(recipe, tiny_run, prompts, tmp_path, Console(quiet=True), seed=5)
     clips = read_folder(folder).clips
     assert sorted((c.facts["prompt"], c.facts["seed"], c.facts["reference"]) for c in clips) == [
-        ("dog", 5, "0"), ("dog", 6, "1"), ("dog", 7, "2"), ("rain", 5, "3"),
+        ("A dog!", 7, "2"), ("The dogs", 6, "1"), ("dog", 5, "0"), ("rain", 5, "3"),
     ]  # fmt: skip
     assert len({Path(clip.uri).read_bytes() for clip in clips}) == 4
+
+
+def test_clap_hears_the_caption_that_a_prompt_was_made_of(
+    tmp_path: Path, tiny_root: Path, tiny_run: Path
+):
+    recipe = load_recipe(tiny_root / "recipe.yaml")
+    prompts = [
+        SetClip("0", "", prompts=("dog bark", "dog"), normalized=True, captions=("A dog barks.",)),
+        SetClip("1", "", prompts=("rain",), normalized=True, captions=("It thunders.",)),
+        SetClip("2", "", prompts=("dog",), normalized=True),
+    ]
+    folder = generate_set(recipe, tiny_run, prompts, tmp_path, Console(quiet=True))
+    found = {clip.facts["reference"]: clip for clip in read_folder(folder).clips}
+    assert [found[name].text for name in "012"] == ["A dog barks.", "rain", "dog"]
+    assert [found[name].prompt for name in "012"] == ["dog bark", "rain", "dog"]
+
+
+def test_real_clips_may_lie_in_a_bucket(tmp_path: Path, s3_bucket: str):
+    _write(tmp_path, "dog", _sound("dog", 0))
+    store = open_store(f"{s3_bucket}/audio")
+    store.write("some/dog.wav", tmp_path / "dog.wav")
+    wave, rate = load_clip(SetClip("dog", f"{s3_bucket}/audio/some/dog.wav", 0.2, 0.7), None)
+    assert rate == RATE and len(wave) == RATE // 2
+    np.testing.assert_array_equal(
+        wave, load_clip(SetClip("dog", str(tmp_path / "dog.wav")), None)[0][3200:11200]
+    )
+    with pytest.raises(AudioError, match=r"missing: s3://bucket/audio/some/cat[.]wav"):
+        load_clip(SetClip("cat", f"{s3_bucket}/audio/some/cat.wav"), None)
 
 
 def test_pairs_go_by_reference_then_name_then_prompt():

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 from two_models import make_study
 from typer.testing import CliRunner
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from common.errors import AttuneError
 from training.cli import app
 from training.evaluation.preference.answers import Answers
-from training.evaluation.preference.report import harmless, table_4, write_report
+from training.evaluation.preference.report import _by_prompt, harmless, table_4, write_report
 from training.evaluation.preference.study import Model, Side, Study
 
 PAIRS, RATERS = 5, 4
@@ -74,6 +75,18 @@ def test_figures_follow_from_the_answers(place: tuple[Path, Study]) -> None:
     assert found["sides"]["left_chosen"]["hits"] == left
     assert found["sides"]["left_chosen"]["hits"] == sum(row["left"] for row in found["raters"])
     assert found["sides"]["a_was_left"] == 10
+
+
+def test_pairs_of_one_prompt_have_one_vote(place: tuple[Path, Study]) -> None:
+    _, study = place
+    prompts = ("dog", "rain", "dog", "bell", "rain")
+    pairs = [
+        pair.model_copy(update={"prompt": text})
+        for pair, text in zip(study.pairs, prompts, strict=True)
+    ]
+    counts = np.array([[4, 0], [1, 3], [3, 1], [2, 2], [2, 2]])
+    found = _by_prompt(study.model_copy(update={"pairs": pairs}), counts)
+    np.testing.assert_array_equal(found, [[7, 1], [3, 5], [2, 2]])
 
 
 def test_every_answer_is_a_row_and_no_cell_a_formula(place: tuple[Path, Study]) -> None:

@@ -65,6 +65,13 @@ def test_loudness_is_what_was_asked_for() -> None:
     assert meter.integrated_loudness(short) == pytest.approx(-30, abs=0.05)
 
 
+@pytest.mark.parametrize(("samples", "rate"), [(2007, 16_000), (13_233, 44_100), (1, 48_000)])
+def test_short_clips_of_any_length_have_a_loudness(samples: int, rate: int) -> None:
+    wave = np.full(samples, 0.1, np.float32)
+    wave[::2] *= -1
+    assert np.isfinite(at_loudness(wave, rate, -30)).all()
+
+
 def test_no_peak_is_clipped() -> None:
     clicks = _noise(3, 0.001)
     clicks[::4000] = 0.5
@@ -85,6 +92,33 @@ def test_clips_as_wav_and_flac(tmp_path: Path) -> None:
         np.testing.assert_allclose(read, wave, atol=1 / 32767)
     assert slug("A dog, barking!") == "a-dog-barking"
     assert slug("!!") == "prompt"
+
+
+def test_facts_stand_only_beside_the_clip_that_they_are_true_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"sample_rate": 16000, "step": 1}
+    write_clip(tmp_path, "clip", _noise(0.5, 0.1), facts, "wav")
+    whole = (tmp_path / "clip.wav").read_bytes()
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"RIFF")
+        raise soundfile.LibsndfileError(2)
+
+    monkeypatch.setattr(soundfile, "write", full)
+    with pytest.raises(AttuneError, match=r"clip[.]wav: cannot be written"):
+        write_clip(tmp_path, "clip", _noise(0.5, 0.2), facts | {"step": 2}, "wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
+    assert (tmp_path / "clip.wav").read_bytes() == whole
+
+
+def test_prompts_with_line_breaks_and_separators(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text('prompt,seed\n"a dog\nbarks",3\nrain,4\n')
+    assert [(p.text, p.seed) for p in read_prompts(path)] == [("a dog\nbarks", 3), ("rain", 4)]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a dog\u2028barks"}\n{"prompt": "rain\x85"}\n', encoding="utf-8")
+    assert [p.text for p in read_prompts(path)] == ["a dog\u2028barks", "rain"]
 
 
 def test_the_command_with_a_file_of_prompts(

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from common.shards import ShardDataset
 from training.checkpoint import write_atomically
 from training.config import DRAWS, LMConfig
 from training.evaluation.agreement import SoundJudge
+from training.evaluation.backbones.backbone import file_hash
 from training.evaluation.cache import EmbeddingCache, default_cache
 from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
 from training.evaluation.clips import labelled_clips, read_curve
@@ -36,6 +37,11 @@ from training.evaluation.frechet import Gaussian, frechet_distance
 from training.evaluation.generated_set import generate_set
 from training.evaluation.measure import Backbones, Measured, Measurer
 
+Hashes = tuple[tuple[str, str], ...]
+"""Files of weights, with what is in them."""
+
+FRAMING = "google"
+"""Of VGGish's examples, as in the figures that the paper quotes."""
 SEEDS_APART = 1_000_000
 """Between the seeds of a prompt's clips: a clip's further prompts take the next ones."""
 
@@ -76,7 +82,7 @@ class Cell:
             "plan": ShardDataset.open(recipe.data_dir).summary.get("plan_hash"),
             "split": self.split,
             "clips_per_prompt": self.clips_per_prompt,
-            "backbones": sorted(p.name for p in Path(self.weights).glob("*")),
+            "backbones": _backbone_hashes(self.weights),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -110,14 +116,16 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     recipe = load_recipe(cell.recipe, cell.all_overrides)
     folder = cell_folder(recipe.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    key = cell.key()  # of what there is now: weights that come meanwhile are not measured with
     began = time.monotonic()
     _train(cell, folder / f"{cell.name}.log")
     trained = time.monotonic()
     run = Path(recipe.run_dir) / cell.name
     reference = _reference(recipe.data_dir, cell.split)
     measurer, gaussians, missing = _measurer(
-        cell.weights, recipe.codec.path, recipe.data_dir, cell.split, cell.device
-    )
+        cell.weights, _backbone_hashes(cell.weights),
+        recipe.codec.path, recipe.data_dir, cell.split, cell.device,
+    )  # fmt: skip
     quiet = Console(file=io.StringIO())
     prompts = [clip for clip in shuffled(reference.clips) if clip.prompts]
     clips: list[SetClip] = []
@@ -126,7 +134,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             recipe, run, prompts, run.parent / "evaluated" / cell.name, quiet,
             cell.device, seed=i * SEEDS_APART,
         )  # fmt: skip
-        clips += read_folder(made).clips
+        # Files of a prompt's clips have the same name in each of the folders.
+        clips += [replace(c, name=f"{i}/{c.name}") for c in read_folder(made).clips]
     measured = measurer.generated(clips, pair(clips, reference.clips), gaussians)
     metrics: dict[str, float] = {
         metric: frechet_distance(groups.total(), gaussians[metric])
@@ -140,11 +149,12 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     else:
         metrics["agreement"] = agreement["rate"]
     document = {
-        "key": cell.key(),
+        "key": key,
         "row": cell.row,
         "seed": cell.seed,
         "metrics": metrics,
         "missing": missing,
+        "cards": measurer.backbones.cards(),
         "clips": len(measured.clips),
         "reference": reference.source,
         "reference_clips": len(reference.clips),
@@ -171,6 +181,17 @@ def _train(cell: Cell, log: Path) -> None:
         raise AttuneError(f"{cell.name}: training ended with status {status}: {last} (log: {log})")
 
 
+def _backbone_hashes(weights: str) -> Hashes:
+    folder = Path(weights)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple((str(p.relative_to(folder)), _hash_of(p, p.stat().st_mtime_ns)) for p in files)
+
+
+@lru_cache
+def _hash_of(path: Path, modified: int) -> str:
+    return file_hash(path)
+
+
 @lru_cache(maxsize=2)
 def _reference(data_dir: str, split: str) -> ClipSet:
     return read_shards(data_dir, split)
@@ -178,9 +199,9 @@ def _reference(data_dir: str, split: str) -> ClipSet:
 
 @lru_cache(maxsize=2)
 def _measurer(
-    weights: str, codec: str, data_dir: str, split: str, device: str
+    weights: str, _: Hashes, codec: str, data_dir: str, split: str, device: str
 ) -> tuple[Measurer, dict[str, Gaussian], dict[str, str]]:
-    backbones = Backbones.load(Path(weights), codec, device=device)
+    backbones = Backbones.load(Path(weights), codec, FRAMING, device)
     measurer = Measurer(backbones, EmbeddingCache(default_cache()))
     reference = _reference(data_dir, split)
     real = measurer.reference(reference.clips)

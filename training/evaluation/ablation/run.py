@@ -16,10 +16,10 @@ from typing import Any
 from common.cluster import check_address
 from common.config import load_recipe
 from common.errors import AttuneError
-from common.shards import ShardDataset
 from training.config import LMConfig
 from training.evaluation.ablation.cells import Cell, read_cell, run_cell
 from training.evaluation.ablation.config import AblationConfig, Profile
+from training.evaluation.clip_sets import read_shards
 
 Outcome = dict[str, Any] | str
 """What a cell came to, or why it did not."""
@@ -36,7 +36,7 @@ def cells_of(
     """Every row with its seeds: first all rows with one seed, so that tables fill evenly.
 
     Raises:
-        AttuneError: the recipe, its shards or a row's settings are not usable.
+        AttuneError: the recipe, its shards, their split or a row's settings are not usable.
     """
     cells = [
         (
@@ -52,7 +52,7 @@ def cells_of(
     for _, cell in cells:  # a mistake in the last row should not show after hours
         made = load_recipe(cell.recipe, cell.all_overrides)
         made.section("lm", LMConfig)
-    ShardDataset.open(made.data_dir)
+    read_shards(made.data_dir, profile.split)
     return [cell for _, cell in sorted(cells, key=lambda one: one[0])]
 
 

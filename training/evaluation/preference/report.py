@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import AttuneError
 from training.evaluation.preference.answers import Answer, Answers
@@ -75,7 +76,7 @@ def find_figures(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
         "answers": n,
         "answers_of_a_finished_study": study.answers,
         "preference": {"a": asdict(share(for_a, n)), "b": asdict(share(n - for_a, n))},
-        "majorities": asdict(majorities(counts)),
+        "majorities": asdict(majorities(_by_prompt(study, counts))),
         "agreement": asdict(fleiss_kappa(counts)),
         "sides": {
             "left_chosen": asdict(share(left, n)),
@@ -96,6 +97,14 @@ def find_figures(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
     # The clearest for A first, the clearest for B last.
     figures["prompts"].sort(key=lambda row: row["b"] - row["a"])
     return figures | {"table_4": table_4(figures)}
+
+
+def _by_prompt(study: Study, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Answers of pairs with the same prompt together: they are not independent."""
+    prompts = list(dict.fromkeys(pair.prompt for pair in study.pairs))
+    found = np.zeros((len(prompts), 2), np.int64)
+    np.add.at(found, [prompts.index(pair.prompt) for pair in study.pairs], counts)
+    return found
 
 
 def table_4(figures: dict[str, Any]) -> str:

@@ -185,9 +185,9 @@ def _trust(figures: dict[str, Any]) -> str:
         told = f"Fleiss' kappa is undefined: {agreement['why']}."
     else:
         told = (
-            f"Two raters of a prompt agree {agreement['observed']:.1%} of the time, where chance "
+            f"Two raters of a pair agree {agreement['observed']:.1%} of the time, where chance "
             f"would give {agreement['chance']:.1%}: Fleiss' kappa {agreement['value']:.2f} over "
-            f"{agreement['prompts']} prompts (1: always, 0: as by chance)."
+            f"{agreement['prompts']} pairs (1: always, 0: as by chance)."
         )
     rows = [
         (
