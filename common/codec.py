@@ -38,6 +38,7 @@ Precision = Literal["float32", "bfloat16"]
 time, and a few percent of the codes come out otherwise (`make bench` states both); refused where a
 processor's is wrong (`common.bfloat16`)."""
 
+_FILES = ("config.json", "model.safetensors")
 _TRAINING_ONLY = ("codebook.cluster_size", "codebook.embed_avg", "codebook.inited")
 
 
@@ -56,8 +57,12 @@ def resolve_codec(path: str) -> Path:
         folder = Path(path)
         if not folder.is_dir():
             folder = _from_hub(path)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
+    for name in _FILES:
+        try:
+            there = (folder / name).is_file()
+        except OSError as error:  # a folder that is not ours to look into
+            raise _unreadable(path, folder / name, error) from error
+        if not there:
             raise AttuneError(
                 f"codec {path!r}: {folder} has no {name}; expected a Hugging Face EncodecModel "
                 "folder as `python -m training codec` writes it"
@@ -66,11 +71,18 @@ def resolve_codec(path: str) -> Path:
 
 
 def codec_identity(path: str) -> str:
-    """Hash of the codec's two files, 16 hex digits; cheap, loads nothing into a model."""
+    """Hash of the codec's two files, 16 hex digits; cheap, loads nothing into a model.
+
+    Raises:
+        AttuneError: no such codec, or no permission to read it.
+    """
     folder = resolve_codec(path)
     digest = hashlib.blake2b(digest_size=8)
-    for name in ("config.json", "model.safetensors"):
-        digest.update((folder / name).read_bytes())
+    for name in _FILES:
+        try:
+            digest.update((folder / name).read_bytes())
+        except OSError as error:
+            raise _unreadable(path, folder / name, error) from error
     return digest.hexdigest()
 
 
@@ -92,9 +104,12 @@ def load_codec(
     from transformers import EncodecConfig, EncodecModel
     from transformers.utils import logging as transformers_logging
 
+    exact_float32(torch.device(device))
     folder = resolve_codec(path)
     try:
         settings = json.loads((folder / "config.json").read_text())
+    except OSError as error:
+        raise _unreadable(path, folder / "config.json", error) from error
     except ValueError as error:
         raise AttuneError(f"codec {path!r}: {folder / 'config.json'} is not JSON") from error
     if not isinstance(settings, dict):
@@ -283,6 +298,22 @@ def fold_weight_norm(model: torch.nn.Module) -> None:
             parametrize.remove_parametrizations(module, "weight")
 
 
+def exact_float32(device: torch.device) -> None:
+    """Have GPUs compute float32 as CPUs do.
+
+    By default cuDNN rounds what enters convolutions and LSTMs to TF32's 10 bits, and codes near a
+    border come out otherwise.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def _unreadable(path: str, file: Path, error: OSError) -> AttuneError:
+    remedy = "; its owner can let others read it (chmod a+rX)"
+    told = remedy if isinstance(error, PermissionError) else ""
+    return AttuneError(f"codec {path!r}: {file} cannot be read: {error.strerror}{told}")
+
+
 def _from_hub(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -291,5 +322,6 @@ def _from_hub(path: str) -> Path:
     except Exception as error:
         raise AttuneError(
             f"codec {path!r}: no such folder, and not to be had from the hub "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}); train it (python -m training codec), or name another: "
+            "codec.path=builtin:sfx-small"
         ) from error

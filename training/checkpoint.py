@@ -48,6 +48,8 @@ from training.async_save import BackgroundSave
 from training.distributed import World, from_first, full, gather_objects
 from training.ema import ExponentialMovingAverage
 from training.lm.model import Architecture, LanguageModel
+from training.modes import as_any_file
+from training.plain_state import load_state
 
 _NEEDED = ("architecture", "codec_id", "text_encoder_id", "prompt_policy", "segment_s", "step")
 """Keys of `model.json` that generation reads."""
@@ -225,7 +227,7 @@ class Checkpointer:
         if not reason:
             try:
                 with _quiet():
-                    dcp.load(state, checkpoint_id=folder / "state", no_dist=self._world.size == 1)
+                    load_state(state, folder / "state", no_dist=self._world.size == 1)
             except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
                 reason, cause = f"cannot be loaded: {_innermost(error)}", error
         reasons = [found for found in gather_objects(reason, self._world) if found]
@@ -254,6 +256,7 @@ class Checkpointer:
         self, partial: Path, folder: Path, weights: dict[str, Tensor], document: dict[str, Any]
     ) -> None:
         save_file(weights, partial / "model.safetensors")
+        as_any_file(partial / "model.safetensors")
         (partial / "model.json").write_text(json.dumps(document, indent=2) + "\n")
         for path in (partial / "model.safetensors", partial / "model.json", partial):
             _to_disk(path)
@@ -391,7 +394,7 @@ def _raw_weights(folder: Path, model: LanguageModel) -> dict[str, Tensor]:
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     try:
         with _quiet():
-            dcp.load(state, checkpoint_id=folder / "state", no_dist=True)
+            load_state(state, folder / "state", no_dist=True)
     except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
         raise AttuneError(f"checkpoint {folder}: cannot be loaded: {_innermost(error)}") from error
     weights: dict[str, Tensor] = state["model"]
@@ -401,6 +404,8 @@ def _raw_weights(folder: Path, model: LanguageModel) -> dict[str, Tensor]:
 def _innermost(error: BaseException) -> str:
     """What went wrong at first, as one line: DCP wraps it in a report of all processes."""
     while True:
+        if isinstance(error, AttuneError):
+            return str(error)
         if isinstance(error, CheckpointException) and error.failures:
             error = next(iter(error.failures.values()))[0]
         elif error.__cause__ is not None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import EncodecModel
 
 from common import codec as codec_module
-from common.codec import codec_identity, load_codec
+from common.codec import codec_identity, exact_float32, load_codec
 from common.errors import AttuneError
 from common.seanet import FastEncoder
 from training.codec.config import CodecArchitecture
@@ -88,6 +88,20 @@ def test_identity_changes_with_weights_and_config(tmp_path: Path):
     settings = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(settings | {"note": 1}))
     assert codec_identity(str(path)) != before
+
+
+def test_files_of_others_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = _folder(tmp_path / "codec")
+
+    def forbidden(*_: object) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    for method in ("read_bytes", "is_file", "read_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, forbidden)
+            names = "config.json cannot be read: Permission denied; its owner can"
+            with pytest.raises(AttuneError, match=names):
+                (load_codec if method == "read_text" else codec_identity)(str(path))
 
 
 def _rename(folder: Path, change: Callable[[str], str | None]) -> None:
@@ -183,3 +197,11 @@ def test_the_shipped_codec_is_small_has_its_card_and_keeps_what_it_is_given():
     loudness = [np.sqrt(np.mean(block**2)) for block in np.split(decoded, 16)]
     original = [np.sqrt(np.mean(block**2)) for block in np.split(wav, 16)]
     assert np.corrcoef(loudness, original)[0, 1] > 0.9
+
+
+def test_float32_on_gpus_is_float32(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    exact_float32(torch.device("cpu"))
+    assert torch.backends.cudnn.allow_tf32
+    exact_float32(torch.device("cuda", 0))
+    assert not torch.backends.cudnn.allow_tf32

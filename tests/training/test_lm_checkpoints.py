@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from training import checkpoint as checkpoints
 from training import train as training
-from training.checkpoint import Checkpointer, latest_checkpoint
+from training.checkpoint import Checkpointer, latest_checkpoint, load_for_inference
 from training.config import LMConfig
 from training.distributed import start
 from training.ema import ExponentialMovingAverage
@@ -134,6 +136,39 @@ def test_the_best_needs_a_validation_for_every_checkpoint(tiny_root: Path) -> No
     recipe = load_recipe(tiny_root / "recipe.yaml", ["lm.keep_best=true", "lm.valid_every=2"])
     with pytest.raises(AttuneError, match=r"valid_every \(2\) must divide checkpoint_every \(5\)"):
         recipe.section("lm", LMConfig)
+
+
+def test_weights_have_the_mode_of_any_file(tiny_run: Path) -> None:
+    folder = latest_checkpoint(tiny_run)
+    assert folder is not None
+    weights, description = folder / "model.safetensors", folder / "model.json"
+    assert weights.stat().st_mode == description.stat().st_mode
+
+
+class _Command:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self._folder),)
+
+
+def test_a_checkpoint_that_would_run_code_is_no_checkpoint(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _train(tiny_root, tmp_path)
+    newest = tmp_path / "lm" / "checkpoints" / "step-00000010"
+    marker = tmp_path / "marker"
+    (newest / "state" / ".metadata").write_bytes(pickle.dumps(_Command(marker)))
+    with pytest.raises(AttuneError, match=r"state/\.metadata: names \w+\.mkdir.* could run code"):
+        load_for_inference(newest, raw=True)
+    capsys.readouterr()
+    _train(tiny_root, tmp_path)
+    err = capsys.readouterr().err
+    assert "names posix.mkdir" in err and "going back to" in err and "step-00000005" in err
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("where", ["state", "model.safetensors", "latest"])

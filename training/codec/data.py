@@ -8,15 +8,12 @@ batch, which is the same whatever their number.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +22,7 @@ from torch import Tensor
 
 from common.audio import AudioError, Waveform, check_audio, read_part, resample, stated_length_s
 from common.errors import AttuneError
-from common.storage import Store, open_store
+from training.source_audio import opened
 
 _MARGIN_S = 0.05
 """Read on both sides of a segment, so that resampling does not see its ends."""
@@ -88,7 +85,7 @@ class ClipsOnDisk:
     def segment(self, clip: int, place: float, samples: int) -> Waveform:
         uri, first, end = self.source(clip)
         wanted = samples / self.sample_rate
-        with _opened(uri) as (file, size):
+        with opened(uri) as (file, size):
             length = stated_length_s(file)
             last = min(math.inf if end is None else end, math.inf if length is None else length)
             # What states no length is taken from its start.
@@ -102,18 +99,25 @@ class ClipsOnDisk:
             raise AudioError("non_finite", uri)
         return _fit(wav[round(lead * self.sample_rate) :], samples)
 
-    def whole(self, clip: int, max_s: float = math.inf) -> Waveform:
+    def whole(self, clip: int, max_s: float = math.inf, shortest: int = 0) -> Waveform:
         """A clip in full, or its first `max_s` seconds: float32 [S].
+
+        Args:
+            shortest: number of samples that it must have at least.
 
         Raises:
             AudioError: it cannot be used, too short and silent ones included.
         """
         uri, first, end = self.source(clip)
         end = None if end is None and max_s == math.inf else min(end or math.inf, first + max_s)
-        with _opened(uri) as (file, size):
+        with opened(uri) as (file, size):
             wav, rate = read_part(file, uri, size, first, end)
         check_audio(wav, rate, _SHORTEST_S, math.inf)
-        return resample(wav, rate, self.sample_rate)
+        wav = resample(wav, rate, self.sample_rate)
+        if len(wav) < shortest:
+            told = f"{len(wav)} samples at {self.sample_rate} Hz, expected at least {shortest}"
+            raise AudioError("too_short", told)
+        return wav
 
 
 class ClipsInMemory:
@@ -124,13 +128,21 @@ class ClipsInMemory:
         refused: number of clips by reason.
     """
 
-    def __init__(self, clips: ClipsOnDisk, workers: int, max_s: float = math.inf) -> None:
+    def __init__(
+        self, clips: ClipsOnDisk, workers: int, max_s: float = math.inf, shortest: int = 0
+    ) -> None:
+        """
+        Args:
+            clips: what is decoded.
+            workers: threads.
+            max_s, shortest: as in `ClipsOnDisk.whole`.
+        """
         self.waves: list[Waveform] = []
         self.refused: Counter[str] = Counter()
 
         def read(clip: int) -> Waveform | AudioError:
             try:
-                return clips.whole(clip, max_s)
+                return clips.whole(clip, max_s, shortest)
             except AudioError as error:
                 return error
 
@@ -225,13 +237,25 @@ class SegmentLoader:
 
 
 def held_out_clips(
-    clips: ClipsOnDisk, most: int, max_s: float, workers: int, rank: int = 0, world: int = 1
+    clips: ClipsOnDisk,
+    most: int,
+    max_s: float,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    shortest: int = 0,
 ) -> ClipsInMemory:
-    """This process's part of at most `most` clips, evenly spaced among all."""
+    """This process's part of at most `most` clips, evenly spaced among all.
+
+    Args:
+        max_s, shortest: as in `ClipsOnDisk.whole`.
+        workers: threads.
+        rank: of this process among `world`.
+    """
     count = min(most, len(clips))
     chosen = [len(clips) * i // count for i in range(count)][rank::world]
     part = ClipsOnDisk(clips.sources.take(pa.array(chosen, pa.int64())), clips.sample_rate)
-    return ClipsInMemory(part, workers, max_s)
+    return ClipsInMemory(part, workers, max_s, shortest)
 
 
 def _fit(wave: Waveform, samples: int) -> Waveform:
@@ -249,31 +273,3 @@ def _readers(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _opened(uri: str) -> Iterator[tuple[BinaryIO, int]]:
-    """A file or an object, and its size in bytes."""
-    try:
-        if "://" in uri:
-            folder, _, name = uri.rpartition("/")
-            with _store(folder).open(name) as file:
-                size = file.seek(0, os.SEEK_END)
-                yield file, size
-        else:
-            path = Path(uri)
-            if path.exists() and not path.is_file():
-                raise AudioError("not_a_file", uri)
-            with path.open("rb") as file:
-                yield file, os.fstat(file.fileno()).st_size
-    except (FileNotFoundError, NotADirectoryError):
-        raise AudioError("missing", uri) from None
-    except PermissionError as error:
-        raise AudioError("unreadable", f"{uri}: {error.strerror}") from error
-    except OSError as error:  # the disk, not the file
-        raise AttuneError(f"codec training: {uri}: {error}; run again") from error
-
-
-@lru_cache(maxsize=64)
-def _store(folder: str) -> Store:
-    return open_store(folder)

@@ -11,6 +11,11 @@ from torch.nn import functional as F
 from training.mel import mel_filterbank
 
 
+def shortest_input(windows: Sequence[int]) -> int:
+    """Samples that `MultiScaleMelLoss` needs: STFTs pad by reflecting half a window."""
+    return max(windows, default=0) // 2 + 1
+
+
 class MultiScaleMelLoss(nn.Module):
     """Distance of log-mel and mel magnitudes over several STFT windows.
 

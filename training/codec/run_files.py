@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import Recipe
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.report import report_page, show_examples
+from training.codec.state import CHECKPOINT
 from training.codec.validation import Validation
+from training.modes import as_any_file
 from training.progress import read_log
 
 EXECUTION_ONLY = {
@@ -58,10 +61,16 @@ def _read_settings(path: Path) -> Any:
 
 
 def claim(run: Path, settings: dict[str, Any]) -> None:
-    """Write the run's configuration down, or check that it is still the same."""
+    """Write the run's configuration down; once something was saved, check that it is the same.
+
+    Raises:
+        AttuneError: it is another one.
+    """
+    run.mkdir(parents=True, exist_ok=True)
     path = run / "config.json"
     wanted = json.loads(json.dumps(settings))
-    if path.is_file():
+    saved = any((run / name).is_file() for name in (CHECKPOINT, "validation.json"))
+    if path.is_file() and saved:
         found = _read_settings(path)
         differs = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
         if differs:
@@ -70,6 +79,8 @@ def claim(run: Path, settings: dict[str, Any]) -> None:
                 "another codec_training.out or remove the folder"
             )
         return
+    # Rows of a run that ended before its first checkpoint: all of its steps are taken anew.
+    (run / "log.jsonl").unlink(missing_ok=True)
     path.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
@@ -121,11 +132,44 @@ def save_codec(
     Args:
         data: what it was trained on, in a few words.
         found: of these weights.
+
+    Raises:
+        AttuneError: it cannot be written.
     """
-    measured = found.figures
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed right here
+    try:
+        _write_codec(partial, run, model, recipe, config, settings, data, found)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise AttuneError(
+            f"codec_training.out {out}: cannot be written: {reason}; rerun the same command to go "
+            "on from the last checkpoint, once there is room"
+        ) from error
+    try:
+        partial.rename(out)
+    except OSError as error:
+        raise AttuneError(
+            f"codec_training.out {out}: cannot be written: {error.strerror}; the finished codec is "
+            f"in {partial}: move it to where you want it"
+        ) from error
+
+
+def _write_codec(
+    partial: Path,
+    run: Path,
+    model: Any,
+    recipe: Recipe,
+    config: CodecTrainingConfig,
+    settings: dict[str, Any],
+    data: str,
+    found: Validation,
+) -> None:
+    measured = found.figures
     model.save_pretrained(partial)  # weight norm kept apart, as in the released EnCodec weights
+    for weights in partial.glob("*.safetensors"):
+        as_any_file(weights)
     usage = "\n".join(
         f"| {k} | {used:.1%} | {perplexity:.1f} |"
         for k, (used, perplexity) in enumerate(
@@ -153,7 +197,6 @@ def save_codec(
         report_page(recipe, config, found, read_log(run), footer), encoding="utf-8"
     )
     (run / "validation.json").write_text(json.dumps(measured, indent=2) + "\n")
-    partial.rename(out)
 
 
 def _losses(config: CodecTrainingConfig) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from training.codec.guards import Guards
 from training.codec.model import build_model
 from training.distributed import World, gather_objects
 from training.ema import ExponentialMovingAverage
+from training.modes import as_any_file
+
+CHECKPOINT = "checkpoint.safetensors"
+"""The newest checkpoint's name in its run's folder."""
 
 
 class CodecState:
@@ -107,13 +112,27 @@ def save_checkpoint(run: Path, state: CodecState, step: int) -> None:
 
     Args:
         step: finished steps.
+
+    Raises:
+        AttuneError: it cannot be written; the one before is as it was.
     """
     tensors = state.tensors() | {"step": torch.tensor(step)}
-    partial = run / "checkpoint.safetensors.partial"
-    save_file({name: value.cpu().contiguous().clone() for name, value in tensors.items()}, partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(run / "checkpoint.safetensors")
+    whole = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    partial = run / f"{CHECKPOINT}.partial"
+    try:
+        save_file(whole, partial)
+        as_any_file(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(run / CHECKPOINT)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise AttuneError(
+            f"{run / CHECKPOINT}: cannot be saved: {reason}; rerun the same command to go on from "
+            "the one before, once there is room"
+        ) from error
 
 
 def load_checkpoint(run: Path, state: CodecState) -> int:
@@ -122,7 +141,7 @@ def load_checkpoint(run: Path, state: CodecState) -> int:
     Raises:
         AttuneError: there is one and it cannot be used.
     """
-    path = run / "checkpoint.safetensors"
+    path = run / CHECKPOINT
     if not path.is_file():
         return 0
     try:

@@ -18,12 +18,12 @@ from rich.console import Console
 from torch import nn
 
 from common.allocator import keep_freed_memory
-from common.codec import codec_identity
+from common.codec import codec_identity, exact_float32
 from common.config import Recipe
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.data import Clips, ClipsInMemory, ClipsOnDisk, SegmentLoader, held_out_clips
-from training.codec.losses import MultiScaleMelLoss
+from training.codec.losses import MultiScaleMelLoss, shortest_input
 from training.codec.quantizer import ResidualQuantizerTrainer, usage
 from training.codec.run_files import (
     EXECUTION_ONLY,
@@ -34,10 +34,16 @@ from training.codec.run_files import (
     save_codec,
 )
 from training.codec.sources import audio_sources
-from training.codec.state import CodecState, check_alike, load_checkpoint, save_checkpoint
+from training.codec.state import (
+    CHECKPOINT,
+    CodecState,
+    check_alike,
+    load_checkpoint,
+    save_checkpoint,
+)
 from training.codec.step import CodecStep, Outcome
 from training.codec.validation import Validation, validate
-from training.distributed import World, from_first, start, sum_on_host
+from training.distributed import World, on_first, start, sum_on_host
 from training.signals import StopSignals
 
 
@@ -70,6 +76,8 @@ def train_codec(
         **config.model_dump(exclude=EXECUTION_ONLY),
     }
     world = start(config.threads)
+    if config.precision == "fp32":
+        exact_float32(world.device)
     if not world.is_first:
         console = Console(quiet=True)
     if finished(out, run, settings):
@@ -100,10 +108,9 @@ def train_codec(
     )
     mel_loss = MultiScaleMelLoss(recipe.sample_rate, config.mel_windows, config.losses.mel_squared)
     mel_loss.to(world.device)
-    if world.is_first:
-        run.mkdir(parents=True, exist_ok=True)
-        claim(run, settings)
-    from_first(None, world)  # all wait for the first
+    step_fn = CodecStep(state, quantizer, mel_loss, config, recipe.seed)
+    step_fn.check_precision()  # its remedy is another configuration: before this one is kept
+    on_first(lambda: claim(run, settings), world)  # all wait for the first
     done = load_checkpoint(run, state)
     judge = _size(state.discriminator) if state.discriminator else "no"
     console.print(
@@ -120,9 +127,7 @@ def train_codec(
         stop = StopSignals()  # hears nothing
     log = CodecLog(run, done) if world.is_first else None
     pace = _Pace(config, done)
-    step_fn = CodecStep(state, quantizer, mel_loss, config, recipe.seed)
     model.train()
-    step_fn.check_precision()
     for step, batch in enumerate(loader.batches(done, config.steps), start=done):
         rate = learning_rate(config, step)
         outcome = step_fn(batch.to(world.device), step, rate)
@@ -153,7 +158,7 @@ def train_codec(
             if world.is_first:
                 save_checkpoint(run, state, reached)
             if asked:
-                raise stop.stopped(reached, run / "checkpoint.safetensors", world.is_first)
+                raise stop.stopped(reached, run / CHECKPOINT, world.is_first)
 
     # 5. Validation on whole clips, and the finished folder.
     check_alike(state, world, config.steps)
@@ -179,6 +184,13 @@ def learning_rate(config: CodecTrainingConfig, step: int) -> float:
 
 def _segment_samples(recipe: Recipe, config: CodecTrainingConfig) -> int:
     segment = round(config.segment_s * recipe.sample_rate)
+    shortest = shortest_input(config.mel_windows)
+    if segment < shortest and config.losses.mel > 0:
+        raise AttuneError(
+            f"codec_training.segment_s {config.segment_s:g} is {segment} samples, and the mel "
+            f"loss's windows (mel_windows) take at least {shortest}; lengthen segments or drop "
+            "windows"
+        )
     longest = max(config.discriminator.windows) if config.losses.use_discriminator else 0
     if segment < longest:
         raise AttuneError(
@@ -208,8 +220,9 @@ def _open_audio(
             )
     whole = ClipsOnDisk(audio_sources(config.validation, "valid"), rate)
     held_out = held_out_clips(
-        whole, config.valid_clips, config.valid_max_s, config.workers, world.rank, world.size
-    )
+        whole, config.valid_clips, config.valid_max_s, config.workers, world.rank, world.size,
+        shortest_input(config.mel_windows),
+    )  # fmt: skip
     (count,) = sum_on_host([len(held_out)], world)
     if not count:
         raise AttuneError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from common.errors import AttuneError
 from training.evaluation.backbones.backbone import MissingBackbone, load_state
 from training.evaluation.cache import cache_root
+from training.modes import as_any_file
 
 TIMEOUT_S = 30
 _PASST = "https://github.com/kkoutini/PaSST/releases/download/"
@@ -143,4 +144,5 @@ def _from_hub(repository: str, folder: Path) -> None:
             folder / "model.safetensors",
             metadata={"format": "pt"},
         )
+        as_any_file(folder / "model.safetensors")
         pickled.unlink()

@@ -76,6 +76,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
         do_sample=not greedy,
         guidance_scale=max(sampling.cfg, 1.0),  # theirs guides above 1 alone
         top_k=None if greedy else min(sampling.top_k, arch.codebook_size),
+        top_p=None if greedy or sampling.top_p == 1 else sampling.top_p,
         temperature=None if greedy else sampling.temperature,
         max_new_tokens=delayed_steps(frames, arch.n_codebooks),
         pad_token_id=arch.special,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from common.errors import AttuneError
+from training.modes import as_any_file
 
 RECORD = "attune.json"
 """What an export says about itself; lists its files, so that it is known again."""
@@ -54,26 +56,55 @@ def check_free(to: Path, replace: bool) -> None:
 def staged(to: Path, replace: bool) -> Iterator[Path]:
     """A folder to write into, which is renamed to `to` at the end.
 
+    It lies in a folder of its own beside `to`, and so does an earlier export until the new one is
+    in its place; nothing else there is touched.
+
     Raises:
         AttuneError: `to` is taken (`check_free`), or cannot be written.
     """
     check_free(to, replace)
-    partial, old = (to.with_name(f"{to.name}.{what}") for what in ("partial", "old"))
+    room: Path | None = None
+    replaced = True
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
-        partial.mkdir(parents=True)
-        yield partial
+        to.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=f"{to.name}.partial-", dir=to.parent))
+        # Below: what `mkdtemp` makes is its owner's alone.
+        new, old = room / "new", room / "old"
+        new.mkdir()
+        yield new
+        for weights in new.rglob("*.safetensors"):
+            as_any_file(weights)
         check_free(to, replace)  # minutes may have passed
         if to.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
+            replaced = False
             to.rename(old)
-        partial.rename(to)
-        shutil.rmtree(old, ignore_errors=True)
+        new.rename(to)
+        replaced = True
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise AttuneError(f"--to {to}: cannot be written: {reason}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if room is not None:
+            if not replaced:
+                _put_back(room / "old", to)
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def _put_back(old: Path, to: Path) -> None:
+    """Undo moving an earlier export aside, if it was.
+
+    Raises:
+        AttuneError: that fails as well, and it stays where it is.
+    """
+    if not old.is_dir():
+        return
+    try:
+        old.rename(to)
+    except OSError as error:
+        raise AttuneError(
+            f"--to {to}: cannot be written, and the earlier export cannot be put back: "
+            f"{error.strerror}; it is kept in {old}"
+        ) from error
 
 
 def write_record(folder: Path, facts: dict[str, Any]) -> None:

@@ -286,6 +286,7 @@ def _sampling(told: dict[str, Any]) -> dict[str, Any]:
     found = {
         "cfg": told.get("guidance_scale"),
         "top_k": told.get("top_k"),
+        "top_p": told.get("top_p"),
         "temperature": told.get("temperature"),
     }
     return {key: value for key, value in found.items() if value}

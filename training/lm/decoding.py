@@ -195,11 +195,13 @@ class StaticDecoder(Decoder):
         self._step += 1
         if self._cache.device.type != "cuda":
             return self._one(columns)
-        if self._column is None:
-            self._column = columns.clone()
-            self._record(self._column)
-        self._column.copy_(columns)
-        self._graph.replay()
+        # Streams and graphs are the current device's, which may be another GPU.
+        with torch.cuda.device(self._cache.device):
+            if self._column is None:
+                self._column = columns.clone()
+                self._record(self._column)
+            self._column.copy_(columns)
+            self._graph.replay()
         return self._logits
 
     def _one(self, column: Tensor) -> Tensor:
@@ -224,7 +226,8 @@ class StaticDecoder(Decoder):
                 self._one(column)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # PyTorch's own stream for it stays that of the first device that ever recorded.
+        with torch.cuda.graph(self._graph, stream=stream):
             self._logits = self._one(column)
 
 

@@ -18,6 +18,7 @@ from training.codec.data import (
     SegmentLoader,
     held_out_clips,
 )
+from training.codec.losses import MultiScaleMelLoss, shortest_input
 from training.codec.sources import SOURCES, audio_sources
 
 RATE = 8000
@@ -169,3 +170,16 @@ def test_held_out_clips_are_shared_out_and_cut(folder: Path):
     assert [len(part) for part in parts] == [2, 1]
     assert all(len(wave) <= RATE // 2 for part in parts for wave in part.waves)
     assert len(held_out_clips(clips, 100, 0.5, 1)) == 4
+
+
+def test_held_out_clips_too_short_to_be_compared_are_refused(folder: Path):
+    soundfile.write(folder / "4.wav", _ramp(0.12), RATE)
+    clips = ClipsOnDisk(audio_sources([str(folder)], "train"), RATE)
+    part = held_out_clips(clips, 100, 0.5, 1, shortest=shortest_input([64, 2048]))
+    assert len(part) == 4 and part.refused == {"too_short": 1}
+    # The bound is the loss's own.
+    loss = MultiScaleMelLoss(RATE, [64, 2048])
+    wav = torch.rand(1, shortest_input([64, 2048]))
+    assert float(loss(wav, wav)) == 0
+    with pytest.raises(RuntimeError, match="Padding size"):
+        loss(wav[:, 1:], wav[:, 1:])

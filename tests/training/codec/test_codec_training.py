@@ -11,13 +11,16 @@ import pytest
 import soundfile
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import EncodecModel
 
 from common.codec import load_codec
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.schema import PLAN
+from training.codec import state
 from training.codec import train as codec_train
 from training.codec.config import CodecTrainingConfig
 from training.codec.losses import MultiScaleMelLoss, si_sdr
@@ -88,6 +91,8 @@ def test_the_finished_folder_decodes_what_it_encodes_and_says_where_it_comes_fro
     recipe_file: Path,
 ):
     out = _train(recipe_file)
+    paths = (out / "model.safetensors", Path(f"{out}.run/checkpoint.safetensors"))
+    assert {path.stat().st_mode for path in paths} == {(out / "README.md").stat().st_mode}
     codec = load_codec(str(out))
     assert (codec.sample_rate, codec.hop, codec.n_codebooks, codec.codebook_size) == (
         16_000,
@@ -207,6 +212,80 @@ def test_training_streams_from_a_plan_as_well(recipe_file: Path, tmp_path: Path)
     assert "4 clips; refused: none" in (out / "README.md").read_text()
 
 
+def test_a_run_that_saved_nothing_may_be_begun_anew_with_another_configuration(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(step: CodecStep) -> None:
+        if step.config.precision == "bf16":
+            raise AttuneError("bfloat16 is wrong here; set codec_training.precision=fp32")
+
+    monkeypatch.setattr(CodecStep, "check_precision", refuse)
+    with pytest.raises(AttuneError, match=r"set codec_training\.precision=fp32"):
+        _train(recipe_file, "codec_training.precision=bf16")
+    assert not (tmp_path / "codec.run").exists()
+    with pytest.raises(AttuneError, match=r"lower codec_training\.learning_rate"):
+        _train(recipe_file, "codec_training.learning_rate=1e30")
+    out = _train(recipe_file, "codec_training.precision=fp32")
+    settings = json.loads((tmp_path / "codec.run" / "config.json").read_text())
+    assert settings["learning_rate"] == 0.003
+    steps = [row["step"] for row in _rows(out) if "loss" in row]
+    assert steps == list(range(1, 13))  # none of what was given up
+
+
+def test_a_full_disk_is_one_line_and_costs_no_checkpoint(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save, run = state.save_file, tmp_path / "codec.run"
+    full = SafetensorError("I/O error: No space left on device (os error 28)")
+
+    def fill(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        save(tensors, path)
+        if int(tensors["step"]) == 8:
+            raise full
+
+    monkeypatch.setattr(state, "save_file", fill)
+    with pytest.raises(AttuneError, match=r"checkpoint\.safetensors: cannot be saved: .*No space"):
+        _train(recipe_file)
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.partial"))
+    assert int(load_file(run / "checkpoint.safetensors")["step"]) == 4
+
+    def no_weights(model: EncodecModel, folder: Path) -> None:
+        folder.mkdir()
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EncodecModel, "save_pretrained", no_weights)
+        with pytest.raises(AttuneError, match=r"codec: cannot be written: .*No space left"):
+            _train(recipe_file)
+    assert not list(tmp_path.rglob("*.partial")) and not (tmp_path / "codec").exists()
+    # Somebody takes its place in the end: it is kept.
+    rename = Path.rename
+
+    def taken(path: Path, to: Path) -> Path:
+        (to / "theirs").mkdir(parents=True)
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", taken)
+        with pytest.raises(AttuneError, match=r"the finished codec is in .*codec\.partial"):
+            _train(recipe_file)
+    assert load_codec(str(tmp_path / "codec.partial")).codebook_size == 16
+
+
+def test_held_out_clips_shorter_than_a_window_cost_no_run(recipe_file: Path, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "held_out" / "short.wav", rng.uniform(-0.3, 0.3, 1800), 16_000)
+    out = _train(
+        recipe_file,
+        "codec_training.mel_windows=[256,4096]",
+        "codec_training.losses.adversarial=0",
+        "codec_training.losses.feature=0",
+        "codec_training.steps=5",
+    )
+    assert _rows(out)[-1]["valid_clips"] == 4
+
+
 def test_another_configuration_is_refused_and_nothing_lost(recipe_file: Path):
     out = _train(recipe_file)
     weights = (out / "model.safetensors").read_bytes()
@@ -240,6 +319,9 @@ def test_what_stands_in_the_way_shows_before_training(recipe_file: Path, tmp_pat
 def test_what_cannot_be_trained_is_told_before_anything_is_made(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    alone = ["codec_training.losses.adversarial=0", "codec_training.losses.feature=0"]
+    with pytest.raises(AttuneError, match=r"480 samples, and the mel loss.*at least 513"):
+        _train(recipe_file, "codec_training.segment_s=0.03", *alone)
     with pytest.raises(AttuneError, match="discriminator's windows take up to 8192"):
         _train(recipe_file, "codec_training.discriminator.windows=[8192]")
     monkeypatch.setattr(codec_train, "start", lambda threads: World(0, 3, torch.device("cpu")))

@@ -35,7 +35,7 @@ from common.errors import AttuneError
 from training.checkpoint import latest_checkpoint, load_for_inference
 from training.cli import app
 from training.config import SamplingConfig
-from training.interop.transfer import export
+from training.interop.transfer import export, import_
 from training.lm.decoding import DecodingWeights
 from training.lm.generate import Sampler
 from training.lm.model import LanguageModel
@@ -221,6 +221,20 @@ def test_the_processor_and_the_settings_are_complete(tmp_path: Path) -> None:
         assert str(tmp_path) not in path.read_text(), path  # nothing of this machine
 
 
+def test_top_p_goes_out_and_comes_in(tmp_path: Path) -> None:
+    recipe, run = _world(tmp_path, "bert")
+    for temperature, expected in ((1.0, 0.9), (0.0, None)):
+        sampling = {"top_p": 0.9, "temperature": temperature}
+        out = tmp_path / f"out-{temperature}"
+        export(str(run), out, recipe.model_copy(update={"sampling": sampling}))
+        settings = json.loads((out / "generation_config.json").read_text())
+        assert settings.get("top_p") == expected
+        (out / "attune.json").unlink()  # as in a folder of others'
+        import_(str(out), tmp_path / f"in-{temperature}")
+        found = load_recipe(tmp_path / f"in-{temperature}" / "recipe.yaml").sampling
+        assert found.get("top_p") == expected
+
+
 def test_average_by_default_raw_if_asked(tiny_run: Path, tmp_path: Path) -> None:
     """The session's run has equal widths: norms and heads are as trained all the same."""
     checkpoint = latest_checkpoint(tiny_run)
@@ -329,7 +343,7 @@ def test_what_cannot_be_exported_is_told_and_loses_nothing(
         export(str(run), tmp_path / "out", recipe)
     assert not (tmp_path / "out").exists()
     assert (taken / "thesis.txt").read_text() == "years"
-    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.old"))
+    assert not list(tmp_path.glob("*.partial*")) and not list(tmp_path.glob("*.old"))
 
 
 def test_encoders_that_their_library_cannot_hold_are_refused(tmp_path: Path) -> None:

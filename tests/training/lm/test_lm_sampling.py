@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,11 +143,40 @@ def _steps_of(decoder: Decoder, inputs: torch.Tensor) -> torch.Tensor:
         return torch.stack([first, *rest])
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_graph_is_recorded_and_launched_on_the_gpu_of_its_cache(
+    weights: DecodingWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current, seen = [torch.device("cuda:0")], []
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    decoder = StaticDecoder(weights, _states(2), 3, guided=False)
+    gpu = torch.device("cuda:1")
+
+    def launch() -> None:
+        seen.append(("launched", current[-1]))
+
+    def record(column: torch.Tensor) -> None:
+        seen.append(("recorded", current[-1]))
+        decoder._graph = SimpleNamespace(replay=launch)
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(decoder, "_cache", SimpleNamespace(device=gpu))
+    monkeypatch.setattr(decoder, "_record", record)
+    for _ in range(2):
+        decoder.step(torch.zeros(1, 3, dtype=torch.long))
+    assert seen == [("recorded", gpu), ("launched", gpu), ("launched", gpu)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "cuda:1"])
 def test_static_shapes_change_nothing(model: LanguageModel, device: str) -> None:
-    """On a GPU the static steps are a recorded graph."""
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU here")
+    """On a GPU, also one that is not the current one, the static steps are a recorded graph."""
+    if device != "cpu" and torch.cuda.device_count() <= int(device[-1]):
+        pytest.skip("no such GPU here")
     codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
     inputs = delay(codes, torch.tensor([9, 9]), ARCH.special)[0].to(device)
     weights = DecodingWeights(copy.deepcopy(model).to(device))
