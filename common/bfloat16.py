@@ -18,6 +18,12 @@ BOUND = 0.15
 outputs, and of gradients of single weights, from 2 to 32 filters; wrong kernels made .2 to 1.2."""
 
 
+class WrongBfloat16(AttuneError):
+    """A kernel of this processor is wrong; the next machine's may be right."""
+
+    alone = True
+
+
 def check_bfloat16(what: str, exact: Tensor, rounded: Tensor, remedy: str) -> None:
     """Refuse wrong results.
 
@@ -28,13 +34,13 @@ def check_bfloat16(what: str, exact: Tensor, rounded: Tensor, remedy: str) -> No
         remedy: what to set instead.
 
     Raises:
-        AttuneError: they are further apart than rounding explains, or `rounded` is not finite.
+        WrongBfloat16: they are further apart than rounding explains, or `rounded` is not finite.
     """
     exact, rounded = exact.float(), rounded.float()
     size, error = torch.linalg.vector_norm(exact), torch.linalg.vector_norm(rounded - exact)
     error = float(error / size) if float(size) else float(error)
     if not error <= BOUND:
-        raise AttuneError(
+        raise WrongBfloat16(
             f"bfloat16 is wrong on this processor for {what}: {error:.0%} off, and rounding "
             f"explains a few percent; {remedy}"
         )

@@ -67,7 +67,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def choose_device(name: str) -> str:
-    """What `--device` names: `auto` is a GPU if there is one.
+    """What `--device` names: `auto` is a GPU if there is one that can be used.
 
     Raises:
         AttuneError: it is not there.
@@ -75,7 +75,14 @@ def choose_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        try:
+            return choose_device("cuda")
+        except AttuneError as error:
+            reason = " ".join(str(error.__cause__).split())[:200]
+            print(f"the GPU cannot be used ({reason}); going on with the CPU", file=sys.stderr)
+            return "cpu"
     try:
         torch.empty(1, device=torch.device(name)).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

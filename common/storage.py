@@ -54,7 +54,7 @@ _RETRY_S = 120.0
 _NO_ANSWER = "HTTP error"
 """In what obstore says of a connection that failed, or of an answer that came in part."""
 _UPLOADS = 3
-"""Attempts at a multipart upload that the store forgot."""
+"""Attempts at a multipart upload that the store forgot, or at a long request that broke."""
 
 _CONNECT = timedelta(seconds=5)
 _SILENCE = timedelta(seconds=30)
@@ -243,13 +243,23 @@ class Store:
                 raise self._failure(key, error) from error
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Repeat what got no answer, or a part of one, while there is time."""
-        deadline, pause = time.monotonic() + self._retry_s, 0.1
+        """Repeat what got no answer, or a part of one, while there is time.
+
+        A request that ran for longer than that before it broke is no store that is out of reach: a
+        few of those are begun anew.
+        """
+        deadline, pause, long_ones = time.monotonic() + self._retry_s, 0.1, 1
         while True:
+            began = time.monotonic()
             try:
                 return action()
             except GenericError as error:
-                if _NO_ANSWER not in str(error) or time.monotonic() + pause > deadline:
+                now = time.monotonic()
+                if _NO_ANSWER not in str(error):
+                    raise
+                if self._retry_s and now - began > 2 * self._retry_s and long_ones < _UPLOADS:
+                    long_ones += 1
+                elif now + pause > deadline:
                     raise
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 15.0)

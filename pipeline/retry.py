@@ -36,7 +36,7 @@ from common.audio import REASONS
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import open_store_to_read
-from common.storage import Store, open_store
+from common.storage import AccessDenied, Store, open_store
 from pipeline.catalogs.base import remote_uri
 from pipeline.commit import (
     canonical_json,
@@ -220,10 +220,17 @@ def _may_differ(row: Mapping[str, Any], uris: Mapping[str, str]) -> bool:
 
 
 def _size(uri: str) -> int | None:
-    """Bytes of an audio file on a disk or in a bucket; None if there is no such file."""
+    """Bytes of an audio file on a disk or in a bucket; None if there is no such file, or it is not
+    for us."""
     if remote := remote_uri(uri):
         folder, _, name = remote.rpartition("/")
-        entry = open_store(folder).entry(name)
+        store = open_store(folder)
+        try:
+            entry = store.entry(name)
+        except AccessDenied:
+            if not store.is_listable():
+                raise
+            return None
         return None if entry is None else entry.size
     path = Path(uri)
     try:

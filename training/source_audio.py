@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.audio import AudioError, Waveform, read_part
-from common.errors import AttuneError
-from common.storage import Store, open_store
+from common.storage import AccessDenied, StorageError, Store, open_store
 
 
 def read_source(
@@ -24,7 +23,7 @@ def read_source(
 
     Raises:
         AudioError: it cannot be used; says why.
-        AttuneError: the disk or the store failed, not the file.
+        StorageError: the disk or the store failed, not the file.
     """
     with opened(uri) as (file, size):
         return read_part(file, uri, size, start_s or 0.0, end_s)
@@ -36,7 +35,7 @@ def opened(uri: str) -> Iterator[tuple[BinaryIO, int]]:
 
     Raises:
         AudioError: missing, not_a_file or unreadable.
-        AttuneError: the disk or the store failed, not the file.
+        StorageError: the disk or the store failed, not the file.
     """
     try:
         if "://" in uri:
@@ -54,8 +53,12 @@ def opened(uri: str) -> Iterator[tuple[BinaryIO, int]]:
         raise AudioError("missing", uri) from None
     except PermissionError as error:
         raise AudioError("unreadable", f"{uri}: {error.strerror}") from error
+    except AccessDenied:
+        if not _store(uri.rpartition("/")[0]).is_listable():
+            raise  # nobody gets in: no fault of this file
+        raise AudioError("unreadable", f"{uri}: access denied") from None
     except OSError as error:  # the disk, not the file
-        raise AttuneError(f"{uri}: {error}; run again") from error
+        raise StorageError(f"{uri}: {error}; run again") from error
 
 
 @lru_cache(maxsize=64)

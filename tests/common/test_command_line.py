@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -87,10 +88,19 @@ def test_of_several_processes_all_mistakes_are_told_and_most_once(
     assert (done.returncode, done.stderr) == (1, said)
 
 
-def test_a_device_is_chosen_or_refused(monkeypatch: pytest.MonkeyPatch):
-    for there, expected in ((False, "cpu"), (True, "cuda")):
-        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
-        assert choose_device("auto") == expected
-    assert choose_device("cpu") == "cpu"
+def test_a_device_is_chosen_or_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    # A GPU that is seen and cannot be used, as one that another process fills.
+    full = RuntimeError("CUDA error: out of memory")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.empty", Mock(side_effect=full))
+        assert choose_device("auto") == "cpu"
+        assert "out of memory); going on with the CPU" in capsys.readouterr().err
+        patch.setattr("torch.empty", Mock())
+        assert choose_device("auto") == "cuda"
     with pytest.raises(AttuneError, match="--device banana: not available here; use auto, cpu or"):
         choose_device("banana")

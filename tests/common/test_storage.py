@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from obstore.exceptions import GenericError
 
 from common.errors import AttuneError
 from common.storage import StorageError, Store, open_store
@@ -165,3 +167,24 @@ def test_no_request_of_a_bucket_has_to_end_in_half_a_minute() -> None:
     quick = {"connect_timeout": "5s"}
     assert store._backend.client_options == quick | {"timeout": "1h", "read_timeout": "30s"}
     assert store._uploads.client_options == quick | {"timeout": "10m"}
+
+
+@pytest.mark.parametrize(("took", "tries"), [(200, 1), (700, 3)])
+def test_a_long_request_that_breaks_is_begun_anew(
+    took: float, tries: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Ten minutes of an upload are longer than the time for a store that is out of reach."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None)
+    monkeypatch.setattr("common.storage.time", clock)
+    calls = []
+
+    def put(*_: object, **__: object) -> None:
+        calls.append(now[0])
+        now[0] += took
+        raise GenericError("Generic S3 error: HTTP error: operation timed out")
+
+    monkeypatch.setattr("common.storage.obstore.put", put)
+    with pytest.raises(StorageError, match="timed out"):
+        Store("s3://bucket", object(), 120.0).write("a", b"a")
+    assert len(calls) == tries

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from common.errors import AttuneError
 from common.storage import Entry, Store, open_store
+from pipeline.cli import app
 from pipeline.commit import commit_key, read_commit, supersede_commit
 from pipeline.gc import collect_garbage, parse_age
 from pipeline.verify import verify_shards
@@ -242,3 +244,15 @@ def test_the_command(
     status, out, _ = gc("--delete", "--json")
     assert json.loads(out)["deleted"] == [f"shards/{orphan.name}"] and not orphan.exists()
     assert "to remove: 0 files, 0 bytes\n" in gc()[1]
+
+
+@pytest.mark.parametrize("command", ["status", "gc"])
+def test_looking_needs_no_catalogs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ESC10_ROOT", raising=False)
+    recipe = Path(__file__).parents[2] / "configs" / "esc10.yaml"
+    arguments = [command, "--config", str(recipe), f"run_dir={tmp_path}"]
+    refused = CliRunner().invoke(app, arguments).exception
+    assert isinstance(refused, AttuneError)
+    assert f"{tmp_path}/data: no such data folder" in str(refused)

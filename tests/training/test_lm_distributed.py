@@ -12,7 +12,7 @@ import torch
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.config import LMConfig
-from training.distributed import World, be_deterministic, shard_group
+from training.distributed import World, be_deterministic, shard_group, start
 from training.lm.model import Architecture
 from training.preflight import memory
 from training.train import train
@@ -66,3 +66,27 @@ def test_deterministic_mode(
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     be_deterministic(torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(
+    ("processes", "environment", "asked", "expected"),
+    [(1, None, 0, 8), (1, "3", 0, None), (2, "1", 0, 4), (2, None, 0, 4), (2, "1", 3, 3)],
+)
+def test_processes_share_the_cores(
+    processes: int,
+    environment: str | None,
+    asked: int,
+    expected: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchrun says one thread for each of several; nobody asked for that."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    if environment is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    monkeypatch.setattr("training.distributed.usable_cores", lambda: 8)
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    start(asked)
+    assert found == ([] if expected is None else [expected])

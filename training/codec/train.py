@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,7 @@ def train_codec(
         **config.model_dump(exclude=EXECUTION_ONLY),
     }
     world = start(config.threads)
-    if config.precision == "fp32":
-        exact_float32(world.device)
+    exact_float32(world.device)
     if not world.is_first:
         console = Console(quiet=True)
     if finished(out, run, settings):
@@ -155,8 +155,8 @@ def train_codec(
         (asked,) = sum_on_host([stop.asked], world)
         if (reached % config.checkpoint_every == 0 or asked) and not last:
             check_alike(state, world, reached)
-            if world.is_first:
-                save_checkpoint(run, state, reached)
+            save = partial(save_checkpoint, run, state, reached)
+            on_first(save, world)  # what goes wrong there ends all
             if asked:
                 raise stop.stopped(reached, run / CHECKPOINT, world.is_first)
 
@@ -166,8 +166,10 @@ def train_codec(
     if log:
         log.write_validation(config.steps, found, recipe.sample_rate)
         log.close()
-        with state.average.applied():
-            save_codec(out, run, model, recipe, config, settings, _facts(clips, loader), found)
+    with state.average.applied():
+        facts = _facts(clips, loader)
+        save = partial(save_codec, out, run, model, recipe, config, settings, facts, found)
+        on_first(save, world)
     console.print(f"codec: finished, {json.dumps(found.figures)}", highlight=False, soft_wrap=True)
     return out
 

@@ -61,9 +61,9 @@ def ablate(
     if unknown := [name for name in rows or () if name not in known]:
         raise AttuneError(f"--row {unknown[0]}: this profile has {', '.join(sorted(known))}")
     chosen = chosen.model_copy(update={"overrides": more, "rows": tuple(rows or chosen.rows)})
-    # On a cluster the device is there, not here.
-    if not ray or device == "auto":
-        device = choose_device(device)
+    # On a cluster its nodes have the device, not this machine.
+    on_ray = "cpu" if device == "auto" else device
+    device = on_ray if ray else choose_device(device)
     source = str(config.parent / chosen.recipe)
     where = weights or default_weights()
     cells = cells_of(file, chosen, source, where, device, processes)

@@ -156,6 +156,7 @@ def card(
         return [json.loads(value) for value, _ in found.most_common(10)]
 
     prompts = sorted({clip.prompt for clip in measured.clips if clip.prompt})
+    texts = sorted({clip.text for clip in measured.clips if clip.text})
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
     return {
         "date": date.today().isoformat(),
@@ -165,6 +166,7 @@ def card(
         "reference_mean_s": round(real.seconds / len(real.clips), 3),
         "prompts": len(prompts),
         "prompts_sha256": digest,
+        "texts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16],
         "seeds": told("seed"),
         "checkpoints": told("checkpoint"),
         "checkpoints_sha256": told("checkpoint_sha256"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -258,10 +258,20 @@ def compare(
     told = all("reference" in clip.facts for clip in (*first.clips, *second.clips))
     same = partial(key, with_reference=told)
     common = {same(clip) for clip in first.clips} & {same(clip) for clip in second.clips}
+    # The same for captions, and CLAP is to compare sounds, not texts.
+    captions = {
+        same(clip): clip.facts["caption"]
+        for clip in (*first.clips, *second.clips)
+        if "caption" in clip.facts
+    }
     sets = []
     for measured, real in zip((first, second), pairs, strict=True):
         unique = {same(clip): clip for clip in measured.clips if same(clip) in common}
-        if len(unique) < len(measured.clips):  # embeddings come from the cache
+        for name, clip in unique.items():
+            if "caption" not in clip.facts and name in captions:
+                facts = clip.facts | {"caption": captions[name]}
+                unique[name] = replace(clip, facts=facts)
+        if list(unique.values()) != measured.clips:  # embeddings come from the cache
             measured = measurer.generated(list(unique.values()), real, gaussians)
         sets.append(measured)
     one, other = sets

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +114,8 @@ def write_clip(
     """
     path = folder / f"{name}.{kind}"
     sidecar = path.with_suffix(".json")
-    partial = path.with_name(path.name + ".partial")
+    # Two commands may make the same clip at once.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     rate = facts["sample_rate"]
     try:
         folder.mkdir(parents=True, exist_ok=True)

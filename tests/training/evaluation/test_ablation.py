@@ -31,6 +31,7 @@ from training.evaluation.ablation.tables import (
     tables,
     verdicts,
 )
+from training.evaluation.weights import SOURCES
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILE = load_ablation(CONFIGS / "ablation.yaml")
@@ -220,10 +221,14 @@ def test_other_weights_are_another_cell(tmp_path: Path) -> None:
     recipe = str(tmp_path / "recipe.yaml")
     cell = cells.Cell(recipe, (), "with", 0, "train", 1, str(weights))
     without = cell.key()
-    (weights / "vggish.pth").write_bytes(b"one")
+    file = weights / SOURCES[0].file
+    file.write_bytes(b"one")
     one = cell.key()
-    (weights / "vggish.pth").write_bytes(b"another")
-    assert len({without, one, cell.key()}) == 3
+    file.write_bytes(b"another")
+    another = cell.key()
+    assert len({without, one, another}) == 3
+    (weights / "note.txt").write_text("beside them")
+    assert cell.key() == another
 
 
 def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

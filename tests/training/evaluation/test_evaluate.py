@@ -212,6 +212,17 @@ def test_two_models_are_compared_in_pairs(tmp_path: Path, weights: Path, tiny_co
     for path in told.glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"reference": path.stem}))
     assert _run(tmp_path, first, *shared, "--against", told)["comparison"]["clips"] == 20
+    # The caption that one side's sidecars tell is what CLAP hears on both.
+    for path in told.glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"caption": path.stem}))
+    for path in (wave.with_suffix(".json") for wave in told.glob("*.wav")):
+        facts = json.loads(path.read_text())
+        del facts["caption"]
+        plain = tmp_path / "plain"
+        _write(plain, path.stem, soundfile.read(path.with_suffix(".wav"))[0], **facts)
+    shared = ("--reference", real, "--weights", weights, "--codec", tiny_codec)
+    clap = _run(tmp_path, told, *shared, "--against", plain)["comparison"]["differences"]["clap"]
+    assert clap["value"] == 0 and not clap["more_than_noise"]
     stranger = tmp_path / "stranger"
     for i in range(3):
         _write(stranger, f"x{i}", _sound("dog", i))

@@ -36,6 +36,7 @@ from training.evaluation.config import ReportConfig
 from training.evaluation.frechet import Gaussian, frechet_distance
 from training.evaluation.generated_set import generate_set
 from training.evaluation.measure import Backbones, Measured, Measurer
+from training.evaluation.weights import SOURCES
 
 Hashes = tuple[tuple[str, str], ...]
 """Files of weights, with what is in them."""
@@ -83,6 +84,7 @@ class Cell:
             "split": self.split,
             "clips_per_prompt": self.clips_per_prompt,
             "backbones": _backbone_hashes(self.weights),
+            "framing": FRAMING,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -182,9 +184,12 @@ def _train(cell: Cell, log: Path) -> None:
 
 
 def _backbone_hashes(weights: str) -> Hashes:
-    folder = Path(weights)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple((str(p.relative_to(folder)), _hash_of(p, p.stat().st_mtime_ns)) for p in files)
+    files = []
+    for source in SOURCES:
+        path = Path(weights) / source.file
+        files += sorted(p for p in path.glob("*") if p.is_file()) if path.is_dir() else [path]
+    there = [path for path in files if path.is_file()]
+    return tuple((path.name, _hash_of(path, path.stat().st_mtime_ns)) for path in there)
 
 
 @lru_cache
@@ -199,8 +204,9 @@ def _reference(data_dir: str, split: str) -> ClipSet:
 
 @lru_cache(maxsize=2)
 def _measurer(
-    weights: str, _: Hashes, codec: str, data_dir: str, split: str, device: str
+    weights: str, hashes: Hashes, codec: str, data_dir: str, split: str, device: str
 ) -> tuple[Measurer, dict[str, Gaussian], dict[str, str]]:
+    del hashes  # other weights are another measurer
     backbones = Backbones.load(Path(weights), codec, FRAMING, device)
     measurer = Measurer(backbones, EmbeddingCache(default_cache()))
     reference = _reference(data_dir, split)

@@ -21,6 +21,7 @@ from training.evaluation.ablation.cells import Cell, read_cell, run_cell
 from training.evaluation.ablation.config import AblationConfig, Profile
 from training.evaluation.clip_sets import read_shards
 
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 Outcome = dict[str, Any] | str
 """What a cell came to, or why it did not."""
 
@@ -121,9 +122,8 @@ def _threads(number: int | None) -> Iterator[None]:
     if number is None:
         yield
         return
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(number)))
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, str(number)))
     try:
         yield
     finally:
@@ -150,7 +150,9 @@ def _on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, Outcome
         raise AttuneError(f"--ray {address}: cannot join it: {reason}") from error
     try:
         gpus = cells[0].processes if cells[0].device != "cpu" else 0
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(run_cell)
+        # Else a cell would have as many threads as the driver's container may use.
+        one = {"env_vars": dict.fromkeys(_THREADS, "1")}
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2, runtime_env=one)(run_cell)
         waiting = {remote.remote(cell): cell for cell in cells}
         while waiting:
             ready, _ = ray.wait(list(waiting))
