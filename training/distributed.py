@@ -72,7 +72,10 @@ def start(threads: int = 0) -> World:
     if size > 1 and not dist.is_initialized():
         # Flags and names travel between CPUs, past the GPUs' queues.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # torchrun keeps its store from one attempt to the next, addresses of the dead included.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         atexit.register(_leave)
     return World(int(os.environ.get("RANK", "0")), size, device)
 
