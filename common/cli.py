@@ -57,6 +57,17 @@ def run_app(app: typer.Typer) -> None:
             where = "" if rank == "0" else f" (process {rank})"
             print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        # Of the message the first sentence: the rest is about the allocator.
+        print(
+            f"error: {str(error).split('. ')[0]}; make fewer clips at a time (lm.micro_batch, "
+            "sampling.batch_size), or name another --device",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except Interrupted:
         print("interrupted; rerun the same command to go on where it stopped", file=sys.stderr)
         sys.exit(130)

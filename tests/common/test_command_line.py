@@ -31,6 +31,11 @@ class Alone(AttuneError):
 def alone(): raise Alone("only here")
 
 @app.command()
+def full():
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB")
+
+@app.command()
 def defect(): raise ValueError("ours")
 
 @app.command()
@@ -49,6 +54,11 @@ run_app(app)
         (["good", "--n", "2"], 0, "fine 2"),
         (["mistake"], 1, "error: first line second line"),
         (["defect"], 1, "Traceback"),
+        (
+            ["full"],
+            1,
+            "error: CUDA out of memory; make fewer clips at a time (lm.micro_batch, samp",
+        ),
         (["interrupted"], 130, "rerun the same command"),
         (["status"], 3, ""),
         (["good", "--n", "x"], 2, "valid int"),
