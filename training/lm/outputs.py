@@ -7,6 +7,7 @@ import io
 import json
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,7 +126,8 @@ def write_clip(
         partial.write_text(json.dumps(facts, indent=2) + "\n")
         partial.replace(sidecar)
     except (OSError, soundfile.LibsndfileError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise AttuneError(f"{path}: cannot be written: {error}") from error
     return facts | {kind: str(path)}
 

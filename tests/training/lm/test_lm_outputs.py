@@ -110,6 +110,8 @@ def test_facts_stand_only_beside_the_clip_that_they_are_true_of(
         write_clip(tmp_path, "clip", _noise(0.5, 0.2), facts | {"step": 2}, "wav")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
     assert (tmp_path / "clip.wav").read_bytes() == whole
+    with pytest.raises(AttuneError, match=r"clip[.]wav/below/clip[.]wav: cannot be written"):
+        write_clip(tmp_path / "clip.wav" / "below", "clip", _noise(0.5, 0.2), facts, "wav")
 
 
 def test_prompts_with_line_breaks_and_separators(tmp_path: Path) -> None:
