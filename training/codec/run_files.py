@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -138,8 +140,51 @@ def save_codec(
     """
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed right here
+    measured = found.figures
+    with _becoming(out, partial):
+        model.save_pretrained(partial)  # weight norm kept apart, as in the released EnCodec weights
+        for weights in partial.glob("*.safetensors"):
+            as_any_file(weights)
+        usage = "\n".join(
+            f"| {k} | {used:.1%} | {perplexity:.1f} |"
+            for k, (used, perplexity) in enumerate(
+                zip(measured["used"], measured["perplexity"], strict=True)
+            )
+        )
+        (partial / "README.md").write_text(
+            f"# Codec of recipe `{recipe.name}`\n\n"
+            f"An EnCodec ({recipe.sample_rate} Hz, {config.architecture.n_codebooks} x "
+            f"{config.architecture.codebook_size} codes) in Hugging Face `EncodecModel` form, trained "
+            f"from scratch.\n\n"
+            f"- Command: `python -m training codec --config {recipe.source_file}`\n"
+            f"- Finished: {date.today().isoformat()}, {config.steps} steps of {config.batch_size} x "
+            f"{config.segment_s:g} s, {os.cpu_count()} CPU cores, torch {torch.__version__}\n"
+            f"- Data: {data}\n"
+            f"- Losses: {_losses(config)}\n\n"
+            f"Measured on {measured['clips']} held-out clips, whole: SI-SDR "
+            f"{measured['si_sdr_db']:.2f} dB, mel distance {measured['mel']:.4f}, L1 "
+            f"{measured['time']:.5f}.\n\n"
+            f"| stream | codes used | perplexity |\n|---|---|---|\n{usage}\n\n"
+            f"## Settings\n\n```json\n{json.dumps(settings, indent=2)}\n```\n"
+        )
+        footer = (
+            f"Trained with python -m training codec --config {recipe.source_file}; data: {data}."
+        )
+        (partial / "report.html").write_text(
+            report_page(recipe, config, found, read_log(run), footer), encoding="utf-8"
+        )
+        (run / "validation.json").write_text(json.dumps(measured, indent=2) + "\n")
+
+
+@contextmanager
+def _becoming(out: Path, partial: Path) -> Iterator[None]:
+    """What is written into `partial` becomes `out`.
+
+    Raises:
+        AttuneError: it cannot be written.
+    """
     try:
-        _write_codec(partial, run, model, recipe, config, settings, data, found)
+        yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
@@ -154,49 +199,6 @@ def save_codec(
             f"codec_training.out {out}: cannot be written: {error.strerror}; the finished codec is "
             f"in {partial}: move it to where you want it"
         ) from error
-
-
-def _write_codec(
-    partial: Path,
-    run: Path,
-    model: Any,
-    recipe: Recipe,
-    config: CodecTrainingConfig,
-    settings: dict[str, Any],
-    data: str,
-    found: Validation,
-) -> None:
-    measured = found.figures
-    model.save_pretrained(partial)  # weight norm kept apart, as in the released EnCodec weights
-    for weights in partial.glob("*.safetensors"):
-        as_any_file(weights)
-    usage = "\n".join(
-        f"| {k} | {used:.1%} | {perplexity:.1f} |"
-        for k, (used, perplexity) in enumerate(
-            zip(measured["used"], measured["perplexity"], strict=True)
-        )
-    )
-    (partial / "README.md").write_text(
-        f"# Codec of recipe `{recipe.name}`\n\n"
-        f"An EnCodec ({recipe.sample_rate} Hz, {config.architecture.n_codebooks} x "
-        f"{config.architecture.codebook_size} codes) in Hugging Face `EncodecModel` form, trained "
-        f"from scratch.\n\n"
-        f"- Command: `python -m training codec --config {recipe.source_file}`\n"
-        f"- Finished: {date.today().isoformat()}, {config.steps} steps of {config.batch_size} x "
-        f"{config.segment_s:g} s, {os.cpu_count()} CPU cores, torch {torch.__version__}\n"
-        f"- Data: {data}\n"
-        f"- Losses: {_losses(config)}\n\n"
-        f"Measured on {measured['clips']} held-out clips, whole: SI-SDR "
-        f"{measured['si_sdr_db']:.2f} dB, mel distance {measured['mel']:.4f}, L1 "
-        f"{measured['time']:.5f}.\n\n"
-        f"| stream | codes used | perplexity |\n|---|---|---|\n{usage}\n\n"
-        f"## Settings\n\n```json\n{json.dumps(settings, indent=2)}\n```\n"
-    )
-    footer = f"Trained with python -m training codec --config {recipe.source_file}; data: {data}."
-    (partial / "report.html").write_text(
-        report_page(recipe, config, found, read_log(run), footer), encoding="utf-8"
-    )
-    (run / "validation.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
 def _losses(config: CodecTrainingConfig) -> str:
