@@ -178,9 +178,9 @@ class Studio:
                     take.spectrogram = _spectrogram(np.concatenate(take.chunks), take.rate)
                 job.state = "done"
             except Exception as error:  # one bad clip must not end the thread
-                job.state = "failed"
                 known = isinstance(error, AttuneError)
                 job.error = str(error) if known else f"{type(error).__name__} while generating"
+                job.state = "failed"  # after the reason, which who sees this looks for
             job.tell()
 
     def _stream(self, run: str, order: Order) -> Iterator[NDArray[np.float32]]:
@@ -252,11 +252,12 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
         def told() -> Iterator[str]:
             before = ""
             while True:
+                last = job.over  # before it is described: what ends after that is told next time
                 now = json.dumps(studio.describe(name, job))
                 if now != before:
                     yield f"data: {now}\n\n"
                     before = now
-                if job.over:
+                if last:
                     return
                 with job.changed:
                     job.changed.wait(1.0)

@@ -163,6 +163,29 @@ def test_the_line_is_limited_and_old_clips_go(
     assert client.get(f"/api/jobs/{jobs[2]}/events").status_code == 200
 
 
+def test_a_clip_that_ends_while_it_is_described_is_told_as_ended(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def waiting(self: Studio, run: str, order: play.Order) -> Iterator[np.ndarray]:
+        assert go_on.wait(20)
+        yield np.zeros(6400, np.float32)
+
+    describe = Studio.describe
+
+    def ending(self: Studio, name: str, job: play.Job) -> dict:
+        found = describe(self, name, job)
+        go_on.set()
+        with job.changed:
+            assert job.changed.wait_for(lambda: job.over, 20)
+        return found
+
+    monkeypatch.setattr(Studio, "_stream", waiting)
+    monkeypatch.setattr(Studio, "describe", ending)
+    assert [now["state"] for now in _follow(client, _order(client)["job"])][-1] == "done"
+
+
 def test_models_and_defaults(client: TestClient) -> None:
     found = client.get("/api/models").json()
     assert [run["name"] for run in found["runs"]] == ["one", "two"]
