@@ -24,10 +24,9 @@ from common.errors import AttuneError
 from common.schema import MANIFEST
 from common.shards import MEMBERS
 from common.storage import open_store
-from pipeline import verify
 from pipeline.commit import read_commit
 from pipeline.inspect import list_shards, shard_stats, show_sample
-from pipeline.verify import verify_shards
+from pipeline.verify import check, verify_shards
 
 SHARD = 2
 
@@ -155,7 +154,7 @@ def test_rows_are_held_a_group_at_a_time(
         most = max(most, sum(commit() is not None for commit in held))
         return found
 
-    monkeypatch.setattr(verify, "read_commit", read_and_count)
+    monkeypatch.setattr(check, "read_commit", read_and_count)
     for name in ("manifest.parquet", "quarantine.parquet"):
         table = pq.read_table(finished / name)
         long = pa.array([f"{i % 10}" * 1_000_000 for i in range(len(table))])
