@@ -43,10 +43,19 @@ class DecodingWeights:
         self.blocks = [_Block(block, kind) for block in model.blocks if isinstance(block, Block)]
         self.norm = _Norm(model.norm, self.dtype)
         # Errors of the head are errors of the logits, and it is a small part of what is read.
-        self.head = linear(model.head.weight, _finer(kind))
+        self.head = linear(model.head.weight, "bf16" if kind == "int8" else kind)
         arch = model.arch
         # Row of the embedding table where each stream's codes begin.
         self.rows = torch.arange(arch.n_codebooks, device=self.device) * (arch.codebook_size + 1)
+
+    def expect(self, rows: int, told: int) -> None:
+        """Get ready for steps of this many rows, of which `told` have a text."""
+        for block in self.blocks:
+            for product in (block.qkv, block.out, block.ff_in, block.ff_out):
+                product.expect(rows)
+            for product in (block.cross_q, block.cross_out):
+                product.expect(told)
+        self.head.expect(rows)
 
 
 class _Block:
@@ -99,6 +108,7 @@ class Decoder:
         self._cross = _cross_attentions(weights, told)
         self._shape = (len(states) * self._copies, arch.n_heads, arch.d_model // arch.n_heads)
         rows, heads, width = self._shape
+        weights.expect(rows, self._told)
         shape = (arch.n_layers, 2, rows * heads, steps, width)
         self._cache = torch.zeros(shape, dtype=weights.cached, device=weights.device)
 
@@ -257,10 +267,10 @@ class _FoldedCrossAttention:
 
     q . k = (W_q x) . k = x . (W_q^T k): with few keys that is a smaller product than W_q itself,
     and two products and a softmax are all there is to do.  Those of one clip are packed as weights
-    are.
+    are, in fp32: so small a product costs no more than rounding its operands.
     """
 
-    def __init__(self, block: _Block, context: Tensor, bias: Tensor | None, kind: Kind):
+    def __init__(self, block: _Block, context: Tensor, bias: Tensor | None):
         k, v = block.cross.keys_values(context)  # [B, H, L, D]
         self._rows, self._heads, self._length, width = k.shape
         query = block.queries().view(self._heads, width, -1)
@@ -270,13 +280,11 @@ class _FoldedCrossAttention:
         self._score: Callable[[Tensor], Tensor]
         self._mix: Callable[[Tensor], Tensor]
         if self._rows == 1:
-            self._dtype = _products(kind)
-            self._score = linear(keys[0].t(), _finer(kind))
-            self._mix = linear(values[0].t(), _finer(kind))
+            self._score = linear(keys[0].t(), "fp32")
+            self._mix = linear(values[0].t(), "fp32")
         else:
-            self._dtype = torch.float32
             self._score, self._mix = partial(_by_clip, keys), partial(_by_clip, values)
-        self._norm = _Norm(block.norm_cross, self._dtype)
+        self._norm = _Norm(block.norm_cross, torch.float32)
         # [B x H, 1, L] to [B, 1, H, L]
         self._bias = None if bias is None else bias.view(-1, 1, self._heads, self._length)
 
@@ -285,8 +293,7 @@ class _FoldedCrossAttention:
         scores = self._score(self._norm(x)).view(self._rows, count, self._heads, self._length)
         if self._bias is not None:
             scores = scores + self._bias
-        shares = torch.softmax(scores, dim=-1, dtype=torch.float32)
-        return self._mix(_as(shares.view(len(x), -1), self._dtype))
+        return self._mix(torch.softmax(scores, dim=-1).view(len(x), -1))
 
 
 def _by_clip(weights: Tensor, x: Tensor) -> Tensor:
@@ -312,9 +319,7 @@ def _cross_attentions(
         bias = found[:, 0].repeat_interleave(heads, dim=0).to(weights.cached)
     # What is read of folded keys is no more than twice what is read of the weights they replace.
     if weights.cached == torch.float32 and len(states) * heads * length <= 2 * model.arch.d_model:
-        return [
-            _FoldedCrossAttention(block, context, bias, weights.kind) for block in weights.blocks
-        ]
+        return [_FoldedCrossAttention(block, context, bias) for block in weights.blocks]
     return [_CrossAttention(block, context, bias, weights.dtype) for block in weights.blocks]
 
 
@@ -349,11 +354,6 @@ class _Norm:
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
     # Asking is cheaper than a conversion that finds nothing to do.
     return x if x.dtype == dtype else x.to(dtype)
-
-
-def _finer(kind: Kind) -> Kind:
-    """For what is small, or costs more in quality."""
-    return "bf16" if kind == "int8" else kind
 
 
 def _products(kind: Kind) -> torch.dtype:

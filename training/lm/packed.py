@@ -17,7 +17,7 @@ from torch import Tensor
 
 Kind = Literal["fp32", "bf16", "int8"]
 """`fp32`: exact. `bf16`: weights and products. `int8`: weights only, one scale per row, bf16
-products; what is small or costs quality stays bf16."""
+products; the head stays bf16."""
 
 
 class Linear:
@@ -30,6 +30,9 @@ class Linear:
     def plus(self, total: Tensor, x: Tensor) -> Tensor:
         """`total` `[n, out]` plus the product, a new tensor."""
         return total + self(x)
+
+    def expect(self, rows: int) -> None:
+        """Get ready for products with this many rows, mostly; others stay right."""
 
 
 def default_kind(device: torch.device, clips: int = 1) -> Kind:
@@ -59,8 +62,11 @@ def linear(weight: Tensor, kind: Kind, gelu: bool = False) -> Linear:
     if kind == "int8" and weight.shape[1] % 16 == 0:
         return _Int8(weight, gelu)
     weight = weight.to(torch.float32 if kind == "fp32" else torch.bfloat16)
-    if weight.device.type == "cpu" and _packs(kind):
-        return _Packed(weight, gelu)
+    if weight.device.type == "cpu":
+        if kind == "fp32" and _has_mkl() and _is_intel():
+            return _Mkl(weight, gelu)
+        if _has_onednn():
+            return _Packed(weight, gelu)
     return _Plain(weight, gelu)
 
 
@@ -86,6 +92,43 @@ class _Plain(Linear):
         if total.dtype == x.dtype and not self._gelu:
             return torch.addmm(total, x, self._weight.t())
         return total + self(x)
+
+
+class _Mkl(_Plain):
+    """Intel's own library, which `F.linear` calls too, on its processors: it reads plain weights as
+    fast as oneDNN its layout for a few rows, and for more has one of its own, made for one number
+    of rows and kept beside the plain weights.
+    """
+
+    LEAST = 8
+    """Rows from which on that layout is faster (`LOG.md`)."""
+
+    _rows = 0
+    _packed: Tensor
+
+    def expect(self, rows: int) -> None:
+        if rows == self._rows:
+            return
+        self._rows = 0
+        self._packed = torch.empty(0)  # before the next one takes memory
+        if rows >= self.LEAST:
+            self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self._weight, rows)
+            self._rows = rows
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) != self._rows:
+            return super().__call__(x)
+        found = self._product(x)
+        return F.gelu(found) if self._gelu else found
+
+    def plus(self, total: Tensor, x: Tensor) -> Tensor:
+        if len(x) != self._rows or self._gelu:
+            return super().plus(total, x)
+        return self._product(x).add_(total)
+
+    def _product(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkl._mkl_linear(x, self._packed, self._weight, None, self._rows)
+        return found
 
 
 class _Packed(Linear):
@@ -127,17 +170,15 @@ class _Int8(Linear):
         return F.gelu(found) if self._gelu else found
 
 
-def _packs(kind: Kind) -> bool:
-    """Whether oneDNN's layout is there and faster.
+def _has_mkl() -> bool:
+    names = ("_mkl_reorder_linear_weight", "_mkl_linear")
+    return torch.backends.mkl.is_available() and all(hasattr(torch.ops.mkl, n) for n in names)
 
-    Intel's own library, which `F.linear` calls in fp32, reads plain weights as fast on Intel's
-    processors, but a third as fast on others.
-    """
-    ops = torch.ops.mkldnn
+
+def _has_onednn() -> bool:
     names = ("_reorder_linear_weight", "_linear_pointwise")
-    if not torch.backends.mkldnn.is_available() or not all(hasattr(ops, name) for name in names):
-        return False
-    return kind != "fp32" or not (torch.backends.mkl.is_available() and _is_intel())
+    ops = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and all(hasattr(ops, n) for n in names)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,24 +74,46 @@ def _are_linear_layers(rows: int) -> None:
     bounds: dict[Kind, float] = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.02}
     for kind, bound in bounds.items():
         given = x if kind == "fp32" else x.bfloat16()
-        for gelu in (False, True):
+        # Made for these rows, or for others.
+        for gelu, expected_rows in itertools.product((False, True), (0, rows, rows + 8)):
             expected = F.gelu(exact) if gelu else exact
             product = linear(weight, kind, gelu)
+            product.expect(expected_rows)
             found = product(given)
             assert found.shape == expected.shape
             assert (found.float() - expected).abs().max() < bound * exact.abs().max()
         # The sum is float32 whatever the weights are, and the total stays what it was.
         before, product = total.clone(), linear(weight, kind)
+        product.expect(rows)
         assert (product.plus(total, given) - total - exact).abs().max() < bound * exact.abs().max()
         assert product.plus(total, given).dtype == torch.float32
         assert torch.equal(total, before)
 
 
+@pytest.mark.skipif(not packed._has_mkl(), reason="PyTorch without MKL")
+def test_weights_laid_out_for_some_rows_are_so_once(
+    weights: DecodingWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_is_intel", lambda: True)
+    whole = DecodingWeights(weights.model)
+    Decoder(whole, _states(4, 2, 3, 4), 5, guided=True)
+    head = whole.head
+    assert isinstance(head, packed._Mkl) and head._rows == 8
+    before = head._packed
+    Decoder(whole, _states(3, 2, 3, 4), 5, guided=True)
+    assert head._packed is before
+    Decoder(whole, _states(4), 5, guided=True)
+    assert head._rows == 0 and head._packed.numel() == 0
+
+
+@pytest.mark.parametrize("rows", [2, 8])
 @pytest.mark.parametrize("intel", [False, True])
-def test_both_ways_to_read_exact_weights(monkeypatch: pytest.MonkeyPatch, intel: bool) -> None:
+def test_both_ways_to_read_exact_weights(
+    monkeypatch: pytest.MonkeyPatch, intel: bool, rows: int
+) -> None:
     """Whichever this processor takes, the other one is the same function."""
     monkeypatch.setattr(packed, "_is_intel", lambda: intel)
-    _are_linear_layers(2)
+    _are_linear_layers(rows)
     # Not contiguous, as keys of one clip multiplied into weights are.
     generator = torch.Generator().manual_seed(0)
     _are_near(torch.randn(64, 96, generator=generator).t(), torch.randn(2, 64, generator=generator))
