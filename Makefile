@@ -26,6 +26,9 @@ endif
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+	@echo
+	@echo 'CONFIG= names the recipe, ARGS="key.sub=value --option" is passed on; under torchrun:'
+	@echo 'NPROC= GPUs per node, NNODES= nodes, RDZV=host:port of one of them'
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -86,8 +89,8 @@ generate: $(READY)  ## PROMPT="a dog barks" [N=4] [CONFIG=configs/demo.yaml]
 play: $(READY)  ## a local page to type prompts and hear clips [CONFIG=...] [ARGS="--run lm-rr --run lm-baseline"]
 	$(PY) -m training play --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
 
-evaluate: $(READY)  ## TARGET=lm REFERENCE=folder-or-shards [CONFIG=...] [ARGS="--against lm-baseline"]
-	$(if $(and $(TARGET),$(REFERENCE)),,$(error evaluate measures clips against real ones: TARGET=lm REFERENCE=runs/demo/data))
+evaluate: $(READY)  ## TARGET=lm-rr REFERENCE=folder-or-shards [CONFIG=...] [ARGS="--against lm-baseline"]
+	$(if $(and $(TARGET),$(REFERENCE)),,$(error evaluate measures clips against real ones: TARGET=lm-rr REFERENCE=runs/demo/data))
 	$(PY) -m training evaluate $(TARGET) --reference $(REFERENCE) --config $(or $(CONFIG),configs/demo.yaml) $(ARGS)
 
 # small and esc10 make what they stand on first; the others take the shards of `make preprocess`.

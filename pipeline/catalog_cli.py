@@ -25,7 +25,7 @@ ConfigAnywhere = Annotated[
     str | None, typer.Option("--config", help="Recipe file; or simply the first argument.")
 ]
 NoAudioOption = Annotated[
-    bool, typer.Option("--no-audio", help="Take every audio file to be there: metadata alone.")
+    bool, typer.Option("--no-audio", help="Read the metadata alone; do not look for audio files.")
 ]
 
 

@@ -6,11 +6,9 @@ does not grow with the number of shards.
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -25,14 +23,10 @@ from common.schema import MANIFEST
 from common.shards import Sample, ShardDataset, parse_sample, read_summary
 from common.storage import Store
 from pipeline.commit import committed_shards, read_commit
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+from pipeline.tally import Tally, codebook_usage, smallest_by_hash
 
 _ROWS_PER_BATCH = 8192
 _CLIPS_PER_READ = 64
-_MOST_LICENSES = 500
-OTHER_LICENSES = "other licences"
-"""Stands for all that came after the first `_MOST_LICENSES` different ones."""
 
 
 def list_shards(store: Store) -> list[dict[str, Any]]:
@@ -158,151 +152,6 @@ def shard_stats(store: Store, sample: int | None = None, seed: int = 0) -> dict[
     }
 
 
-class Histogram:
-    """Counts of numbers >= 0 in steps of `step`; as long as the largest number asks for."""
-
-    def __init__(self, step: float = 1) -> None:
-        self.step = step
-        self.counts: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        self.total = 0.0
-        self.least, self.most = float("inf"), 0.0
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        if not len(values):
-            return
-        found = np.bincount(np.rint(values / self.step).astype(np.int64))
-        self._merge(found)
-        self.total += float(values.sum())
-        self.least = min(self.least, float(values.min()))
-        self.most = max(self.most, float(values.max()))
-
-    def merge(self, other: Histogram) -> None:
-        self._merge(other.counts)
-        self.total += other.total
-        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
-
-    def _merge(self, counts: npt.NDArray[np.int64]) -> None:
-        longer, shorter = sorted((self.counts, counts), key=len, reverse=True)
-        self.counts = longer.copy()
-        self.counts[: len(shorter)] += shorter
-
-    def quantile(self, q: float) -> float:
-        """The smallest number with at least `q` of all at or below it, to half a step."""
-        below = np.cumsum(self.counts)
-        if not len(below):
-            return 0.0
-        at = int(np.searchsorted(below, max(1, np.ceil(q * below[-1]))))
-        return min(max(round(at * self.step, 6), self.least), self.most)
-
-    def figures(self) -> dict[str, float]:
-        """min, mean, max and `QUANTILES` as p05, ..., p95 (the median under that name)."""
-        number = int(self.counts.sum())
-        if not number:
-            return {}
-        quantiles = {
-            "median" if q == 0.5 else f"p{round(100 * q):02d}": self.quantile(q) for q in QUANTILES
-        }
-        return {
-            "min": self.least,
-            **quantiles,
-            "mean": round(self.total / number, 6),
-            "max": self.most,
-        }
-
-    def bars(self) -> dict[str, int]:
-        """How often each number comes, without those that never do: {number: count}."""
-        return {f"{i * self.step:g}": int(self.counts[i]) for i in np.flatnonzero(self.counts)}
-
-
-class DistinctCount:
-    """How many different strings were added: exact up to `KEEP`, then an estimate.
-
-    The `KEEP` smallest of their 64-bit hashes are kept: the largest of these says how densely the
-    hashes lie.  The estimate is wrong by 1/sqrt(KEEP) on average, which is 0.4%.
-    """
-
-    KEEP = 65536
-
-    def __init__(self) -> None:
-        self._hashes: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
-
-    def add(self, texts: Iterable[str]) -> None:
-        digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
-        self._keep(np.frombuffer(digests, np.uint64))
-
-    def merge(self, other: DistinctCount) -> None:
-        self._keep(other._hashes)
-
-    def _keep(self, hashes: npt.NDArray[np.uint64]) -> None:
-        self._hashes = np.unique(np.concatenate([self._hashes, hashes]))[: self.KEEP]
-
-    @property
-    def exact(self) -> bool:
-        return len(self._hashes) < self.KEEP
-
-    def __int__(self) -> int:
-        if self.exact:
-            return len(self._hashes)
-        return round((self.KEEP - 1) / (float(self._hashes[-1]) / 2**64))
-
-
-@dataclass
-class Tally:
-    """Sums over the manifest rows of one dataset."""
-
-    clips: int = 0
-    prompts: int = 0
-    unique: DistinctCount = field(default_factory=DistinctCount)
-    durations: Histogram = field(default_factory=lambda: Histogram(0.01))
-    """Seconds, to 10 ms."""
-    tokens: Histogram = field(default_factory=Histogram)
-    splits: Counter[str] = field(default_factory=Counter)
-    licenses: Counter[str] = field(default_factory=Counter)
-    license_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def add(self, rows: pa.RecordBatch) -> None:
-        """Rows with the columns that `tally_manifest` reads."""
-        self.clips += len(rows)
-        prompts = pc.list_flatten(rows["prompts"])
-        self.prompts += len(prompts)
-        self.unique.add(pc.unique(prompts).to_pylist())
-        seconds = rows["duration_s"].to_numpy()
-        self.durations.add(seconds)
-        self.tokens.add(pc.list_flatten(rows["prompt_tokens"]).to_numpy())
-        self.splits.update(rows["split"].to_pylist())
-        names = pc.coalesce(_if_any(rows["license"]), _if_any(rows["license_url"]), "not stated")
-        for name, duration in zip(names.to_pylist(), seconds.tolist(), strict=True):
-            if name not in self.licenses and len(self.licenses) >= _MOST_LICENSES:
-                name = OTHER_LICENSES
-            self.licenses[name] += 1
-            self.license_seconds[name] += duration
-
-    @staticmethod
-    def sum(parts: Iterable[Tally]) -> Tally:
-        """Clips, prompts, durations and tokens of several datasets together."""
-        whole = Tally()
-        for part in parts:
-            whole.clips += part.clips
-            whole.prompts += part.prompts
-            whole.unique.merge(part.unique)
-            whole.durations.merge(part.durations)
-            whole.tokens.merge(part.tokens)
-        return whole
-
-    def figures(self) -> dict[str, Any]:
-        return {
-            "clips": self.clips,
-            "hours": round(self.durations.total / 3600, 6),
-            "prompts": self.prompts,
-            "unique_prompts": int(self.unique),
-            "unique_prompts_exact": self.unique.exact,
-            "splits": dict(sorted(self.splits.items())),
-            "duration_s": self.durations.figures(),
-            "prompt_tokens": self.tokens.figures() | {"histogram": self.tokens.bars()},
-            "licenses": dict(self.licenses.most_common()),
-        }
-
-
 def tally_manifest(
     store: Store, on_prompts: Callable[[list[str]], None] | None = None
 ) -> dict[str, Tally]:
@@ -371,30 +220,6 @@ def count_codes(
     return found
 
 
-def codebook_usage(counts: npt.NDArray[np.int64] | None) -> list[dict[str, Any]]:
-    """Per stream: distinct codes, and perplexity exp(H) of their distribution.
-
-    Args:
-        counts: int64 [K, codebook size], or None where nothing was counted.
-    """
-    usage = []
-    for row in counts if counts is not None and counts.ndim == 2 else ():
-        p = row[row > 0] / max(1, row.sum())
-        usage.append(
-            {"used": int((row > 0).sum()), "perplexity": float(np.exp(-(p * np.log(p)).sum()))}
-        )
-    return usage
-
-
-def smallest_by_hash(names: Iterable[str], number: int, seed: int) -> list[str]:
-    """A draw of `number` names that depends on the seed and the names alone, in constant memory."""
-
-    def rank(name: str) -> bytes:
-        return hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
-
-    return heapq.nsmallest(number, names, key=rank)
-
-
 def _shard_numbers(store: Store) -> Iterator[int]:
     """The shards that hold clips, each once."""
     last = None
@@ -434,8 +259,3 @@ def _read_some(
             raise AttuneError(
                 f"{store.uri}/{key}: sample {row['sample_id']} is corrupt: {error}; {see}"
             ) from error
-
-
-def _if_any(texts: pa.Array) -> pa.Array:
-    """Empty strings as null."""
-    return pc.if_else(pc.equal(texts, ""), None, texts)

@@ -12,13 +12,9 @@ from html import escape
 from itertools import chain
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from common import page
@@ -27,16 +23,9 @@ from common.schema import MANIFEST
 from common.shards import ShardDataset, read_summary
 from common.storage import Store
 from pipeline.export import decode_clip, load_shard_codec
-from pipeline.inspect import (
-    CodeCounts,
-    Histogram,
-    Tally,
-    codebook_usage,
-    count_codes,
-    smallest_by_hash,
-    table_batches,
-    tally_manifest,
-)
+from pipeline.inspect import CodeCounts, count_codes, table_batches, tally_manifest
+from pipeline.plots import FLOOR_DB, code_shares, spectrogram_plot, stacked
+from pipeline.tally import Tally, WordCount, codebook_usage, smallest_by_hash
 
 MAX_BYTES = 8 * 2**20
 """No report is larger."""
@@ -51,9 +40,6 @@ _LICENSES = 15
 _PROMPTS_PER_CLIP = 5
 _TEXT = 240
 """Characters of a text that are shown."""
-_VOCABULARY = 50_000
-"""Different words that are counted at once; past it the rarer half is forgotten."""
-_FLOOR_DB = 80.0
 
 
 def build_report(
@@ -106,26 +92,6 @@ def build_report(
     return page.page(f"Shards: {summary['name']}", lead, sections, footer), shown
 
 
-class WordCount:
-    """Words of the prompts, in bounded memory: counts of rare ones may be too low."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.forgot = False
-
-    def add(self, prompts: Iterable[str]) -> None:
-        for prompt in prompts:
-            self.counts.update(_cut(word, 40) for word in prompt.split())
-        if len(self.counts) > _VOCABULARY:
-            self.counts = Counter(dict(self.counts.most_common(_VOCABULARY // 2)))
-            self.forgot = True
-
-    def top(self, number: int) -> dict[str, int]:
-        """The most frequent, ties by the alphabet."""
-        ranked = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-        return dict(ranked[:number])
-
-
 def count_refusals(store: Store) -> Counter[tuple[str, str]]:
     """How many clips were refused, by (stage, reason): while planning, and while encoding."""
     found: Counter[tuple[str, str]] = Counter()
@@ -155,26 +121,6 @@ def draw_clips(store: Store, datasets: Sequence[str], per_dataset: int, seed: in
     ]
     rows = pa.Table.from_batches(found, MANIFEST)
     return rows.take(pc.index_in(wanted, rows["sample_id"].combine_chunks()))
-
-
-def spectrogram(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64]:
-    """Power in dB below the clip's loudest cell, floored at -80.
-
-    Args:
-        wave: float32 [S], S >= 1.
-
-    Returns:
-        float64 [bins, frames], from 0 Hz up, bins of 62.5 Hz; as many frames of 32 ms as tell in a
-        small picture (about 240), as the picture's size is what a page has to carry.
-    """
-    window = 2 * round(0.016 * sample_rate)
-    hop = max(window // 2, len(wave) // 240)
-    padded = np.pad(np.asarray(wave, np.float64), (window // 2, window))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
-    power = np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)).T ** 2
-    pairs = power[1 : len(power) // 2 * 2 + 1].reshape(-1, 2, power.shape[1]).mean(axis=1)
-    decibel = 10 * np.log10(pairs + 1e-12)
-    return np.maximum(decibel - decibel.max(), -_FLOOR_DB)
 
 
 def _totals(
@@ -328,7 +274,7 @@ def _clips(
         "Clips",
         page.paragraph(
             f"Decoded from their codes: what a model learns to make. Drawn by seed {seed}, at most "
-            f"{CLIP_S:g} s each. Spectrograms run from {_FLOOR_DB:g} dB below the loudest point "
+            f"{CLIP_S:g} s each. Spectrograms run from {FLOOR_DB:g} dB below the loudest point "
             "(dark) up to it (bright)."
         ),
         page.paragraph(f"{len(silent)} smaller datasets are not heard.") if silent else "",
@@ -357,89 +303,10 @@ def clip_card(codec: Codec, codes: NDArray[np.int16], row: Mapping[str, Any]) ->
     small = ", ".join(f"<bdi>{escape(_cut(fact))}</bdi>" for fact in facts if fact)
     alternative = f"spectrogram, 0 to {heard:.1f} s, 0 to {codec.sample_rate / 2000:g} kHz"
     return (
-        f'<div class="card">{page.figure(_spectrogram_plot(wave, codec.sample_rate), alternative)}'
+        f'<div class="card">{page.figure(spectrogram_plot(wave, codec.sample_rate), alternative)}'
         f"{page.player(wave, codec.sample_rate)}<ul>{''.join(prompts)}</ul>"
         f"<small>{small}</small></div>"
     )
-
-
-def stacked(series: Mapping[str, Histogram], x_label: str, y_label: str) -> Figure:
-    """Histograms on top of each other, in `COLOURS`; a long tail makes the axis logarithmic."""
-    step = next(iter(series.values())).step
-    whole = Histogram(step)
-    for histogram in series.values():
-        whole.merge(histogram)
-    wide = whole.least > 0 and whole.most > 6 * whole.quantile(0.5)
-    if wide and step < 1:  # whole numbers would leave gaps between narrow bins
-        edges = np.geomspace(whole.least * 0.98, whole.most * 1.02, 41)
-    else:
-        wide = False
-        width = np.ceil(max((whole.most - whole.least) / 40, step) / step) * step
-        edges = np.arange(whole.least - width / 2, whole.most + width, width)
-    plot, axis = _axes()
-    bottom = np.zeros(len(edges) - 1)
-    for colour, histogram in zip(page.COLOURS, series.values(), strict=False):
-        at = np.arange(len(histogram.counts)) * histogram.step
-        heights, _ = np.histogram(at, edges, weights=histogram.counts)
-        axis.bar(edges[:-1], heights, np.diff(edges), bottom, align="edge", color=colour)
-        bottom += heights
-    if wide:
-        axis.set_xscale("log")
-        marks = [m * 10.0**e for e in range(-1, 5) for m in (1, 2, 5)]
-        axis.set_xticks([mark for mark in marks if edges[0] <= mark <= edges[-1]])
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set(xlabel=x_label + (" (log scale)" if wide else ""), ylabel=y_label)
-    return plot
-
-
-def code_shares(counts: NDArray[np.int64]) -> Figure:
-    """Share of the frames that each code takes, most frequent first, a line per codebook.
-
-    Args:
-        counts: int64 [K, codebook size].
-    """
-    plot, axis = _axes()
-    for colour, row in zip(page.COLOURS, counts, strict=False):
-        used = np.sort(row[row > 0])[::-1]
-        share = 100 * used / max(1, used.sum())
-        axis.plot(np.arange(1, len(used) + 1), share, color=colour, linewidth=1.8)
-    axis.set(
-        yscale="log",
-        xlabel="rank of the code",
-        ylabel="share of frames, % (log scale)",
-        xlim=(0, counts.shape[1] + 1),
-    )
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    return plot
-
-
-def _spectrogram_plot(wave: NDArray[np.float32], sample_rate: int) -> Figure:
-    plot, axis = plt.subplots(figsize=(3.4, 1.7), layout="constrained")
-    extent = (0, len(wave) / sample_rate, 0, sample_rate / 2000)
-    axis.imshow(
-        spectrogram(wave, sample_rate),
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        extent=extent,
-        cmap="magma",
-        vmin=-_FLOOR_DB,
-        vmax=0,
-    )
-    axis.set_xlabel("seconds", fontsize=8)
-    axis.set_ylabel("kHz", fontsize=8)
-    axis.tick_params(labelsize=8)
-    return plot
-
-
-def _axes() -> tuple[Figure, Axes]:
-    """One small plot: as wide as a phone, side by side on a larger screen."""
-    plot, axis = plt.subplots(figsize=(4.6, 3.1), layout="constrained")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25, axis="y")
-    axis.set_axisbelow(True)
-    return plot, axis
 
 
 def _series(tallies: Mapping[str, Tally], by_hours: Sequence[str]) -> Iterable[tuple[str, Tally]]:

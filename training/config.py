@@ -154,8 +154,9 @@ class LMConfig(Section):
     cfg: GuidanceConfig = GuidanceConfig()
     rr: RegularizationConfig = RegularizationConfig()
     stream_loss: Literal["mean", "sum"] = "mean"
-    """Over the K streams: `mean` is the practice (AudioGen, MusicGen), `sum` is what equation 1
-    writes; with `sum` the same lambda weighs rr K times less against cross-entropy."""
+    """Over the K streams: `mean` is the practice (AudioGen, MusicGen), `sum` is as in equation 1;
+    with `sum` the same lambda weighs rr K times less against cross-entropy. Both take the mean over
+    frames, as practice does, where equation 1 sums: 3 is meant for means."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     datasets: dict[str, float] = Field(default_factory=dict)
     """How often a dataset's clips come per epoch; 1 for those not named, 0 leaves one out."""

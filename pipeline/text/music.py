@@ -1,7 +1,8 @@
-"""Music prompts: a description merged with some of the other fields, as MusicGen does it.
+"""Music prompts: a description merged with some of the other fields, after MusicGen.
 
-MusicGen merges anew at every training step; here a few variants are drawn once, with a seed, so
-that their states can be embedded ahead of time.  The first variant is the description by itself.
+MusicGen merges anew at every training step, in a quarter of them, and drops words; here a few
+variants are drawn once, with a seed, so that their states can be embedded ahead of time.  The first
+variant is the description by itself.  The probabilities below are Attune's; the paper tells none.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from common.shards import ShardDataset
 from common.storage import open_store
 from pipeline import inspect
 from pipeline.export import decode_clip, export_audio
-from pipeline.inspect import DistinctCount, Histogram, shard_stats, smallest_by_hash
+from pipeline.inspect import shard_stats
+from pipeline.tally import DistinctCount, Histogram, smallest_by_hash
 
 
 def copy_to_bucket(folder: Path, uri: str) -> None:

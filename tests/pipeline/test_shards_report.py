@@ -20,9 +20,10 @@ from test_inspect import copy_to_bucket
 
 from common.errors import AttuneError
 from common.storage import open_store
-from pipeline import report
-from pipeline.inspect import Histogram
-from pipeline.report import build_report, draw_clips, spectrogram, stacked
+from pipeline import report, tally
+from pipeline.plots import spectrogram, stacked
+from pipeline.report import build_report, draw_clips
+from pipeline.tally import Histogram, WordCount
 
 EVIL = '<script>alert(1)</script> & "quoted" <img src=x onerror=alert(2)> $\\frac{a'
 
@@ -146,8 +147,8 @@ def test_each_dataset_is_heard_before_any_twice(
 
 
 def test_words_are_counted_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_VOCABULARY", 100)
-    words = report.WordCount()
+    monkeypatch.setattr(tally, "_VOCABULARY", 100)
+    words = WordCount()
     for i in range(300):
         words.add(["dog bark", f"rare{i} dog"])
     assert len(words.counts) <= 102 and words.forgot

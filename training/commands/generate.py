@@ -122,7 +122,10 @@ def play(
         list[str] | None, typer.Option("--run", help="Training run; repeat it to compare.")
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than this machine's: yours.")
+        str,
+        typer.Option(
+            "--host", help="Address to listen on; 0.0.0.0 lets other machines in, without a login."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8400,
     device: DeviceOption = "auto",

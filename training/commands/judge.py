@@ -45,7 +45,9 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option("--against", help="Another run or folder to compare with.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Of the shards.")] = "test",
+    split: Annotated[
+        str, typer.Option("--split", help="Of the shards: which one to compare with.")
+    ] = "test",
     preset: Annotated[
         Preset | None, typer.Option("--preset", help="A benchmark's protocol; goes with --list.")
     ] = None,
@@ -84,6 +86,7 @@ def evaluate(
     from training.checkpoint import latest_checkpoint
     from training.evaluation.cache import default_cache
     from training.evaluation.clip_sets import read_preset, read_reference, shuffled
+    from training.evaluation.config import PRESET_S
     from training.evaluation.evaluate import Settings
     from training.evaluation.evaluate import evaluate as measure
     from training.evaluation.generated_set import generate_set
@@ -113,7 +116,10 @@ def evaluate(
                 raise AttuneError(f"{path} is a trained run: --config names its recipe")
             prompts = [clip for clip in shuffled(real.clips) if clip.prompts][:clips]
             made = path.parent / "evaluated" / path.name
-            path = generate_set(recipe, path, prompts, made, console, device, seed)
+            longest = float("inf") if preset is None else PRESET_S
+            path = generate_set(
+                recipe, path, prompts, made, console, device, seed, longest_s=longest
+            )
         folders.append(path)
     result = out or folders[0] / "evaluation"
     settings = Settings(
@@ -140,7 +146,8 @@ def evaluate(
 
 def weights(
     folder: Annotated[
-        Path | None, typer.Option("--weights", help="Where they go (default: ~/.cache/attune).")
+        Path | None,
+        typer.Option("--weights", help="Where they go (default: ~/.cache/attune/weights)."),
     ] = None,
 ) -> None:
     """Fetch the backbones that `evaluate` measures with: VGGish, PaSST, CLAP (about 1.6 GB)."""

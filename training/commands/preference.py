@@ -147,7 +147,10 @@ def links_command(
 def serve_command(
     folder: StudyArgument,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than this machine's: yours.")
+        str,
+        typer.Option(
+            "--host", help="Address to listen on; 0.0.0.0 lets other machines in (needs --url)."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = PORT,
     url: UrlOption = "",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.audio import AudioError, resample
@@ -84,17 +85,28 @@ def read_folder(folder: Path) -> ClipSet:
     return ClipSet(clips, str(folder))
 
 
-def read_shards(data_dir: str, split: str) -> ClipSet:
+def read_shards(data_dir: str, split: str, datasets: Sequence[str] = ()) -> ClipSet:
     """The source audio of a split of finished shards.
 
+    Args:
+        datasets: those of them alone; none for all.
+
     Raises:
-        AttuneError: no shards, or none of that split.
+        AttuneError: no shards, or none of that split or of one of these datasets.
     """
     manifest = ShardDataset.open(data_dir).manifest
     rows = manifest.filter(pc.equal(manifest["split"], split))
     if not len(rows):
         found = sorted({str(name) for name in manifest["split"].unique().to_pylist()})
         raise AttuneError(f"{data_dir}: no clips in split {split!r}; there is {', '.join(found)}")
+    there = sorted({str(name) for name in rows["dataset"].unique().to_pylist()})
+    if lacking := [name for name in datasets if name not in there]:
+        raise AttuneError(
+            f"{data_dir}: no clips of dataset {lacking[0]!r} in split {split!r}; "
+            f"there is {', '.join(there)}"
+        )
+    if datasets:
+        rows = rows.filter(pc.is_in(rows["dataset"], pa.array(datasets, pa.string())))
     columns = ["sample_id", "audio_uri", "start_s", "end_s", "prompts", "captions"]
     clips = [
         SetClip(
@@ -103,7 +115,7 @@ def read_shards(data_dir: str, split: str) -> ClipSet:
         )
         for row in rows.select(columns).to_pylist()
     ]  # fmt: skip
-    return ClipSet(clips, f"{data_dir}, split {split}")
+    return ClipSet(clips, f"{data_dir}, split {split} of {', '.join(datasets or there)}")
 
 
 def read_reference(spec: str, split: str) -> ClipSet:

@@ -14,6 +14,8 @@ Framing = Literal["half", "google"]
 """How VGGish's examples are cut: a key of `vggish.FRAMINGS`."""
 Preset = Literal["audiocaps", "musiccaps"]
 """A benchmark's protocol."""
+PRESET_S = 10.0
+"""Seconds of a clip of either: generated ones are no longer, as in audiocraft's evaluation."""
 
 
 class ReportConfig(Section):

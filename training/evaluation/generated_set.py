@@ -31,6 +31,7 @@ def generate_set(
     device: str = "cpu",
     seed: int = 0,
     seeds: Sequence[int] | None = None,
+    longest_s: float = float("inf"),
 ) -> Path:
     """A clip of a model for every prompt of a set, from disk where it was made already.
 
@@ -40,6 +41,7 @@ def generate_set(
         seed: of a clip's first prompt; further ones, and clips whose prompt was there before, get
             the next seeds.
         seeds: one per clip, in place of `seed`, and taken as they are.
+        longest_s: of a clip, whatever the recipe samples.
 
     Returns:
         The folder with a wav and a JSON per prompt, and nothing else.
@@ -55,7 +57,7 @@ def generate_set(
     sampler = Sampler.load(recipe, run, device)
     wanted = _wanted(sampler, prompts, seed, seeds)
     sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
-    seconds = min(sampling.duration_s, sampler.trained_s)
+    seconds = min(sampling.duration_s, sampler.trained_s, longest_s)
     made_by = sampler.facts(sampling) | {
         "duration_s": seconds,
         "sample_rate": sampler.codec.sample_rate,

@@ -123,8 +123,8 @@ def representation_regularization(audio: Tensor, text: Tensor) -> Tensor:
 
 
 def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """CLAP's loss (Wu et al. 2023, equation 2; paper, section 3.2): of all prompts of the batch,
-    which one belongs to a clip, and of all clips, which one to a prompt?
+    """CLAP's loss (Elizalde et al. 2022, the paper's [29]; the paper tried it, section 2): of all
+    prompts of the batch, which one belongs to a clip, and of all clips, which one to a prompt?
 
     Prompts that occur twice in a batch are not told apart: each is its own clip's answer alone, as
     in CLAP.

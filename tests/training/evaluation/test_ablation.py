@@ -21,8 +21,10 @@ from training.cli import app
 from training.config import LMConfig
 from training.evaluation.ablation import cells
 from training.evaluation.ablation.config import load_ablation
+from training.evaluation.ablation.run import cells_of
 from training.evaluation.ablation.statistics import holm, paired_test, summarize
 from training.evaluation.ablation.tables import (
+    NONE,
     Results,
     as_csv,
     latex,
@@ -138,6 +140,43 @@ def test_tables_stand_beside_the_papers() -> None:
     assert drawn is not None and len(drawn.axes) == 1
 
 
+def test_musics_divergence_is_that_of_the_papers_windows() -> None:
+    """AudioGen reports KL over windows of 10 s, MusicGen of 20 s."""
+    values = {"kl_passt_10s": 1.0, "kl_passt_20s": 2.0}
+    made = [
+        {"row": row, "seed": seed, "metrics": {name: v + seed for name, v in values.items()}}
+        for row in (FILE.regularized, FILE.baseline)
+        for seed in (0, 1, 2)
+    ]
+    for name, place, mean in (("small", 1, "2.00 ± 1.00"), ("music", 0, "3.00 ± 1.00")):
+        table = tables(Results.of(FILE, FILE.profiles[name], made))[place]
+        assert table.header[:4] == ["method", "FAD ↓", "KL ↓", "CLAP ↑"]
+        assert table.rows[-1][:3] == ["ours w/ rr", NONE, mean]
+    assert ["300M w/ rr (paper)", "4.83", "1.32", "0.31"] in [row[:4] for row in table.rows]
+
+
+def test_a_profile_may_stand_on_one_dataset(tmp_path: Path) -> None:
+    """As the paper's tables do, whatever else is in the split."""
+    make_world(tmp_path)
+    path = tmp_path / "ablation.yaml"
+    made = {}
+    for datasets in ("[]", "[odd]", "[odd, strange]"):
+        path.write_text(TINY.replace("split: train", f"split: train\n    datasets: {datasets}"))
+        config = load_ablation(path)
+        arguments = (config, config.profiles["tiny"], str(tmp_path / "recipe.yaml"), tmp_path)
+        if "strange" in datasets:
+            with pytest.raises(AttuneError, match="no clips of dataset 'strange' in split 'train'"):
+                cells_of(*arguments)
+        else:
+            made[datasets] = cells_of(*arguments)[0]
+    assert made["[]"].key() != made["[odd]"].key()
+    rows = {
+        name: cells._reference(str(tmp_path / "data"), cell.split, cell.datasets).clips
+        for name, cell in made.items()
+    }
+    assert 0 < len(rows["[odd]"]) < len(rows["[]"])
+
+
 def test_every_row_of_every_profile_is_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESC10_ROOT", "/nowhere")
     for profile in FILE.profiles.values():
@@ -219,7 +258,7 @@ def test_other_weights_are_another_cell(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()
     recipe = str(tmp_path / "recipe.yaml")
-    cell = cells.Cell(recipe, (), "with", 0, "train", 1, str(weights))
+    cell = cells.Cell(recipe, (), "with", 0, "train", (), 1, str(weights))
     without = cell.key()
     file = weights / SOURCES[0].file
     file.write_bytes(b"one")
@@ -278,7 +317,7 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells._measurer.cache_clear()
     with pytest.raises(AttuneError, match=r"needs two usable real clips at least: .*[.]wav"):
         cells._measurer(
-            str(tmp_path), (), str(tmp_path / "codec"), str(tmp_path / "data"), "train", "cpu"
+            str(tmp_path), (), str(tmp_path / "codec"), str(tmp_path / "data"), "train", (), "cpu"
         )
     for wave in moved.iterdir():
         wave.rename(tmp_path / wave.name)

@@ -33,6 +33,7 @@ from training.evaluation.clip_sets import (
     read_folder,
     read_preset,
     read_reference,
+    read_shards,
 )
 from training.evaluation.frechet import frechet_distance
 from training.evaluation.generated_set import generate_set
@@ -258,6 +259,22 @@ def test_a_run_is_measured_by_its_own_clips(
         _run(tmp_path, tiny_run, "--reference", real)
 
 
+def test_clips_for_a_benchmark_are_no_longer_than_its_own(
+    tmp_path: Path, tiny_root: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _real(tmp_path / "real", range(2))
+    listed = tmp_path / "musiccaps-public.csv"
+    rows = [f"{p.stem},0,{p.stem[-4:]},False" for p in sorted((tmp_path / "real").glob("*.wav"))]
+    listed.write_text("\n".join(["ytid,start_s,caption,is_balanced_subset", *rows]))
+    monkeypatch.setattr("training.evaluation.config.PRESET_S", 0.3)
+    shared = ("--config", tiny_root / "recipe.yaml", "--weights", tmp_path / "no", "--clips", 3)
+    shared = (*shared, "--reference", tmp_path / "real", "--out", tmp_path / "out")
+    for asked, seconds in (((), 0.4), (("--preset", "musiccaps", "--list", listed), 0.3)):
+        found = _run(tmp_path, "sampling.duration_s=0.4", tiny_run.name, *shared, *asked)
+        made = read_folder(Path(found["target"])).clips
+        assert {clip.facts["duration_s"] for clip in made} == {seconds}
+
+
 def test_loudness_is_taken_out_where_one_is_given(tmp_path: Path):
     real = read_folder(_real(tmp_path / "real", range(5))).clips
     for clip in real:
@@ -375,6 +392,7 @@ def test_a_split_of_shards_is_a_reference(tmp_path: Path, tiny_codec: Path):
         dict.fromkeys(MANIFEST.names)
         | {"sample_id": f"id{i}", "split": "valid" if i % 4 else "train", "audio_uri": str(path)}
         | {"prompts": [path.stem, "other words"], "start_s": 0.1, "end_s": 1.1}
+        | {"dataset": "some" if i % 2 else "others"}
         for i, path in enumerate(sorted(real.glob("*.wav")))
     ]
     data = tmp_path / "data"
@@ -383,6 +401,12 @@ def test_a_split_of_shards_is_a_reference(tmp_path: Path, tiny_codec: Path):
     (data / "summary.json").write_text("{}")
     found = read_reference(str(data), "valid")
     assert len(found.clips) == 9 and found.clips[0].normalized
+    assert found.source.endswith("split valid of others, some")
+    some = read_shards(str(data), "valid", ["some"])
+    assert [clip.name for clip in some.clips] == [f"id{i}" for i in range(1, 12, 2)]
+    assert some.source.endswith("split valid of some")
+    with pytest.raises(AttuneError, match="'none' in split 'valid'; there is others, some"):
+        read_shards(str(data), "valid", ["some", "none"])
     wave, rate = load_clip(found.clips[0], None)
     assert len(wave) == rate  # the second that the plan cut out
     made = _generated(tmp_path / "made", range(3), 0.0)

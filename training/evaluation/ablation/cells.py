@@ -56,6 +56,7 @@ class Cell:
     row: str
     seed: int
     split: str
+    datasets: tuple[str, ...]
     clips_per_prompt: int
     weights: str
     """Folder of backbones."""
@@ -82,6 +83,7 @@ class Cell:
             "seed": recipe.seed,
             "plan": ShardDataset.open(recipe.data_dir).summary.get("plan_hash"),
             "split": self.split,
+            "datasets": self.datasets,
             "clips_per_prompt": self.clips_per_prompt,
             "backbones": _backbone_hashes(self.weights),
             "framing": FRAMING,
@@ -123,10 +125,10 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     _train(cell, folder / f"{cell.name}.log")
     trained = time.monotonic()
     run = Path(recipe.run_dir) / cell.name
-    reference = _reference(recipe.data_dir, cell.split)
+    reference = _reference(recipe.data_dir, cell.split, cell.datasets)
     measurer, gaussians, missing = _measurer(
         cell.weights, _backbone_hashes(cell.weights),
-        recipe.codec.path, recipe.data_dir, cell.split, cell.device,
+        recipe.codec.path, recipe.data_dir, cell.split, cell.datasets, cell.device,
     )  # fmt: skip
     quiet = Console(file=io.StringIO())
     prompts = [clip for clip in shuffled(reference.clips) if clip.prompts]
@@ -198,18 +200,19 @@ def _hash_of(path: Path, modified: int) -> str:
 
 
 @lru_cache(maxsize=2)
-def _reference(data_dir: str, split: str) -> ClipSet:
-    return read_shards(data_dir, split)
+def _reference(data_dir: str, split: str, datasets: tuple[str, ...]) -> ClipSet:
+    return read_shards(data_dir, split, datasets)
 
 
 @lru_cache(maxsize=2)
 def _measurer(
-    weights: str, hashes: Hashes, codec: str, data_dir: str, split: str, device: str
-) -> tuple[Measurer, dict[str, Gaussian], dict[str, str]]:
+    weights: str, hashes: Hashes, codec: str, data_dir: str, split: str,
+    datasets: tuple[str, ...], device: str,
+) -> tuple[Measurer, dict[str, Gaussian], dict[str, str]]:  # fmt: skip
     del hashes  # other weights are another measurer
     backbones = Backbones.load(Path(weights), codec, FRAMING, device)
     measurer = Measurer(backbones, EmbeddingCache(default_cache()))
-    reference = _reference(data_dir, split)
+    reference = _reference(data_dir, split, datasets)
     real = measurer.reference(reference.clips)
     if len(real.clips) < 2:
         why = next(iter(real.unusable.values()), "there is but one")

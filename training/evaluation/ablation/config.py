@@ -65,6 +65,8 @@ class Profile(Section):
     """Further ones of the two rows that are tested against each other."""
     split: str = "test"
     """Clips whose prompts are asked for and which distances are measured to."""
+    datasets: tuple[str, ...] = ()
+    """Of that split; none for all. The paper's tables stand on one."""
     clips_per_prompt: int = Field(default=1, ge=1)
     """Generated for each of these clips, with seeds of their own."""
 

@@ -44,7 +44,7 @@ def cells_of(
             place,
             Cell(
                 recipe, profile.overrides + row.overrides(), row.name, seed, profile.split,
-                profile.clips_per_prompt, str(weights), device, processes,
+                profile.datasets, profile.clips_per_prompt, str(weights), device, processes,
             ),
         )
         for row in config.rows_of(profile)
@@ -53,7 +53,7 @@ def cells_of(
     for _, cell in cells:  # a mistake in the last row should not show after hours
         made = load_recipe(cell.recipe, cell.all_overrides)
         made.section("lm", LMConfig)
-    read_shards(made.data_dir, profile.split)
+    read_shards(made.data_dir, profile.split, profile.datasets)
     return [cell for _, cell in sorted(cells, key=lambda one: one[0])]
 
 

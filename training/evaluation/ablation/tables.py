@@ -38,15 +38,18 @@ class Metric:
         return "↑" if self.higher else "↓"
 
 
-METRICS = (
-    Metric("fad_vggish", "FAD"),
-    Metric("kl_passt_10s", "KL"),
+_METRICS = (
     Metric("clap", "CLAP", higher=True, digits=3),
     Metric("fad_codec", "FAD, codec latents"),
     Metric("fd_mel", "mel statistics", digits=1),
     Metric("agreement", "prompt agreement", higher=True, digits=3),
 )
-"""The paper's three, and those that need no download."""
+METRICS = {
+    "sfx": (Metric("fad_vggish", "FAD"), Metric("kl_passt_10s", "KL"), *_METRICS),
+    "music": (Metric("fad_vggish", "FAD"), Metric("kl_passt_20s", "KL"), *_METRICS),
+}
+"""By task, the paper's three and those that need no download.  KL by the windows that AudioGen and
+MusicGen report."""
 _PAPER = ("fad", "kl", "clap")
 LEVEL = 0.05
 """Of a test: below it a difference counts."""
@@ -86,6 +89,11 @@ class Results:
                 values.setdefault(cell["row"], {}).setdefault(metric, {})[cell["seed"]] = value
         return cls(config, profile, values)
 
+    @property
+    def columns(self) -> tuple[Metric, ...]:
+        """Of the tables, with figures or without."""
+        return METRICS[self.profile.task]
+
     def summary(self, row: str, metric: str) -> Summary | None:
         """Over the seeds that all rows have; further ones count in the test alone."""
         found = self.values.get(row, {}).get(metric, {})
@@ -95,7 +103,7 @@ class Results:
     def metrics(self) -> list[Metric]:
         """The paper's columns, and of the others those that have a figure."""
         there = {name for row in self.values.values() for name in row}
-        return [m for i, m in enumerate(METRICS) if i < len(_PAPER) or m.key in there]
+        return [m for i, m in enumerate(self.columns) if i < len(_PAPER) or m.key in there]
 
     def tests(self) -> dict[str, PairedTest]:
         """The regularized row minus the baseline, by metric, all seeds of both."""
@@ -103,7 +111,7 @@ class Results:
             self.values.get(name, {}) for name in (self.config.regularized, self.config.baseline)
         )
         found = {}
-        for metric in METRICS:
+        for metric in self.columns:
             test = paired_test(one.get(metric.key, {}), other.get(metric.key, {}))
             if test is not None:
                 found[metric.key] = test
@@ -118,7 +126,7 @@ def tables(results: Results) -> list[Table]:
         return [_compared(results, 2, "Music")]
     metrics = results.metrics()
     header = ["pool", "CFG", "λ", *(f"{m.title} {m.arrow}" for m in metrics)]
-    header += [f"paper: {m.title} {m.arrow}" for m in METRICS[: len(_PAPER)]]
+    header += [f"paper: {m.title} {m.arrow}" for m in results.columns[: len(_PAPER)]]
     body = [
         [*_setting(row), *(_cell(results, row.name, m) for m in metrics), *_paper(row.paper)]
         for row in rows
@@ -134,14 +142,14 @@ def _compared(results: Results, number: int, title: str) -> Table:
     header = ["method", *(f"{m.title} {m.arrow}" for m in metrics)]
     shown = [m.key for m in metrics]
     body = [
-        [f"{other.name} (paper)", *(_published(other.figures, key) for key in shown)]
+        [f"{other.name} (paper)", *(_published(results, other.figures, key) for key in shown)]
         for other in config.published
         if other.task == results.profile.task
     ]
     for name, label in ((config.baseline, "w/o rr"), (config.regularized, "w/ rr")):
         row = next(row for row in config.rows if row.name == name)
         if results.profile.task == "sfx" and row.paper is not None:
-            paper = [_published(row.paper, key) for key in shown]
+            paper = [_published(results, row.paper, key) for key in shown]
             body.append([f"300M {label} (paper)", *paper])
     for name, label in ((config.baseline, "w/o rr"), (config.regularized, "w/ rr")):
         body.append([f"ours {label}", *(_cell(results, name, m) for m in metrics)])
@@ -166,15 +174,15 @@ def _paper(figures: Figures | None) -> list[str]:
     return [NONE if value is None else f"{value:.2f}" for value in values]
 
 
-def _published(figures: Figures, key: str) -> str:
-    names = {metric.key: name for metric, name in zip(METRICS, _PAPER, strict=False)}
+def _published(results: Results, figures: Figures, key: str) -> str:
+    names = {metric.key: name for metric, name in zip(results.columns, _PAPER, strict=False)}
     return _paper(figures)[_PAPER.index(names[key])] if key in names else NONE
 
 
 def verdicts(results: Results) -> list[str]:
     """A sentence per metric: did rr help?"""
     lines = []
-    for metric in METRICS:
+    for metric in results.columns:
         test = results.tests().get(metric.key)
         if test is None:
             continue
@@ -253,7 +261,7 @@ def plot(results: Results) -> Figure | None:
     """A panel per metric: every seed a dot, means and standard deviations, the baseline's mean as a
     line; None without figures."""
     rows = results.config.rows_of(results.profile)
-    there = [m for m in METRICS if any(results.summary(row.name, m.key) for row in rows)]
+    there = [m for m in results.columns if any(results.summary(row.name, m.key) for row in rows)]
     if not there:
         return None
     labels = [" ".join(_setting(row)) for row in rows]
