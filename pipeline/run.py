@@ -228,7 +228,7 @@ def ray_session(store: Store) -> Iterator[str]:
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **common,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a node that is slow to start is no other kind to Ray
         where = f"at RAY_ADDRESS={address}" if address else "on this machine"
         reason = " ".join(str(error).split())[:200]
         raise AttuneError(f"cannot start Ray {where}: {reason}") from error

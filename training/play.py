@@ -148,7 +148,7 @@ class Studio:
             self._jobs[name] = Job(order, takes)
             for old in [key for key, job in self._jobs.items() if job.over][:-KEPT]:
                 del self._jobs[old]
-        self._line.put(name)
+            self._line.put(name)  # in the same order
         return name
 
     def get(self, name: str) -> Job | None:

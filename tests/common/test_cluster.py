@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,19 @@ from pipeline.run import ray_session
 from training.evaluation.ablation.run import _on_ray
 
 
-def _free_port() -> int:
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Where nobody listens, and nobody else can begin to."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
+        yield int(bound.getsockname()[1])
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_an_address_is_good_when_somebody_listens(scheme: str):
+def test_an_address_is_good_when_somebody_listens(scheme: str, silent_port: int):
     with socket.create_server(("127.0.0.1", 0)) as server:
         check_address(f"{scheme}127.0.0.1:{server.getsockname()[1]}", "RAY_ADDRESS=")
-    where = f"{scheme}127.0.0.1:{_free_port()}"
+    where = f"{scheme}127.0.0.1:{silent_port}"
     with pytest.raises(AttuneError, match=f"RAY_ADDRESS={where}: nobody listens there") as caught:
         check_address(where, "RAY_ADDRESS=")
     assert "\n" not in str(caught.value)
@@ -39,8 +42,10 @@ def test_what_is_no_host_and_port():
         check_address("[::1", "--ray ")
 
 
-def test_both_programs_say_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    where = f"127.0.0.1:{_free_port()}"
+def test_both_programs_say_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_port: int
+):
+    where = f"127.0.0.1:{silent_port}"
     monkeypatch.setenv("RAY_ADDRESS", where)
     refused = pytest.raises(AttuneError, match=f"RAY_ADDRESS={where}: nobody listens")
     with refused, ray_session(open_store(str(tmp_path))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.schema import MANIFEST, PLAN, RECORD, Record, sample_id
@@ -12,6 +12,7 @@ from common.schema import MANIFEST, PLAN, RECORD, Record, sample_id
 seconds = st.none() | st.floats(0, 1e5)
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(), seconds, seconds)
 def test_ids_are_32_hex_digits(dataset: str, native: str, start: float, end: float) -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", sample_id(dataset, native, start, end))

@@ -78,13 +78,13 @@ def test_wrong_places_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 class SlowServer(http.server.ThreadingHTTPServer):
-    """A store at the end of a slow line: a second for every object, either way.
+    """A store at the end of a slow line: three seconds for every object, either way.
 
     `stalled` falls silent in the midst of its first answer.
     """
 
     daemon_threads = True
-    body = b"01234567" * 1000
+    body = b"01234567" * 3000
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _SlowHandler)
@@ -101,7 +101,7 @@ class _SlowHandler(http.server.BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.server.requests["PUT"] += 1
         left = int(self.headers["Content-Length"])
-        piece = -(-left // 8)
+        piece = -(-left // 24)
         while left:
             left -= len(self.rfile.read(min(piece, left)))
             time.sleep(1 / 8)
@@ -115,7 +115,7 @@ class _SlowHandler(http.server.BaseHTTPRequestHandler):
         self._answer(len(body) - start, f"bytes {start}-{len(body) - 1}/{len(body)}" * bool(asked))
         for i in range(start, len(body), 1000):
             time.sleep(1 / 8)
-            if i == 4000 and self.path.endswith("stalled") and not asked:
+            if i == 12_000 and self.path.endswith("stalled") and not asked:
                 time.sleep(30)
             self.wfile.write(body[i : i + 1000])
 
@@ -143,8 +143,8 @@ def slow_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowServer]:
         "AWS_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    # A second is as long as half a minute here.
-    monkeypatch.setattr("common.storage._SILENCE", timedelta(seconds=0.5))
+    # Far above the pauses of a busy machine, and below what an object takes.
+    monkeypatch.setattr("common.storage._SILENCE", timedelta(seconds=2))
     yield server
     server.shutdown()
     server.server_close()

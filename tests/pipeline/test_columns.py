@@ -102,6 +102,7 @@ def test_audioset_in_one_piece_by_default(tmp_path: Path) -> None:
     assert audioset_module.AudioSet.model_fields["audio"].default is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=5))
 def test_many_sample_ids_are_the_single_ones(native_ids: list[str]) -> None:
     digests = sample_digests('a "b"', pa.array(native_ids, pa.string()))

@@ -114,7 +114,7 @@ def test_what_goes_wrong_behind_stops_the_run_with_a_line(
         _train(tiny_root, tmp_path, BEHIND, "lm.checkpoint_every=4")
     assert "No space left" in str(raised.value) and "\n" not in str(raised.value)
     assert (tmp_path / "lm" / "latest").read_text() == "step-00000004\n"
-    assert len(read_log(tmp_path / "lm")) < 13
+    assert not (tmp_path / "lm" / "checkpoints" / "step-00000012").exists()
 
 
 def test_an_error_shows_at_the_next_step(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_an_error_shows_at_the_next_step(tmp_path: Path) -> None:
     assert (tmp_path / "latest").read_text() == "step-00000001\n"
     saver.save(2, {"not json": object()})
     with pytest.raises(AttuneError, match=r"step-00000002: cannot be saved: TypeError"):
-        for _ in range(500):
+        for _ in range(6000):
             saver.check()
             time.sleep(0.01)
     assert (tmp_path / "latest").read_text() == "step-00000001\n"

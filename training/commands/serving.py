@@ -19,7 +19,7 @@ LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket bound to an address.
+    """A socket that listens on an address: who asks before there is a server waits for it.
 
     Raises:
         AttuneError: it is taken, or not this machine's.
@@ -28,6 +28,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen(128)
         except OSError as error:
             raise AttuneError(
                 f"cannot listen on {host}:{port}: {error.strerror}; take another --port"
@@ -40,7 +41,14 @@ def make_server(app: FastAPI) -> uvicorn.Server:
     import uvicorn
 
     return uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", server_header=False, proxy_headers=False)
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            # A page that follows a clip would else keep a server that is told to end.
+            timeout_graceful_shutdown=3,
+        )
     )
 
 

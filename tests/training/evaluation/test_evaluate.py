@@ -270,7 +270,7 @@ def test_clips_for_a_benchmark_are_no_longer_than_its_own(
     shared = ("--config", tiny_root / "recipe.yaml", "--weights", tmp_path / "no", "--clips", 3)
     shared = (*shared, "--reference", tmp_path / "real", "--out", tmp_path / "out")
     for asked, seconds in (((), 0.4), (("--preset", "musiccaps", "--list", listed), 0.3)):
-        found = _run(tmp_path, "sampling.duration_s=0.4", tiny_run.name, *shared, *asked)
+        found = _run(tmp_path, tiny_run.name, "sampling.duration_s=0.4", *shared, *asked)
         made = read_folder(Path(found["target"])).clips
         assert {clip.facts["duration_s"] for clip in made} == {seconds}
 
