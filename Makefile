@@ -97,6 +97,7 @@ evaluate: $(READY)  ## TARGET=lm-rr REFERENCE=folder-or-shards [CONFIG=...] [ARG
 PROFILE  ?= small
 ABLATION := runs/ablation-$(PROFILE)
 ablation: $(READY)  ## Tables 1 to 3 of your own runs: PROFILE=small, esc10, paper or music
+	$(if $(CONFIG),$(error a profile of configs/ablation.yaml names the recipe: add one for $(CONFIG) there, then PROFILE=its-name))
 ifeq ($(PROFILE),small)
 	$(PY) -m pipeline corpus --out $(ABLATION)/corpus
 	$(PY) -m pipeline run --config configs/demo.yaml run_dir=$(ABLATION)

@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,31 +43,23 @@ def finalize(plan: FrozenPlan, recipe: Recipe) -> dict[str, Any]:
     totals = _Totals()
     with tempfile.TemporaryDirectory() as scratch:
         manifest_file = Path(scratch) / "manifest.parquet"
-        quarantine: list[dict[str, Any]] = []
-        with pq.ParquetWriter(manifest_file, MANIFEST, compression="zstd") as writer:
-            pending: list[dict[str, Any]] = []
+        quarantine_file = Path(scratch) / "quarantine.parquet"
+        with _Table(manifest_file, MANIFEST) as manifest, _Table(quarantine_file, REJECTS) as out:
             for shard, rows in plan.shards():
                 commit = read_commit(store, shard)
                 if commit is None:
                     raise AttuneError(f"{store.uri}: no {commit_key(shard)}; run again")
                 planned = rows.to_pylist()
                 check_account(planned, commit, plan.plan_hash)
-                pending += totals.add(planned, commit, plan.info["inputs"])
-                quarantine += commit["refused"]
-                if len(pending) >= _ROWS_PER_GROUP:
-                    writer.write_table(pa.Table.from_pylist(pending, schema=MANIFEST))
-                    pending = []
-            if pending:
-                writer.write_table(pa.Table.from_pylist(pending, schema=MANIFEST))
+                manifest.add(totals.add(planned, commit, plan.info["inputs"]))
+                out.add(commit["refused"])
         if totals.first is None:
-            reasons = ", ".join(f"{r} {n}" for r, n in totals.reasons(quarantine))
+            reasons = ", ".join(f"{r} {n}" for r, n in totals.reasons.most_common())
             raise AttuneError(f"{store.uri}: every planned clip was refused: {reasons}")
-        quarantine_file = Path(scratch) / "quarantine.parquet"
-        pq.write_table(pa.Table.from_pylist(quarantine, schema=REJECTS), quarantine_file)
         store.write("manifest.parquet", manifest_file)
         store.write("quarantine.parquet", quarantine_file)
     store.write("shards.json", _json(totals.wids_index(recipe.name)))
-    summary = _summary(plan, recipe, totals, quarantine)
+    summary = _summary(plan, recipe, totals)
     store.write("summary.json", _json(summary))
     return summary
 
@@ -92,6 +84,33 @@ def check_account(
         raise AttuneError(f"{where}: sample {lost[0]} is neither committed nor refused")
 
 
+class _Table:
+    """A Parquet file that is written a row group at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._pending: list[dict[str, Any]] = []
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self._pending += rows
+        if len(self._pending) >= _ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
+            self._pending = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+
 class _Totals:
     """Sums over the shards, and the manifest rows of each."""
 
@@ -99,6 +118,7 @@ class _Totals:
         self.first: tuple[str, str, int, int] | None = None
         self.clips: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
         self.shards: list[dict[str, Any]] = []
 
     def add(
@@ -108,6 +128,7 @@ class _Totals:
         inputs: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
         by_id = {row["sample_id"]: row for row in planned}
+        self.reasons.update(str(row["reason"]) for row in commit["refused"])
         rows = []
         for sample in commit["samples"]:
             row = by_id[sample["sample_id"]] | sample
@@ -132,9 +153,6 @@ class _Totals:
             )
         return rows
 
-    def reasons(self, refused: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
-        return Counter(str(row["reason"]) for row in refused).most_common()
-
     def wids_index(self, name: str) -> dict[str, Any]:
         return {
             "__kind__": "wids-shard-index-v1",
@@ -144,14 +162,12 @@ class _Totals:
         }
 
 
-def _summary(
-    plan: FrozenPlan, recipe: Recipe, totals: _Totals, quarantine: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _summary(plan: FrozenPlan, recipe: Recipe, totals: _Totals) -> dict[str, Any]:
     inputs = plan.info["inputs"]
     codec = json.loads((resolve_codec(recipe.codec.path) / "config.json").read_text())
     assert totals.first is not None
     n_codebooks, text_dim = _shapes(plan.store, *totals.first)
-    rejected = Counter(dict(totals.reasons(quarantine)))
+    rejected = totals.reasons.copy()
     for count in plan.info["catalogs"].values():
         rejected.update(count["refused"])
     hop = 1

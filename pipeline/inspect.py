@@ -107,19 +107,25 @@ def show_sample(store: Store, sample_id: str) -> dict[str, Any]:
     }
 
 
-def shard_stats(store: Store, sample: int | None = None, seed: int = 0) -> dict[str, Any]:
+def shard_stats(
+    store: Store,
+    sample: int | None = None,
+    seed: int = 0,
+    tell: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
     """Statistics of a finished run, over all and by dataset.
 
     Args:
         sample: take the codes from this many shards, drawn by `seed`; None: from all of them.
             Everything but the codebooks' figures comes from the manifest, always whole.
+        tell: called with the number of shards whose codes were read, and of all.
 
     Raises:
         AttuneError: the run is not finished, or what it wrote is damaged.
     """
     summary = read_summary(store)
     datasets = tally_manifest(store)
-    codes = count_codes(store, summary, sample, seed)
+    codes = count_codes(store, summary, sample, seed, tell)
     whole = Tally.sum(datasets.values())
     licenses: Counter[str] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
@@ -188,7 +194,11 @@ class CodeCounts:
 
 
 def count_codes(
-    store: Store, summary: dict[str, Any], sample: int | None, seed: int = 0
+    store: Store,
+    summary: dict[str, Any],
+    sample: int | None,
+    seed: int = 0,
+    tell: Callable[[int, int], object] | None = None,
 ) -> CodeCounts:
     """One pass over the tars, or over `sample` of them.
 
@@ -200,6 +210,7 @@ def count_codes(
     if sample is not None:
         drawn = smallest_by_hash((str(shard) for shard in _shard_numbers(store)), sample, seed)
         chosen = {int(shard) for shard in drawn}
+    wanted = of_shards if chosen is None else len(chosen)
     size = int(summary["codebook_size"])
     found = CodeCounts({}, 0, 0, of_shards)
     last = None
@@ -215,8 +226,13 @@ def count_codes(
         for stream, values in enumerate(codes):
             counts[stream] += np.bincount(values, minlength=size)
         found.clips += 1
-        found.shards += row["shard"] != last
-        last = row["shard"]
+        if row["shard"] != last:
+            if tell:
+                tell(found.shards, wanted)
+            found.shards += 1
+            last = row["shard"]
+    if tell:
+        tell(wanted, wanted)
     return found
 
 

@@ -7,7 +7,7 @@ lines, clips to `CLIP_S` seconds, and clips are added only while they fit into `
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain
 from typing import Any
@@ -43,7 +43,12 @@ _TEXT = 240
 
 
 def build_report(
-    store: Store, codec_path: str, clips: int = 3, sample: int | None = None, seed: int = 0
+    store: Store,
+    codec_path: str,
+    clips: int = 3,
+    sample: int | None = None,
+    seed: int = 0,
+    tell: Callable[[int, int], object] | None = None,
 ) -> tuple[str, list[str]]:
     """The page of a finished run.
 
@@ -51,6 +56,7 @@ def build_report(
         clips: decoded clips per dataset, drawn by `seed`; fewer where `MAX_CLIPS` or
             `CLIPS_BYTES` end it.
         sample: count the codes of this many shards; None: of all.
+        tell: called with the number of shards whose codes were read, and of all.
 
     Returns:
         The HTML, at most `MAX_BYTES` of it, and the ids of the clips in it.  The same shards and
@@ -63,7 +69,7 @@ def build_report(
     codec = load_shard_codec(store, codec_path, summary) if clips else None
     words = WordCount()
     tallies = tally_manifest(store, words.add)
-    codes = count_codes(store, summary, sample, seed)
+    codes = count_codes(store, summary, sample, seed, tell)
     refusals = count_refusals(store)
     by_hours = sorted(tallies, key=lambda name: (-tallies[name].durations.total, name))
     sections = [

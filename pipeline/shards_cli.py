@@ -11,6 +11,7 @@ from common.config import load_recipe
 from common.shards import open_store_to_read
 from common.storage import Store
 from pipeline.inspect import list_shards, shard_stats, show_sample
+from pipeline.progress import Progress
 from pipeline.verify import verify_shards
 
 shards_app = typer.Typer(
@@ -71,7 +72,9 @@ def stats(
     json: JsonOption = False,
 ) -> None:
     """Clips, hours, prompts, durations, licences and codes, by dataset; refusals by reason."""
-    found = shard_stats(_store(config, overrides), sample, seed)
+    store = _store(config, overrides)
+    with Progress("stats", 0, "shards") as progress:
+        found = shard_stats(store, sample, seed, progress.update)
     if json:
         print_json(found)
         return
@@ -148,7 +151,8 @@ def report(
     recipe = load_recipe(config, overrides or [])
     path = check_target(out, force=True)
     store = open_store_to_read(recipe.data_dir)
-    html, shown = build_report(store, recipe.codec.path, clips, sample, seed)
+    with Progress("report", 0, "shards") as progress:
+        html, shown = build_report(store, recipe.codec.path, clips, sample, seed, progress.update)
     write_file(path, html.encode())
     if json:
         print_json({"out": str(path), "bytes": len(html.encode()), "clips": shown})
@@ -166,7 +170,9 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check commits, tars, every sample and the manifest; exit 1 and name what is wrong."""
-    found = verify_shards(_store(config, overrides), deep)
+    store = _store(config, overrides)
+    with Progress("verify", 0, "shards") as progress:
+        found = verify_shards(store, deep, progress.update)
     if json:
         print_json(found)
     else:

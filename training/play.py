@@ -63,6 +63,8 @@ class Take:
     run: str
     rate: int
     total_s: float
+    trained_s: float
+    """Of its model: a longer clip is made in windows of that length."""
     chunks: list[NDArray[np.float32]] = field(default_factory=list)
     spectrogram: str = ""
 
@@ -103,6 +105,7 @@ class Job:
                     "run": take.run,
                     "made_s": round(take.made_s, 3),
                     "total_s": round(take.total_s, 3),
+                    "trained_s": take.trained_s,
                     "spectrogram": take.spectrogram,
                 }
                 for take in self.takes
@@ -140,7 +143,8 @@ class Studio:
             sampler.normalize([text for text in (order.prompt, order.negative_prompt) if text])
             codec = sampler.codec
             frames = max(1, round(order.duration_s * codec.frame_rate))
-            takes.append(Take(run, codec.sample_rate, frames / codec.frame_rate))
+            seconds = frames / codec.frame_rate
+            takes.append(Take(run, codec.sample_rate, seconds, sampler.trained_s))
         with self._lock:
             if sum(not job.over for job in self._jobs.values()) >= WAITING:
                 raise AttuneError(f"{WAITING} clips are waiting already; try again in a while")

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pydantic import model_validator
+
 from common.schema import Record
 from pipeline.catalogs.base import (
     AudioRoot,
@@ -36,11 +38,21 @@ class Clotho(Catalog):
     captions: CatalogPath
     """clotho_captions_{development,validation,evaluation}.csv."""
     metadata: CatalogPath | None = None
-    """clotho_metadata_*.csv; without it clips have no keywords, source or licence."""
+    """clotho_metadata_*.csv; without it clips have no keywords, source or licence, and the same
+    recording in FSD50K or WavCaps is not known to be the same."""
     audio: CatalogPath | None = None
     split: Split = "train"
     encoding: str = "utf-8-sig"
     """Of `captions`, where a copy is not UTF-8 (one with Korean translations is `cp949`)."""
+
+    @model_validator(mode="after")
+    def _what_is_held_out_is_known(self) -> Clotho:
+        if self.role == "hold_out" and self.metadata is None:
+            raise ValueError(
+                "role: hold_out needs metadata (clotho_metadata_*.csv): it alone tells which "
+                "recordings of Freesound must stay out of other datasets"
+            )
+        return self
 
     def sources(self) -> list[Path]:
         return [self.captions, *([self.metadata] if self.metadata else [])]

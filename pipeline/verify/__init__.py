@@ -13,6 +13,7 @@ Of the tables only the sample ids are held whole; all else goes shard by shard.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from common.errors import AttuneError
@@ -23,8 +24,13 @@ from pipeline.verify.check import Check
 from pipeline.verify.deep import DeepCheck
 
 
-def verify_shards(store: Store, deep: bool = False) -> dict[str, Any]:
+def verify_shards(
+    store: Store, deep: bool = False, tell: Callable[[int, int], object] | None = None
+) -> dict[str, Any]:
     """Check a finished run.
+
+    Args:
+        tell: called with the number of shards looked at, and of all.
 
     Returns:
         shards, samples (numbers checked), problems (where, sample_id, problem), and orphans: tars
@@ -43,4 +49,4 @@ def verify_shards(store: Store, deep: bool = False) -> dict[str, Any]:
         if not store.exists("summary.json"):
             raise
         summary = {}
-    return (DeepCheck if deep else Check)(store, plan, summary).run()
+    return (DeepCheck if deep else Check)(store, plan, summary, tell).run()

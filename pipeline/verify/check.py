@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,15 @@ SUMMARY_KEYS = {
 class Check:
     """One pass over a finished run, shard by shard."""
 
-    def __init__(self, store: Store, plan: FrozenPlan, summary: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        plan: FrozenPlan,
+        summary: dict[str, Any],
+        tell: Callable[[int, int], object] | None = None,
+    ) -> None:
         self.store, self.plan, self.summary = store, plan, summary
+        self.tell = tell or (lambda done, of: None)
         self.problems: list[dict[str, str]] = []
         self.sizes = dict(store.list("shards"))
         self.samples = 0
@@ -47,6 +54,7 @@ class Check:
         expected = Ids()
         named: set[str] = set()
         for shard, rows in self._planned():
+            self.tell(shard, self.plan.n_shards)
             commit = self._commit(shard)
             if commit is None:
                 continue
@@ -62,6 +70,7 @@ class Check:
             self.rows = self.manifest.find(ids, len(expected)) if self.manifest else {}
             expected.add(ids)
             self._shard(commit, planned)
+        self.tell(self.plan.n_shards, self.plan.n_shards)
         for shard in sorted(committed_shards(self.store)):
             if shard >= self.plan.n_shards:
                 self.problem(commit_key(shard), f"the plan has {self.plan.n_shards} shards only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,13 @@ from pipeline.verify.tables import Ids, Rows, repeated, without
 class DeepCheck(Check):
     """The same pass, with all that `deep` adds."""
 
-    def __init__(self, store: Store, plan: FrozenPlan, summary: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        plan: FrozenPlan,
+        summary: dict[str, Any],
+        tell: Callable[[int, int], object] | None = None,
+    ) -> None:
         self.planned: dict[str, dict[str, Any]] = {}
         self.states = 0
         self.tars: dict[str, dict[str, Any]] = {}
@@ -32,7 +38,7 @@ class DeepCheck(Check):
         self.reasons = Counter[str]()
         self.clips, self.seconds = Counter[str | None](), Counter[str | None]()
         """By dataset; None where a sample has no row in the manifest."""
-        super().__init__(store, plan, summary)
+        super().__init__(store, plan, summary, tell)
         self.cache = TextCache(store, str(plan.info["inputs"]["text_encoder_id"]))
         self.quarantine = self._read_quarantine()
 

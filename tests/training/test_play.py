@@ -83,6 +83,13 @@ def test_sound_comes_while_it_is_made(sampler: Sampler, monkeypatch: pytest.Monk
     assert next(parts, None) is None
 
 
+def test_a_clip_longer_than_trained_says_so(client: TestClient) -> None:
+    for seconds in (0.4, 0.8):
+        job = _order(client, duration_s=seconds)["job"]
+        (take,) = _follow(client, job)[-1]["takes"]
+        assert (take["total_s"], take["trained_s"]) == (seconds, 0.4)
+
+
 def test_mistakes_get_a_message(client: TestClient) -> None:
     for changes, words in (
         ({"prompt": "the 3"}, "'the 3': nothing remains"),

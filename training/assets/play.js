@@ -76,7 +76,9 @@ function follow(job, wanted) {
 function show(job, wanted, now, status, takes) {
   const made = now.takes.reduce((sum, take) => sum + take.made_s, 0);
   const speed = now.spent_s > 0 ? `, ${(made / now.spent_s).toFixed(1)}x real time` : "";
-  const settings = `seed ${wanted.seed}, guidance ${wanted.cfg}`;
+  const long = now.takes.find((take) => take.total_s > take.trained_s);
+  const windows = long ? `, in windows: longer than the ${long.trained_s} s that ${long.run} was trained on` : "";
+  const settings = `seed ${wanted.seed}, guidance ${wanted.cfg}${windows}`;
   status.textContent = {
     waiting: now.ahead ? `waiting, ${now.ahead} before it` : "waiting",
     making: `${made.toFixed(1)} s made${speed}`,

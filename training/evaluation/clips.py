@@ -163,7 +163,12 @@ def generated_clips(
         if not _is_made(path, made_by | _prompt_facts(prompt, seed))
     ]
     if missing:
-        console.print(f"{run}: generating {len(missing)} clips of {config.duration_s:g} s")
+        trained = sampler.trained_s
+        windows = f", in windows of the {trained:g} s that it was trained on"
+        console.print(
+            f"{run}: generating {len(missing)} clips of {config.duration_s:g} s"
+            + windows * (config.duration_s > trained)
+        )
         texts = [wanted[index][1] for index in missing]
         seeds = [wanted[index][2] for index in missing]
         waves, _ = sampler.generate(texts, config.duration_s, seeds, sampling, normalized=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from reading import catalog, records, refusals, write
 
 from common.errors import AttuneError
@@ -26,6 +27,13 @@ def test_a_translated_copy_in_its_own_encoding(tmp_path: Path) -> None:
         made = catalog(dataset="clotho", captions=path, encoding=encoding).without_audio()
         with pytest.raises(AttuneError, match=message):
             list(made.read())
+
+
+def test_held_out_without_knowing_what_is_refused(tmp_path: Path) -> None:
+    """Without its metadata its recordings would stay in training wherever else they are."""
+    with pytest.raises(ValidationError, match="role: hold_out needs metadata"):
+        catalog(dataset="clotho", captions=tmp_path / "c.csv", role="hold_out")
+    catalog(dataset="clotho", captions=tmp_path / "c.csv", role="hold_out", metadata=tmp_path / "m")
 
 
 def test_two_excerpts_of_a_recording_share_a_group_and_are_two_clips(tmp_path: Path) -> None:

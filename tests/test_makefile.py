@@ -1,0 +1,69 @@
+"""What `make` runs: the commands of its targets, without running them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+
+
+def _told(*arguments: str) -> list[str]:
+    """The lines that `make` would run; what calls the tests may have left variables behind."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        ["make", "-n", "READY=", *arguments],
+        cwd=ROOT, env=kept, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [line.rstrip() for line in done.stdout.replace(".venv/bin/", "").splitlines()]
+
+
+def _refused(*arguments: str) -> str:
+    done = subprocess.run(
+        ["make", "-n", "READY=", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    return done.stderr
+
+
+def test_one_process_or_many() -> None:
+    (alone,) = _told("train-sfx", "ARGS=lm.steps=3 --dry-run")
+    assert alone == "python -m training lm --config configs/sfx.yaml lm.steps=3 --dry-run"
+    (many,) = _told("train-music", "NPROC=8")
+    assert many.startswith("torchrun ") and "--nproc-per-node 8" in many
+    assert many.endswith("-m training lm --config configs/music.yaml")
+    (nodes,) = _told("train-codec-sfx", "NPROC=8", "NNODES=2", "RDZV=host:29500")
+    assert "--nnodes 2 --nproc-per-node 8" in nodes and "--rdzv-endpoint host:29500" in nodes
+
+
+def test_the_demo_is_everything_in_order() -> None:
+    steps = [line.split(" --")[0] for line in _told("demo")]
+    assert steps == [
+        "python -m pipeline corpus",
+        "python -m pipeline run",
+        "python -m training lm",
+        "python -m training lm",
+        "python -m training report",
+    ]
+    own = _told("demo", "CODEC=train")
+    assert own[1].startswith("python -m training codec ")
+    assert all("codec.path=runs/demo-own-codec/codec" in line for line in own[1:])
+
+
+def test_a_recipe_is_taken_or_refused() -> None:
+    for target in ("preprocess", "train-sfx", "train-music", "generate", "play"):
+        (line,) = _told(target, "CONFIG=configs/own.yaml", "PROMPT=dog")
+        assert "--config configs/own.yaml" in line
+    (line,) = _told("evaluate", "CONFIG=c.yaml", "TARGET=lm", "REFERENCE=real")
+    assert "evaluate lm --reference real --config c.yaml" in line
+    assert "add one for c.yaml there" in _refused("ablation", "CONFIG=c.yaml")
+    assert "TARGET=lm-rr REFERENCE=" in _refused("evaluate")
+    assert "A=lm-rr B=lm-baseline" in _refused("preference")
