@@ -21,6 +21,7 @@ from torch import Tensor
 
 from common.bfloat16 import check_bfloat16
 from common.errors import AttuneError
+from common.hub import hub_snapshot
 from common.seanet import FastEncoder, supports
 
 BUILTIN = Path(__file__).parent / "assets" / "codecs"
@@ -315,10 +316,8 @@ def _unreadable(path: str, file: Path, error: OSError) -> AttuneError:
 
 
 def _from_hub(path: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(path, allow_patterns=["config.json", "model.safetensors"]))
+        return hub_snapshot(path, ["config.json", "model.safetensors"])
     except Exception as error:
         raise AttuneError(
             f"codec {path!r}: no such folder, and not to be had from the hub "

@@ -23,6 +23,7 @@ import torch
 
 from common.config import TextEncoderConfig
 from common.errors import AttuneError
+from common.hub import hub_snapshot
 
 _PACKAGE_SCHEME = "package:"
 _T5_TYPES = {"t5", "mt5", "umt5", "longt5"}
@@ -228,14 +229,13 @@ def _package_folder(path: str) -> Path:
 
 @functools.cache
 def _hub_folder(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     small = ["*.json", "*.txt", "*.model"]
     try:
-        folder = Path(snapshot_download(repo, allow_patterns=[*small, "*.safetensors"]))
+        folder = hub_snapshot(repo, [*small, "*.safetensors"])
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repo, allow_patterns=[*small, "pytorch_model*.bin"]))
+            folder = hub_snapshot(repo, [*small, "pytorch_model*.bin"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AttuneError(
             f"text encoder {repo}: no such folder, and the Hugging Face hub did not give it "

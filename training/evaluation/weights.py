@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def fetch(source: Source, target: Path) -> None:
     """
     partial = target.with_name(target.name + ".partial")
     try:
+        print(f"{source.name}: fetching {source.url}", file=sys.stderr, flush=True)
         if source.url.startswith("hub:"):
             _from_hub(source.url.removeprefix("hub:"), partial)
         else:

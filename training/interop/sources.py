@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import AttuneError
+from common.hub import hub_snapshot
 
 AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")
 """Names of audiocraft's two checkpoints: language model and codec."""
@@ -39,15 +40,14 @@ def fetch(source: str) -> Path:
         return path
     if source.startswith(("/", ".", "~")) or source.count("/") != 1:
         raise AttuneError(f"{source}: no such file or folder, and not a hub id (OWNER/NAME)")
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(source, allow_patterns=_SMALL))
+        folder = hub_snapshot(source, _SMALL)
         if not (folder / "config.json").is_file():
-            return Path(snapshot_download(source, allow_patterns=list(AUDIOCRAFT_FILES)))
+            return hub_snapshot(source, AUDIOCRAFT_FILES)
         for patterns in _WEIGHTS:
-            folder = Path(snapshot_download(source, allow_patterns=_SMALL + patterns))
+            folder = hub_snapshot(source, _SMALL + patterns)
             if any(folder.glob(patterns[0])):
                 break
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
