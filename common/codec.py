@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.bfloat16 import check_bfloat16
 from common.errors import AttuneError
@@ -153,6 +153,7 @@ def load_codec(
             f"({missing[0]}, ...); config.json and weights do not belong together"
         )
     fold_weight_norm(model)
+    keep_numbers_on_host(model)
     model.requires_grad_(False)
     model.eval()
     # Measured on CPUs only; elsewhere Hugging Face's own modules run.
@@ -313,6 +314,16 @@ def _unreadable(path: str, file: Path, error: OSError) -> AttuneError:
     remedy = "; its owner can let others read it (chmod a+rX)"
     told = remedy if isinstance(error, PermissionError) else ""
     return AttuneError(f"codec {path!r}: {file} cannot be read: {error.strerror}{told}")
+
+
+def keep_numbers_on_host(model: nn.Module) -> None:
+    """Strides and paddings of an `EncodecModel`, which its layers hold as tensors, stay on the CPU:
+    on a GPU each layer would wait for the device to read them, 72 times in an encoder's pass."""
+    for module in model.modules():
+        for name in ("stride", "kernel_size", "padding_total"):
+            value = module._buffers.pop(name, None)
+            if value is not None:
+                setattr(module, name, torch.tensor(int(value)))
 
 
 def _from_hub(path: str) -> Path:

@@ -35,8 +35,11 @@ class BackgroundSave:
         Waits for the one before, and raises what that raised.
         """
         self.wait()
+        # Nothing is copied ahead: the state is in main memory by then, and DCP's way of doing it
+        # would make a context on the first GPU for every process.
+        writer = dcp.FileSystemWriter(folder, per_thread_copy_ahead=0)
         written = dcp.async_save(
-            state, checkpoint_id=folder, process_group=self._group, no_dist=self._alone
+            state, storage_writer=writer, process_group=self._group, no_dist=self._alone
         )
         assert isinstance(written, Future)
         self._pending = self._thread.submit(_finish, written, publish if self._first else None)

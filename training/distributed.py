@@ -57,6 +57,9 @@ def start(threads: int = 0) -> World:
 
     Args:
         threads: per process; 0 shares the machine's cores between the processes on it.
+
+    Raises:
+        AttuneError: more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -65,8 +68,16 @@ def start(threads: int = 0) -> World:
     if threads or local_size > 1 or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or max(1, usable_cores() // local_size))
     if torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise AttuneError(
+                f"{local_size} processes on this machine and {gpus} GPUs to be seen, of which each "
+                "takes one: start fewer (--nproc-per-node, NPROC), or look at CUDA_VISIBLE_DEVICES"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+        # cuDNN's attention makes a plan for every shape, and prompts differ in length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         device = torch.device("cpu")
     if size > 1 and not dist.is_initialized():
@@ -109,10 +120,11 @@ def parallelize(model: LanguageModel, world: World, config: LMConfig) -> None:
         AttuneError: no compiler, or groups that do not fit the processes.
     """
     if config.compile:
-        if world.device.type == "cpu" and not _has_compiler():
-            raise AttuneError(
-                "lm.compile needs a C++ compiler (g++ or clang++) on CPUs; install one"
-            )
+        if not _has_compiler(world.device):
+            one = "a C++ compiler (g++ or clang++) on CPUs"
+            if world.device.type == "cuda":
+                one = "a C compiler (gcc or clang), which Triton calls"
+            raise AttuneError(f"lm.compile needs {one}; install one")
         # All blocks share their graphs: with and without text, with and without gradient, each for
         # the first lengths and batch seen and then for any.
         torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
@@ -263,9 +275,12 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _has_compiler() -> bool:
-    names = ("g++", "clang++", "c++")
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), *names) if name)
+def _has_compiler(device: torch.device) -> bool:
+    if device.type == "cuda":
+        variable, names = "CC", ("gcc", "clang", "cc")
+    else:
+        variable, names = "CXX", ("g++", "clang++", "c++")
+    return any(shutil.which(name) for name in (os.environ.get(variable, ""), *names) if name)
 
 
 def leave(status: int) -> None:
@@ -282,5 +297,11 @@ def leave(status: int) -> None:
 
 
 def _leave() -> None:
-    if dist.is_initialized():
+    """What ends without `leave` has failed, alone perhaps."""
+    if not dist.is_initialized():
+        return
+    if "nccl" in str(dist.get_backend_config()):
+        # NCCL would take leave of the others, who do not know yet.
+        dist.distributed_c10d._abort_process_group()
+    else:
         dist.destroy_process_group()

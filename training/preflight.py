@@ -228,7 +228,9 @@ def memory(
 def available_bytes(world: World) -> int | None:
     """Memory that this process can have: of its GPU, or its part of the machine's free memory."""
     if world.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(world.device)[1])
+        # What others left free, and what this process holds in store.
+        free = torch.cuda.mem_get_info(world.device)[0]
+        return int(free) + torch.cuda.memory_reserved(world.device)
     try:
         with open("/proc/meminfo") as file:
             found = dict(line.split(":", 1) for line in file)

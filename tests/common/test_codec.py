@@ -205,3 +205,13 @@ def test_float32_on_gpus_is_float32(monkeypatch: pytest.MonkeyPatch):
     assert torch.backends.cudnn.allow_tf32
     exact_float32(torch.device("cuda", 0))
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_no_layer_waits_for_a_device_to_tell_its_stride(folder: Path):
+    """As tensors on the model's own device they were read there, by every convolution."""
+    codec = load_codec(str(folder))
+    moved = [name for name, _ in codec.model.named_buffers() if "stride" in name or "pad" in name]
+    assert not moved
+    codec.model.to("meta")  # where nothing can be read
+    decoded = codec.model.decoder(torch.zeros(1, 16, 5, device="meta"))
+    assert decoded.shape == (1, 1, 5 * 320)

@@ -68,6 +68,17 @@ def test_deterministic_mode(
     be_deterministic(torch.device("cuda", 0))
 
 
+def test_more_processes_than_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    threads = torch.get_num_threads()
+    with pytest.raises(AttuneError, match="2 processes on this machine and 1 GPUs"):
+        start()
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(
     ("processes", "environment", "asked", "expected"),
     [(1, None, 0, 8), (1, "3", 0, None), (2, "1", 0, 4), (2, None, 0, 4), (2, "1", 3, 3)],

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from common.codec import keep_numbers_on_host
 from common.errors import AttuneError
 from training.codec.config import CodecArchitecture
 
@@ -47,7 +48,22 @@ def build_model(architecture: CodecArchitecture, sample_rate: int) -> Any:
             f"{architecture.codebook_size} codes cannot be expressed as an EncodecModel"
         )
     initialize(model)
+    keep_numbers_on_host(model)
+    for module in model.modules():
+        if type(module) is nn.LSTM:
+            module.__class__ = _LSTM
     return model
+
+
+class _LSTM(nn.LSTM):
+    """In fp32 on GPUs: under autocast PyTorch runs them in fp16 there, whatever type is asked for,
+    and gradients of that size vanish in it."""
+
+    def forward(self, x: Tensor, hx: Any = None) -> Any:
+        if not x.is_cuda:
+            return super().forward(x, hx)  # type: ignore[has-type]
+        with torch.autocast("cuda", enabled=False):
+            return super().forward(x.float(), hx)  # type: ignore[has-type]
 
 
 @torch.no_grad()

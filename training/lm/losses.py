@@ -98,10 +98,10 @@ def pool(states: Tensor, mask: Tensor, how: Pool) -> Tensor:
 
 def similarity(vectors: Tensor) -> Tensor:
     """Cosine similarities (equations 3 and 4) of all pairs: float32 `[B, B]` of `[B, D]`."""
-    unit = F.normalize(vectors.float(), dim=-1, eps=1e-8)
-    # Full fp32 whatever the precision of the model: this is a few kFLOP.
-    with torch.autocast(unit.device.type, enabled=False):
-        return unit @ unit.T
+    # Exact whatever the precision of the model and of fp32 products: this is a few kFLOP.
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = F.normalize(vectors.double(), dim=-1, eps=1e-8)
+        return (unit @ unit.T).float()
 
 
 def representation_regularization(audio: Tensor, text: Tensor) -> Tensor:

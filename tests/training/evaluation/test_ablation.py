@@ -270,6 +270,22 @@ def test_other_weights_are_another_cell(tmp_path: Path) -> None:
     assert cell.key() == another
 
 
+@pytest.mark.parametrize(
+    ("seen", "device", "expected"),
+    [
+        (None, "cpu", ""), ("4,5", "cpu", ""), (None, "cuda", None), ("4,5", "cuda", "4,5"),
+        (None, "cuda:1", "1"), ("4,5", "cuda:1", "5"), ("", "cuda:1", "1"),
+    ],
+)  # fmt: skip
+def test_training_sees_the_device_that_was_asked_for(
+    seen: str | None, device: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert cells._seeing(device).get("CUDA_VISIBLE_DEVICES") == expected
+
+
 def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done is not made again, what is damaged is; a row that fails is named."""
     make_world(tmp_path)

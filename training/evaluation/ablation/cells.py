@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -178,11 +179,25 @@ def _train(cell: Cell, log: Path) -> None:
         launcher += [f"--nproc-per-node={cell.processes}"]
     command = [*launcher, "-m", "training", "lm", "--config", cell.recipe, *cell.all_overrides]
     with log.open("a") as file:
-        status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+        status = subprocess.run(
+            command, stdout=file, stderr=file, check=False, env=_seeing(cell.device)
+        ).returncode
     if status:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         last = lines[-1] if lines else "it said nothing"
         raise AttuneError(f"{cell.name}: training ended with status {status}: {last} (log: {log})")
+
+
+def _seeing(device: str) -> dict[str, str]:
+    """The environment of a training that takes the GPUs which it sees: this device alone."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    if not number:
+        return dict(os.environ)
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    chosen = seen[int(number)] if int(number) < len(seen) and seen[0] else number
+    return os.environ | {"CUDA_VISIBLE_DEVICES": chosen}
 
 
 def _backbone_hashes(weights: str) -> Hashes:
