@@ -3,7 +3,9 @@
 python killed_process.py RECIPE STEP[,STEP...] [OVERRIDE ...]
 
 Each attempt is a child of its own, forked where everything is imported and nothing has begun; it is
-killed at a random moment once its log has the given step.
+killed at a random moment once its log has the given step.  Up to `AT_SPEED` steps later it runs at
+full speed, so that a kill may hit anything; should this process get no CPU for that long, then the
+child takes its time, and has not ended when it is killed.
 """
 
 from __future__ import annotations
@@ -15,8 +17,12 @@ import sys
 import time
 from pathlib import Path
 
+from held_training import hold
+
 from common.config import Recipe, load_recipe
 from training.train import train
+
+AT_SPEED = 4
 
 
 def main(path: str, steps: list[int], overrides: list[str]) -> None:
@@ -26,7 +32,7 @@ def main(path: str, steps: list[int], overrides: list[str]) -> None:
     recipe = load_recipe(path, [*overrides, "lm.run=killed"])
     log = Path(recipe.run_dir) / "killed" / "log.jsonl"
     for step in steps:
-        pid = _child(recipe)
+        pid = _child(recipe, hold_from=step + AT_SPEED)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if log.is_file() and f'"step": {step},' in log.read_text():
@@ -40,11 +46,13 @@ def main(path: str, steps: list[int], overrides: list[str]) -> None:
         sys.exit("the last attempt failed")
 
 
-def _child(recipe: Recipe) -> int:
+def _child(recipe: Recipe, hold_from: int | None = None) -> int:
     pid = os.fork()
     if pid:
         return pid
     try:
+        if hold_from is not None:
+            hold(hold_from)
         train(recipe)
     except BaseException as error:
         print(error, file=sys.stderr, flush=True)

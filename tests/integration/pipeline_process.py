@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,19 @@ MARK = "ATTUNE_TEST_RUN"
 
 
 def start_pipeline(
-    *arguments: str, mark: str = "", ray_address: str = "", count: Path | None = None
+    *arguments: str, mark: str = "", ray_address: str = "", script: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
     """Start `python -m pipeline ARGUMENTS` as the leader of its own process group.
 
     Args:
-        count: file that gets a byte for each clip that goes through the codec.
+        script: a file of this folder that stands in for `-m pipeline`, and its own arguments.
     """
     environment = os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address}
     if not ray_address:
         del environment["RAY_ADDRESS"]
     program = ["-m", "pipeline"]
-    if count is not None:
-        program = [str(Path(__file__).with_name("counting_pipeline.py")), str(count)]
+    if script:
+        program = [str(Path(__file__).with_name(script[0])), *script[1:]]
         environment["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
@@ -39,12 +40,38 @@ def start_pipeline(
     )
 
 
-def run_to_end(*arguments: str, ray_address: str = "") -> str:
+def run_to_end(*arguments: str, ray_address: str = "", script: Sequence[str] = ()) -> str:
     """Run it to the end and return what it printed; it must succeed."""
-    process = start_pipeline(*arguments, ray_address=ray_address)
-    output = process.communicate(timeout=240)[0]
+    process = start_pipeline(*arguments, ray_address=ray_address, script=script)
+    output = finish(process, 240)[0]
     assert process.returncode == 0, output
     return output
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """What it wrote to its pipes, once it has ended.
+
+    Not in time, or is the test itself cut short, then it is killed with all below it: it would take
+    the CPU from the tests that follow.
+    """
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        kill_tree(process)
+        output, errors = rest(process)
+        said = f"{output[-1000:]}{errors[-3000:]}"
+        raise AssertionError(f"not at its end after {seconds:g} s: {said}") from None
+    finally:
+        kill_tree(process)
+
+
+def rest(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a killed process left in its pipes; an orphan of its own may hold them open."""
+    try:
+        output, errors = process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        return "", ""
+    return output or "", errors or ""
 
 
 def below(pid: int) -> list[int]:

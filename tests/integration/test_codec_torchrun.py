@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 from safetensors.torch import load_file
-from training_process import start, under_torchrun, wait_for_step, workers
+from training_process import run_program, started, under_torchrun, wait_for_step, workers
 
 TOLERANCE = 1e-4
 RECIPE = """
@@ -65,13 +64,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(root: Path, processes: int, *program: str) -> str:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), *program]
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=200,
-        check=False,
-    )  # fmt: skip
+    command = [sys.executable, *program]
+    done = run_program(under_torchrun(command, processes) if processes > 1 else command)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -146,19 +140,27 @@ def test_killed_at_any_time_the_same_command_makes_the_same_codec(
     root: Path, processes: int
 ) -> None:
     """SIGKILL to all processes of a run, twice; what comes out is the same to the bit."""
-    steady = ["codec_training.checkpoint_every=3", "codec_training.learning_rate=0.001"]
+    # Many steps after the last kill: it may come late.
+    steady = [
+        "codec_training.steps=60",
+        "codec_training.checkpoint_every=3",
+        "codec_training.learning_rate=0.001",
+    ]
     whole = _train(root, processes, f"steady{processes}", *steady)
     out = root / f"killed{processes}"
     arguments = ["--config", f"{root}/recipe.yaml", f"codec_training.out={out}", *steady]
     program = [sys.executable, "-m", "training", "codec", *arguments]
     if processes > 1:
         program = under_torchrun(program, processes)
+    log = Path(f"{out}.run/log.jsonl")
     for step in (5, 10):
-        process = start(program)
-        wait_for_step(process, root / f"{out.name}.run", step)
-        for pid in (*(workers(process) if processes > 1 else ()), process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
+        # What an earlier start logged stays there, of later steps as well if its kill came late.
+        size = log.stat().st_size if log.is_file() else 0
+        with started(program) as process:
+            wait_for_step(process, log.parent, step, size)
+            for pid in (*(workers(process) if processes > 1 else ()), process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
         assert not out.exists()
     _train(root, processes, out.name, *steady)
     for name in ("model.safetensors", "config.json"):

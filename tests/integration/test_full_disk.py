@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pipeline_process import finish
 
 _IN_NAMESPACE = """\
 import os, shutil, subprocess, sys
@@ -47,7 +48,7 @@ def _can_mount(folder: Path) -> bool:
 )
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
     recipe_text: Callable[..., str],
-    calm_run: tuple[Path, str],
+    calm_run: Path,
     tmp_path: Path,
     free: int,
     what: str,
@@ -62,16 +63,17 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     script = tmp_path / "script.py"
     script.write_text(_IN_NAMESPACE)
     command = ["unshare", "-rm", sys.executable, str(script), str(disk), str(recipe)]
-    ran = subprocess.run(
+    ran = subprocess.Popen(
         [*command, str(tmp_path / "out"), str(free), what],
-        capture_output=True, text=True, timeout=280, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    status, *said = ran.stdout.splitlines()
-    print(ran.stdout)
+    output, errors = finish(ran, 280)
+    assert ran.returncode == 0, output + errors
+    status, *said = output.splitlines()
+    print(output)
     assert status == "1"
-    errors = [line for line in said if line.startswith("error: ")]
-    assert len(errors) == 1 and "No space left on device" in errors[0]
+    told = [line for line in said if line.startswith("error: ")]
+    assert len(told) == 1 and "No space left on device" in told[0]
     assert not any("Traceback" in line for line in said)
     for name in ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (calm_run[0] / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (calm_run / name).read_bytes()

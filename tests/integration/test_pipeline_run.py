@@ -5,25 +5,45 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from pipeline_in_turn import embed
 
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import open_store_to_read
+from common.storage import open_store
 from pipeline import run as run_module
 from pipeline.config import PipelineConfig
 from pipeline.encode import EncodeWorker
-from pipeline.run import run_pipeline
+from pipeline.run import ray_session, run_pipeline
 from pipeline.status import read_status
 
 
-class DyingWorker(EncodeWorker):
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as found:
+        yield found
+
+
+class LightWorker(EncodeWorker):
+    """With a stand-in for the codec, whose loading would take most of the time here."""
+
+    def _load_codec(self) -> Any:
+        return SimpleNamespace(
+            sample_rate=16_000, encode_track=lambda wav: np.zeros((4, len(wav) // 320), np.int16)
+        )
+
+
+class DyingWorker(LightWorker):
     """Its process is killed by shard 2, as by a file that crashes a decoder."""
 
     def encode_shard(self, shard: int, rows: pa.Table) -> dict[str, Any]:
@@ -33,13 +53,21 @@ class DyingWorker(EncodeWorker):
 
 
 def test_a_shard_that_kills_its_worker_is_parked_and_the_rest_goes_on(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stack: ExitStack,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe = load_recipe(write_recipe(tmp_path / "data"), ["pipeline.attempts=2"])
     config = recipe.section("pipeline", PipelineConfig)
     # Workers cannot import a test module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    # One Ray for both runs, and none for the prompts: this is about workers alone.
+    monkeypatch.setattr(run_module, "embed", embed)
+    session = stack.enter_context(ray_session(open_store(recipe.data_dir)))
+    monkeypatch.setattr(run_module, "ray_session", lambda store: nullcontext(session))
+    monkeypatch.setattr(run_module, "EncodeWorker", LightWorker)
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "EncodeWorker", DyingWorker)
         with pytest.raises(AttuneError, match=r"1 of 8 shards failed 2 times.*000002"):

@@ -32,16 +32,18 @@ def ray_cluster(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
              "--object-store-memory=100000000"],
             stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while not (found := re.search(r"--address='([\d.:]+)'", log.read_text())):
-        assert head.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    yield found.group(1)
-    kill_tree(head)
+    try:
+        deadline = time.monotonic() + 90
+        while not (found := re.search(r"--address='([\d.:]+)'", log.read_text())):
+            assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield found.group(1)
+    finally:
+        kill_tree(head)
 
 
-def test_s3_on_a_cluster_gives_the_manifest_of_an_embedded_run_on_disk(
-    calm_run: tuple[Path, str],
+def test_s3_on_a_cluster_gives_the_manifest_of_a_run_in_one_process_on_disk(
+    calm_run: Path,
     write_recipe: Callable[..., Path],
     s3_bucket: str,
     ray_cluster: str,
@@ -52,8 +54,8 @@ def test_s3_on_a_cluster_gives_the_manifest_of_an_embedded_run_on_disk(
     assert f"cluster at {ray_cluster}" in printed
 
     remote = pq.read_table(io.BytesIO(open_store(url).read("manifest.parquet")))
-    assert remote.equals(pq.read_table(calm_run[0] / "manifest.parquet"))
-    there, here = ShardDataset.open(url), ShardDataset.open(calm_run[0])
+    assert remote.equals(pq.read_table(calm_run / "manifest.parquet"))
+    there, here = ShardDataset.open(url), ShardDataset.open(calm_run)
     assert (there.read(5).codes == here.read(5).codes).all()
 
     assert run_to_end("shards", "verify", "--config", recipe) == (

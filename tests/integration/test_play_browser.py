@@ -43,9 +43,9 @@ def address(tmp_path: Path) -> Iterator[str]:
     program = [sys.executable, "-m", "training", "play", "--config", f"{tmp_path}/recipe.yaml"]
     program += ["--run", "one", "--run", "two", "--port", str(port)]
     server = subprocess.Popen(program, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    assert server.stdout.readline().startswith(f"http://127.0.0.1:{port} (one, two)")
     try:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith(f"http://127.0.0.1:{port} (one, two)")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()

@@ -70,7 +70,6 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._command = [*PROGRAM, "serve", str(study), "--port", str(self.port)]
-        self.start()
 
     def start(self) -> None:
         self._process = subprocess.Popen(
@@ -98,6 +97,7 @@ def study(tmp_path: Path) -> Path:
 def server(study: Path) -> Iterator[Server]:
     found = Server(study)
     try:
+        found.start()
         yield found
     finally:
         found.kill()

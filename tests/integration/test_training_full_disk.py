@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tiny_lm import make_world
-from training_process import ENVIRONMENT, assert_same_checkpoint, command, rows, run_to_end
+from training_process import assert_same_checkpoint, command, rows, run_program, run_to_end
 
 _IN_NAMESPACE = """\
 import os, shutil, subprocess, sys
@@ -48,10 +48,7 @@ def test_what_was_saved_stays_whole(tmp_path: Path) -> None:
     script.write_text(_IN_NAMESPACE)
     program = command(tmp_path, "lm", f"run_dir={disk}")
     arguments = [str(script), str(disk), str(out), str(size), *program]
-    ran = subprocess.run(
-        ["unshare", "-rm", sys.executable, *arguments],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+    ran = run_program(["unshare", "-rm", sys.executable, *arguments], seconds=280)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     status, *said = ran.stdout.strip().splitlines()
     assert status == "1"

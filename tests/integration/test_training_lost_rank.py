@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+from pipeline_process import finish
 from tiny_lm import make_world
 from training_process import (
     assert_same_checkpoint,
     command,
+    held,
     rows,
     run_to_end,
-    start,
+    started,
     under_torchrun,
     wait_for_step,
     workers,
@@ -40,21 +42,23 @@ def test_the_others_end_and_a_restart_goes_on(root: Path, lost: int) -> None:
     run = root / "run" / f"lost-{lost}"
     program = command(root, run.name, *OVERRIDES)
     # Nobody starts it again: the launcher is through within a minute.
-    process = start(under_torchrun(program, 2))
-    wait_for_step(process, run, 60)
-    others = workers(process)
-    os.kill(others[lost], signal.SIGKILL)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=120)
-    assert time.monotonic() - began < 60
+    with started(under_torchrun(held(60, program), 2)) as process:
+        wait_for_step(process, run, 60)
+        others = workers(process)
+        os.kill(others[lost], signal.SIGKILL)
+        began = time.monotonic()
+        _, errors = finish(process, 120)
+        assert time.monotonic() - began < 60
     assert process.returncode == 1, errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in others)
-    assert (run / "latest").read_text() == "step-00000050\n"
+    last = rows(run)[-1]["step"]
+    assert 60 <= last < 160  # else the next wait would be over before it began
+    assert (run / "latest").read_text() == f"step-{last // 50 * 50:08d}\n"
     # Again, and now the launcher starts it anew by itself.
-    process = start(under_torchrun(program, 2, "--max-restarts=1"))
-    wait_for_step(process, run, 160)
-    os.kill(workers(process)[lost], signal.SIGKILL)
-    _, errors = process.communicate(timeout=200)
+    with started(under_torchrun(held(160, program), 2, "--max-restarts=1")) as process:
+        wait_for_step(process, run, 160)
+        os.kill(workers(process)[lost], signal.SIGKILL)
+        _, errors = finish(process, 200)
     assert process.returncode == 0, errors
     assert rows(run) == rows(whole)
     name = f"checkpoints/step-{STEPS:08d}"

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+from pipeline_process import finish
 from tiny_lm import make_world
 from training_process import (
     assert_same_checkpoint,
     command,
+    held,
     rows,
     run_to_end,
-    start,
+    started,
     under_torchrun,
     wait_for_step,
     workers,
 )
 
-STEPS = 240
+from common.config import load_recipe
+from training.train import train
+
+STEPS = 40
 OVERRIDES = (f"lm.steps={STEPS}", "lm.checkpoint_every=1000", "lm.optim.lr=1e-3")
 HANDLED = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
@@ -41,46 +47,54 @@ def _saved(run: Path) -> int:
 
 
 def test_one_process(root: Path) -> None:
-    run_to_end(command(root, "whole", *OVERRIDES))
-    run = root / "run" / "told"
-    for number, step in ((signal.SIGUSR1, 3), (signal.SIGTERM, 80)):
-        process = start(command(root, "told", *OVERRIDES))
-        wait_for_step(process, run, step)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+    whole, run = root / "run" / "whole", root / "run" / "told"
+    train(load_recipe(root / "recipe.yaml", ["lm.run=whole", *OVERRIDES]))
+    program = command(root, "told", *OVERRIDES)
+    saved = 0
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        step = saved + 5
+        with started(held(step, program)) as process:
+            wait_for_step(process, run, step)
+            process.send_signal(number)
+            _, errors = finish(process, 60)
         assert process.returncode == 75, errors
         saved = _saved(run)
         assert step <= saved < STEPS
         lines = errors.strip().splitlines()
         assert len(lines) == 1 and f"stopped by {number.name} after step {saved}" in lines[0]
-    run_to_end(command(root, "told", *OVERRIDES))
-    assert rows(run) == rows(root / "run" / "whole")
+    run_to_end(program)
+    assert rows(run) == rows(whole)
     name = f"checkpoints/step-{STEPS:08d}"
-    assert_same_checkpoint(run / name, root / "run" / "whole" / name)
+    assert_same_checkpoint(run / name, whole / name)
 
 
 def test_two_processes_agree_on_the_step(root: Path) -> None:
-    run_to_end(under_torchrun(command(root, "whole-2", *OVERRIDES), 2))
-    run = root / "run" / "told-2"
+    whole, run = root / "run" / "whole-2", root / "run" / "told-2"
     program = command(root, "told-2", *OVERRIDES)
+    saved = 0
     # The launcher passes signals on; a worker may also be told alone.
-    for number, whom, step in (
-        (signal.SIGUSR1, "launcher", 3),
-        (signal.SIGTERM, "launcher", 50),
-        (signal.SIGUSR1, "second worker", 100),
+    for number, whom in (
+        (signal.SIGUSR1, "launcher"),
+        (signal.SIGTERM, "launcher"),
+        (signal.SIGUSR1, "second worker"),
     ):
-        process = start(under_torchrun(program, 2, HANDLED))
-        wait_for_step(process, run, step)
-        pid = process.pid if whom == "launcher" else workers(process)[1]
-        os.kill(pid, number)
-        _, errors = process.communicate(timeout=60)
+        step = saved + 5
+        with started(under_torchrun(held(step, program), 2, HANDLED)) as process:
+            wait_for_step(process, run, step)
+            pid = process.pid if whom == "launcher" else workers(process)[1]
+            os.kill(pid, number)
+            _, errors = finish(process, 60)
         assert process.returncode == 1, errors  # torchrun has no other
+        saved = _saved(run)
         said = [line for line in errors.splitlines() if "stopped by" in line]
-        assert len(said) == 1 and f"after step {_saved(run)}," in said[0], errors
+        assert len(said) == 1 and f"after step {saved}," in said[0], errors
         by = number.name if whom == "launcher" else "a signal to another process"
         assert f"stopped by {by}" in said[0]
-        assert step <= _saved(run) < STEPS
-    run_to_end(under_torchrun(program, 2))
-    assert rows(run) == rows(root / "run" / "whole-2")
+        assert step <= saved < STEPS
+    # To its end, and then from the beginning without a break.
+    script = str(Path(__file__).with_name("runs_in_turn.py"))
+    in_turn = [sys.executable, script, f"{root}/recipe.yaml", "told-2,whole-2", *OVERRIDES]
+    run_to_end(under_torchrun(in_turn, 2))
+    assert rows(run) == rows(whole)
     name = f"checkpoints/step-{STEPS:08d}"
-    assert_same_checkpoint(run / name, root / "run" / "whole-2" / name)
+    assert_same_checkpoint(run / name, whole / name)

@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from pipeline_process import finish
 from tiny_lm import make_world
-from training_process import ENVIRONMENT, rows, wait_for_step
+from training_process import ENVIRONMENT, rows, started, wait_for_step
 
 STEPS = 300
 PROJECT = Path(__file__).parents[2]
@@ -59,22 +61,19 @@ def test_told_before_the_end_it_saves_and_goes_back_into_the_queue(tmp_path: Pat
         "SLURM_JOB_ID": "4711",
     }
 
-    def submit() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["bash", "-c", _script(tmp_path)], env=environment, cwd=PROJECT, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+    def submit() -> AbstractContextManager[subprocess.Popen[str]]:
+        return started(["bash", "-c", _script(tmp_path)], env=environment, cwd=PROJECT)
 
     run = tmp_path / "run" / "lm"
-    job = submit()
-    wait_for_step(job, run, 20)
-    job.send_signal(signal.SIGUSR1)
-    _, errors = job.communicate(timeout=100)
+    with submit() as job:
+        wait_for_step(job, run, 20)
+        job.send_signal(signal.SIGUSR1)
+        _, errors = finish(job, 100)
     assert "stopped by SIGUSR1 after step" in errors
     assert told.read_text() == "requeue 4711\n"
     assert rows(run)[-1]["step"] < STEPS
-    job = submit()
-    _, errors = job.communicate(timeout=200)
+    with submit() as job:
+        _, errors = finish(job, 200)
     assert job.returncode == 0, errors
     assert told.read_text() == "requeue 4711\n"
     assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))

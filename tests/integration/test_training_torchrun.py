@@ -9,7 +9,6 @@ and grows with the steps as weights drift apart.  After 12 steps 1e-4 leaves roo
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_lm import make_world
+from training_process import run_program, run_to_end, under_torchrun
 
 from common.config import load_recipe
 from training import distributed
@@ -44,16 +44,8 @@ def _train(root: Path, processes: int, run: str, *overrides: str) -> list[dict]:
 
 
 def _launch(root: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *launcher, "-m", "training", "lm"]
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(
-        [*command, "--config", str(root / "recipe.yaml"), *overrides],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    program = [sys.executable, "-m", "training", "lm", "--config", str(root / "recipe.yaml")]
+    return run_program(under_torchrun([*program, *overrides], processes))
 
 
 def _assert_alike(one: list[dict], two: list[dict]) -> None:
@@ -87,16 +79,10 @@ def _gradients(
 ) -> dict[str, torch.Tensor]:
     """Of one step without text whose L_rr weighs so much that it is most of the gradient."""
     out = tmp_path / "gradients.safetensors"
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     script = str(Path(__file__).with_name("gradient_process.py"))
     heavy = ["lm.batch_size=8", "lm.cfg.dropout=1", "lm.rr.weight=100"]
-    command = [sys.executable, *launcher, script, str(root / "recipe.yaml"), str(out)]
-    done = subprocess.run(
-        [*command, *heavy, *overrides],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, script, str(root / "recipe.yaml"), str(out), *heavy, *overrides]
+    run_to_end(under_torchrun(command, processes))
     return load_file(out)
 
 
@@ -174,14 +160,9 @@ def test_two_nodes_of_two_train_as_one_process_and_go_on_as_one(root: Path) -> N
 def test_states_are_sharded_and_full_precision_with_bf16(root: Path, tmp_path: Path) -> None:
     """What multiplies is bf16; weights, gradients, moments and average are fp32, in shards."""
     out = tmp_path / "states.json"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = str(Path(__file__).with_name("state_process.py"))
-    done = subprocess.run(
-        [sys.executable, *launcher, script, str(root / "recipe.yaml"), str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, script, str(root / "recipe.yaml"), str(out)]
+    run_to_end(under_torchrun(command, 2))
     found = json.loads(out.read_text())
     assert found.pop("multiplied") == ["torch.bfloat16"]
     assert found.keys() == {"weights", "gradients", "exp_avg", "exp_avg_sq", "average"}

@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from pipeline_process import finish, kill_tree, rest
 from safetensors.torch import load_file
 from tiny_lm import state
 
@@ -34,31 +37,60 @@ def run_to_end(
     program: list[str], status: int = 0, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run, and insist on the exit status; `variables` of the environment come on top."""
-    done = subprocess.run(
-        program, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=200,
-        check=False,
-    )  # fmt: skip
+    done = run_program(program, **variables)
     assert done.returncode == status, done.stdout[-1000:] + done.stderr[-3000:]
     return done
 
 
-def start(program: list[str]) -> subprocess.Popen[str]:
-    """Start, and come back at once."""
-    return subprocess.Popen(
-        program, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+def run_program(
+    program: list[str], seconds: float = 200, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run, to whatever end it comes within so many seconds."""
+    process = subprocess.Popen(
+        program, env=ENVIRONMENT | variables, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    output, errors = finish(process, seconds)
+    return subprocess.CompletedProcess(program, process.returncode, output, errors)
+
+
+@contextmanager
+def started(
+    program: list[str], *, env: dict[str, str] = ENVIRONMENT, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Started, and at the end of the block gone with all below it."""
+    process = subprocess.Popen(
+        program, env=env, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
+    try:
+        yield process
+    finally:
+        kill_tree(process)
 
 
-def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    """Until the run's log has a row of that step."""
+def held(step: int, program: list[str]) -> list[str]:
+    """The same command, taking its time once the log has that step."""
+    assert program[1:3] == ["-m", "training"]
+    script = str(Path(__file__).with_name("held_training.py"))
+    return [program[0], script, str(step), *program[3:]]
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int, log_size: int = 0) -> None:
+    """Until the run's log has a row of that step, or of a later one.
+
+    Args:
+        log_size: of the log before the start, where rows of an earlier start stay in it.
+    """
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         log = run / "log.jsonl"
-        if log.is_file() and f'"step": {step},' in log.read_text():
+        new = log.read_bytes()[log_size:].decode() if log.is_file() else ""
+        whole = new[: new.rfind("\n") + 1].splitlines()  # the last row may be half written
+        if whole and json.loads(whole[-1])["step"] >= step:
             return
         time.sleep(0.002)
-    process.kill()
-    raise AssertionError(f"no step {step}: {process.communicate()[1][-3000:]}")
+    kill_tree(process)
+    raise AssertionError(f"no step {step}: {rest(process)[1][-3000:]}")
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
