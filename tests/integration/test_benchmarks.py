@@ -11,7 +11,7 @@ from training import distributed
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(not distributed._has_compiler(), reason="no C++ compiler")
+@pytest.mark.skipif(not distributed._has_compiler(torch.device("cpu")), reason="no C++ compiler")
 def test_the_gpu_benchmark_runs_through_on_a_cpu() -> None:
     torch.set_num_threads(1)
     found = lm_gpu.run("smallest", frames=20, clips=2, seconds=0.2, device="cpu")

@@ -195,7 +195,7 @@ def test_two_processes_go_on_as_one(root: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(not distributed._has_compiler(), reason="no C++ compiler")
+@pytest.mark.skipif(not distributed._has_compiler(torch.device("cpu")), reason="no C++ compiler")
 def test_compiled_blocks_on_two_processes(root: Path) -> None:
     plain = _train(root, 2, "plain", "lm.cfg.dropout=0.5")
     _assert_alike(plain, _train(root, 2, "compiled", "lm.cfg.dropout=0.5", "lm.compile=true"))
