@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -73,8 +75,8 @@ def stats(
 ) -> None:
     """Clips, hours, prompts, durations, licences and codes, by dataset; refusals by reason."""
     store = _store(config, overrides)
-    with Progress("stats", 0, "shards") as progress:
-        found = shard_stats(store, sample, seed, progress.update)
+    with _shards("stats") as tell:
+        found = shard_stats(store, sample, seed, tell)
     if json:
         print_json(found)
         return
@@ -151,13 +153,27 @@ def report(
     recipe = load_recipe(config, overrides or [])
     path = check_target(out, force=True)
     store = open_store_to_read(recipe.data_dir)
-    with Progress("report", 0, "shards") as progress:
-        html, shown = build_report(store, recipe.codec.path, clips, sample, seed, progress.update)
+    with _shards("report") as tell:
+        html, shown = build_report(store, recipe.codec.path, clips, sample, seed, tell)
     write_file(path, html.encode())
     if json:
         print_json({"out": str(path), "bytes": len(html.encode()), "clips": shown})
         return
     print(f"{path}: {len(html.encode()) / 1e6:.2f} MB, {len(shown)} clips to listen to")
+
+
+@contextmanager
+def _shards(stage: str) -> Iterator[Callable[[int, int], None]]:
+    """A line of progress from the first shard on: a mistake before that is one line by itself."""
+    with ExitStack() as stack:
+        line: list[Progress] = []
+
+        def tell(done: int, total: int) -> None:
+            if not line:
+                line.append(stack.enter_context(Progress(stage, total, "shards")))
+            line[0].update(done)
+
+        yield tell
 
 
 @shards_app.command("verify")
@@ -171,8 +187,8 @@ def verify(
 ) -> None:
     """Check commits, tars, every sample and the manifest; exit 1 and name what is wrong."""
     store = _store(config, overrides)
-    with Progress("verify", 0, "shards") as progress:
-        found = verify_shards(store, deep, progress.update)
+    with _shards("verify") as tell:
+        found = verify_shards(store, deep, tell)
     if json:
         print_json(found)
     else:

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from common.cli import run_app
 from pipeline.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -31,3 +32,22 @@ def test_the_table_in_the_readme_is_a_catalog(
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["datasets"]["own"]
     assert (found["read"], found["accepted"], found["prompts"]) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("command", ["stats", "verify", "report"])
+def test_shards_that_are_not_there_are_told_in_one_line(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without a line of progress before it."""
+    (tmp_path / "data").mkdir()
+    more = [f"--out={tmp_path}/page.html"] if command == "report" else []
+    recipe = str(ROOT / "configs" / "own.yaml")
+    arguments = ["shards", command, "--config", recipe, *more, f"data_dir={tmp_path}/data"]
+    monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
+    with pytest.raises(SystemExit):
+        run_app(app)
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and (said.out + said.err).count("\n") == 1, said
