@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,16 +148,22 @@ def test_foreign_pages_and_names_are_refused(client: TestClient) -> None:
     assert client.get("/docs").status_code == 404
 
 
+def _held_until(go_on: threading.Event) -> Callable[..., Iterator[np.ndarray]]:
+    """In place of `Studio._stream`: the whole clip, once that is set."""
+
+    def stream(self: Studio, run: str, order: play.Order) -> Iterator[np.ndarray]:
+        assert go_on.wait(20)
+        yield np.zeros(6400, np.float32)
+
+    return stream
+
+
 def test_the_line_is_limited_and_old_clips_go(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
 
-    def waiting(self: Studio, run: str, order: play.Order) -> Iterator[np.ndarray]:
-        assert go_on.wait(20)
-        yield np.zeros(6400, np.float32)
-
-    monkeypatch.setattr(Studio, "_stream", waiting)
+    monkeypatch.setattr(Studio, "_stream", _held_until(go_on))
     monkeypatch.setattr(play, "WAITING", 3)
     monkeypatch.setattr(play, "KEPT", 2)
     jobs = [_order(client)["job"] for _ in range(3)]
@@ -175,10 +181,6 @@ def test_a_clip_that_ends_while_it_is_described_is_told_as_ended(
 ) -> None:
     go_on = threading.Event()
 
-    def waiting(self: Studio, run: str, order: play.Order) -> Iterator[np.ndarray]:
-        assert go_on.wait(20)
-        yield np.zeros(6400, np.float32)
-
     describe = Studio.describe
 
     def ending(self: Studio, name: str, job: play.Job) -> dict:
@@ -188,7 +190,7 @@ def test_a_clip_that_ends_while_it_is_described_is_told_as_ended(
             assert job.changed.wait_for(lambda: job.over, 20)
         return found
 
-    monkeypatch.setattr(Studio, "_stream", waiting)
+    monkeypatch.setattr(Studio, "_stream", _held_until(go_on))
     monkeypatch.setattr(Studio, "describe", ending)
     assert [now["state"] for now in _follow(client, _order(client)["job"])][-1] == "done"
 
