@@ -251,9 +251,10 @@ class SamplingConfig(Section):
     """Clips generated together."""
     weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """What the model's weights are read as. `fp32`: exact, and a clip is the same whatever it is
-    generated with. `bf16`: 1.2 to 1.5 times as fast. `int8`: those of the layers only; the fastest
-    for one clip on a CPU (`LOG.md`). `auto`: bf16 on GPUs and where the processor has instructions
-    for it, there int8 for a single clip."""
+    generated with. `bf16`: 1.2 to 1.5 times as fast where the processor has instructions for it.
+    `int8`: those of the layers only; the fastest for one clip on a CPU (`LOG.md`). `auto`: int8 for
+    a single clip on a CPU of AVX2 or later, else bf16 on GPUs and where the processor has
+    instructions for it."""
     cuda_graphs: bool = False
     """On GPUs, record a step once and launch it as a whole. Not measured on a GPU yet."""
     overlap: float = Field(default=0.5, gt=0, lt=1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.lm.model import Block, LanguageModel
-from training.lm.packed import Kind, Linear, linear
+from training.lm.packed import Kind, Linear, head_kind, linear
 
 States = Sequence[NDArray[np.float16]]
 """Text states `[L_i, text_dim]` of each clip's prompt."""
@@ -31,7 +31,7 @@ class DecodingWeights:
     Args:
         model: whose weights they are, which must not change afterwards: norms, embeddings and the
             text projection stay its own, other weights may.
-        kind: of the linear layers; with `int8` the head is bf16.
+        kind: of the linear layers.
     """
 
     def __init__(self, model: LanguageModel, kind: Kind = "fp32") -> None:
@@ -41,9 +41,9 @@ class DecodingWeights:
         self.dtype = _products(kind)
         self.cached = _cached(self.dtype, self.device)
         self.blocks = [_Block(block, kind) for block in model.blocks if isinstance(block, Block)]
-        self.norm = _Norm(model.norm, self.dtype)
-        # Errors of the head are errors of the logits, and it is a small part of what is read.
-        self.head = linear(model.head.weight, "bf16" if kind == "int8" else kind)
+        head = head_kind(kind, self.device)
+        self.norm = _Norm(model.norm, _products(head))
+        self.head = linear(model.head.weight, head)
         arch = model.arch
         # Row of the embedding table where each stream's codes begin.
         self.rows = torch.arange(arch.n_codebooks, device=self.device) * (arch.codebook_size + 1)
@@ -64,11 +64,12 @@ class _Block:
         self.norm_self, self.norm_ff = _Norm(block.norm_self, dtype), _Norm(block.norm_ff, dtype)
         self.norm_cross = block.norm_cross
         self.cross = block.cross_attention
-        # Queries come scaled.
+        # Queries come scaled, and beside the keys and values of their head: `[H, 3, D]`.
         qkv = block.self_attention.qkv.weight.detach().clone()
         width = qkv.shape[1]
         qkv[:width] *= (width // self.cross.n_heads) ** -0.5
-        self.qkv: Linear = linear(qkv, kind)
+        by_head = qkv.view(3, self.cross.n_heads, -1, width).transpose(0, 1)
+        self.qkv: Linear = linear(by_head.reshape(-1, width), kind)
         self.out: Linear = linear(block.self_attention.out.weight, kind)
         self.cross_q: Linear = linear(self.queries(), kind)
         self.cross_out: Linear = linear(self.cross.out.weight, kind)
@@ -109,7 +110,8 @@ class Decoder:
         self._shape = (len(states) * self._copies, arch.n_heads, arch.d_model // arch.n_heads)
         rows, heads, width = self._shape
         weights.expect(rows, self._told)
-        shape = (arch.n_layers, 2, rows * heads, steps, width)
+        # Keys and values of every layer, row and head.
+        shape = (arch.n_layers, rows * heads, 2, steps, width)
         self._cache = torch.zeros(shape, dtype=weights.cached, device=weights.device)
 
     def step(self, columns: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ class Decoder:
             ).triu(begin + 1)
         positions = self._weights.model.positions(begin, count, columns.device)
         # Views of all layers at once: small operations are what a step spends its time on.
-        new = self._cache[:, :, :, begin:end].unflatten(2, self._shape[:2]).unbind(0)
+        new = self._cache[:, :, :, begin:end].unbind(0)
         return self._layers(columns, positions, lambda i, kv: new[i].copy_(kv), end, ahead)
 
     def _layers(
@@ -146,7 +148,7 @@ class Decoder:
         """All of a step.
 
         Args:
-            write: puts a layer's keys and values `[2, rows, H, n, D]` into the cache.
+            write: puts a layer's keys and values `[rows x H, 2, n, D]` into the cache.
             end: of the cache, as far as it is attended to.
             ahead: what hides steps to come, `[n, end]`.
         """
@@ -155,20 +157,20 @@ class Decoder:
         count = columns.shape[-1]
         x = F.embedding(columns + weights.rows[:, None], weights.model.embedding.weight).sum(1)
         # [rows x n, d] from here on.
-        x = (x + positions).repeat(self._copies, 1, 1).flatten(0, 1)
+        x = torch.cat([(x + positions).flatten(0, 1)] * self._copies)
         told = self._told * count
-        keys = self._cache[:, 0, :, :end].transpose(2, 3).unbind(0)
-        values = self._cache[:, 1, :, :end].unbind(0)
+        keys = self._cache[:, :, 0, :end].transpose(2, 3).unbind(0)
+        values = self._cache[:, :, 1, :end].unbind(0)
         for i, block in enumerate(weights.blocks):
-            qkv = block.qkv(block.norm_self(x)).view(rows, count, 3, heads, width)
-            qkv = qkv.permute(2, 0, 3, 1, 4)
-            write(i, qkv[1:])
-            q = qkv[0].reshape(rows * heads, count, width)
-            y = _by_step(_attention(q, keys[i], values[i], ahead), rows, weights.dtype)
-            x = block.out.plus(x, y)
+            qkv = block.qkv(block.norm_self(x)).view(rows, count, heads, 3, width)
+            qkv = qkv.permute(0, 2, 3, 1, 4).flatten(0, 1)
+            write(i, qkv[:, 1:])
+            y = _attention(qkv[:, 0], keys[i], values[i], ahead)
+            x = block.out.plus(x, _by_step(y, rows, weights.dtype))
             # Only the rows with text: for the others cross-attention adds exactly zero.
             # In place: `plus` has just made `x`, nobody else has it.
-            x[:told].add_(self._cross[i](x[:told], count))
+            has_text = x[:told]
+            has_text.add_(self._cross[i](has_text, count))
             x = block.ff_out.plus(x, block.ff_in(block.norm_ff(x)))
         last = x if count == 1 else x.view(rows, count, -1)[:, -1]
         logits = weights.head(weights.norm(last)).view(rows, arch.n_codebooks, arch.codebook_size)
@@ -217,12 +219,12 @@ class StaticDecoder(Decoder):
     def _one(self, column: Tensor) -> Tensor:
         ahead = torch.zeros(len(self._places), dtype=self._cache.dtype, device=column.device)
         ahead = ahead.masked_fill(self._places > self._at, float("-inf"))[None]
-        layers = self._cache.unflatten(2, self._shape[:2]).unbind(0)
+        layers = self._cache.unbind(0)
         positions = self._positions.index_select(0, self._at)
         return self._layers(
             column[:, :, None],
             positions,
-            lambda i, kv: layers[i].index_copy_(3, self._at, kv.to(self._cache.dtype)),
+            lambda i, kv: layers[i].index_copy_(2, self._at, kv.to(self._cache.dtype)),
             len(self._places),
             ahead,
         )
@@ -280,8 +282,10 @@ class _FoldedCrossAttention:
         self._score: Callable[[Tensor], Tensor]
         self._mix: Callable[[Tensor], Tensor]
         if self._rows == 1:
-            self._score = linear(keys[0].t(), "fp32")
-            self._mix = linear(values[0].t(), "fp32")
+            score, mix = linear(keys[0].t(), "fp32"), linear(values[0].t(), "fp32")
+            score.expect(1)
+            mix.expect(1)
+            self._score, self._mix = score, mix
         else:
             self._score, self._mix = partial(_by_clip, keys), partial(_by_clip, values)
         self._norm = _Norm(block.norm_cross, torch.float32)
@@ -293,7 +297,7 @@ class _FoldedCrossAttention:
         scores = self._score(self._norm(x)).view(self._rows, count, self._heads, self._length)
         if self._bias is not None:
             scores = scores + self._bias
-        return self._mix(torch.softmax(scores, dim=-1).view(len(x), -1))
+        return self._mix(torch.softmax(scores, dim=-1).view(x.shape[0], -1))
 
 
 def _by_clip(weights: Tensor, x: Tensor) -> Tensor:

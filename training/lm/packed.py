@@ -17,7 +17,7 @@ from torch import Tensor
 
 Kind = Literal["fp32", "bf16", "int8"]
 """`fp32`: exact. `bf16`: weights and products. `int8`: weights only, one scale per row, bf16
-products; the head stays bf16."""
+products; the head is not (`head_kind`)."""
 
 
 class Linear:
@@ -36,17 +36,25 @@ class Linear:
 
 
 def default_kind(device: torch.device, clips: int = 1) -> Kind:
-    """What is fastest: bf16 where the processor has instructions for it; there, for one clip, int8.
+    """What is fastest: int8 for one clip, else bf16 where the processor has instructions for it.
 
     Args:
         clips: that are made together.
     """
     if device.type != "cpu":
         return "bf16"
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return "fp32"
     # For more rows int8 products become bound by their conversion.
-    return "int8" if clips == 1 else "bf16"
+    if clips == 1 and (_has_bf16() or _is_avx2()):
+        return "int8"
+    return "bf16" if _has_bf16() else "fp32"
+
+
+def head_kind(kind: Kind, device: torch.device) -> Kind:
+    """Of the head beside layers of `kind`: its errors are errors of the logits, and it is a small
+    part of what is read, so never int8."""
+    if kind != "int8":
+        return kind
+    return "bf16" if device.type != "cpu" or _has_bf16() else "fp32"
 
 
 def linear(weight: Tensor, kind: Kind, gelu: bool = False) -> Linear:
@@ -65,7 +73,10 @@ def linear(weight: Tensor, kind: Kind, gelu: bool = False) -> Linear:
     if weight.device.type == "cpu":
         if kind == "fp32" and _has_mkl() and _is_intel():
             return _Mkl(weight, gelu)
-        if _has_onednn():
+        if kind == "fp32" and _is_avx2() and _has_onednn():
+            large = weight.numel() >= _Convolution.LEAST_SIZE
+            return _Convolution(weight, gelu) if large else _Plain(weight, gelu)
+        if (kind == "fp32" or _has_bf16()) and _has_onednn():
             return _Packed(weight, gelu)
     return _Plain(weight, gelu)
 
@@ -81,7 +92,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 class _Plain(Linear):
     def __init__(self, weight: Tensor, gelu: bool) -> None:
-        self._weight = weight.contiguous()
+        self._weight = weight
         self._gelu = gelu
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -94,14 +105,13 @@ class _Plain(Linear):
         return total + self(x)
 
 
-class _Mkl(_Plain):
-    """Intel's own library, which `F.linear` calls too, on its processors: it reads plain weights as
-    fast as oneDNN its layout for a few rows, and for more has one of its own, made for one number
-    of rows and kept beside the plain weights.
+class _LaidOut(_Plain):
+    """Weights in a layout made for one number of rows, beside the plain ones, which serve all
+    others and are mostly the model's own.
     """
 
-    LEAST = 8
-    """Rows from which on that layout is faster (`LOG.md`)."""
+    LEAST = 1
+    """Rows from which on the layout is faster (`LOG.md`)."""
 
     _rows = 0
     _packed: Tensor
@@ -112,23 +122,74 @@ class _Mkl(_Plain):
         self._rows = 0
         self._packed = torch.empty(0)  # before the next one takes memory
         if rows >= self.LEAST:
-            self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self._weight, rows)
+            self._packed = self._lay_out(rows)
             self._rows = rows
 
     def __call__(self, x: Tensor) -> Tensor:
-        if len(x) != self._rows:
-            return super().__call__(x)
-        found = self._product(x)
-        return F.gelu(found) if self._gelu else found
+        return self._product(x) if x.shape[0] == self._rows else super().__call__(x)
 
     def plus(self, total: Tensor, x: Tensor) -> Tensor:
-        if len(x) != self._rows or self._gelu:
+        if x.shape[0] != self._rows or total.dtype != x.dtype or self._gelu:
             return super().plus(total, x)
         return self._product(x).add_(total)
 
+    def _lay_out(self, rows: int) -> Tensor:
+        raise NotImplementedError
+
+    def _product(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Mkl(_LaidOut):
+    """Intel's own library, which `F.linear` calls too, on its processors: it reads plain weights as
+    fast as oneDNN its layout for a few rows, and for more has one of its own.
+    """
+
+    LEAST = 8
+
+    def _lay_out(self, rows: int) -> Tensor:
+        packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(self._weight.contiguous(), rows)
+        return packed
+
     def _product(self, x: Tensor) -> Tensor:
         found: Tensor = torch.ops.mkl._mkl_linear(x, self._packed, self._weight, None, self._rows)
-        return found
+        return F.gelu(found) if self._gelu else found
+
+
+class _Convolution(_LaidOut):
+    """A linear layer as a convolution of one line of pixels with a kernel of one.
+
+    Without AVX-512 oneDNN has no layout for the weights of linear layers, but for those of
+    convolutions it has.
+    """
+
+    LEAST_SIZE = 1 << 17
+    """Values in a weight from which on what it saves is more than what each call costs
+    (`LOG.md`)."""
+
+    GEOMETRY = ([0, 0], [1, 1], [1, 1], 1)
+    """Padding, stride, dilation, groups."""
+
+    def __init__(self, weight: Tensor, gelu: bool) -> None:
+        super().__init__(weight, gelu)
+        after: tuple[Any, ...] = ("gelu", [], "none") if gelu else ("none", [], "")
+        self._arguments = (None, *self.GEOMETRY, *after)  # no bias
+        self._convolve: Any = torch.ops.mkldnn._convolution_pointwise.default
+
+    def _lay_out(self, rows: int) -> Tensor:
+        width = self._weight.shape[1]
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+            self._weight.contiguous()[:, :, None, None], *self.GEOMETRY, [1, width, 1, rows]
+        )
+        # One line of pixels, channels last, of what goes in and what comes out.
+        self._pixels = (1, width, 1, rows), (rows * width, 1, rows * width, width)
+        self._lines = (rows, len(self._weight)), (len(self._weight), 1)
+        return packed
+
+    def _product(self, x: Tensor) -> Tensor:
+        pixels = x.contiguous().as_strided(*self._pixels)
+        found: Tensor = self._convolve(pixels, self._packed, *self._arguments)
+        return found.as_strided(*self._lines)
 
 
 class _Packed(Linear):
@@ -176,9 +237,23 @@ def _has_mkl() -> bool:
 
 
 def _has_onednn() -> bool:
-    names = ("_reorder_linear_weight", "_linear_pointwise")
+    names = (
+        "_reorder_linear_weight", "_linear_pointwise",
+        "_reorder_convolution_weight", "_convolution_pointwise",
+    )  # fmt: skip
     ops = torch.ops.mkldnn
     return torch.backends.mkldnn.is_available() and all(hasattr(ops, n) for n in names)
+
+
+def _has_bf16() -> bool:
+    """Whether oneDNN has bf16 products here: AVX-512 at least."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _is_avx2() -> bool:
+    """Whether AVX2 is all that the processor has."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 @functools.cache

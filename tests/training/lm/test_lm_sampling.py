@@ -23,7 +23,7 @@ from training.lm import packed
 from training.lm.decoding import Decoder, DecodingWeights, StaticDecoder
 from training.lm.generate import Sampler
 from training.lm.model import Architecture, LanguageModel
-from training.lm.packed import Kind, default_kind, linear, quantize
+from training.lm.packed import Kind, default_kind, head_kind, linear, quantize
 from training.lm.patterns import delay
 from training.lm.sampling import choose, gumbel_noise, sample_codes, stream_codes
 
@@ -90,29 +90,42 @@ def _are_linear_layers(rows: int) -> None:
         assert torch.equal(total, before)
 
 
-@pytest.mark.skipif(not packed._has_mkl(), reason="PyTorch without MKL")
+@pytest.mark.parametrize(("layout", "alone"), [("MKL's", 0), ("a convolution's", 2)])
+@pytest.mark.skipif(not (packed._has_mkl() and packed._has_onednn()), reason="other libraries")
 def test_weights_laid_out_for_some_rows_are_so_once(
-    weights: DecodingWeights, monkeypatch: pytest.MonkeyPatch
+    weights: DecodingWeights, monkeypatch: pytest.MonkeyPatch, layout: str, alone: int
 ) -> None:
-    monkeypatch.setattr(packed, "_is_intel", lambda: True)
+    _takes(monkeypatch, layout)
     whole = DecodingWeights(weights.model)
     Decoder(whole, _states(4, 2, 3, 4), 5, guided=True)
     head = whole.head
-    assert isinstance(head, packed._Mkl) and head._rows == 8
+    assert isinstance(head, packed._LaidOut) and head._rows == 8
     before = head._packed
     Decoder(whole, _states(3, 2, 3, 4), 5, guided=True)
     assert head._packed is before
     Decoder(whole, _states(4), 5, guided=True)
-    assert head._rows == 0 and head._packed.numel() == 0
+    assert head._rows == alone and head._packed is not before
 
 
-@pytest.mark.parametrize("rows", [2, 8])
-@pytest.mark.parametrize("intel", [False, True])
-def test_both_ways_to_read_exact_weights(
-    monkeypatch: pytest.MonkeyPatch, intel: bool, rows: int
+LAYOUTS = {"MKL's": packed._Mkl, "oneDNN's": packed._Packed, "a convolution's": packed._Convolution}
+
+
+def _takes(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    """Have exact weights read in this layout, whatever the processor is."""
+    monkeypatch.setattr(packed, "_is_intel", lambda: layout == "MKL's")
+    monkeypatch.setattr(packed, "_is_avx2", lambda: layout == "a convolution's")
+    monkeypatch.setattr(packed._Convolution, "LEAST_SIZE", 0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 70])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.skipif(not (packed._has_mkl() and packed._has_onednn()), reason="other libraries")
+def test_all_ways_to_read_exact_weights(
+    monkeypatch: pytest.MonkeyPatch, layout: str, rows: int
 ) -> None:
-    """Whichever this processor takes, the other one is the same function."""
-    monkeypatch.setattr(packed, "_is_intel", lambda: intel)
+    """Whichever this processor takes, the others are the same function."""
+    _takes(monkeypatch, layout)
+    assert isinstance(linear(torch.ones(8, 8), "fp32"), LAYOUTS[layout])
     _are_linear_layers(rows)
     # Not contiguous, as keys of one clip multiplied into weights are.
     generator = torch.Generator().manual_seed(0)
@@ -127,6 +140,15 @@ def _are_near(weight: torch.Tensor, x: torch.Tensor) -> None:
     for kind, bound in bounds.items():
         found = linear(weight, kind)(x if kind == "fp32" else x.bfloat16())
         assert (found.float() - exact).abs().max() < bound * size
+
+
+def test_bf16_without_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_has_bf16", lambda: False)
+    _are_linear_layers(2)
+    whole = DecodingWeights(LanguageModel(ARCH).requires_grad_(False), "int8")
+    _takes(monkeypatch, "oneDNN's")
+    logits = Decoder(whole, _states(4), 5, guided=True).step(torch.zeros(1, 3, dtype=torch.long))
+    assert logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize("width", [1, 15, 20, 48, 100])
@@ -226,15 +248,23 @@ def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: K
         assert not torch.equal(near, exact)
 
 
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("bf16", "avx2", "one", "head", "several"),
+    [
+        (True, False, "int8", "bf16", "bf16"),
+        (False, True, "int8", "fp32", "fp32"),
+        (False, False, "fp32", "fp32", "fp32"),
+    ],
+)
 def test_the_default_is_what_the_processor_can_do(
-    monkeypatch: pytest.MonkeyPatch, fast: bool
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, avx2: bool, one: Kind, head: Kind, several: Kind
 ) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
-    cpu = torch.device("cpu")
-    assert default_kind(cpu, 1) == ("int8" if fast else "fp32")
-    assert default_kind(cpu, 2) == ("bf16" if fast else "fp32")
-    assert default_kind(torch.device("cuda"), 1) == "bf16"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(packed, "_is_avx2", lambda: avx2)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert default_kind(cpu, 1) == one and head_kind(one, cpu) == head
+    assert default_kind(cpu, 2) == several and head_kind(several, cpu) == several
+    assert default_kind(gpu, 1) == "bf16" and head_kind("int8", gpu) == "bf16"
 
 
 def test_sixteen_clips_alone_and_together(weights: DecodingWeights) -> None:
