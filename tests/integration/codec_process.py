@@ -43,6 +43,8 @@ class WatchedStep(CodecStep):
 
 
 def main(path: str, folder: str, overrides: list[str]) -> None:
+    # oneDNN's convolutions of two clips round otherwise than those of four, PyTorch's own do not.
+    torch.backends.mkldnn.enabled = False
     recipe = load_recipe(path, overrides)
     codec_train.CodecStep = WatchedStep  # type: ignore[misc]
     section = recipe.section("codec_training", CodecTrainingConfig)
