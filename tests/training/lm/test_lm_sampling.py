@@ -105,6 +105,7 @@ def test_weights_laid_out_for_some_rows_are_so_once(
     assert head._packed is before
     Decoder(whole, _states(4), 5, guided=True)
     assert head._rows == alone and head._packed is not before
+    assert (head._packed.numel() == 0) == (alone == 0)
 
 
 LAYOUTS = {"MKL's": packed._Mkl, "oneDNN's": packed._Packed, "a convolution's": packed._Convolution}
@@ -142,13 +143,18 @@ def _are_near(weight: torch.Tensor, x: torch.Tensor) -> None:
         assert (found.float() - exact).abs().max() < bound * size
 
 
-def test_bf16_without_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_without_instructions_for_it(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packed, "_has_bf16", lambda: False)
     _are_linear_layers(2)
-    whole = DecodingWeights(LanguageModel(ARCH).requires_grad_(False), "int8")
-    _takes(monkeypatch, "oneDNN's")
-    logits = Decoder(whole, _states(4), 5, guided=True).step(torch.zeros(1, 3, dtype=torch.long))
-    assert logits.dtype == torch.float32
+    column = torch.zeros(1, 3, dtype=torch.long)
+    exact, found = (
+        Decoder(DecodingWeights(model, kind), _states(4), 5, guided=True).step(column)
+        for kind in ("fp32", "int8")
+    )
+    assert found.dtype == torch.float32 and not torch.equal(found, exact)
+    assert (found - exact).abs().max() < 0.06 * exact.abs().max()
 
 
 @pytest.mark.parametrize("width", [1, 15, 20, 48, 100])
