@@ -1,4 +1,4 @@
-"""Whether bfloat16 can be trusted: some kernels of some processors are wrong for some shapes.
+"""Whether there is bfloat16, and whether it can be trusted: some kernels are wrong for some shapes.
 
 Met with oneDNN on Intel's AMX (PyTorch 2.11): strided convolutions of 8 to 16 channels whose
 kernels are twice their stride give noise, and so do the gradients of LSTMs 1024 wide.  Rounding
@@ -7,6 +7,8 @@ for bfloat16 has it tried once, tensor by tensor, and is refused where it is noi
 """
 
 from __future__ import annotations
+
+import platform
 
 import torch
 from torch import Tensor
@@ -22,6 +24,17 @@ class WrongBfloat16(AttuneError):
     """A kernel of this processor is wrong; the next machine's may be right."""
 
     alone = True
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 by itself; emulated, it is slower than fp32, on
+    processors without AVX-512 a hundred times."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def check_bfloat16(what: str, exact: Tensor, rounded: Tensor, remedy: str) -> None:

@@ -162,10 +162,11 @@ class LMConfig(Section):
     """How often a dataset's clips come per epoch; 1 for those not named, 0 leaves one out."""
     shuffle_window: int = Field(default=16384, ge=1)
     """Clips shuffled together, out of consecutive shards of the epoch's shard order."""
-    precision: Literal["fp32", "medium", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "medium", "bf16"] = "auto"
     """`bf16`: bf16 products, fp32 weights and optimizer. `fp32`: exact. `medium`: fp32 through
     PyTorch's fastest fp32 matmuls, 1.3 to 1.7 times faster on CPUs without AMX and as accurate
-    there; bf16 inside on AMX, TF32 on GPUs."""
+    there; bf16 inside on AMX, TF32 on GPUs. `auto`: `bf16` where the device has instructions for
+    it, else `fp32`; a run keeps what it began with."""
     threads: int = Field(default=0, ge=0)
     """CPU threads per process; 0 shares the machine's cores between the processes on it (one alone
     takes `OMP_NUM_THREADS` if that is set)."""

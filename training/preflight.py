@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from common.bfloat16 import has_bfloat16
 from common.errors import AttuneError
 from training.config import LMConfig
 from training.distributed import World, shard_group
@@ -45,6 +46,9 @@ class Preflight:
     matmul_flops: float
     """Measured matmul rate of one process, FLOP/s."""
     processes: int
+    precision: str = "fp32"
+    exact_flops: float | None = None
+    """Measured in fp32, FLOP/s; where the precision is bf16 and the processor has none."""
 
     @property
     def memory_bytes(self) -> int:
@@ -89,7 +93,17 @@ class Preflight:
             f"epochs    {self.steps_per_epoch:.1f} steps each, {self.steps} steps = "
             f"{self.steps / self.steps_per_epoch:.1f} epochs of {self.clips} clips",
             f"time      about {_duration(self.days)} at {EFFICIENCY:.0%} of the measured "
-            f"{self.matmul_flops / 1e12:.3g} TFLOP/s per process",
+            f"{self.matmul_flops / 1e12:.3g} TFLOP/s per process in {self.precision}",
+            *self._slow(),
+        ]
+
+    def _slow(self) -> list[str]:
+        if self.exact_flops is None or self.exact_flops < self.matmul_flops:
+            return []
+        return [
+            f"slow      this processor emulates bf16, and fp32 products are "
+            f"{self.exact_flops / self.matmul_flops:.2g} times as fast: set lm.precision=fp32 "
+            "(of a new run: one that has begun keeps its precision)"
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,7 +120,9 @@ class Preflight:
             "memory_bytes": self.memory,
             "available_bytes": self.available,
             "steps_per_epoch": self.steps_per_epoch,
+            "precision": self.precision,
             "matmul_flops": self.matmul_flops,
+            "exact_flops": self.exact_flops,
             "days": self.days,
         }
 
@@ -125,6 +141,7 @@ def preflight(
         AttuneError: the processes do not divide as `lm.sharding` wants.
     """
     steps = frames + arch.n_codebooks - 1
+    emulated = config.precision == "bf16" and not has_bfloat16(world.device)
     return Preflight(
         parameters=count_parameters(arch),
         clips=clips,
@@ -137,6 +154,8 @@ def preflight(
         available=available_bytes(world),
         matmul_flops=matmul_rate(world.device, config.precision),
         processes=world.size,
+        precision=config.precision,
+        exact_flops=matmul_rate(world.device, "fp32") if emulated else None,
     )
 
 

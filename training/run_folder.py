@@ -58,6 +58,24 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
     return on_first(lambda: _claim(run, started, fresh), world)  # all wait for the first
 
 
+def recorded_precision(run: Path, world: World, fresh: bool) -> str | None:
+    """What a run that can go on was begun with; None if it begins.
+
+    Raises:
+        AttuneError: its `config.json` is damaged.
+    """
+
+    def read() -> str | None:
+        path = run / "config.json"
+        if fresh or not path.is_file() or not candidates(run):
+            return None
+        lm = _read(path).get("lm")
+        found = lm.get("precision") if isinstance(lm, dict) else None
+        return found if isinstance(found, str) else None
+
+    return on_first(read, world)
+
+
 def _claim(run: Path, started: dict[str, Any], fresh: bool) -> list[Path]:
     path = run / "config.json"
     _refuse_imported(path, run)

@@ -45,10 +45,11 @@ from training.optim import (
     learning_rate,
     set_learning_rate,
 )
+from training.precision import settle
 from training.preflight import Preflight, flops_per_clip, preflight
 from training.profiling import StepProfiler
 from training.progress import Meter, Progress
-from training.run_folder import as_recorded, claim
+from training.run_folder import as_recorded, claim, recorded_precision
 from training.samples import write_samples
 from training.signals import StopSignals
 from training.step import TrainingStep, forward, micro_batches
@@ -98,13 +99,15 @@ def train(
             f"{config.batch_size} gives {world.size} processes {config.batch_size // world.size} "
             "each; raise it, or set lm.rr.scope=global"
         )
+    run = Path(recipe.run_dir) / config.run
+    precision = settle(config.precision, recorded_precision(run, world, fresh), world)
+    config = config.model_copy(update={"precision": precision})
     if config.precision == "medium":
         torch.set_float32_matmul_precision("medium")
     order = ClipOrder(dataset, "train", recipe.seed, config.shuffle_window, config.datasets)
     loader = _loader(dataset, order, recipe, config, world)
     held_out = ClipOrder(dataset, "valid", recipe.seed) if config.valid_every else None
     arch = architecture(config, dataset.summary)
-    run = Path(recipe.run_dir) / config.run
     frames = min(loader.segment_frames, order.longest)
     tokens = recipe.text_encoder.max_length
     estimate = preflight(arch, config, world, order.epoch_size, frames, tokens)

@@ -27,7 +27,7 @@ def test_paper_recipes_hold_the_papers_numbers(name: str, rate: int, seconds: in
     assert lm.optim.betas == (0.9, 0.95)
     assert (lm.optim.weight_decay, lm.optim.warmup, lm.optim.clip) == (0.1, 4000, 1.0)
     assert (lm.cfg.dropout, lm.rr.weight, lm.rr.pool, lm.rr.scope) == (0.1, 3.0, "max", "global")
-    assert (lm.ema_decay, lm.precision) == (0.99, "bf16")
+    assert (lm.ema_decay, lm.precision) == (0.99, "auto")
     sampling = recipe.section("sampling", SamplingConfig)
     assert (sampling.cfg, sampling.top_k, sampling.temperature) == (3.0, 250, 1.0)
     size = lm.model

@@ -65,8 +65,9 @@ class DiscriminatorConfig(Section):
     """Steps before this one train the generator without adversarial terms."""
     update_probability: float = Field(default=2 / 3, gt=0, le=1)
     """Of a step to update the discriminator, which learns faster than the decoder."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of its convolutions; bf16 takes two thirds of the time on CPUs as well."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Of its convolutions; bf16 takes two thirds of the time on CPUs as well.
+    `auto`: where the device has instructions for it; a run keeps what it began with."""
 
 
 class GuardConfig(Section):
@@ -131,8 +132,9 @@ class CodecTrainingConfig(Section):
     re-seeded; one that is never used gets there in 50 steps."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     """Of the average of the weights, which is what is validated and what the finished codec is."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of encoder and decoder; quantizer, STFTs, losses, weights and optimizer are fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Of encoder and decoder; quantizer, STFTs, losses, weights and optimizer are fp32.
+    `auto`: bf16 where the device has instructions for it; a run keeps what it began with."""
     guards: GuardConfig = GuardConfig()
     valid_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 for the one at the end alone."""

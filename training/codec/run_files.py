@@ -21,6 +21,7 @@ from training.codec.config import CodecTrainingConfig
 from training.codec.report import report_page, show_examples
 from training.codec.state import CHECKPOINT
 from training.codec.validation import Validation
+from training.distributed import World, on_first
 from training.modes import as_any_file
 from training.progress import read_log
 
@@ -44,6 +45,17 @@ def finished(out: Path, run: Path, settings: dict[str, Any]) -> bool:
     )
 
 
+def recorded(run: Path, world: World) -> dict[str, Any]:
+    """The settings that a run which can go on was begun with; empty if it begins."""
+
+    def read() -> dict[str, Any]:
+        path = run / "config.json"
+        found = _read_settings(path) if path.is_file() and _has_saved(run) else {}
+        return found if isinstance(found, dict) else {}
+
+    return on_first(read, world)
+
+
 def check_free(out: Path) -> None:
     """The finished folder is renamed to `out`: better to know now that this will succeed."""
     empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
@@ -62,6 +74,10 @@ def _read_settings(path: Path) -> Any:
         ) from error
 
 
+def _has_saved(run: Path) -> bool:
+    return any((run / name).is_file() for name in (CHECKPOINT, "validation.json"))
+
+
 def claim(run: Path, settings: dict[str, Any]) -> None:
     """Write the run's configuration down; once something was saved, check that it is the same.
 
@@ -71,8 +87,7 @@ def claim(run: Path, settings: dict[str, Any]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     path = run / "config.json"
     wanted = json.loads(json.dumps(settings))
-    saved = any((run / name).is_file() for name in (CHECKPOINT, "validation.json"))
-    if path.is_file() and saved:
+    if path.is_file() and _has_saved(run):
         found = _read_settings(path)
         differs = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
         if differs:

@@ -121,8 +121,13 @@ class CodecStep:
                 for out in outputs
             ]
         ).sum()
-        # Of biases, sums of what mostly cancels, rounding alone leaves little.
-        weights = {n: w for n, w in module.named_parameters() if "weight" in n and w.requires_grad}
+        # Of biases and of weight norm's lengths (original0), sums of what mostly cancels, rounding
+        # alone leaves little; nothing of the directions (original1) of single values.
+        weights = {
+            n: w
+            for n, w in module.named_parameters()
+            if w.requires_grad and w[0].numel() > 1 and "weight" in n
+        }
         gradients = torch.autograd.grad(total, [given, *weights.values()])
         tried = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
         names = ("its input", *weights)

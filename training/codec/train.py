@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import nn
 
 from common.allocator import keep_freed_memory
+from common.bfloat16 import has_bfloat16
 from common.codec import codec_identity, exact_float32
 from common.config import Recipe
 from common.errors import AttuneError
@@ -32,6 +33,7 @@ from training.codec.run_files import (
     check_free,
     claim,
     finished,
+    recorded,
     save_codec,
 )
 from training.codec.sources import audio_sources
@@ -45,6 +47,7 @@ from training.codec.state import (
 from training.codec.step import CodecStep, Outcome
 from training.codec.validation import Validation, validate
 from training.distributed import World, on_first, start, sum_on_host
+from training.precision import settle
 from training.signals import StopSignals
 
 
@@ -71,12 +74,18 @@ def train_codec(
     # 1. Where it goes, and on which processes.
     out = Path(config.out)
     run = out.with_name(out.name + ".run") if out.name else out
+    world = start(config.threads)
+    if config.batch_size % world.size:
+        raise AttuneError(
+            f"codec_training.batch_size {config.batch_size} cannot be shared by {world.size} "
+            "processes"
+        )
+    config = _settle(config, recorded(run, world), world)
     settings = {
         "sample_rate": recipe.sample_rate,
         "seed": recipe.seed,
         **config.model_dump(exclude=EXECUTION_ONLY),
     }
-    world = start(config.threads)
     exact_float32(world.device)
     if not world.is_first:
         console = Console(quiet=True)
@@ -85,11 +94,6 @@ def train_codec(
         return out
     check_free(out)
     segment = _segment_samples(recipe, config)
-    if config.batch_size % world.size:
-        raise AttuneError(
-            f"codec_training.batch_size {config.batch_size} cannot be shared by {world.size} "
-            "processes"
-        )
     if world.device.type == "cpu":
         keep_freed_memory()
 
@@ -115,10 +119,19 @@ def train_codec(
     judge = _size(state.discriminator) if state.discriminator else "no"
     console.print(
         f"codec: {_size(model)} parameters, {judge} discriminator, {config.steps} steps on "
-        f"{world.size} x {world.device.type} -> {out}"
+        f"{world.size} x {world.device.type} ({config.precision}) -> {out}"
         + (f"; going on at step {done}" if done else ""),
         soft_wrap=True,
     )
+
+    kinds = {config.precision, config.discriminator.precision if state.discriminator else "fp32"}
+    if "bf16" in kinds and not has_bfloat16(world.device):
+        console.print(
+            "this processor emulates bf16, which is slow: set codec_training.precision=fp32 and "
+            "codec_training.discriminator.precision=fp32 (of a new run)",
+            style="yellow",
+            soft_wrap=True,
+        )
 
     # 4. The loop.
     if stop:
@@ -172,6 +185,21 @@ def train_codec(
         on_first(save, world)
     console.print(f"codec: finished, {json.dumps(found.figures)}", highlight=False, soft_wrap=True)
     return out
+
+
+def _settle(
+    config: CodecTrainingConfig, before: dict[str, Any], world: World
+) -> CodecTrainingConfig:
+    """`auto` replaced by what it stands for: `before`, if the run has begun."""
+    judge = before.get("discriminator")
+    judge = judge if isinstance(judge, dict) else {}
+    judging = settle(config.discriminator.precision, judge.get("precision"), world)
+    return config.model_copy(
+        update={
+            "precision": settle(config.precision, before.get("precision"), world),
+            "discriminator": config.discriminator.model_copy(update={"precision": judging}),
+        }
+    )
 
 
 def learning_rate(config: CodecTrainingConfig, step: int) -> float:

@@ -20,6 +20,7 @@ from common.codec import load_codec
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.schema import PLAN
+from training import precision
 from training.codec import state
 from training.codec import train as codec_train
 from training.codec.config import CodecTrainingConfig
@@ -230,6 +231,34 @@ def test_a_run_that_saved_nothing_may_be_begun_anew_with_another_configuration(
     assert settings["learning_rate"] == 0.003
     steps = [row["step"] for row in _rows(out) if "loss" in row]
     assert steps == list(range(1, 13))  # none of what was given up
+
+
+def test_a_codec_goes_on_in_the_precision_that_auto_began_with(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    auto = ("codec_training.precision=auto", "codec_training.discriminator.precision=auto")
+    told = Console(record=True, width=200)
+    recipe = load_recipe(recipe_file, auto)
+    config = recipe.section("codec_training", CodecTrainingConfig)
+
+    class Told(StopSignals):
+        asked = property(lambda self: True)
+
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    with Told() as stop, pytest.raises(Stopped):
+        codec_train.train_codec(recipe, config, told, stop)
+    run = Path(config.out + ".run")
+    begun = json.loads((run / "config.json").read_text())
+    assert (begun["precision"], begun["discriminator"]["precision"]) == ("bf16", "bf16")
+    for place in (precision, codec_train):
+        monkeypatch.setattr(place, "has_bfloat16", lambda device: False)
+    for _ in range(2):  # goes on; is finished
+        assert codec_train.train_codec(recipe, config, told) == Path(config.out)
+    assert json.loads((run / "config.json").read_text()) == begun
+    assert "this processor emulates bf16" in told.export_text()
+    monkeypatch.setattr(codec_train, "load_checkpoint", None)  # not reached
+    with pytest.raises(AttuneError, match="made with another configuration"):
+        _train(recipe_file, "codec_training.precision=fp32")
 
 
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(

@@ -1,0 +1,98 @@
+"""`precision: auto`: settled by what the processor has, then kept; and bf16 where there is none."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.bfloat16 import has_bfloat16
+from common.config import load_recipe
+from common.errors import AttuneError
+from training import precision as module
+from training import preflight as preflight_module
+from training.distributed import World
+from training.precision import settle
+from training.preflight import Preflight
+from training.train import train
+
+CPU = torch.device("cpu")
+ONE = World(0, 1, CPU)
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Make it one with bf16, or one without."""
+
+    def has(bfloat16: bool) -> None:
+        for place in (module, preflight_module):
+            monkeypatch.setattr(place, "has_bfloat16", lambda device: bfloat16)
+
+    return has
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").is_file(),
+    reason="reads the flags of an x86 processor",
+)
+def test_has_bfloat16_is_what_the_processor_says() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert has_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_tile" in flags)
+
+
+@pytest.mark.parametrize("asked", ["fp32", "medium", "bf16"])
+def test_what_is_asked_for_is_taken(asked: str, processor: Callable[[bool], None]) -> None:
+    for bfloat16 in (False, True):
+        processor(bfloat16)
+        assert settle(asked, "fp32", ONE) == asked
+
+
+def test_a_run_goes_on_as_it_began_on_another_processor(
+    tiny_root: Path, tmp_path: Path, processor: Callable[[bool], None]
+) -> None:
+    def run(*overrides: str, fresh: bool = False) -> str:
+        overrides = (f"run_dir={tmp_path}", "lm.steps=3", *overrides)
+        out = train(load_recipe(tiny_root / "recipe.yaml", overrides), fresh=fresh)
+        return str(json.loads((out / "config.json").read_text())["lm"]["precision"])
+
+    auto = "lm.precision=auto"
+    processor(False)
+    assert run(auto) == "fp32"
+    processor(True)
+    assert run(auto) == "fp32"
+    with pytest.raises(AttuneError, match=r"with lm.precision = 'fp32', now it is 'bf16'"):
+        run("lm.precision=bf16")
+    assert run(auto, fresh=True) == "bf16"
+    processor(False)
+    assert run(auto) == "bf16"
+
+
+def test_emulated_bf16_is_told_before_the_start(
+    tiny_root: Path,
+    tmp_path: Path,
+    processor: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(precision: str) -> Preflight:
+        overrides = [f"run_dir={tmp_path}", f"lm.precision={precision}"]
+        heard: list[Preflight] = []
+        train(load_recipe(tiny_root / "recipe.yaml", overrides), dry_run=heard.append)
+        return heard[0]
+
+    rates = {"bf16": 1e9, "fp32": 90e9}
+    monkeypatch.setattr(preflight_module, "matmul_rate", lambda device, kind: rates[kind])
+    processor(False)
+    slow = told("bf16")
+    assert "90 times as fast: set lm.precision=fp32" in slow.lines()[-1]
+    assert (slow.as_dict()["precision"], slow.as_dict()["exact_flops"]) == ("bf16", 90e9)
+    assert told("auto").precision == "fp32"
+    assert "slow" not in str(told("auto").lines())
+    rates["fp32"] = 0.9e9
+    assert "slow" not in str(told("bf16").lines())  # emulated, yet not slower
+    processor(True)
+    assert told("auto").precision == "bf16"
+    assert told("bf16").exact_flops is None
