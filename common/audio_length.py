@@ -45,7 +45,8 @@ def missing_end(file: BinaryIO, size: int) -> str | None:
 
 
 def states_mp3_length(file: BinaryIO) -> bool:
-    """Whether an MP3's first frame holds a count of its frames; leaves the file where it was."""
+    """Whether an MP3's first frame holds a count of its frames that libsndfile reads: one under
+    Xing or Info, which VBRI is not; leaves the file where it was."""
     before = file.tell()
     at = 0
     file.seek(at)
@@ -54,9 +55,15 @@ def states_mp3_length(file: BinaryIO) -> bool:
         at += 10 + sum(byte << 7 * i for i, byte in enumerate(reversed(tag[6:])))
         file.seek(at)
     file.seek(at)
-    frame = file.read(64)  # after a frame's header and at most 32 bytes of side information
+    frame = file.read(64)
     file.seek(before)
-    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+    if len(frame) < 64:
+        return False
+    is_first_version, is_mono = bool(frame[1] & 8), frame[3] >> 6 == 3
+    side = (17 if is_mono else 32) if is_first_version else (9 if is_mono else 17)
+    # After the frame's header, the check sum that it may have, and the side information.
+    at = 4 + (0 if frame[1] & 1 else 2) + side
+    return frame[at : at + 4] in (b"Xing", b"Info") and bool(frame[at + 7] & 1)
 
 
 def _compare(expected: int, size: int, grace: int = 0) -> str | None:

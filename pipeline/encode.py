@@ -296,7 +296,8 @@ class EncodeWorker:
             )
             check_notes(audio.notes, settings.max_clipped_share, settings.max_dc_offset)
         except AudioError as error:
-            if error.reason == "missing" and remote_uri(row["audio_uri"]) is None:
+            is_suspect = error.reason == "missing" or isinstance(error.__cause__, PermissionError)
+            if is_suspect and remote_uri(row["audio_uri"]) is None:
                 _check_folder(self._audio_folder(row["audio_uri"]))
             return error
         wav = resample(audio.wav, audio.sample_rate, sample_rate)
@@ -345,12 +346,14 @@ def _store(folder: str) -> Store:
 
 
 def _check_folder(folder: Path) -> None:
-    """The plan saw files below it: where it is gone or empty, that is a lost mount, no lost file.
+    """The plan saw files below it: where it is gone, empty or closed, that is a lost mount, no lost
+    file.
 
     Raises:
         StorageError: tried again, as for any store out of reach.
     """
     try:
+        os.stat(os.path.join(folder, "."))  # fails where names can be listed and files not opened
         with os.scandir(folder) as entries:
             if next(entries, None) is not None:
                 return

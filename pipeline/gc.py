@@ -3,7 +3,8 @@
     tar         shards/NNNNNN-<sha12>.tar that no commit names: a killed or beaten attempt
     superseded  superseded/*.json, the commits that `retry` replaced; tars that only they name
     text        text/<encoder>/<chunk>: of another text encoder than the plan's, or a chunk that
-                plan/prompts.parquet does not name.  A cache: another plan could still have used it
+                plan/prompts.parquet does not name.  A cache: another plan could still have used it.
+                States and index go together
     poison      poison/NNNNNN.json of a shard that is committed by now, or that no plan has
     partial     NAME#1 on a local disk: a write that was killed before its rename
     probe       clock/*: left by a gc that was killed
@@ -15,7 +16,9 @@ Two things keep what is in use.  A running driver publishes a tar before the com
 so what is younger than `older_than` stays, unless the run is finished: then whoever still encodes
 loses against the commits that stand.  (What `retry` superseded stays that long in any case, counted
 from the retry: a training that opened the folder before it reads those tars.)  And tars are listed
-before the commits, so that one which is committed in between counts as named.
+before the commits, so that one which is committed in between counts as named.  Where a commit is
+gone and `summary.json` stands, the manifest still names the shard's tar: it stays until the next
+`run`.
 
 Ages are by the store's own clock on both sides: `last_modified` of an object that is written and
 looked up for the purpose, minus that of the object in question.
@@ -115,12 +118,14 @@ def parse_age(text: str) -> float:
 
 def _find(store: Store, plan: FrozenPlan) -> Iterator[tuple[str, Entry, str]]:
     """Kind, object and reason of everything that nothing names, each once."""
-    tars = [entry for entry in store.entries("shards") if _TAR.fullmatch(entry.key)]
+    listed = [(entry, _TAR.fullmatch(entry.key)) for entry in store.entries("shards")]
+    tars = [(entry, int(match[1])) for entry, match in listed if match]
     committed = committed_shards(store)  # after the tars: see above
     named = {commit["shard_key"] for commit in _commits(store, committed)}
     superseded = _superseded(store)
-    for tar in tars:
-        if tar.key in named:
+    lost = set(range(plan.n_shards)) - committed if store.exists("summary.json") else set()
+    for tar, shard in tars:
+        if tar.key in named or shard in lost:
             continue
         if since := superseded.get(tar.key):
             entry = tar._replace(modified=max(tar.modified, since))
@@ -170,10 +175,15 @@ def _text(store: Store, plan: FrozenPlan) -> Iterator[tuple[str, Entry, str]]:
     chunks: set[str] = set()
     for batch in plan.batches("prompts", ["chunk"]):
         chunks.update(batch["chunk"].unique().to_pylist())
-    for entry in store.entries("text"):
-        match = _CHUNK.fullmatch(entry.key)
-        if match is None:
-            continue
+    listed = [(entry, _CHUNK.fullmatch(entry.key)) for entry in store.entries("text")]
+    entries = [(entry, match) for entry, match in listed if match]
+    # States and their index go together: as old as the younger of the two.
+    modified: dict[str, datetime] = {}
+    for entry, match in entries:
+        name = f"{match[1]}/{match[2]}"
+        modified[name] = max(entry.modified, modified.get(name, entry.modified))
+    for entry, match in entries:
+        entry = entry._replace(modified=modified[f"{match[1]}/{match[2]}"])
         if match[1] != encoder:
             yield "text", entry, f"of text encoder {match[1]}, the plan has {encoder}"
         elif match[2] not in chunks:
@@ -219,7 +229,8 @@ def _delete(
     standing = load_plan(store)
     if standing is None or standing.plan_hash != plan.plan_hash:
         raise AttuneError(f"{store.uri}: another run replaced the plan meanwhile; run gc again")
-    for item, listed in doomed:
+    # Indices before their states: a chunk that loses one of the two must be unfinished.
+    for item, listed in sorted(doomed, key=lambda pair: not pair[0].key.endswith(".parquet")):
         if item.kind == "partial":
             (Path(store.uri) / item.key).unlink(missing_ok=True)
             yield item.key

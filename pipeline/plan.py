@@ -279,8 +279,8 @@ def _refuse_duplicates(rows: pa.Table) -> pa.Table:
 
 
 def _refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
-    """What shares its group or its clip with a row of a stricter split is refused, and what shares
-    one with that in turn; rows that were refused before pass it on all the same.
+    """What shares its group, its clip or its audio file with a row of a stricter split is refused,
+    and what shares one with that in turn; rows that were refused before pass it on all the same.
 
     Args:
         held_out: bool [N]; such a row is as strict as a test row, whatever its split.
@@ -293,9 +293,11 @@ def _refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table
         grows = bool((holder >= 0).any())
         while grows:
             grows = False
-            for name in ("group_id", "clip"):
+            for name in ("group_id", "clip", "audio_uri"):
                 there = np.flatnonzero(holder >= 0)
                 keys = plain(rows[name].take(pa.array(there)))
+                if name == "audio_uri":  # where no audio was looked for, a name in some folder
+                    keys = pc.if_else(pc.match_substring_regex(keys, "^(/|s3:)"), keys, None)
                 reached = np.asarray(pc.is_in(rows[name], value_set=pc.unique(keys.drop_null())))
                 reached &= (strict < level) & (holder < 0)
                 if not reached.any():
@@ -348,7 +350,9 @@ def _rejects_of(rows: pa.Table) -> pa.Table:
     refused = pc.invert(pc.or_kleene(is_in(rows), pc.is_in(plain(rows["reason"]), _NOT_REFUSED)))
     order = pa.array(np.flatnonzero(refused))
     columns = {name: plain(rows[name].take(order)) for name in REJECTS.names if name in _DIRECT}
-    columns["sample_id"] = hex_ids(rows["sample_id"].take(order))
+    ids = rows["sample_id"].take(order)  # null where a row makes no clip
+    shown = hex_ids(pc.fill_null(ids, bytes(16)))
+    columns["sample_id"] = pc.if_else(pc.is_valid(ids), shown, None)
     columns["source"] = _sources(rows, order)
     columns["raw"] = raw_of(rows, order)
     return pa.table([columns[name] for name in REJECTS.names], schema=REJECTS)

@@ -271,9 +271,9 @@ def resume_retry(plan: FrozenPlan, say: Callable[[str], None]) -> None:
         return
     shards = _parse_intent(store, data, plan.plan_hash)
     if shards:
-        _drop_derived(store)
+        drop_derived(store)
         moved = sum(supersede_commit(store, shard, sha) for shard, sha in sorted(shards.items()))
-        _drop_derived(store)
+        drop_derived(store)
         say(f"retry: {moved} of {len(shards)} shards are to be made anew")
     store.delete(_INTENT)
 
@@ -319,6 +319,7 @@ def _parse_intent(store: Store, data: bytes, plan_hash: str) -> dict[int, str]:
         ) from error
 
 
-def _drop_derived(store: Store) -> None:
+def drop_derived(store: Store) -> None:
+    """Delete what is made from the commits: the run is no longer finished."""
     for key in _DERIVED:
         store.delete(key)

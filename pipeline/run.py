@@ -30,7 +30,7 @@ from pipeline.mapping import map_on_ray
 from pipeline.planfile import FrozenPlan, ensure_plan
 from pipeline.progress import EmbedProgress, EncodeProgress
 from pipeline.resources import Resources, share_out
-from pipeline.retry import resume_retry
+from pipeline.retry import drop_derived, resume_retry
 from pipeline.status import finished_summary
 
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
@@ -69,6 +69,8 @@ def run_pipeline(
         return summary, False
     committed = committed_shards(store) & set(range(plan.n_shards))
     if pending := plan.n_shards - len(committed):
+        if store.exists("summary.json"):  # of commits that were deleted since
+            drop_derived(store)
         say(f"encoding {pending} shards ({len(committed)} are committed already)")
         with ray_session(store) as ray_name:
             resources = plan_resources(config, say)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from common.errors import AttuneError
 from common.storage import Entry, Store
-from pipeline.commit import commit_key, read_commit
+from pipeline.commit import commit_key, committed_shards, read_commit
 from pipeline.planfile import FrozenPlan, load_plan
 from pipeline.textcache import TextCache
 
@@ -29,12 +29,15 @@ Key = TypeVar("Key", int, str)
 
 
 def finished_summary(plan: FrozenPlan) -> dict[str, Any] | None:
-    """`summary.json`, if it is there, whole, and made from this plan."""
+    """`summary.json`, if it is there, whole, made from this plan, and has all its commits still."""
     try:
         summary = json.loads(plan.store.read("summary.json"))
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(summary, dict) or summary.get("plan_hash") != plan.plan_hash:
+        return None
+    # Listed after it: it is written when all of them are there.
+    if not committed_shards(plan.store) >= set(range(plan.n_shards)):
         return None
     return summary
 

@@ -55,9 +55,10 @@ class TextCache:
         self._index = lru_cache(maxsize=_INDICES_KEPT)(self._read_index)
 
     def chunks(self) -> set[str]:
-        """Names of the finished chunks."""
-        names = (key.rsplit("/", 1)[-1] for key, _ in self.store.list(self.folder))
-        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        """Names of the finished chunks; an index without its states is none."""
+        names = {key.rsplit("/", 1)[-1] for key, _ in self.store.list(self.folder)}
+        chunks = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        return {chunk for chunk in chunks if f"{chunk}.f16" in names}
 
     def assign_chunks(self, plan: pa.Table, chunk_size: int) -> tuple[pa.Table, pa.Array]:
         """The chunk that each unique prompt of a plan is in, or will be in.

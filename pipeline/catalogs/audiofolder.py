@@ -51,7 +51,7 @@ class AudioFolder(Catalog):
             audio = self.open_audio(path.parent)
             is_csv = path.suffix == ".csv"
             for row in read_csv(path, ("file_name",)) if is_csv else read_jsonl(path):
-                yield self._outcome(row, split, audio)
+                yield self._outcome(row, split, audio, path.parent.relative_to(self.root))
 
     def _metadata_files(self) -> list[tuple[Path, str]]:
         folders = [(self.root, str(self.split))]
@@ -69,13 +69,15 @@ class AudioFolder(Catalog):
             )
         return found
 
-    def _outcome(self, row: Row, split: str, audio: AudioRoot) -> Outcome:
+    def _outcome(self, row: Row, split: str, audio: AudioRoot, folder: Path) -> Outcome:
+        """`folder` is that of the list, below the root."""
         values = row.values
         name = values.get("file_name")
+        group = None if values.get("group") == "" else values.get("group")
         problem = row.error
         if not problem and (not isinstance(name, str) or not name):
             problem = f"file_name: expected a file name, found {name!r}"
-        if isinstance(name, str) and audio.folder == self.root.absolute():
+        if isinstance(name, str) and folder == Path():
             top, _, below = posixpath.normpath(name).partition("/")
             split = _SPLIT_NAMES.get(top, split) if below else split
         split = _SPLIT_NAMES.get(str(values.get("split") or split), str(values.get("split")))
@@ -86,16 +88,16 @@ class AudioFolder(Catalog):
                 row.source,
                 name,
                 problem,
-                group_id=str(values.get("group") or ""),
+                group_id="" if group is None else str(group),
                 split=split if split in SPLITS else "",
             )
-        folder = audio.folder.relative_to(self.root.absolute())
-        native_id = str(name) if folder == Path() else f"{folder}/{name}"
+        # One file is one clip, however the list writes its name.
+        native_id = posixpath.normpath(posixpath.join(folder, str(name)))
         captions = [text for key in values if _CAPTION.match(key) for text in _texts(values[key])]
         record = Record(
             dataset=self.label,
             native_id=native_id,
-            group_id=str(values.get("group") or f"{self.label}:{native_id}"),
+            group_id=f"{self.label}:{native_id}" if group is None else str(group),
             split=split,
             audio_uri="",
             source=row.source,

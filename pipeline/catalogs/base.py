@@ -208,7 +208,12 @@ class AudioRoot:
     def __init__(self, folder: str | Path, *, is_blind: bool = False) -> None:
         self.is_blind = is_blind
         self._links: set[str] = set()
-        self.folder = Path(folder).absolute()
+        given = Path(folder).absolute()
+        self._real = os.path.realpath(given)
+        # As `by_name` writes paths; behind a link `..` leads elsewhere than it reads.
+        self.folder = Path(os.path.normpath(given))
+        if os.path.realpath(self.folder) != self._real:
+            self.folder = Path(self._real)
         self._place = os.path.join(self.folder, "")
         if is_blind:
             return
@@ -218,7 +223,6 @@ class AudioRoot:
             raise AttuneError(f"audio folder {folder}: no such folder") from None
         except OSError as error:
             raise AttuneError(f"audio folder {folder}: {error.strerror}") from error
-        self._real = os.path.realpath(self.folder)
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -283,7 +287,10 @@ class AudioRoot:
     def _stems(self) -> dict[str, str]:
         try:
             with os.scandir(self.folder) as entries:
-                found = [(e.name, e.is_symlink()) for e in entries if _is_audio(e)]
+                # No list can name a file whose name is no text.
+                found = [
+                    (e.name, e.is_symlink()) for e in entries if _is_text(e.name) and _is_audio(e)
+                ]
         except OSError as error:
             raise AttuneError(f"audio folder {self.folder}: {error.strerror}") from error
         self._links = {name for name, is_link in found if is_link}
@@ -380,6 +387,14 @@ def _place(record: Record, find: Callable[[], str | None], missing: str) -> Reco
 
 def _is_audio(entry: os.DirEntry[str]) -> bool:
     return _has_audio_extension(entry.name) and entry.is_file()
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_audio_extension(name: str) -> bool:

@@ -46,10 +46,15 @@ class FreeToUse(Catalog):
         return [self.captions] if self.captions else []
 
     def read(self) -> Iterator[Outcome]:
-        """Each file of the tree, in order, each of its own texts as merged into it."""
+        """Each file of the tree, in order, each of its own texts as merged into it; before them the
+        linked folders that are not entered."""
         audio = AudioRoot(self.root)
         own, merged = self._own_texts()
-        for name in _audio_files(self.root):
+        names, leading_out = _walk(self.root)
+        for name in leading_out:
+            record = self._record(name, os.path.join(self.root, name))
+            yield refuse(record, "catalog", "outside_root", f"{name!r} links to outside {audio}")
+        for name in names:
             row = own.pop(name, None)
             yield self._outcome(name, row, audio)
             if row is not None:
@@ -115,31 +120,43 @@ def _own_caption(row: Row) -> str:
     return next((found for key in _CAPTIONS if (found := text(row.values.get(key)))), "")
 
 
-def _audio_files(root: Path) -> Iterator[str]:
-    """Audio files of the tree, relative to it, in the order of their paths."""
+def _walk(root: Path) -> tuple[list[str], list[str]]:
+    """Audio files of the tree and its links to folders elsewhere, relative to it, each in order.
+
+    What a link to another folder of the tree leads to is found in its own place.
+    """
 
     def stop(error: OSError) -> None:
         raise AttuneError(f"{error.filename}: {error.strerror}") from error
 
-    names = []
+    real = os.path.realpath(root)
+    names: list[str] = []
+    leading_out: list[str] = []
     for folder, folders, files in os.walk(root, onerror=stop):
         folders[:] = [name for name in folders if name != "__MACOSX"]
+        paths = [os.path.join(folder, name) for name in folders]
+        leading_out += [
+            os.path.relpath(path, root)
+            for path in paths
+            if os.path.islink(path) and os.path.commonpath([os.path.realpath(path), real]) != real
+        ]
         names += [
             os.path.relpath(os.path.join(folder, name), root)
             for name in files
             # `._x.wav` is what macOS leaves beside x.wav on other file systems.
             if os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS and not name.startswith("._")
         ]
-    if not names:
+    if not names and not leading_out:
         raise AttuneError(f"{root}: no audio files in it; expected the tree of .wav files")
     # A name that is no UTF-8 cannot be stored; shown as it is, it could not be found again.
-    return iter(sorted(name for name in names if _is_storable(root, name)))
+    for name in (*names, *leading_out):
+        _check_storable(root, name)
+    return sorted(names), sorted(leading_out)
 
 
-def _is_storable(root: Path, name: str) -> bool:
+def _check_storable(root: Path, name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
         shown = os.fsencode(os.path.join(root, name)).decode(errors="replace")
         raise AttuneError(f"{shown}: its name is not UTF-8; rename it (convmv)") from None
-    return True

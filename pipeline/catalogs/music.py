@@ -9,6 +9,7 @@ group.
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -39,6 +40,8 @@ class Music(Catalog):
     def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
         values = row.values
         path = values.get("path")
+        # One file is one track, however the list writes its name.
+        name = posixpath.normpath(path) if isinstance(path, str) and path else path
         split = values.get("split") or self.split
         problem = row.error
         if not problem and (not isinstance(path, str) or not path):
@@ -54,7 +57,7 @@ class Music(Catalog):
             except (TypeError, ValueError, OverflowError):
                 problem = f"bpm: expected a number, found {bpm!r:.80}"
         artist = text(values.get("artist"))
-        group = f"artist:{artist.casefold()}" if artist else f"{self.label}:{path}"
+        group = f"artist:{artist.casefold()}" if artist else f"{self.label}:{name}"
         if problem:
             return self.malformed(
                 row.source,
@@ -66,7 +69,7 @@ class Music(Catalog):
         description = text(values.get("description"))
         record = Record(
             dataset=self.label,
-            native_id=str(path),
+            native_id=str(name),
             group_id=group,
             split=str(split),
             audio_uri="",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -122,7 +123,7 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
         for batch in pq.ParquetFile(path).iter_batches(1024):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(f"{path}:{number}", values)
+                yield Row(f"{path}:{number}", _without_nan(values))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise AttuneError(f"{path}: broken Parquet: {_one_line(error)}") from error
 
@@ -266,7 +267,7 @@ def _why(error: csv.Error) -> str:
 
 def _json_row(source: str, line: str) -> Row:
     try:
-        values = json.loads(line)
+        values = json.loads(line, parse_constant=_constant)
         # An escape can stand for half a character, which no file can hold.
         if "\\u" in line and not _is_encodable(values):
             return Row(source, {}, "holds half a character (a lone \\u escape)")
@@ -280,13 +281,26 @@ def _json_row(source: str, line: str) -> Row:
 def _json_list(path: Path) -> list[Any]:
     check_file(path)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise AttuneError(f"{path}: not valid JSON: {_one_line(error)}") from error
     entries = data.get("data") if isinstance(data, dict) else data
     if not isinstance(entries, list):
         raise AttuneError(f'{path}: expected {{"data": [...]}} or a list of entries')
     return entries
+
+
+def _constant(name: str) -> float | None:
+    """NaN, Infinity or -Infinity of JSON; None for the first, by which pandas writes nothing."""
+    return None if name == "NaN" else float(name)
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """The same of a Parquet row."""
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in values.items()
+    }
 
 
 def _is_encodable(values: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import struct
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from common.audio import (
     resample,
     stated_length_s,
 )
+from common.audio_length import states_mp3_length
 
 RATE = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.float32)
@@ -383,3 +385,21 @@ def test_lengths_are_those_of_headers_and_none_where_there_is_none(tmp_path: Pat
         (tmp_path / "b.wav").write_bytes(content)
         with (tmp_path / "b.wav").open("rb") as file:
             assert stated_length_s(file) is None
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_count_of_an_mp3_is_looked_for_at_its_place(
+    tmp_path: Path, rate: int, channels: int
+) -> None:
+    path = tmp_path / "x.mp3"
+    soundfile.write(path, np.stack([TONE] * channels, axis=1), rate)
+    data = bytearray(path.read_bytes())
+    assert states_mp3_length(io.BytesIO(data))
+    at = data.index(b"Xing")
+    data[at + 7] &= ~1  # the flag that says that there is one
+    assert not states_mp3_length(io.BytesIO(data))
+    data[at + 7] |= 1
+    data[1] &= ~1  # a check sum comes first now
+    assert not states_mp3_length(io.BytesIO(data))
+    assert states_mp3_length(io.BytesIO(data[:4] + b"\0\0" + data[4:]))

@@ -211,6 +211,23 @@ def without_info_frame(data: bytes) -> bytes:
     return data[second:]
 
 
+def with_vbri_frame(data: bytes) -> bytes:
+    """An MP3 as Fraunhofer's encoder writes it: its first frame tells the length under VBRI."""
+    second = data.index(data[:2], 4)
+    frames = int.from_bytes(data[:second].partition(b"Xing")[2][4:8], "big")
+    table = struct.pack(">HHHIIHHHH", 1, 0, 75, len(data), frames, 0, 1, 2, 1)
+    frame = (data[:4] + bytes(32) + b"VBRI" + table).ljust(second, b"\0")
+    return frame + data[second:]
+
+
+def without_count(data: bytes) -> bytes:
+    """An MP3 whose Xing frame leaves out the count of frames."""
+    second = data.index(data[:2], 4)
+    head, name, rest = data[:second].partition(b"Xing")
+    frame = head + name + bytes([*rest[:3], rest[3] & ~1]) + rest[8:]
+    return frame.ljust(second, b"\0") + data[second:]
+
+
 def long_wav(path: Path) -> None:
     """Two hours of 8 bits at 8 kHz that take no room on the disk, with a sweep at 1:55:00."""
     rate, seconds = 8000, 7200
@@ -328,6 +345,24 @@ KINDS = [
         lossy=True,
         extension="mp3",
         told="to the last whole frame: it announces no length",
+        slack_s=0.15,
+    ),
+    Kind(
+        "mp3 with a VBRI frame",
+        edited(MP3, with_vbri_frame),
+        READ,
+        lossy=True,
+        extension="mp3",
+        told="with the encoder's delay",
+        slack_s=0.15,
+    ),
+    Kind(
+        "mp3 with a Xing frame without a count",
+        edited(MP3, without_count),
+        READ,
+        lossy=True,
+        extension="mp3",
+        told="with the encoder's padding",
         slack_s=0.15,
     ),
     Kind("mp3, cut in its last frame", edited(MP3, lambda d: d[:-100]), "truncated"),

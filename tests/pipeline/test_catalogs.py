@@ -147,7 +147,7 @@ def test_music(tmp_path: Path) -> None:
         '{"path": "../b.flac"}\n'
         "{broken\n"
         '{"path": "a.flac", "bpm": "fast"}\n'
-        '{"path": "a.flac", "bpm": NaN}\n'
+        '{"path": "a.flac", "bpm": Infinity}\n'
         f'{{"path": "a.flac", "bpm": 1{"0" * 400}}}\n'
         '{"path": "a\\ud800.flac"}\n'
         f'{{"path": {"[" * 100_000}\n'
@@ -192,6 +192,33 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     assert refusals(outcomes) == [("3", "outside_root"), ("4", "outside_root")]
 
 
+def test_a_folder_may_be_written_with_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = touch(tmp_path / "audio", "a.wav", "test/b.wav")
+    touch(tmp_path / "here" / "x", "c.wav")
+    monkeypatch.chdir(tmp_path / "here")
+    audio = AudioRoot("../audio")
+    assert audio.by_name("a.wav") == audio.by_stem("a") == str(root / "a.wav")
+    assert audio.by_stems(pa.array(["a"])).paths.to_pylist() == [str(root / "a.wav")]
+    with pytest.raises(ValueError, match="leads outside"):
+        audio.by_name("../here/x/c.wav")
+    for folder, name in ((root, "a.wav"), (root / "test", "b.wav")):
+        write(folder / "metadata.csv", "file_name,text", f"{name},A dog")
+    found = records(read(dataset="audiofolder", root="../audio"))
+    assert [(r.native_id, r.split, r.audio_uri) for r in found] == [
+        ("a.wav", "train", str(root / "a.wav")), ("test/b.wav", "test", str(root / "test/b.wav")),
+    ]  # fmt: skip
+    touch(tmp_path / "far" / "audio", "d.wav")
+    (tmp_path / "here" / "link").symlink_to(touch(tmp_path / "far" / "y"))
+    assert AudioRoot("link/../audio").by_name("d.wav") == str(tmp_path / "far/audio/d.wav")
+
+
+def test_a_name_that_is_no_text_is_no_file_of_a_list(tmp_path: Path) -> None:
+    audio = AudioRoot(touch(tmp_path, "a.wav", "caf\udce9.wav"))
+    assert audio.by_stem("a") == str(tmp_path / "a.wav")
+    found = audio.by_stems(pa.array(["a", "caf"]))
+    assert found.paths.to_pylist() == [str(tmp_path / "a.wav"), None]
+
+
 def test_one_audiofolder_list_above_the_split_folders(tmp_path: Path) -> None:
     names = ["train/a.wav", "./test/b.wav", "validation//c.wav", "test/d.wav", "e.wav", "x/f.wav"]
     rows = [f"{name},A dog,{'train' if 'd.wav' in name else ''}" for name in [*names, "test"]]
@@ -216,6 +243,19 @@ def test_values_of_another_type_become_text(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (record.title, record.license, record.artist) == ("123", "CC0, MIT", None)
     pa.Table.from_pylist([record.as_row()], schema=RECORD)
+
+
+def test_what_pandas_writes_for_nothing_is_nothing_and_a_group_may_be_zero(tmp_path: Path) -> None:
+    rows = (
+        '"a.wav", "text": "a", "group": NaN, "title": NaN, "labels": ["x", NaN], "split": NaN',
+        '"b.wav", "text": "b", "group": 0, "artist": null', '"c.wav", "group": 0, "split": "?"',
+    )  # fmt: skip
+    write(tmp_path / "metadata.jsonl", *(f'{{"file_name": {row}}}' for row in rows))
+    outcomes = read(dataset="audiofolder", root=touch(tmp_path, "a.wav", "b.wav", "c.wav"))
+    first, second = records(outcomes)
+    assert (first.group_id, first.title, first.tags) == ("audiofolder:a.wav", None, ["x"])
+    assert (first.split, second.group_id, second.artist) == ("train", "0", None)
+    assert [o.group_id for o in outcomes if isinstance(o, Refusal)] == ["0"]
 
 
 def test_files_beside_the_audio_are_not_taken_for_it(tmp_path: Path) -> None:

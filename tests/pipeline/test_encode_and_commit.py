@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -239,6 +240,32 @@ def test_a_lost_folder_is_no_reason_to_refuse_its_files(planned: Planned, tmp_pa
     (tmp_path / "mount").rmdir()
     with pytest.raises(StorageError, match="No such file or directory"):
         _decode_one(planned, tmp_path / "mount" / "gone.wav")
+
+
+@pytest.mark.parametrize("closed", ["os.scandir", "os.stat"])
+def test_a_folder_that_is_closed_is_no_reason_to_refuse_its_files(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """Root passes every mode, so the system's answers are put in its place."""
+    (tmp_path / "mount").mkdir()
+    path = tmp_path / "mount" / "a.wav"
+    soundfile.write(path, np.sin(np.arange(16_000)), 16_000)
+    system = {"os.stat": os.stat, "os.scandir": os.scandir}
+
+    def denied(place: object, *arguments: Any, **options: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def denied_below(place: Any, *arguments: Any, **options: Any) -> Any:
+        if os.fspath(place).startswith(f"{tmp_path}/mount/"):
+            denied(place)
+        return system["os.stat"](place, *arguments, **options)
+
+    monkeypatch.setattr("pathlib.Path.open", denied)
+    refused = _decode_one(planned, path)
+    assert isinstance(refused, AudioError) and refused.reason == "unreadable"
+    monkeypatch.setattr(closed, denied if closed == "os.scandir" else denied_below)
+    with pytest.raises(StorageError, match=r"audio folder .*/mount: Permission denied"):
+        _decode_one(planned, path)
 
 
 def test_a_lost_album_is_refused_and_a_lost_collection_is_not(

@@ -92,12 +92,54 @@ def test_what_is_young_stays_until_the_run_is_finished(finished: Path) -> None:
     assert collect_garbage(store, 0.0, delete=True)["deleted"] == [commit["shard_key"]]
 
 
+def test_a_tar_of_the_manifest_stays_also_when_its_commit_is_gone(finished: Path) -> None:
+    store = open_store(finished)
+    commit = read_commit(store, 3)
+    assert commit is not None
+    store.delete(commit_key(3))
+    found = collect_garbage(store, 0.0, delete=True)
+    assert (found["finished"], found["items"]) == (False, [])
+    assert store.exists(commit["shard_key"])
+    store.delete("summary.json")
+    assert collect_garbage(store, 0.0, delete=True)["deleted"] == [commit["shard_key"]]
+
+
+def test_a_text_chunk_goes_whole_or_stays_whole(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (finished / "summary.json").unlink()
+    store = open_store(finished)
+    states, index = (f"text/{ENCODER}/00ff.{kind}" for kind in ("f16", "parquet"))
+    for key in (states, index):
+        store.write(key, b"x")
+    old = time.time() - 2 * DAY
+    os.utime(finished / states, (old, old))  # a slow upload, and the day is over in between
+    found = collect_garbage(store, DAY, delete=True)
+    assert {item["key"]: item["kept"] for item in found["items"]} == {states: True, index: True}
+    assert store.exists(states)
+
+    os.utime(finished / index, (old, old))
+    delete = Store.delete
+
+    def killed(self: Store, key: str) -> None:
+        if key == states:
+            raise KeyboardInterrupt
+        delete(self, key)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "delete", killed)
+        collect_garbage(store, DAY, delete=True)
+    assert (store.exists(states), store.exists(index)) == (True, False)
+    assert collect_garbage(store, DAY, delete=True)["deleted"] == [states]
+
+
 def test_a_tar_that_is_committed_while_it_looks_is_no_orphan(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(finished)
     held = store.read(commit_key(4))
     store.delete(commit_key(4))
+    store.delete("summary.json")
     entries = Store.entries
 
     def then_commit(self: Store, prefix: str = "") -> list[Entry]:
@@ -119,6 +161,7 @@ def test_a_tar_that_comes_to_use_before_it_is_removed_stays(
     assert commit is not None
     held, tar = store.read(commit_key(4)), store.read(commit["shard_key"])
     store.delete(commit_key(4))
+    store.delete("summary.json")
 
     def meanwhile(store: Store) -> Any:
         probe = clock(store)

@@ -164,6 +164,58 @@ def test_one_recording_under_two_groups_stays_in_its_strictest_split() -> None:
     ]  # fmt: skip
 
 
+def segment(dataset: str, i: int, split: str, uri: str) -> Record:
+    return Record(
+        dataset, f"n{i}", f"{dataset}:{i}", split, uri, f"f:{i}", 10.0 * i, 10.0 * i + 10,
+        tags=["Rain"],
+    )  # fmt: skip
+
+
+def test_one_file_in_two_lists_stays_in_its_strictest_split() -> None:
+    own = [segment("b", i, "train", f"/{'xxyz'[i]}.wav") for i in range(4)]
+    bucket = segment("b", 4, "valid", "s3://bucket/x.wav")
+    tables = plan(
+        Listed(name="b", outcomes=[*own, bucket]),
+        Listed(name="c", outcomes=[segment("c", 0, "test", "/y.wav")]),
+        Listed(name="d", outcomes=[segment("d", 0, "train", "s3://bucket/x.wav")]),
+    )
+    kept = zip(*(tables.plan[name].to_pylist() for name in ("dataset", "native_id")), strict=True)
+    # Two segments of a file that is nowhere else stay both.
+    assert sorted(kept) == [("b", "n0"), ("b", "n1"), ("b", "n3"), ("b", "n4"), ("c", "n0")]
+    assert tables.leakage == {"b <- c test": 1, "d <- b valid": 1}
+    assert sorted(tables.rejects["detail"].to_pylist()) == [
+        "/y.wav is held out by c test", "s3://bucket/x.wav is held out by b valid",
+    ]  # fmt: skip
+
+
+def test_a_name_in_a_folder_that_was_not_looked_at_is_no_file() -> None:
+    tables = plan(
+        Listed(name="b", outcomes=[segment("b", 1, "train", "x.wav")]),
+        Listed(name="c", outcomes=[segment("c", 1, "test", "x.wav")]),
+        Listed(name="d", role="hold_out", outcomes=[segment("d", 1, "test", "x.wav")]),
+    )
+    assert len(tables.plan) == 2 and tables.leakage == {}
+
+
+def test_a_file_that_a_list_names_in_two_ways_is_one_clip(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,text,split\na.wav,A dog,train\n./a.wav,A dog barks,test\n"
+    )
+    tables = plan(AudioFolder(root=tmp_path))
+    assert [(r["native_id"], r["split"]) for r in tables.plan.to_pylist()] == [("a.wav", "test")]
+    assert tables.rejects["reason"].to_pylist() == ["duplicate"]
+
+
+def test_a_row_that_makes_no_clip_is_refused_without_an_id(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text\n,A cat\na.wav,A dog\nb.wav,Speech\n")
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
+    malformed, speech = plan(AudioFolder(root=tmp_path)).rejects.to_pylist()
+    assert (malformed["reason"], malformed["sample_id"]) == ("malformed_row", None)
+    assert (speech["reason"], len(speech["sample_id"])) == ("speech", 32)
+
+
 @pytest.mark.parametrize(
     ("row", "files"),
     [

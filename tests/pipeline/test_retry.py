@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import weakref
@@ -20,11 +21,13 @@ from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
 from pipeline import retry
+from pipeline.commit import commit_key, committed_shards
 from pipeline.config import PipelineConfig
 from pipeline.gc import collect_garbage
-from pipeline.planfile import ensure_plan
-from pipeline.retry import retry_pipeline
+from pipeline.planfile import ensure_plan, load_plan
+from pipeline.retry import Retry, begin_retry, resume_retry, retry_pipeline
 from pipeline.run import run_pipeline
+from pipeline.status import read_status
 from pipeline.verify import verify_shards
 
 LOST = ("tone_03.wav", "tone_17.wav")
@@ -208,6 +211,59 @@ def test_poison_shards_are_made_and_their_files_go(place: Workplace) -> None:
     assert place.retry("missing")["poison"] == [3]
     assert results(place.data) == want
     assert [key for key, _ in store.list("poison")] == ["poison/000001.json"]
+
+
+@pytest.mark.parametrize("killed_at", ["retry.json", "superseded"])
+def test_a_killed_retry_holds_its_plan(place: Workplace, killed_at: str) -> None:
+    store = open_store(place.data)
+    plan = load_plan(store)
+    assert plan is not None
+    every = {shard: sha256_of(place, shard) for shard in committed_shards(store)}
+    begin_retry(plan, Retry(shards=every))
+    if killed_at == "superseded":  # all commits are there by now, and the list is done
+        resume_retry(plan, quiet)
+    else:
+        shutil.rmtree(place.data / "commits")
+    assert not store.list("commits")
+    other = place.config.model_copy(update={"min_duration_s": 0.6})
+    with pytest.raises(AttuneError, match=rf"of plan {plan.plan_hash}, this recipe makes plan .*"):
+        ensure_plan(store, place.recipe, other)
+    assert load_plan(store) == plan
+    place.run()
+    assert verify_shards(store)["problems"] == []
+
+    for key in ("commits", "superseded"):
+        shutil.rmtree(place.data / key, ignore_errors=True)
+    store.write("superseded/000000-0123456789ab.json", b'{"plan_hash":"other"}')
+    store.write("retry.json", b"{")
+    assert ensure_plan(store, place.recipe, other)[1]  # nothing of the standing plan is left
+
+
+def sha256_of(place: Workplace, shard: int) -> str:
+    return hashlib.sha256((place.data / commit_key(shard)).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("command", ["run", "retry"])
+def test_a_commit_that_was_deleted_is_made_anew(place: Workplace, command: str) -> None:
+    store = open_store(place.data)
+    want = results(place.data)
+    store.write("commits/000003.json", b"{")
+    with pytest.raises(AttuneError, match=r"000003\.json: .*delete it and run again"):
+        place.retry("missing")
+    store.delete("commits/000003.json")
+    assert read_status(store)["state"] == "encoding"
+    seen: list[bool] = []
+
+    def say(line: str) -> None:
+        if line.startswith("encoding 1 shards"):
+            seen.append((place.data / "summary.json").exists())
+
+    if command == "run":
+        run_pipeline(place.recipe, place.config, say)
+    else:
+        place.retry("missing", say=say)
+    assert seen == [False]  # readers find an unfinished run meanwhile
+    assert results(place.data) == want and read_status(store)["state"] == "finished"
 
 
 def test_it_needs_this_recipes_plan(place: Workplace) -> None:

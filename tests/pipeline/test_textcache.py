@@ -66,6 +66,18 @@ def test_a_chunk_without_its_index_is_embedded_again(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_chunk_without_its_states_is_embedded_again(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    cache = TextCache(store, "encoder")
+    assigned, _ = cache.assign_chunks(plan_of(["a", "b"]), chunk_size=2)
+    embed(cache, assigned)
+    store.delete(next(key for key, _ in store.list("text") if key.endswith(".f16")))
+    assert cache.chunks() == set()
+    assert embed(cache, assigned) == 2
+    chunk = assigned["chunk"][0].as_py()
+    assert cache.read(cache.find({"a": chunk, "b": chunk})).keys() == {"a", "b"}
+
+
 def test_another_plan_keeps_what_is_cached(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     first, _ = TextCache(store, "encoder").assign_chunks(plan_of(["a", "b", "c"]), chunk_size=2)

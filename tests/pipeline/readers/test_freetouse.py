@@ -65,6 +65,23 @@ def test_the_tree(tmp_path: Path) -> None:
     assert [o.reason for o in outcomes if isinstance(o, Refusal)] == ["outside_root"]
 
 
+def test_a_linked_folder_is_entered_in_its_own_place_or_refused(tmp_path: Path) -> None:
+    root = touch(tmp_path / "tree", "b/Rain.wav", "c/Wind.wav")
+    (root / "a").symlink_to(root / "b")
+    (root / "c" / "loop").symlink_to(root)
+    other = tmp_path / "more"
+    (root / "c" / "more").symlink_to(touch(other, "Sea.wav"))
+    outcomes = read(dataset="freetousesounds", root=root)
+    assert [r.native_id for r in records(outcomes)] == ["b/Rain.wav", "c/Wind.wav"]
+    told = [(o.native_id, o.reason) for o in outcomes if isinstance(o, Refusal)]
+    assert told == [("c/more", "outside_root")]
+    root = tmp_path / "links"
+    root.mkdir()
+    (root / "more").symlink_to(other)
+    (refused,) = read(dataset="freetousesounds", root=root)
+    assert isinstance(refused, Refusal) and refused.detail == f"'more' links to outside {root}"
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_texts_of_ones_own_override_the_names(tmp_path: Path, suffix: str) -> None:
     root = touch(tmp_path / "tree", "a.wav", "sub/b.wav")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +46,24 @@ def test_rows_without_a_tempo_and_rows_that_are_wrong(tmp_path: Path) -> None:
     assert [(r.bpm, r.split) for r in records(outcomes)] == [(None, "train")]
     assert refusals(outcomes) == [("3", "malformed_row"), ("4", "malformed_row")]
     assert held_out(outcomes) == {"artist:bob", "music:c"}
+
+
+def test_what_pandas_writes_for_nothing_is_nothing(tmp_path: Path) -> None:
+    row = {"path": "a.flac", "artist": math.nan, "bpm": math.nan, "genre": math.nan, "x": math.inf}
+    write(tmp_path / "c.jsonl", json.dumps(row | {"moods": [math.nan, "calm"], "title": math.nan}))
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "c.parquet")
+    for name, tags in (("c.jsonl", ["calm"]), ("c.parquet", [])):
+        made = catalog(dataset="music", catalog=tmp_path / name).without_audio()
+        (record,) = records(list(made.read()))
+        assert (record.group_id, record.artist, record.bpm) == ("music:a.flac", None, None)
+        assert (record.genre, record.title, record.tags) == (None, None, tags)
+
+
+def test_one_file_is_one_track_however_its_name_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.csv", "path", "a/b.wav", "./a//b.wav", "a/c/../b.wav")
+    found = records(list(catalog(dataset="music", catalog=path).without_audio().read())[:2])
+    assert {(r.native_id, r.group_id) for r in found} == {("a/b.wav", "music:a/b.wav")}
+    assert len(found) == 2
 
 
 def test_half_a_parquet_file_is_told(tmp_path: Path) -> None:
