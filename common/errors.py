@@ -10,3 +10,9 @@ class AttuneError(Exception):
 
     alone = False
     """One of several processes may meet it by itself, so each one tells it, not the first alone."""
+
+
+class MetAlone(AttuneError):
+    """Of one of several processes, while the others cannot know."""
+
+    alone = True

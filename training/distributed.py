@@ -10,11 +10,13 @@ import atexit
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -25,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from common.cores import usable_cores
-from common.errors import AttuneError
+from common.errors import AttuneError, MetAlone
 from training.config import LMConfig
 from training.lm.model import LanguageModel
 
@@ -35,7 +37,12 @@ launcher, and by the others through their connections; this is for a machine tha
 word. Above what anybody may wait for: a store's retries (2 minutes), a large checkpoint's writing,
 the compiler."""
 
+PATIENCE = timedelta(hours=6)
+"""After which the others give up waiting for work that the first process alone does."""
+
 T = TypeVar("T")
+
+_patient: dist.ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ def start(threads: int = 0) -> World:
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
         if local_rank >= gpus:
-            raise AttuneError(
+            # Once a machine is enough.
+            raise (MetAlone if local_rank == gpus else AttuneError)(
                 f"{local_size} processes on this machine and {gpus} GPUs to be seen, of which each "
                 "takes one: start fewer (--nproc-per-node, NPROC), or look at CUDA_VISIBLE_DEVICES"
             )
@@ -85,10 +93,39 @@ def start(threads: int = 0) -> World:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
         # torchrun keeps its store from one attempt to the next, addresses of the dead included.
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = dist.PrefixStore(_attempt(store, rank, size), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        global _patient
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         atexit.register(_leave)
     return World(int(os.environ.get("RANK", "0")), size, device)
+
+
+def _attempt(store: dist.Store, rank: int, size: int) -> str:
+    """A name for this start of all processes, the same in all of them and new every time.
+
+    Agents count restarts each for themselves, so on several nodes their number is no such name.
+    The first process names the attempt and lets in who answers; what others read may be a name of
+    the dead, who let nobody in.
+    """
+    mine = uuid4().hex
+    if rank == 0:
+        store.set("attempt", mine)
+        answers = [store.get(f"{mine}/{other}").decode() for other in range(1, size)]
+        for answer in answers:
+            store.set(f"{mine}/{answer}", "in")
+        return mine
+    until = time.monotonic() + TIMEOUT.total_seconds()
+    while time.monotonic() < until:
+        name = store.get("attempt").decode()
+        store.set(f"{name}/{rank}", mine)
+        if store.check([f"{name}/{mine}"]):
+            return name
+        time.sleep(0.1)
+    raise MetAlone(
+        f"process {rank} of {size} waited {TIMEOUT.total_seconds() / 60:g} minutes for the first "
+        "one, which did not start; look at the first node's log"
+    )
 
 
 def be_deterministic(device: torch.device) -> None:
@@ -120,11 +157,7 @@ def parallelize(model: LanguageModel, world: World, config: LMConfig) -> None:
         AttuneError: no compiler, or groups that do not fit the processes.
     """
     if config.compile:
-        if not _has_compiler(world.device):
-            one = "a C++ compiler (g++ or clang++) on CPUs"
-            if world.device.type == "cuda":
-                one = "a C compiler (gcc or clang), which Triton calls"
-            raise AttuneError(f"lm.compile needs {one}; install one")
+        on_all(partial(_check_compiler, world.device), world)
         # All blocks share their graphs: with and without text, with and without gradient, each for
         # the first lengths and batch seen and then for any.
         torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
@@ -242,6 +275,30 @@ def on_first(action: Callable[[], T], world: World) -> T:
     return cast(T, made)
 
 
+def on_all(action: Callable[[], None], world: World) -> None:
+    """What every process does for itself, with one end for all.
+
+    Raises:
+        AttuneError: the first process's that met one, in all of them.
+    """
+    reason = ""
+    try:
+        action()
+    except AttuneError as error:
+        if world.size == 1:
+            raise
+        reason = str(error)
+    for rank, found in enumerate(gather_objects(reason, world)):
+        if found:
+            raise AttuneError(f"{found} (process {rank})" if rank else found)
+
+
+def wait_patiently(world: World) -> None:
+    """Until all have come here, however long the first one works alone before."""
+    if world.size > 1:
+        dist.barrier(group=_patient)
+
+
 def gather_rows(rows: Tensor, world: World) -> Tensor:
     """Rows `[b, D]` of all processes as `[b x size, D]`, by rank; differentiable.
 
@@ -273,6 +330,14 @@ class _GatherRows(torch.autograd.Function):
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded (all processes must call this)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _check_compiler(device: torch.device) -> None:
+    if not _has_compiler(device):
+        one = "a C++ compiler (g++ or clang++) on CPUs"
+        if device.type == "cuda":
+            one = "a C compiler (gcc or clang), which Triton calls"
+        raise AttuneError(f"lm.compile needs {one}; install one")
 
 
 def _has_compiler(device: torch.device) -> bool:

@@ -18,13 +18,16 @@ from training.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW with two groups of parameters: decayed and not."""
+    """Fused AdamW with two groups of parameters: decayed and not; its state is made at once.
+
+    Saving would make it otherwise, by a step that counts, where no step has been taken yet.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and "embedding" not in name
         (decayed if matrix else plain).append(parameter)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
@@ -33,6 +36,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         betas=config.betas,
         fused=True,
     )
+    for parameter in (*decayed, *plain):
+        parameter.grad = torch.zeros_like(parameter)
+    set_learning_rate(optimizer, 0.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    set_learning_rate(optimizer, config.lr)
+    for state in optimizer.state.values():
+        state["step"].zero_()
+    return optimizer
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

@@ -101,14 +101,9 @@ class Progress:
         self._wandb = _start_wandb(run, wandb_project) if wandb_project else None
         self._steps = steps
         self._rr: float | None = None
-        path = run / "log.jsonl"
-        if path.is_file():
-            kept = [row for row in read_log(run) if row["step"] <= step]
-            self._rr = next((row["rr"] for row in reversed(kept) if "rr" in row), None)
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            partial.replace(path)
-        self._file = path.open("a")
+        kept = trim_log(run, step)
+        self._rr = next((row["rr"] for row in reversed(kept) if "rr" in row), None)
+        self._file = (run / "log.jsonl").open("a")
         self.board = SummaryWriter(str(run / "tb"), purge_step=step + 1)
         self._started = time.monotonic()
         self._first = step
@@ -181,6 +176,18 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+def trim_log(run: Path, done: int) -> list[dict[str, Any]]:
+    """Drop from a run's log, if there is one, rows of steps after `done` or cut short; the rest."""
+    path = run / "log.jsonl"
+    if not path.is_file():
+        return []
+    kept = [row for row in read_log(run) if row["step"] <= done]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    partial.replace(path)
+    return kept
 
 
 def _thousands(number: float) -> str:

@@ -29,14 +29,17 @@ from training.distributed import (
     World,
     be_deterministic,
     full,
+    on_all,
     parallelize,
     start,
     sum_on_host,
     sum_over_processes,
+    wait_patiently,
 )
 from training.ema import ExponentialMovingAverage
 from training.finite import FiniteUpdates
 from training.init_from import begin_with
+from training.lm.generate import check_prompts
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
 from training.optim import (
@@ -104,6 +107,8 @@ def train(
     config = config.model_copy(update={"precision": precision})
     if config.precision == "medium":
         torch.set_float32_matmul_precision("medium")
+    if config.samples.every:
+        check_prompts(config.samples.prompts, dataset.summary.get("prompt_policy", "lemmas"))
     order = ClipOrder(dataset, "train", recipe.seed, config.shuffle_window, config.datasets)
     loader = _loader(dataset, order, recipe, config, world)
     held_out = ClipOrder(dataset, "valid", recipe.seed) if config.valid_every else None
@@ -115,7 +120,7 @@ def train(
         if world.is_first:
             dry_run(estimate)
         return run
-    estimate.check()
+    on_all(estimate.check, world)
     profiler = StepProfiler(profile if world.is_first else None, world.device)
 
     # 2. Model, optimizer, average
@@ -173,6 +178,7 @@ def train(
         now = logged or saved
         with record_function("attune: update"):
             taken = updates.apply(finished, norm, outcome.loss, batch.sample_ids, now)
+            model.keep_bounds()
             optimizer.zero_grad(set_to_none=True)
 
         meter.add(
@@ -206,6 +212,7 @@ def train(
                 if progress:
                     board = progress.board
                     write_samples(recipe, run, config.samples, board, finished, world.device)
+                wait_patiently(world)
         checkpointer.check()
         if regular:
             meter.restart()

@@ -59,7 +59,12 @@ def test_the_head_begins_as_claps_and_leaves_the_rest_as_it_is() -> None:
     assert scale.item() == pytest.approx(1 / 0.07, rel=1e-6)
     with torch.no_grad():
         model.contrastive.log_scale.fill_(9.0)
-    assert model.contrastive(torch.randn(2, 32), torch.randn(2, 20))[2].item() == 100.0
+    model.keep_bounds()
+    _, _, scale = model.contrastive(torch.randn(2, 32), torch.randn(2, 20))
+    assert scale.item() == pytest.approx(100, rel=1e-6)
+    scale.backward()
+    assert model.contrastive.log_scale.grad is not None
+    assert float(model.contrastive.log_scale.grad) > 99  # not stuck there
     assert count_parameters(ARCH) == sum(p.numel() for p in model.parameters())
 
 

@@ -181,3 +181,18 @@ def test_an_average_that_is_told_later_counts_the_same() -> None:
             torch.testing.assert_close(averages[1].weights[name], value, rtol=1e-6, atol=1e-7)
     averages[1].forget()
     assert [average.updates for average in averages] == [4, 4]
+
+
+def test_saving_before_the_first_step_that_counts_changes_nothing(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the optimizer has no state yet, PyTorch makes one in order to save it."""
+    states = []
+    for every in (1, 6):
+        with monkeypatch.context() as once:
+            _break(once, {1})
+            options = [f"lm.run=every-{every}", f"lm.checkpoint_every={every}", "lm.steps=6"]
+            _train(tiny_root, tmp_path, *options, "lm.non_finite.skip=1", "lm.optim.warmup=1")
+        states.append(state(tmp_path / f"every-{every}" / "checkpoints" / "step-00000006"))
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert {float(v) for k, v in states[0].items() if k.endswith(".step")} == {5.0}

@@ -134,6 +134,15 @@ def test_the_meter_counts_waiting_and_leaves_out_what_is_aside(
     assert meter.row()["tokens_per_s"] == 0
 
 
+def test_a_prompt_of_which_nothing_remains_is_told_before_the_first_step(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    options = [f"run_dir={tmp_path}", "lm.samples.every=10", 'lm.samples.prompts=["the of 12"]']
+    with pytest.raises(AttuneError, match="prompt 'the of 12': nothing remains"):
+        train(load_recipe(tiny_root / "recipe.yaml", options))
+    assert not (tmp_path / "lm").exists()
+
+
 def test_samples_are_made_and_change_nothing(tiny_root: Path, tmp_path: Path) -> None:
     """With and without them the losses are the same to the bit."""
     logs = []

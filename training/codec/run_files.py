@@ -23,7 +23,7 @@ from training.codec.state import CHECKPOINT
 from training.codec.validation import Validation
 from training.distributed import World, on_first
 from training.modes import as_any_file
-from training.progress import read_log
+from training.progress import read_log, trim_log
 
 EXECUTION_ONLY = {
     "out", "threads", "workers", "prefetch", "log_every", "checkpoint_every",
@@ -107,9 +107,10 @@ class CodecLog:
     def __init__(self, run: Path, done: int) -> None:
         """
         Args:
-            done: finished steps; what TensorBoard has of later ones comes again.
+            done: finished steps; what the log and TensorBoard have of later ones comes again.
         """
         self._path = run / "log.jsonl"
+        trim_log(run, done)
         self._board = SummaryWriter(str(run / "tb"), purge_step=done + 1)
         self._originals = True
 

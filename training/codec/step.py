@@ -11,7 +11,7 @@ would compute: norms, levels and codebooks are those of the global batch, gradie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.bfloat16 import check_bfloat16
+from common.bfloat16 import WrongBfloat16, check_bfloat16
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import (
@@ -80,12 +80,20 @@ class CodecStep:
         self.seed = seed
         self.world = quantizer.world
 
-    def check_precision(self) -> None:
+    def check_precision(self, automatic: Collection[str] = ()) -> set[str]:
         """Try bf16, where the config asks for it, on a second of noise, gradients included.
 
+        Args:
+            automatic: keys of the config that may become fp32.
+
+        Returns:
+            those of them that must.
+
         Raises:
-            AttuneError: some kernel of this processor is wrong for some layer.
+            WrongBfloat16: some kernel of this processor is wrong for some layer, and the key that
+                asks for bf16 there is not among them.
         """
+        wrong: set[str] = set()
         config, state, device = self.config, self.state, self.world.device
         rate, noise = state.model.config.sampling_rate, torch.Generator().manual_seed(0)
         wav = 0.1 * torch.randn(1, rate, generator=noise).to(device)
@@ -106,7 +114,14 @@ class CodecStep:
             exact, rounded = (self._tried(module, given, kind) for kind in ("fp32", precision))
             for what, value in exact.items():
                 told = f"the codec's {name} ({what})"
-                check_bfloat16(told, value, rounded[what], f"set codec_training.{key}=fp32")
+                remedy = f"set codec_training.{key}=fp32 (of a new run)"
+                try:
+                    check_bfloat16(told, value, rounded[what], remedy)
+                except WrongBfloat16:
+                    if key not in automatic:
+                        raise
+                    wrong.add(key)
+        return wrong
 
     def _tried(self, module: nn.Module, given: Tensor, precision: str) -> dict[str, Tensor]:
         """What a module makes of its input, and the gradients of that, each under its name."""

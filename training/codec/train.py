@@ -12,6 +12,7 @@ import json
 import math
 import time
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,9 @@ def train_codec(
             f"codec_training.batch_size {config.batch_size} cannot be shared by {world.size} "
             "processes"
         )
-    config = _settle(config, recorded(run, world), world)
-    settings = {
-        "sample_rate": recipe.sample_rate,
-        "seed": recipe.seed,
-        **config.model_dump(exclude=EXECUTION_ONLY),
-    }
+    before, automatic = recorded(run, world), _automatic(config)
+    config = _settle(config, before, world)
+    settings = _settings(recipe, config)
     exact_float32(world.device)
     if not world.is_first:
         console = Console(quiet=True)
@@ -113,7 +111,14 @@ def train_codec(
     mel_loss = MultiScaleMelLoss(recipe.sample_rate, config.mel_windows, config.losses.mel_squared)
     mel_loss.to(world.device)
     step_fn = CodecStep(state, quantizer, mel_loss, config, recipe.seed)
-    step_fn.check_precision()  # its remedy is another configuration: before this one is kept
+    # Before the configuration is kept: the remedy is another one, which `auto` may take.
+    wrong = step_fn.check_precision(() if before else automatic)
+    for key in automatic:
+        if sum_on_host([key in wrong], world) != [0]:
+            told = f"codec_training.{key} auto: fp32, bf16 is wrong for this codec on a processor"
+            console.print(told, soft_wrap=True)
+            config = _with_precision(config, key, "fp32")
+    step_fn.config, settings = config, _settings(recipe, config)
     on_first(lambda: claim(run, settings), world)  # all wait for the first
     done = load_checkpoint(run, state)
     judge = _size(state.discriminator) if state.discriminator else "no"
@@ -187,19 +192,38 @@ def train_codec(
     return out
 
 
+def _settings(recipe: Recipe, config: CodecTrainingConfig) -> dict[str, Any]:
+    """What decides what is learnt."""
+    plain = config.model_dump(exclude=EXECUTION_ONLY)
+    return {"sample_rate": recipe.sample_rate, "seed": recipe.seed, **plain}
+
+
+_PRECISIONS = ("precision", "discriminator.precision")
+
+
+def _automatic(config: CodecTrainingConfig) -> list[str]:
+    """Which precisions are `auto`."""
+    return [key for key in _PRECISIONS if attrgetter(key)(config) == "auto"]
+
+
+def _with_precision(config: CodecTrainingConfig, key: str, precision: str) -> CodecTrainingConfig:
+    if key == "precision":
+        return config.model_copy(update={"precision": precision})
+    judge = config.discriminator.model_copy(update={"precision": precision})
+    return config.model_copy(update={"discriminator": judge})
+
+
 def _settle(
     config: CodecTrainingConfig, before: dict[str, Any], world: World
 ) -> CodecTrainingConfig:
     """`auto` replaced by what it stands for: `before`, if the run has begun."""
     judge = before.get("discriminator")
     judge = judge if isinstance(judge, dict) else {}
-    judging = settle(config.discriminator.precision, judge.get("precision"), world)
-    return config.model_copy(
-        update={
-            "precision": settle(config.precision, before.get("precision"), world),
-            "discriminator": config.discriminator.model_copy(update={"precision": judging}),
-        }
-    )
+    begun = (before.get("precision"), judge.get("precision"))
+    for key, recorded_as in zip(_PRECISIONS, begun, strict=True):
+        precision = settle(attrgetter(key)(config), recorded_as, world)
+        config = _with_precision(config, key, precision)
+    return config
 
 
 def learning_rate(config: CodecTrainingConfig, step: int) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 from common.codec import Codec, codec_identity, load_codec
 from common.config import Recipe
 from common.errors import AttuneError
-from common.prompts import normalize_prompts
+from common.prompts import PromptPolicy, normalize_prompts
 from common.streaming import StreamingDecoder
 from common.text_encoder import TextEncoder, load_text_encoder, text_encoder_identity
 from training.checkpoint import latest_checkpoint, load_for_inference
@@ -39,6 +39,21 @@ LICENCE = (
 
 Report = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
+
+
+def check_prompts(prompts: Sequence[str], policy: PromptPolicy) -> list[str]:
+    """Prompts in the form of a policy.
+
+    Raises:
+        AttuneError: nothing of a prompt remains.
+    """
+    normalized = normalize_prompts(prompts, policy)
+    for prompt, rest in zip(prompts, normalized, strict=True):
+        if not rest:
+            raise AttuneError(
+                f"prompt {prompt!r}: nothing remains without stop words and numbers; name the sound"
+            )
+    return normalized
 
 
 class Sampler:
@@ -124,14 +139,7 @@ class Sampler:
         Raises:
             AttuneError: nothing of a prompt remains.
         """
-        normalized = normalize_prompts(prompts, self.description["prompt_policy"])
-        for prompt, rest in zip(prompts, normalized, strict=True):
-            if not rest:
-                raise AttuneError(
-                    f"prompt {prompt!r}: nothing remains without stop words and numbers; "
-                    "name the sound"
-                )
-        return normalized
+        return check_prompts(prompts, self.description["prompt_policy"])
 
     def caption_of(self, prompt: str, captions: Sequence[str]) -> str | None:
         """The one of a clip's captions that a prompt in training form was made of, if any."""

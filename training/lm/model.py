@@ -147,13 +147,13 @@ class ContrastiveHead(nn.Module):
 
     def forward(self, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled clips `[B, d_model]` and prompts `[B, text_dim]` to `[B, D]` each, and the scale
-        of their similarities, 100 at most."""
+        of their similarities, which `LanguageModel.keep_bounds` keeps at 100 at most."""
         # In the weights' type, which under FSDP is not that of the pooled states.
         kind = self.log_scale.dtype
         return (
             self.audio_out(F.relu(self.audio_in(audio.to(kind)))),
             self.text_out(F.relu(self.text_in(text.to(kind)))),
-            self.log_scale.exp().clamp(max=100.0),
+            self.log_scale.exp(),
         )
 
 
@@ -171,6 +171,15 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(arch.d_model, arch.n_codebooks * arch.codebook_size, bias=False)
         self.contrastive = ContrastiveHead(arch) if arch.contrastive else None
         self._positions: Tensor | None = None
+
+    @torch.no_grad()
+    def keep_bounds(self) -> None:
+        """After an update: the scale of the contrastive loss stays at 100 at most, as CLIP's.
+
+        The parameter is bounded, not its use, which would leave it without a gradient for good.
+        """
+        if self.contrastive is not None:
+            self.contrastive.log_scale.clamp_(max=math.log(100.0))
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

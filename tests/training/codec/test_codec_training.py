@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import EncodecModel
 
+from common.bfloat16 import WrongBfloat16
 from common.codec import load_codec
 from common.config import load_recipe
 from common.errors import AttuneError
@@ -137,18 +139,19 @@ def test_killed_training_goes_on_bit_for_bit(
         _train(recipe_file, f"codec_training.out={tmp_path}/torn")
     monkeypatch.undo()
     time.sleep(1.1)  # event files are read in the order of their names, which tell whole seconds
+    before = _rows(tmp_path / "torn")
     torn = _train(recipe_file, f"codec_training.out={tmp_path}/torn")
-    # Steps 8 and 9 ran twice: from the checkpoint at 8 the same losses came out.
+    # Two steps ran twice: from the checkpoint before them the same losses came out.
     rows = _rows(torn)
-    assert rows[8:10] == rows[10:12]
+    assert len(before) == 10 and before == rows[:10]
     there = {"discriminator", "adversarial", "feature_grad_norm", "perplexity", "window_used"}
-    assert there <= rows[11].keys() and "valid_si_sdr_db" in rows[-1]
+    assert there <= rows[9].keys() and "valid_si_sdr_db" in rows[-1]
     # TensorBoard shows them once, and the row of the checkpoint's own step still.
     events = EventAccumulator(str(tmp_path / "torn.run" / "tb"))
     events.Reload()
     assert "reconstruction/0" in events.Tags()["audio"]
     assert [event.step for event in events.Scalars("codec/loss")] == list(range(1, 13))
-    assert rows[10:] == _rows(whole)[8:]
+    assert rows == _rows(whole)
     assert (torn / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -216,9 +219,10 @@ def test_training_streams_from_a_plan_as_well(recipe_file: Path, tmp_path: Path)
 def test_a_run_that_saved_nothing_may_be_begun_anew_with_another_configuration(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refuse(step: CodecStep) -> None:
+    def refuse(step: CodecStep, automatic: Collection[str] = ()) -> set[str]:
         if step.config.precision == "bf16":
             raise AttuneError("bfloat16 is wrong here; set codec_training.precision=fp32")
+        return set()
 
     monkeypatch.setattr(CodecStep, "check_precision", refuse)
     with pytest.raises(AttuneError, match=r"set codec_training\.precision=fp32"):
@@ -259,6 +263,53 @@ def test_a_codec_goes_on_in_the_precision_that_auto_began_with(
     monkeypatch.setattr(codec_train, "load_checkpoint", None)  # not reached
     with pytest.raises(AttuneError, match="made with another configuration"):
         _train(recipe_file, "codec_training.precision=fp32")
+
+
+def test_auto_takes_fp32_where_bf16_is_wrong_but_not_for_a_run_that_has_begun(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def wrong(what: str, *args: object) -> None:
+        if "decoder" in what:
+            raise WrongBfloat16(f"bfloat16 is wrong for {what}")
+
+    auto = ("codec_training.precision=auto", "codec_training.discriminator.precision=auto")
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr("training.codec.step.check_bfloat16", wrong)
+    with pytest.raises(WrongBfloat16, match="for the codec's decoder"):
+        _train(recipe_file, "codec_training.precision=bf16", auto[1])
+    out = _train(recipe_file, *auto)
+    settings = json.loads(Path(f"{out}.run/config.json").read_text())
+    assert (settings["precision"], settings["discriminator"]["precision"]) == ("fp32", "bf16")
+
+    begun = (f"codec_training.out={out}-begun", "codec_training.precision=bf16")
+
+    class Told(StopSignals):
+        asked = property(lambda self: True)
+
+    config = load_recipe(recipe_file, begun).section("codec_training", CodecTrainingConfig)
+    with monkeypatch.context() as right, Told() as stop, pytest.raises(Stopped):
+        right.setattr("training.codec.step.check_bfloat16", lambda *args: None)
+        codec_train.train_codec(load_recipe(recipe_file, begun), config, QUIET, stop)
+    with pytest.raises(WrongBfloat16):
+        _train(recipe_file, begun[0], "codec_training.precision=auto")
+
+
+def test_rows_of_steps_that_come_again_and_a_line_cut_short_leave_the_log(
+    recipe_file: Path, tmp_path: Path
+):
+    recipe = load_recipe(recipe_file)
+    config = recipe.section("codec_training", CodecTrainingConfig)
+    log = tmp_path / "codec.run" / "log.jsonl"
+
+    class Told(StopSignals):
+        asked = property(lambda self: log.is_file() and len(log.read_text().splitlines()) == 6)
+
+    with Told() as stop, pytest.raises(Stopped):
+        codec_train.train_codec(recipe, config, QUIET, stop)
+    with log.open("a") as file:
+        file.write('{"step": 7, "loss": 1}\n{"step": 8, "lo')  # as a full disk leaves it
+    steps = [row["step"] for row in _rows(_train(recipe_file)) if "loss" in row]
+    assert steps == list(range(1, 13))
 
 
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(
