@@ -209,6 +209,13 @@ def test_a_mistake_that_the_first_process_finds_ends_all_with_one_line(root: Pat
     assert "RuntimeError" not in told and "DistBackendError" not in told
 
 
+def test_the_first_may_work_alone_and_any_ones_error_is_everybodys(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("agreement_process.py"))
+    run_to_end(under_torchrun([sys.executable, script, str(tmp_path)], 3))
+    told = [(tmp_path / str(rank)).read_text() for rank in range(3)]
+    assert told == ["no room here (process 2)"] * 3
+
+
 def test_two_processes_go_on_as_one(root: Path) -> None:
     """A checkpoint of two processes, loaded by one, goes on with the same global batches."""
     whole = _train(root, 1, "alone")
