@@ -68,31 +68,18 @@ def test_the_others_end_and_a_restart_goes_on(root: Path, lost: int) -> None:
 
 
 @pytest.mark.heavy
-def test_a_restart_on_two_nodes_goes_on(root: Path) -> None:
+def test_processes_of_two_nodes_find_each_other_after_a_restart(tmp_path: Path) -> None:
     """Each node's launcher counts the restarts that it began itself: here they differ."""
-    whole = root / "run" / "whole"
-    if not whole.is_dir():
-        run_to_end(under_torchrun(command(root, "whole", *OVERRIDES), 2))
-    run = root / "run" / "nodes"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     node = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
         "--max-restarts=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}",
-        *held(60, command(root, run.name, *OVERRIDES))[1:],
+        str(Path(__file__).with_name("restart_process.py")), str(tmp_path),
     ]  # fmt: skip
     with started(node) as one, started(node) as two:
-        wait_for_step(one, run, 60)
-        (first,) = [p for n in (one, two) for p in workers(n) if _rank(p) == 0]
-        os.kill(first, signal.SIGKILL)
         said = [finish(launcher, 120)[1] for launcher in (one, two)]
     assert [launcher.returncode for launcher in (one, two)] == [0, 0], said
-    assert rows(run) == rows(whole)
-    name = f"checkpoints/step-{STEPS:08d}"
-    assert_same_checkpoint(run / name, whole / name)
-
-
-def _rank(pid: int) -> int:
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return int(next(v[5:] for v in variables if v.startswith(b"RANK=")))
+    starts = [(tmp_path / f"{rank}.starts").read_text().split() for rank in range(2)]
+    assert starts == [["0", "1"], ["0", "0"]]
