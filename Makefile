@@ -81,7 +81,8 @@ train-sfx: $(READY)  ## the language model for sound effects: NPROC= NNODES= RDZ
 train-music: $(READY)  ## the language model for music
 	$(LAUNCH) -m training lm --config $(or $(CONFIG),configs/music.yaml) $(ARGS)
 
-# Through the environment, so that quotes and dollars in a prompt stay what they are.
+# Through the environment and unexpanded, so that quotes and dollars in a prompt stay what they are.
+override PROMPT := $(value PROMPT)
 export PROMPT
 generate: $(READY)  ## PROMPT="a dog barks" [N=4] [CONFIG=configs/demo.yaml]
 	$(PY) -m training generate --config $(or $(CONFIG),configs/demo.yaml) --prompt "$$PROMPT" --n $(or $(N),1) $(ARGS)
@@ -106,8 +107,8 @@ else ifeq ($(PROFILE),esc10)
 endif
 	$(PY) -m training ablate --profile $(PROFILE) $(ARGS)
 
-# A study that is there is served; nothing overwrites it.
-STUDY ?= runs/preference/$(notdir $(A:%/=%))-or-$(notdir $(B:%/=%))
+# A study that is there is served; nothing overwrites it. Recipes have runs of the same names.
+STUDY ?= runs/preference/$(basename $(notdir $(or $(CONFIG),configs/demo.yaml)))-$(notdir $(A:%/=%))-or-$(notdir $(B:%/=%))
 preference: $(READY)  ## A=lm-rr B=lm-baseline [CONFIG=...] [STUDY=...]: a blind study, prepared if needed, served
 	$(if $(and $(A),$(B)),,$(error preference compares two runs or folders of clips: A=lm-rr B=lm-baseline))
 	if test -e $(STUDY)/study.json; then $(PY) -m training preference links $(STUDY); else \

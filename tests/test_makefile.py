@@ -58,6 +58,34 @@ def test_the_demo_is_everything_in_order() -> None:
     assert all("codec.path=runs/demo-own-codec/codec" in line for line in own[1:])
 
 
+def test_a_prompt_arrives_as_it_was_typed(tmp_path: Path) -> None:
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    prompt = """it's a $dog "bark" $(PY) `date` #1 \\ $$ 100%"""
+    for given, env in (([f"PROMPT={prompt}"], {}), ([], {"PROMPT": prompt})):
+        done = subprocess.run(
+            ["make", "-s", "READY=", f"PY={stub}", "generate", *given],
+            cwd=ROOT, env={"PATH": os.environ["PATH"]} | env, capture_output=True, text=True,
+            timeout=60, check=True,
+        )  # fmt: skip
+        told = done.stdout.splitlines()
+        assert told[told.index("--prompt") + 1] == prompt
+
+
+def test_every_recipe_has_studies_of_its_own() -> None:
+    """Runs have the same names in all of them."""
+    names = ["preference", "A=lm", "B=lm-baseline/"]
+    for config, study in (
+        ([], "demo-lm-or-lm-baseline"),
+        (["CONFIG=configs/own.yaml"], "own-lm-or-lm-baseline"),
+    ):
+        told = _told(*names, *config)
+        assert f"--out runs/preference/{study} " in "\n".join(told)
+        assert told[-1] == f"python -m training preference serve runs/preference/{study}"
+    assert _told(*names, "STUDY=mine")[-1].endswith(" serve mine")
+
+
 def test_a_recipe_is_taken_or_refused() -> None:
     for target in ("preprocess", "train-sfx", "train-music", "generate", "play"):
         (line,) = _told(target, "CONFIG=configs/own.yaml", "PROMPT=dog")

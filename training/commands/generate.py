@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -54,8 +55,9 @@ def generate(
 ) -> None:
     """Generate clips: an audio file each, and a json beside it that tells how it was made."""
     from training.config import LMConfig, SamplingConfig
+    from training.evaluation.backbones.backbone import file_hash
     from training.lm.generate import Sampler
-    from training.lm.outputs import at_loudness, slug, write_clip
+    from training.lm.outputs import at_loudness, check_folder, find_place, slug, write_clip
 
     recipe = load_recipe(config, overrides or [])
     wanted = _wanted(prompt or [], prompts, n, seed)
@@ -65,12 +67,32 @@ def generate(
     sampling = recipe.section("sampling", SamplingConfig)
     name = run or recipe.section("lm", LMConfig).run
     folder = out or Path(recipe.run_dir) / "generated" / name
-    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+    if any(os.path.exists(path) and not os.path.isdir(path) for path in (folder, *folder.parents)):
         raise AttuneError(f"--out {folder}: not a folder, or below a file; name a folder")
     sampler = Sampler.load(recipe, Path(recipe.run_dir) / name, device)
-    rate, trained = sampler.codec.sample_rate, sampler.trained_s
+    codec, trained = sampler.codec, sampler.trained_s
+    rate = codec.sample_rate
     beginning = None if continue_from is None else _beginning(continue_from, rate)
     seconds = duration if duration is not None else min(sampling.duration_s, trained)
+    texts, seeds = [job.text for job in wanted], [job.seed or 0 for job in wanted]
+    # One kind of weights for all batches, also for those that are left after an interruption.
+    sampling = sampler.settled(sampling, min(len(texts), sampling.batch_size))
+    shared = {
+        "duration_s": max(1, round(seconds * codec.frame_rate)) * codec.hop / rate,
+        "sample_rate": rate,
+        **sampler.facts(sampling),
+        "checkpoint_sha256": file_hash(sampler.checkpoint / "model.safetensors"),
+        "continued": None if continue_from is None else str(continue_from),
+        "continued_sha256": None if continue_from is None else file_hash(continue_from),
+    }
+    orders = [
+        (
+            job.name or f"{i:03d}-{slug(job.text)}-seed{job.seed}",
+            {"prompt": job.text, "normalized_prompt": plain, "seed": job.seed, **shared},
+        )
+        for i, (job, plain) in enumerate(zip(wanted, sampler.normalize(texts), strict=True))
+    ]
+    check_folder(folder)
     print(
         f"{len(wanted)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}",
         file=sys.stderr,
@@ -81,37 +103,43 @@ def generate(
             f"length, each beginning with the last {sampling.overlap:.0%} of the one before",
             file=sys.stderr,
         )
-    texts, seeds = [job.text for job in wanted], [job.seed or 0 for job in wanted]
+    made: dict[int, dict[str, Any]] = {}
+    for i, (stem, facts) in enumerate(orders):
+        path, there = find_place(folder, stem, facts, kind)
+        if there:
+            made[i] = facts | {kind: str(path)}
+    if made:
+        print(f"{len(made)} of them are there already, made just so, and are kept", file=sys.stderr)
+    # Batches stay those of the whole order, so that a rerun makes what the first run would have.
+    everything, size = range(len(wanted)), sampling.batch_size
+    batches = [everything[start : start + size] for start in everything[::size]]
+    batches = [rows for rows in batches if any(i not in made for i in rows)]
+    total = sum(len(rows) for rows in batches) * seconds
     began = time.monotonic()
-    sampling = sampler.settled(sampling, min(len(texts), sampling.batch_size))
-    report = partial(_report, began, len(wanted) * seconds)
-    waves, _ = sampler.generate(texts, seconds, seeds, sampling, report, continue_from=beginning)
-    spent = time.monotonic() - began
-    total = len(wanted) * seconds
-    print(f"{total:g} s of sound in {spent:.1f} s: {total / spent:.2f}x real time", file=sys.stderr)
-    shared = sampler.facts(sampling) | {
-        "continued": None if continue_from is None else str(continue_from)
-    }
-    made = []
-    for i, (job, plain, wave) in enumerate(
-        zip(wanted, sampler.normalize(texts), waves, strict=True)
-    ):
-        if sampling.loudness is not None:
-            wave = at_loudness(wave, rate, sampling.loudness)
-        facts = {
-            "prompt": job.text,
-            "normalized_prompt": plain,
-            "seed": job.seed,
-            "duration_s": len(wave) / rate,
-            "sample_rate": rate,
-            **shared,
-        }
-        stem = job.name or f"{i:03d}-{slug(job.text)}-seed{job.seed}"
-        made.append(write_clip(folder, stem, wave, facts, kind))
+    for number, rows in enumerate(batches):
+        part = slice(rows.start, rows.stop)
+        report = partial(_report, began, total, number, len(batches))
+        waves, _ = sampler.generate(
+            texts[part], seconds, seeds[part], sampling, report, continue_from=beginning
+        )
+        for i, wave in zip(rows, waves, strict=True):
+            if i in made:
+                continue
+            if sampling.loudness is not None:
+                wave = at_loudness(wave, rate, sampling.loudness)
+            stem, facts = orders[i]
+            # Looked up again: other clips, of this order too, may have taken the name since.
+            path, _ = find_place(folder, stem, facts, kind)
+            made[i] = write_clip(folder, path.stem, wave, facts, kind)
+    if batches:
+        spent = time.monotonic() - began
+        speed = f"{total / spent:.2f}x real time"
+        print(f"{total:g} s of sound in {spent:.1f} s: {speed}", file=sys.stderr)
+    in_order = [made[i] for i in range(len(orders))]
     if as_json:
-        print_json(made)
+        print_json(in_order)
     else:
-        for facts in made:
+        for facts in in_order:
             print(facts[kind])
 
 
@@ -175,8 +203,10 @@ def _wanted(given: list[str], file: Path | None, n: int, seed: int) -> list[Prom
     return jobs
 
 
-def _report(began: float, seconds: float, done: int, total: int) -> None:
+def _report(began: float, seconds: float, before: int, batches: int, step: int, steps: int) -> None:
+    """Tell how far it is: `before` of as many `batches`, and this one's `step` of `steps`."""
     if sys.stderr.isatty():
+        done, total = before * steps + step, batches * steps
         spent = time.monotonic() - began
         speed = seconds * done / total / max(spent, 1e-9)
         left = spent / done * (total - done)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import unicodedata
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryFile
+from typing import Any, Literal, get_args
 
 import numpy as np
 import soundfile
@@ -23,6 +27,9 @@ Format = Literal["wav", "flac"]
 PEAK_DB = -1.0
 """Highest peak after loudness normalization, dBFS."""
 _COLUMNS = ("prompt", "caption", "text")
+_NAME_BYTES = 180
+"""Of a clip's name. File systems take 255, with what is put behind it while it is written."""
+_SLUG_BYTES = 80
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,56 @@ def _prompt(path: Path, line: int, row: dict[str, Any]) -> Prompt:
             f"prompts {path}, line {line}: name {name!r} is no file name (letters, digits, "
             "spaces, - _ .)"
         )
+    if len(name.encode()) > _NAME_BYTES:
+        raise AttuneError(
+            f"prompts {path}, line {line}: name {name[:40]!r}... is longer than {_NAME_BYTES} bytes"
+        )
     return Prompt(text.strip(), number, name)
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder for clips, if need be, and see that files can be written into it.
+
+    Raises:
+        AttuneError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AttuneError(f"--out {folder}: cannot be written: {error}") from error
+
+
+def find_place(folder: Path, name: str, facts: dict[str, Any], kind: Format) -> tuple[Path, bool]:
+    """Where a clip is or can be written without overwriting another one.
+
+    Args:
+        name: without ending; `-2`, `-3`, ... is put behind it where it stands for something else.
+        facts: as `write_clip` writes them.
+
+    Returns:
+        The clip's path, and whether it is there already, made just so.
+    """
+    # As they come back out of a file.
+    asked = json.loads(json.dumps(facts))
+    for number in count(1):
+        stem = name if number == 1 else f"{name}-{number}"
+        path, sidecar = folder / f"{stem}.{kind}", folder / f"{stem}.json"
+        if _read_facts(sidecar) == asked:
+            return path, path.is_file()
+        # A clip without facts may be anyone's.
+        sounds = [folder / f"{stem}.{other}" for other in get_args(Format)]
+        if not any(os.path.lexists(taken) for taken in (sidecar, *sounds)):
+            return path, False
+    raise AssertionError("numbers end")
+
+
+def _read_facts(sidecar: Path) -> Any:
+    try:
+        return json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_clip(
@@ -116,19 +172,23 @@ def write_clip(
     path = folder / f"{name}.{kind}"
     sidecar = path.with_suffix(".json")
     # Two commands may make the same clip at once.
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    ending = f"{uuid.uuid4().hex}.partial"
+    partial, told = (one.with_name(f"{one.name}.{ending}") for one in (path, sidecar))
     rate = facts["sample_rate"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sidecar.unlink(missing_ok=True)
         soundfile.write(partial, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16", format=kind)
+        told.write_text(json.dumps(facts, indent=2) + "\n")
+        # Only now: a clip whose facts find no room would keep its name from the next one.
         partial.replace(path)
-        partial.write_text(json.dumps(facts, indent=2) + "\n")
-        partial.replace(sidecar)
+        told.replace(sidecar)
     except (OSError, soundfile.LibsndfileError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise AttuneError(f"{path}: cannot be written: {error}") from error
+    finally:
+        for left in (partial, told):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
     return facts | {kind: str(path)}
 
 
@@ -170,5 +230,9 @@ def headroom_db(wave: NDArray[np.float32]) -> float:
 
 
 def slug(text: str) -> str:
-    """A file name out of a prompt."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "prompt"
+    """A file name out of a prompt: its letters and digits, of any script; at most 80 bytes."""
+    plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    # Marks, such as vowels in Indic scripts, belong to the letter before them.
+    kept = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in plain)
+    words = "-".join(word for word in kept.split() if any(map(str.isalnum, word)))
+    return words.encode()[:_SLUG_BYTES].decode(errors="ignore").rstrip("-") or "prompt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyloudnorm
@@ -11,9 +12,19 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from common.cli import Interrupted
 from common.errors import AttuneError
 from training.cli import app
-from training.lm.outputs import PEAK_DB, Prompt, at_loudness, read_prompts, slug, write_clip
+from training.lm import generate
+from training.lm.outputs import (
+    PEAK_DB,
+    Prompt,
+    at_loudness,
+    find_place,
+    read_prompts,
+    slug,
+    write_clip,
+)
 
 
 def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
@@ -41,6 +52,11 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": 3}\n', "line 1: no prompt"),
         ("p.jsonl", '{"prompt": "rain", "name": "../up"}\n', "is no file name"),
         ("p.jsonl", '{"prompt": "rain", "name": ".hidden"}\n', "is no file name"),
+        (
+            "p.csv",
+            "prompt,name\nrain," + "a" * 181 + "\n",
+            "line 2: name 'a+'... is longer than 180",
+        ),
         ("p.txt", b"\xff\xfe\xff", "cannot be read as text"),
     ],
 )
@@ -94,6 +110,42 @@ def test_clips_as_wav_and_flac(tmp_path: Path) -> None:
     assert slug("!!") == "prompt"
 
 
+def test_names_keep_the_letters_of_every_script() -> None:
+    assert slug("Müde Hunde, ÉTÉ 2!") == "müde-hunde-été-2"
+    assert slug("mu\u0308de") == slug("m\u00fcde")  # one way to write it
+    assert slug("犬が吠える") == "犬が吠える" and slug("雨") != slug("犬")
+    assert slug("कुत्ता") == "कुत्ता"  # its vowels are marks
+    assert slug("../a_b\\c\0\n~") == "a-b-c"
+    assert slug("❤\ufe0f") == "prompt"
+    long = slug("犬" * 200)
+    assert set(long) == {"犬"} and 70 < len(long.encode()) <= 80
+    assert not slug("a" * 79 + " b").endswith("-")
+
+
+def test_another_clip_is_never_overwritten(tmp_path: Path) -> None:
+    first, other = {"sample_rate": 16000, "cfg": 1.0}, {"sample_rate": 16000, "cfg": 9.0}
+    wave = _noise(0.1, 0.1)
+    assert find_place(tmp_path, "clip", first, "wav") == (tmp_path / "clip.wav", False)
+    write_clip(tmp_path, "clip", wave, first, "wav")
+    assert find_place(tmp_path, "clip", first, "wav") == (tmp_path / "clip.wav", True)
+    # The same beside it in another format; what is told differently goes elsewhere.
+    assert find_place(tmp_path, "clip", first, "flac") == (tmp_path / "clip.flac", False)
+    for kind in ("wav", "flac"):
+        place = (tmp_path / f"clip-2.{kind}", False)
+        assert find_place(tmp_path, "clip", other, kind) == place  # type: ignore[arg-type]
+    write_clip(tmp_path, "clip-2", wave, other, "wav")
+    assert find_place(tmp_path, "clip", other, "wav") == (tmp_path / "clip-2.wav", True)
+    assert find_place(tmp_path, "clip", other | {"cfg": 3}, "wav")[0].name == "clip-3.wav"
+    # A file of someone's own, and facts that cannot be read.
+    (tmp_path / "mine.flac").touch()
+    assert find_place(tmp_path, "mine", first, "wav")[0].name == "mine-2.wav"
+    (tmp_path / "clip.json").write_text("{")
+    assert find_place(tmp_path, "clip", first, "wav")[0].name == "clip-3.wav"
+    # Facts whose clip was removed: it comes back to them.
+    (tmp_path / "clip-2.wav").unlink()
+    assert find_place(tmp_path, "clip", other, "wav") == (tmp_path / "clip-2.wav", False)
+
+
 def test_facts_stand_only_beside_the_clip_that_they_are_true_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,8 +162,29 @@ def test_facts_stand_only_beside_the_clip_that_they_are_true_of(
         write_clip(tmp_path, "clip", _noise(0.5, 0.2), facts | {"step": 2}, "wav")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
     assert (tmp_path / "clip.wav").read_bytes() == whole
+
+    def stopped(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"RIFF")
+        raise Interrupted
+
+    monkeypatch.setattr(soundfile, "write", stopped)
+    with pytest.raises(Interrupted):
+        write_clip(tmp_path, "other", _noise(0.5, 0.2), facts, "wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
     with pytest.raises(AttuneError, match=r"clip[.]wav/below/clip[.]wav: cannot be written"):
         write_clip(tmp_path / "clip.wav" / "below", "clip", _noise(0.5, 0.2), facts, "wav")
+
+
+def test_a_clip_without_room_for_its_facts_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(AttuneError, match="No space left"):
+        write_clip(tmp_path, "clip", _noise(0.5, 0.1), {"sample_rate": 16000}, "wav")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prompts_with_line_breaks_and_separators(tmp_path: Path) -> None:
@@ -160,3 +233,98 @@ def test_two_clips_of_one_name_are_refused(tiny_root: Path, tmp_path: Path) -> N
     command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompt", "dog"]
     result = CliRunner().invoke(app, [*command, "--continue", str(prompts)])
     assert isinstance(result.exception, AttuneError) and "--continue" in str(result.exception)
+
+
+def test_a_stopped_command_goes_on(
+    tiny_root: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever this processor's default is: what is left would get other weights by itself.
+    monkeypatch.setattr(generate, "default_kind", lambda _, clips: "int8" if clips == 1 else "fp32")
+    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--n", "5"]
+    command += ["--prompt", "dog", "--duration", "0.2", "--json"]
+    whole = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "whole")])
+    assert whole.exit_code == 0, whole.output
+    expected = json.loads(whole.stdout)
+
+    batches: list[int] = []
+    sample = generate.sample_codes
+
+    def stop_at_the_third(*args: Any, **settings: Any) -> Any:
+        batches.append(len(settings["states"]))
+        if len(batches) == 3:
+            raise Interrupted
+        return sample(*args, **settings)
+
+    monkeypatch.setattr(generate, "sample_codes", stop_at_the_third)
+    out = tmp_path / "out"
+    command += ["sampling.batch_size=2", "--out", str(out)]
+    with pytest.raises(Interrupted):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{i:03d}-dog-seed{i}.{kind}" for i in range(4) for kind in ("wav", "json")
+    )
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / "001-dog-seed1.wav").unlink()
+    rest = CliRunner().invoke(app, command)
+    assert rest.exit_code == 0, rest.output
+    assert "3 of them are there already" in rest.stderr
+    # The batch whose clip was lost, whole, and the one that was not made.
+    assert batches == [2, 2, 1, 2, 1]
+    assert all(
+        path.stat().st_mtime_ns == time for path, time in times.items() if "001" not in path.name
+    )
+    made = json.loads(rest.stdout)
+    assert [Path(facts["wav"]).name for facts in made] == [
+        f"{i:03d}-dog-seed{i}.wav" for i in range(5)
+    ]
+    for facts, one in zip(made, expected, strict=True):
+        assert Path(facts.pop("wav")).read_bytes() == Path(one.pop("wav")).read_bytes()
+        assert facts == one and facts["weights"] == "fp32"
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0 and len(batches) == 5
+    assert "5 of them are there already" in again.stderr and len(json.loads(again.stdout)) == 5
+
+
+def test_clips_of_other_settings_lie_beside_each_other(
+    tiny_root: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    beginning, out = tmp_path / "start.wav", tmp_path / "out"
+    soundfile.write(beginning, _noise(0.1, 0.1), 16000)
+
+    def made(*arguments: str) -> tuple[str, bytes]:
+        command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--duration", "0.2"]
+        command += ["--prompt", "dog", "--out", str(out), "--json"]
+        result = CliRunner().invoke(app, [*command, *arguments])
+        assert result.exit_code == 0, result.output
+        (facts,) = json.loads(result.stdout)
+        path = Path(facts["wav"])
+        return path.name, path.read_bytes()
+
+    orders = [("sampling.cfg=1",), ("sampling.cfg=9",), ("--continue", str(beginning))]
+    orders += [("--duration", "0.3"), ("sampling.loudness=-20",)]
+    first = [made(*order) for order in orders]
+    assert [name for name, _ in first] == [
+        f"000-dog-seed0{end}.wav" for end in ("", "-2", "-3", "-4", "-5")
+    ]
+    assert [made(*order) for order in orders] == first
+    # Other contents at the same path: the clip to continue, and the checkpoint.
+    soundfile.write(beginning, _noise(0.1, 0.2), 16000)
+    assert made("--continue", str(beginning))[0] == "000-dog-seed0-6.wav"
+    sidecar = out / "000-dog-seed0.json"
+    facts = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(facts | {"checkpoint_sha256": "of another training"}))
+    assert made("sampling.cfg=1")[0] == "000-dog-seed0-7.wav"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_sampling(
+    tiny_root: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr(generate, "sample_codes", unreachable)
+    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompt", "dog", "--out"]
+    for out in ("/dev/null/below", "/proc/none", "/tmp/" + "a" * 300):
+        result = CliRunner().invoke(app, [*command, out])
+        assert isinstance(result.exception, AttuneError), result.exception
+        assert f"--out {out}: " in str(result.exception)
