@@ -249,6 +249,10 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
             raise HTTPException(404, "no such clip; the server keeps the last ones alone")
         return job
 
+    @app.get("/api/jobs/{name}")
+    def standing(name: str) -> dict[str, Any]:
+        return studio.describe(name, find(name))
+
     @app.get("/api/jobs/{name}/events")
     def events(name: str) -> StreamingResponse:
         job = find(name)

@@ -6,14 +6,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_lm import make_world
 from training_process import ENVIRONMENT, command, run_to_end
+
+from training.commands.serving import listening, make_server
+from training.config import SamplingConfig
+from training.play import Order, Studio, build_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _OPTIONS = [
@@ -21,6 +28,7 @@ _OPTIONS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
+RATE = 16_000
 _DURATION = """async audio => {
   if (!(audio.duration > 0)) await new Promise(ready => { audio.onloadedmetadata = ready; });
   return audio.duration;
@@ -57,6 +65,51 @@ def _wait(what: Any, seconds: float = 30) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+class _Held(Studio):
+    """Makes nothing until it is told to."""
+
+    go_on = threading.Event()
+
+    def _stream(self, run: str, order: Order) -> Iterator[Any]:
+        assert self.go_on.wait(60)
+        yield np.zeros(round(order.duration_s * RATE), np.float32)
+
+
+def test_a_full_line_leaves_the_page_usable() -> None:
+    """More orders than a browser has connections to a server, and another tab."""
+    api = pytest.importorskip("playwright.sync_api")
+    model: Any = SimpleNamespace(
+        codec=SimpleNamespace(sample_rate=RATE, frame_rate=50), trained_s=1.0,
+        description={"step": 1}, normalize=list,
+    )  # fmt: skip
+    server = make_server(build_app(_Held({"one": model}, SamplingConfig()), ["127.0.0.1"]))
+    with listening("127.0.0.1", 0) as listener, api.sync_playwright() as driver:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
+            tabs = browser.new_context()  # of one browser: connections are counted over all of them
+            tab = tabs.new_page()
+            tab.goto(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            tab.wait_for_selector("input[name=run]")
+            tab.fill("#prompt", "rain")
+            for count in range(1, 9):
+                tab.click("button")
+                _wait(lambda n=count: tab.locator("article").count() == n, 10)
+            _wait(lambda: "waiting, 7 before it" in tab.locator("article p").first.inner_text())
+            other = tabs.new_page()
+            other.goto(tab.url, timeout=10_000)
+            other.wait_for_selector("input[name=run]", timeout=10_000)
+            _Held.go_on.set()
+            _wait(lambda: tab.locator("article img").count() == 8)
+            assert tab.inner_text("#message") == ""
+            browser.close()
+        finally:
+            _Held.go_on.set()
+            server.should_exit = server.force_exit = True
+            thread.join(60)
 
 
 def test_two_tabs(address: str) -> None:

@@ -14,9 +14,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,62 @@ def _check_report(study: Path) -> None:
     assert set(Counter(row["rater"] for row in left).values()) == {PROMPTS // 2}
     assert set(Counter(row["prompt"] for row in left).values()) == {RATERS // 2}
     assert f"lm-north: {100 * for_a / 160:.0f}% |" in found["table_4"]
+
+
+@contextmanager
+def _slow_link(port: int, bytes_per_s: float) -> Iterator[int]:
+    """A port that leads to another one, with so much coming back a second on each connection."""
+
+    def pump(source: socket.socket, sink: socket.socket, pause: float) -> None:
+        with suppress(OSError):
+            while part := source.recv(1024):
+                sink.sendall(part)
+                time.sleep(pause * len(part))
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                browser, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", port))
+                for way in ((browser, server, 0.0), (server, browser, 1 / bytes_per_s)):
+                    threading.Thread(target=pump, args=way, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_slow_link_is_given_the_time_that_it_takes(study: Path, server: Server) -> None:
+    """Sounds that take several times as long as the page waits for an answer; then no answer."""
+    api = pytest.importorskip("playwright.sync_api")
+    link = _links(study)[0]["link"]
+    size = next((study / "clips").iterdir()).stat().st_size
+
+    def hurried(route: Any) -> None:
+        script = (Path(__file__).parents[2] / "training/assets/preference.js").read_text()
+        assert "GIVE_UP_S = 15" in script
+        script = script.replace("GIVE_UP_S = 15", "GIVE_UP_S = 1")
+        route.fulfill(body=script, content_type="text/javascript")
+
+    with _slow_link(server.port, size / 4) as port, api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.route("**/preference.js", hurried)
+        page.goto(link.replace(":8401", f":{port}"))
+        page.wait_for_selector("#play-left[aria-disabled=false]", timeout=20_000)
+        assert sum("/api/clips/" in url for url in asked) == 2, "a sound was asked for again"
+        assert page.inner_text("#message") == ""
+        # Who takes a request and says nothing is not waited for.
+        page.route("**/api/next", lambda route: None)
+        page.reload()
+        page.wait_for_selector("#message:has-text('does not answer')", timeout=20_000)
+        browser.close()
 
 
 def test_what_the_page_asks_for_and_says(study: Path, server: Server) -> None:

@@ -108,6 +108,7 @@ def test_mistakes_get_a_message(client: TestClient) -> None:
         found = _order(client, **changes)
         assert found["status"] == 422 and words in found["error"], changes
     assert client.get("/api/jobs/none/events").status_code == 404
+    assert client.get("/api/jobs/none").status_code == 404
     job = _order(client)["job"]
     assert client.get(f"/api/jobs/{job}/7.wav").status_code == 404
     assert client.get(f"/api/jobs/{job}/..%2f..%2fetc%2fpasswd").status_code == 404
@@ -174,6 +175,20 @@ def test_the_line_is_limited_and_old_clips_go(
     assert _follow(client, last)[-1]["state"] == "done"
     assert client.get(f"/api/jobs/{jobs[0]}/events").status_code == 404
     assert client.get(f"/api/jobs/{jobs[2]}/events").status_code == 200
+
+
+def test_who_waits_can_ask_without_a_stream(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(Studio, "_stream", _held_until(go_on))
+    first, second = (_order(client)["job"] for _ in range(2))
+    now = client.get(f"/api/jobs/{second}").json()
+    assert (now["state"], now["ahead"]) == ("waiting", 1)
+    go_on.set()
+    told = _follow(client, second)[-1]
+    assert told == client.get(f"/api/jobs/{second}").json() and told["state"] == "done"
+    assert client.get(f"/api/jobs/{first}").json()["state"] == "done"
 
 
 def test_a_clip_that_ends_while_it_is_described_is_told_as_ended(

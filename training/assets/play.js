@@ -62,10 +62,32 @@ function follow(job, wanted) {
   const boxes = element("div", { className: "takes" }, ...takes.map((take) => take.box));
   const title = element("h2", { textContent: wanted.prompt });
   byId("jobs").prepend(element("article", {}, title, status, boxes));
+  watch(job, status, (now) => show(job, wanted, now, status, takes));
+}
+
+// A browser has six connections to a server, and a stream holds one for as long as it lasts: only
+// the clip that is being made has a stream. Those in line ask now and then.
+async function watch(job, status, tell) {
+  for (let waiting = true; waiting;) {
+    let pause = 1000;
+    try {
+      const answer = await fetch(`/api/jobs/${job}`, { cache: "no-store" });
+      if (answer.status === 404) return status.textContent = "The server no longer has this clip.";
+      if (!answer.ok) throw new Error("refused");
+      const now = await answer.json();
+      tell(now);
+      if (now.state === "done" || now.state === "failed") return;
+      waiting = now.state === "waiting";
+      if (!now.ahead) pause = 100;  // it is the next one
+    } catch {
+      status.textContent = "The server does not answer.";
+    }
+    if (waiting) await new Promise((go) => setTimeout(go, pause));
+  }
   const events = new EventSource(`/api/jobs/${job}/events`);
   events.onmessage = (message) => {
     const now = JSON.parse(message.data);
-    show(job, wanted, now, status, takes);
+    tell(now);
     if (now.state === "done" || now.state === "failed") events.close();
   };
   events.onerror = () => {

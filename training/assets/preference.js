@@ -4,7 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const SIDES = ["left", "right"];
 const NUMBER = { left: 1, right: 2 };
-const GIVE_UP_S = 15;  // an attempt without an answer counts as failed
+const GIVE_UP_S = 15;  // an attempt that brings nothing for so long counts as failed
 const token = location.hash.slice(1);
 
 let current = null;  // the pair that is shown
@@ -25,8 +25,15 @@ function wait(seconds) {
 async function ask(path, body) {
   for (let attempt = 0; ; attempt += 1) {
     let pause = Math.min(2 ** attempt / 2, 8);
+    const attempted = new AbortController();
+    let timer;
+    const alive = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => attempted.abort(), 1000 * GIVE_UP_S);
+    };
+    alive();
     try {
-      const options = { headers: { Authorization: `Bearer ${token}` }, cache: "no-store", signal: AbortSignal.timeout(1000 * GIVE_UP_S) };
+      const options = { headers: { Authorization: `Bearer ${token}` }, cache: "no-store", signal: attempted.signal };
       if (body) {
         options.method = "POST";
         options.headers["Content-Type"] = "application/json";
@@ -35,7 +42,7 @@ async function ask(path, body) {
       const answer = await fetch(path, options);
       // Read here: a connection that breaks half-way is a failed attempt.
       const kind = answer.headers.get("Content-Type") || "";
-      const content = kind.startsWith("audio/") ? await answer.blob() : await answer.json().catch(() => null);
+      const content = kind.startsWith("audio/") ? await download(answer, kind, alive) : await answer.json().catch(() => null);
       if (answer.status === 429) pause = Number(answer.headers.get("Retry-After")) || pause;
       else if (answer.status < 500 && (content !== null || !answer.ok)) {
         if (attempt > 0) say("");
@@ -43,12 +50,25 @@ async function ask(path, body) {
       }
     } catch {
       // Said below.
+    } finally {
+      clearTimeout(timer);
     }
     say(body
       ? "The server does not answer. Your choice is kept here and sent again by itself; please leave this page open."
       : "The server does not answer. Trying again …");
     await wait(pause);
   }
+}
+
+// A sound may take minutes over a slow link: as long as something comes, it is on its way.
+async function download(answer, type, alive) {
+  const parts = [];
+  const reader = answer.body.getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    parts.push(part.value);
+    alive();
+  }
+  return new Blob(parts, { type });
 }
 
 async function start() {

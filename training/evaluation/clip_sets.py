@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,15 @@ class SetClip:
     start_s: float | None = None
     end_s: float | None = None
     prompts: tuple[str, ...] = ()
+    """What a model may be asked for, each a clip of its own."""
     normalized: bool = False
     """Prompts are in training form."""
     captions: tuple[str, ...] = ()
     """As people wrote them, where prompts were made of them."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Its sidecar: how it was made."""
+    normalized_prompt: str | None = None
+    """Its prompt in training form, where a sidecar tells both."""
 
     @property
     def prompt(self) -> str | None:
@@ -49,8 +52,7 @@ class SetClip:
     @property
     def text(self) -> str | None:
         """The same as a person wrote it, where that is known: what CLAP is to hear in the clip."""
-        caption = self.facts.get("caption")
-        return caption if isinstance(caption, str) and caption else self.prompt
+        return _text(self.facts, "caption") or self.prompt
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ def read_folder(folder: Path) -> ClipSet:
     clips = []
     for path in found:
         facts = _sidecar(path.with_suffix(".json"))
-        prompts = [facts.get("prompt"), facts.get("normalized_prompt")]
-        told = tuple(dict.fromkeys(p for p in prompts if isinstance(p, str) and p))
+        normalized = _text(facts, "normalized_prompt")
+        prompt = _text(facts, "prompt") or normalized
+        name, prompts = path.relative_to(folder).as_posix(), (prompt,) if prompt else ()
         clips.append(
-            SetClip(path.relative_to(folder).as_posix(), str(path), prompts=told, facts=facts)
+            SetClip(name, str(path), prompts=prompts, facts=facts, normalized_prompt=normalized)
         )
     return ClipSet(clips, str(folder))
 
@@ -186,6 +189,8 @@ class Rates:
     """A clip at the rates that backbones ask for, each made once."""
 
     def __init__(self, wave: Wave, sample_rate: int) -> None:
+        self.rate = sample_rate
+        """Its own, in Hz."""
         self._source = wave, sample_rate
         self._made: dict[int, Wave] = {}
 
@@ -197,26 +202,50 @@ class Rates:
         return self._made[rate]
 
 
-def pair(clips: Sequence[SetClip], references: Sequence[SetClip]) -> dict[str, SetClip]:
+def pair(
+    clips: Sequence[SetClip], references: Sequence[SetClip], unusable: Container[str] = ()
+) -> dict[str, SetClip]:
     """The real clip that each clip answers to: {name: reference}.
 
-    The one that its sidecar names as `reference`; else the one of its own name (without ending);
-    else the only one that has its prompt.  Clips for which there is none, or more, have no pair.
+    The one that its sidecar names as `reference`, and no other; where it names none, the one of its
+    own name (without ending); else the only one that has its prompt.  Clips for which there is
+    none, or more, have no pair.
+
+    Args:
+        references: all of them: one that cannot be read has its prompt all the same.
+        unusable: names of those that cannot be read; whoever answers to one has no pair.
     """
     names = {_stem(r.name): r for r in references}
     prompts: dict[str, list[SetClip]] = {}
     for reference in references:
-        for prompt in set(reference.prompts):
+        for prompt in _said(reference):
             prompts.setdefault(prompt, []).append(reference)
     pairs = {}
     for clip in clips:
-        named = names.get(_stem(str(clip.facts.get("reference", clip.name))))
-        alike = {r.name: r for p in clip.prompts for r in prompts.get(p, ())}
-        if named is not None:
-            pairs[clip.name] = named
-        elif len(alike) == 1:
-            pairs[clip.name] = next(iter(alike.values()))
+        told = clip.facts.get("reference")
+        found = names.get(_stem(clip.name if told is None else str(told)))
+        if found is None and told is None:
+            alike = {r.name: r for p in _said(clip) for r in prompts.get(p, ())}
+            found = next(iter(alike.values())) if len(alike) == 1 else None
+        if found is not None and found.name not in unusable:
+            pairs[clip.name] = found
     return pairs
+
+
+def _said(clip: SetClip) -> set[str]:
+    return {prompt for prompt in (*clip.prompts, clip.normalized_prompt) if prompt}
+
+
+def cluster(clip: SetClip, real: SetClip | None) -> str:
+    """Whom a clip shares its luck with: those of one real clip are hard or easy together.
+
+    Args:
+        real: the one that it answers to; without one, clips of one prompt go together.
+    """
+    about = clip.facts.get("reference") if real is None else real.name
+    if about is not None:
+        return json.dumps(["real", _stem(str(about))])
+    return json.dumps(["prompt", clip.prompt] if clip.prompt is not None else ["clip", clip.name])
 
 
 def key(clip: SetClip, with_reference: bool = True) -> str:
@@ -233,13 +262,26 @@ def key(clip: SetClip, with_reference: bool = True) -> str:
     return _stem(clip.name)
 
 
-def shuffled(clips: Sequence[SetClip]) -> list[SetClip]:
-    """In an order that has nothing to do with their content, and is the same for every model."""
-    return sorted(clips, key=lambda c: hashlib.blake2b(key(c).encode(), digest_size=8).digest())
+def shuffled(clips: Sequence[SetClip], with_reference: bool = True) -> list[SetClip]:
+    """In an order that has nothing to do with their content, and is the same for every model.
+
+    Args:
+        with_reference: as in `key`: models are ordered alike by the same kind of key alone.
+    """
+
+    def place(clip: SetClip) -> bytes:
+        return hashlib.blake2b(key(clip, with_reference).encode(), digest_size=8).digest()
+
+    return sorted(clips, key=place)
 
 
 def _stem(name: str) -> str:
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in AUDIO else name
+
+
+def _text(facts: dict[str, Any], name: str) -> str | None:
+    found = facts.get(name)
+    return found if isinstance(found, str) and found else None
 
 
 def _sidecar(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,14 +73,33 @@ def around(value: float, resampled: Array) -> Interval:
     return Interval(value, value + float(low), value + float(high))
 
 
-def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
-    """Mean of scores [N] with its interval; NaN bounds for fewer than two."""
+def mean_interval(
+    values: ArrayLike, seed: int = 0, clusters: Sequence[Hashable] | None = None
+) -> Interval:
+    """Mean of scores [N] with its interval; NaN bounds for fewer than two, or of one cluster.
+
+    Args:
+        clusters: a name per score; those of one name are drawn together, because they are no
+            independent witnesses.  Without, every score is drawn alone.
+    """
     scores = np.asarray(values, np.float64)
-    if len(scores) < 2:
-        return Interval(float(scores.mean()) if len(scores) else np.nan, np.nan, np.nan)
+    mean = float(scores.mean()) if len(scores) else np.nan
+    means = _resampled_means(scores, clusters, seed)
+    return Interval(mean, np.nan, np.nan) if means is None else around(mean, means)
+
+
+def _resampled_means(scores: Array, clusters: Sequence[Hashable] | None, seed: int) -> Array | None:
+    """Means of the scores of clusters drawn with replacement [RESAMPLES]; None of fewer than 2."""
+    names = range(len(scores)) if clusters is None else clusters
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    n = len(places)
+    if n < 2:
+        return None
+    index = [places[name] for name in names]
+    sums, sizes = np.bincount(index, weights=scores), np.bincount(index)
     rng = np.random.default_rng(seed)
-    means = [scores[rng.integers(0, len(scores), len(scores))].mean() for _ in range(RESAMPLES)]
-    return around(float(scores.mean()), np.array(means))
+    draws = (rng.integers(0, n, n) for _ in range(RESAMPLES))
+    return np.array([sums[picks].sum() / sizes[picks].sum() for picks in draws])
 
 
 @dataclass(frozen=True)
@@ -106,16 +126,24 @@ def paired_difference(value: float, resampled: Array) -> Difference:
     return Difference(value, interval.low, interval.high, p_value)
 
 
-def paired_means(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Difference:
+def paired_means(
+    first: ArrayLike,
+    second: ArrayLike,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> Difference:
     """Difference of the means of scores [N] of the same clips, resampled in pairs.
 
+    Args:
+        clusters: as in `mean_interval`.
+
     Raises:
-        ValueError: not the same number, or fewer than two.
+        ValueError: not the same number, or fewer than two clusters.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"expected pairs, two at least: found {len(a)} and {len(b)}")
-    steps = b - a
-    rng = np.random.default_rng(seed)
-    means = [steps[rng.integers(0, len(steps), len(steps))].mean() for _ in range(RESAMPLES)]
-    return paired_difference(float(steps.mean()), np.array(means))
+    if len(a) != len(b):
+        raise ValueError(f"expected pairs: found {len(a)} and {len(b)}")
+    means = _resampled_means(b - a, clusters, seed)
+    if means is None:
+        raise ValueError("expected pairs of two clips or prompts at least")
+    return paired_difference(float((b - a).mean()), means)

@@ -84,7 +84,7 @@ def evaluate(
         real = measurer.reference(reference.clips, lambda d, t: tell("real clips", d, t))
         _check(real, reference.source)
         gaussians = real.gaussians()
-        pairs = [pair(s.clips, real.clips) for s in sets]
+        pairs = [pair(s.clips, reference.clips, real.unusable) for s in sets]
         measured = []
         for clips, found in zip(sets, pairs, strict=True):
             made = measurer.generated(
@@ -109,13 +109,14 @@ def evaluate(
         "per_clip": per_clip(measured[0]),
     }
     if against is not None:
-        common, differences = compare(
+        common, clusters, differences = compare(
             measurer, measured[0], measured[1], pairs, gaussians, settings.seed
         )
         document["comparison"] = {
             "first": str(target),
             "second": str(against),
             "clips": common,
+            "clusters": clusters,
             "metrics": figures(measured[1], gaussians, settings.seed),
             "differences": {
                 metric: asdict(d)
@@ -138,8 +139,8 @@ def missing(backbones: Backbones, measured: Measured, pairs: dict[str, SetClip])
     if paired < n:
         for metric in backbones.kl:
             found[metric] = (
-                f"{paired} of {n} clips have a real one to be held against "
-                "(`reference` in the sidecar, the same name, or a prompt that only one has)"
+                f"{paired} of {n} clips have a real one to be held against that can be read "
+                "(`reference` in the sidecar; else the same name, or a prompt that only one has)"
             )
     if prompted < n and backbones.clap is not None:
         found["clap"] = f"{prompted} of {n} clips have a prompt in their sidecar"
@@ -173,7 +174,7 @@ def card(
         "steps": told("step"),
         "codecs": told("codec_id"),
         "reference_missing": list(reference.missing),
-        "bootstrap": "by clip, generated clips alone, 95%",
+        "bootstrap": "by real clip (by prompt without one), generated clips alone, 95%",
         "resampling_seed": settings.seed,
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -72,6 +72,11 @@ def _interval(row: dict[str, Any]) -> str:
     return f"[{_number(row['low'])}, {_number(row['high'])}]"
 
 
+def _count(row: dict[str, Any]) -> str:
+    clips, clusters = row["clips"], row["clusters"]
+    return f"{clips}" if clusters == clips else f"{clips} in {clusters} clusters"
+
+
 def _infinity(row: dict[str, Any]) -> str:
     found = row.get("infinity")
     return "" if found is None else f"{_number(found['value'])} (r² {found['r2']:.2f})"
@@ -86,7 +91,7 @@ def _figures(document: dict[str, Any]) -> str:
                 NAMES.get(metric, metric),
                 _number(row["value"]),
                 _interval(row),
-                row["clips"],
+                _count(row),
                 "higher" if metric in HIGHER_IS_BETTER else "lower",
                 _infinity(row),
                 "fewer embeddings than dimensions: compare only at this N" if thin else "",
@@ -97,7 +102,10 @@ def _figures(document: dict[str, Any]) -> str:
         "Figures",
         page.table(header, rows),
         page.paragraph(
-            "Intervals are bootstrapped by clip over the generated clips; the real ones stay. A "
+            "Intervals are bootstrapped over the generated clips; the real ones stay. Clips that "
+            "answer to one real clip (of one prompt, where no real clip is known) are a cluster: "
+            "drawn together, as they are hard or easy together. KL takes both clips at the "
+            "generated one's rate, if that is lower. A "
             "Fréchet distance is larger with fewer clips: compare it at the same N, or at infinite "
             "N, which a line through random subsets over 1/N gives (r² near 1 where it holds)."
         ),
@@ -136,7 +144,8 @@ def _comparison(comparison: dict[str, Any]) -> str:
         "Compared",
         page.paragraph(
             f"First: {comparison['first']}. Second: {comparison['second']}. Over the "
-            f"{comparison['clips']} clips that both have, resampled in pairs: second minus first."
+            f"clips that both have (N = {_count(comparison)}), resampled in pairs: second minus "
+            "first."
         ),
         page.table(("metric", "difference", "95% interval", "p", "verdict"), rows),
         page.paragraph(

@@ -10,7 +10,7 @@ It falls with the number of clips although nothing else changes; extrapolating i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 GROUPS = 200
-"""Clips are gathered in so many groups at most, whatever their number: what bounds memory."""
+"""Clusters of clips are gathered in so many groups at most, whatever their number: what bounds
+memory."""
 RESAMPLES = 200
 """Of a bootstrap."""
 MIN_GROUPS = 10
@@ -132,25 +133,39 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
 class GroupedMoments:
     """Moments of clips, kept in groups so that they can be drawn again.
 
-    The first `groups` clips have one each; further ones join them in turn, so memory does not grow
-    with the number of clips.  Clips are expected in random order, lest groups be alike.
+    A group holds whole clusters: clips that are no independent witnesses, so that they are drawn
+    together.  The first `groups` clusters have one each; further ones join them in turn, so memory
+    does not grow with the number of clips.  Clips are expected in random order, lest groups be
+    alike.
     """
 
     def __init__(self, groups: int = GROUPS) -> None:
         self.limit = groups
         self.clips = 0
+        self._clusters: dict[Hashable, int] = {}
         self.groups: list[Moments] = []
         self._stacked: tuple[Array, Array, Array] | None = None
 
-    def add(self, embeddings: NDArray[np.floating]) -> None:
-        """A clip's embeddings [frames, D]."""
+    def add(self, embeddings: NDArray[np.floating], cluster: Hashable | None = None) -> None:
+        """A clip's embeddings [frames, D].
+
+        Args:
+            cluster: that it belongs to; None for one of its own.
+        """
         clip = Moments.of(embeddings)
         self._stacked = None
-        if self.clips < self.limit:
-            self.groups.append(clip)
+        name = self.clips if cluster is None else (cluster,)  # no name is taken for a number
+        place = self._clusters.setdefault(name, len(self._clusters)) % self.limit
+        if place < len(self.groups):
+            self.groups[place].merge(clip)
         else:
-            self.groups[self.clips % self.limit].merge(clip)
+            self.groups.append(clip)
         self.clips += 1
+
+    @property
+    def clusters(self) -> int:
+        """How many there are."""
+        return len(self._clusters)
 
     def total(self, picks: Iterable[int] | None = None) -> Moments:
         """Moments of all groups, or of those picked, as often as each is picked."""
@@ -219,11 +234,11 @@ def frechet_infinity(
 def frechet_resamples(
     sets: list[GroupedMoments], reference: Gaussian, resamples: int = RESAMPLES, seed: int = 0
 ) -> Array | None:
-    """Distances of sets drawn again with replacement, by clip (by group, where there are groups).
+    """Distances of sets drawn again with replacement, by cluster (by group, where they are more).
 
     Args:
-        sets: clips in the same order; every draw picks the same ones of each, so columns are
-            paired.
+        sets: clips in the same order and clusters; every draw picks the same ones of each, so
+            columns are paired.
         reference: stays as it is: the question is what other clips of the same models would give.
 
     Returns:

@@ -19,7 +19,7 @@ from training.evaluation.backbones.latents import CodecLatents, MelStatistics
 from training.evaluation.backbones.passt import PaSST
 from training.evaluation.backbones.vggish import VGGish
 from training.evaluation.cache import EmbeddingCache
-from training.evaluation.clip_sets import Rates, SetClip, key, load_clip, shuffled
+from training.evaluation.clip_sets import Rates, SetClip, cluster, key, load_clip, shuffled
 from training.evaluation.divergence import (
     Difference,
     around,
@@ -40,6 +40,9 @@ from training.evaluation.frechet import (
 from training.evaluation.weights import SOURCES
 
 Tell = Callable[[int, int], None]
+METHOD = "peak 1, KL at one rate"
+"""How clips become figures: a new name when the same clips give others, so that cells of an
+ablation are measured again."""
 PER_CLIP = "fd_mel"
 """The Fréchet distance that every clip gets for itself as well."""
 HIGHER_IS_BETTER = frozenset({"clap"})
@@ -107,6 +110,8 @@ class Measured:
 
     clips: list[SetClip] = field(default_factory=list)
     """Those that could be read, in the order in which they were taken."""
+    clusters: dict[str, str] = field(default_factory=dict)
+    """{name: its cluster}, of those clips: what is drawn together (`clip_sets.cluster`)."""
     unusable: dict[str, str] = field(default_factory=dict)
     """{name: why}."""
     moments: dict[str, GroupedMoments] = field(default_factory=dict)
@@ -132,7 +137,7 @@ class Measurer:
 
     def reference(self, clips: Sequence[SetClip], tell: Tell | None = None) -> Measured:
         """Moments of real clips."""
-        return self._measure(clips, {}, {}, tell)
+        return self.in_order(shuffled(clips), {}, {}, {}, tell)
 
     def generated(
         self,
@@ -147,19 +152,26 @@ class Measurer:
             pairs: {name: the real clip}, for KL.
             gaussians: of the reference.
         """
-        return self._measure(clips, pairs, gaussians, tell)
+        clusters = {clip.name: cluster(clip, pairs.get(clip.name)) for clip in clips}
+        return self.in_order(shuffled(clips), pairs, gaussians, clusters, tell)
 
-    def _measure(
+    def in_order(
         self,
         clips: Sequence[SetClip],
         pairs: dict[str, SetClip],
         gaussians: dict[str, Gaussian],
-        tell: Tell | None,
+        clusters: dict[str, str],
+        tell: Tell | None = None,
     ) -> Measured:
+        """The same of clips in the order in which they are given, which is to be a random one.
+
+        Args:
+            clusters: {name: cluster}; clips that are not there have one of their own.
+        """
         if len({clip.name for clip in clips}) < len(clips):
             raise ValueError("two clips of one name: scores go by names")
         found = Measured(moments={m: GroupedMoments() for m in self.backbones.frechet})
-        for done, clip in enumerate(shuffled(clips), 1):
+        for done, clip in enumerate(clips, 1):
             try:
                 wave, rate = load_clip(clip, self.loudness)
             except AudioError as error:
@@ -167,10 +179,12 @@ class Measurer:
                 continue
             rates = Rates(wave, rate)
             found.clips.append(clip)
+            if clip.name in clusters:
+                found.clusters[clip.name] = clusters[clip.name]
             found.seconds += len(wave) / rate
             for metric, backbone in self.backbones.frechet.items():
                 rows = self.cache.embed(backbone, rates.at(backbone.sample_rate))
-                found.moments[metric].add(rows)
+                found.moments[metric].add(rows, clusters.get(clip.name))
                 if metric == PER_CLIP and gaussians:
                     distance = frechet_distance(_alone(rows), gaussians[metric])
                     found.scores.setdefault(metric, {})[clip.name] = distance
@@ -194,6 +208,10 @@ class Measurer:
             real_rates = Rates(*load_clip(real, self.loudness))
         except AudioError:
             return  # counted with the reference's clips
+        if rates.rate < real_rates.rate:
+            # Else labels would tell the band that the model cannot have from the one that it has.
+            # The MusicGen authors' code gets real clips at the model's rate as well.
+            real_rates = Rates(real_rates.at(rates.rate), rates.rate)
         for metric, passt in self.backbones.kl.items():
             p = self.cache.embed(passt, real_rates.at(passt.sample_rate))
             q = self.cache.embed(passt, rates.at(passt.sample_rate))
@@ -211,7 +229,10 @@ class Measurer:
 def figures(
     measured: Measured, gaussians: dict[str, Gaussian], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """{metric: value, low, high, clips, ...}: Fréchet distances of the set, means of its scores."""
+    """{metric: value, low, high, clips, ...}: Fréchet distances of the set, means of its scores.
+
+    `clusters` is how many of them were drawn for the interval (`clip_sets.cluster`).
+    """
     found: dict[str, dict[str, Any]] = {}
     for metric, groups in measured.moments.items():
         total = groups.total()
@@ -225,13 +246,15 @@ def figures(
             row["low"] = max(0.0, row["low"])  # no distance is below
         infinity = frechet_infinity(groups, gaussians[metric], seed=seed)
         row["infinity"] = None if infinity is None else asdict(infinity)
-        row |= {"clips": groups.clips, "embeddings": total.count, "dimensions": len(total.mean)}
+        row |= {"clips": groups.clips, "clusters": groups.clusters}
+        row |= {"embeddings": total.count, "dimensions": len(total.mean)}
         found[metric] = row
     for score, values in measured.scores.items():
         if score != PER_CLIP:
-            interval = asdict(mean_interval(list(values.values()), seed))
+            clusters = [measured.clusters[name] for name in values]
+            interval = asdict(mean_interval(list(values.values()), seed, clusters))
             row = {k: v if np.isfinite(v) else None for k, v in interval.items()}
-            found[score] = row | {"clips": len(values)}
+            found[score] = row | {"clips": len(values), "clusters": len(set(clusters))}
     return found
 
 
@@ -242,20 +265,21 @@ def compare(
     pairs: Sequence[dict[str, SetClip]],
     gaussians: dict[str, Gaussian],
     seed: int = 0,
-) -> tuple[int, dict[str, Difference]]:
+) -> tuple[int, int, dict[str, Difference]]:
     """Second minus first over the clips that both have (same prompt and seed, or same name).
 
     Args:
         pairs: of the first and of the second set.
 
     Returns:
-        How many clips they have in common, and {metric: difference}, both resampled in pairs.
+        How many clips they have in common, in how many clusters, and {metric: difference}, both
+        resampled in pairs, by the first set's clusters.
 
     Raises:
-        AttuneError: they have fewer than two in common.
+        AttuneError: they have fewer than two in common, or clips went while they were measured.
     """
     # Clips of `generate` do not tell a reference, those of `evaluate` do.
-    told = all("reference" in clip.facts for clip in (*first.clips, *second.clips))
+    told = len({"reference" in clip.facts for clip in (*first.clips, *second.clips)}) == 1
     same = partial(key, with_reference=told)
     common = {same(clip) for clip in first.clips} & {same(clip) for clip in second.clips}
     # The same for captions, and CLAP is to compare sounds, not texts.
@@ -264,6 +288,7 @@ def compare(
         for clip in (*first.clips, *second.clips)
         if "caption" in clip.facts
     }
+    clusters = {same(clip): first.clusters[clip.name] for clip in first.clips}
     sets = []
     for measured, real in zip((first, second), pairs, strict=True):
         unique = {same(clip): clip for clip in measured.clips if same(clip) in common}
@@ -271,15 +296,21 @@ def compare(
             if "caption" not in clip.facts and name in captions:
                 facts = clip.facts | {"caption": captions[name]}
                 unique[name] = replace(clip, facts=facts)
-        if list(unique.values()) != measured.clips:  # embeddings come from the cache
-            measured = measurer.generated(list(unique.values()), real, gaussians)
+        # By the same kind of key: a draw picks clips by their places, of both sets the same ones.
+        clips = shuffled(list(unique.values()), told)
+        together = {clip.name: clusters[same(clip)] for clip in clips}
+        if clips != measured.clips or together != measured.clusters:
+            # Embeddings come from the cache.
+            measured = measurer.in_order(clips, real, gaussians, together)
         sets.append(measured)
     one, other = sets
-    if len(one.clips) < 2:
+    if len(common) < 2:
         raise AttuneError(
             f"the two sets have {len(common)} clips in common, by prompt and seed or by name; "
             "a comparison needs two at least"
         )
+    if [same(clip) for clip in one.clips] != [same(clip) for clip in other.clips]:
+        raise AttuneError("clips went or came while the two sets were compared: try again")
     found = {}
     for metric, gaussian in gaussians.items():
         groups = [s.moments[metric] for s in sets]
@@ -291,11 +322,12 @@ def compare(
     for score in one.scores.keys() & other.scores.keys() - {PER_CLIP}:
         x, y = one.scores[score], other.scores[score]
         names = [(clip.name, other_name[same(clip)]) for clip in one.clips]
-        both = [(x[i], y[j]) for i, j in names if i in x and j in y]
-        if len(both) > 1:
-            a, b = np.array(both).T
-            found[score] = paired_means(a, b, seed)
-    return len(one.clips), dict(sorted(found.items()))
+        names = [(i, j) for i, j in names if i in x and j in y]
+        drawn_together = [one.clusters[i] for i, _ in names]
+        if len(set(drawn_together)) > 1:
+            a, b = np.array([(x[i], y[j]) for i, j in names]).T
+            found[score] = paired_means(a, b, seed, drawn_together)
+    return len(one.clips), len(set(one.clusters.values())), dict(sorted(found.items()))
 
 
 def _alone(rows: np.ndarray) -> Gaussian:

@@ -80,7 +80,7 @@ It draws {drawn} with guidance {max(sampling["cfg"], 1.0):g}, top-k {sampling["t
 temperature {sampling["temperature"]:g} (`generation_config.json`). T frames take
 `max_new_tokens = T + {arch["n_codebooks"] - 1}`, as stream k lags k steps behind.
 `AutoProcessor` and `MusicgenForConditionalGeneration` load the parts.
-
+{_notes(sampling)}
 ## Form of prompts
 
 {_prompt_form(description["prompt_policy"])}
@@ -98,6 +98,18 @@ temperature {sampling["temperature"]:g} (`generation_config.json`). T frames tak
 None is set here: it is for whoever trained the model to choose one that the licences of the data,
 of the text encoder and of the codec allow.
 """
+
+
+def left_behind(sampling: dict[str, Any]) -> list[str]:
+    """What a recipe's sampling does and transformers' MusicGen cannot, a line each."""
+    found = []
+    if prompt := sampling["negative_prompt"]:
+        found.append(f"the recipe's negative prompt is not exported, MusicGen takes none: {prompt}")
+    if sampling["cfg"] < 1:
+        found.append(
+            f"the recipe's guidance is {sampling['cfg']:g}, MusicGen's is 1 at least: exported as 1"
+        )
+    return found
 
 
 def data_section(recipe: Recipe, run_config: dict[str, Any]) -> str:
@@ -138,8 +150,16 @@ def data_section(recipe: Recipe, run_config: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def metrics_section(description: dict[str, Any], run: Path, checkpoint: Path, run_dir: Path) -> str:
-    """Validation loss, and what `report.json` beside the run says of this very checkpoint."""
+def metrics_section(
+    description: dict[str, Any], run: Path, checkpoint: Path, run_dir: Path, raw: bool = False
+) -> str:
+    """Validation loss, and what `report.json` beside the run says of this very checkpoint.
+
+    Args:
+        raw: the weights are those that training left; all figures are of their average.
+    """
+    if raw:
+        return "Nothing was measured of these weights: a run's figures are those of their average."
     rows: list[tuple[str, Any]] = []
     if "valid_loss" in description:
         rows.append(("validation loss (average of the streams)", description["valid_loss"]))
@@ -154,6 +174,11 @@ def metrics_section(description: dict[str, Any], run: Path, checkpoint: Path, ru
         return "Nothing was measured for this checkpoint (no report.json beside the run)."
     table = "\n".join(f"| {_cell(name)} | {_figure(value)} |" for name, value in rows)
     return f"| | |\n|---|---|\n{table}\n{source}".rstrip()
+
+
+def _notes(sampling: dict[str, Any]) -> str:
+    lines = (_cell(line[:1].upper() + line[1:]) for line in left_behind(sampling))
+    return "".join(f"{line}.\n" for line in lines)
 
 
 def _training(run_config: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from common.errors import AttuneError
 from common.text_encoder import load_encoder_parts
 from training.checkpoint import load_for_inference
 from training.config import SamplingConfig
-from training.interop.card import data_section, metrics_section, model_card
+from training.interop.card import data_section, left_behind, metrics_section, model_card
 from training.interop.codec import read_codec
 from training.interop.folders import write_record
 from training.interop.musicgen import decoder_config, to_musicgen
@@ -106,7 +106,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
             "codec_card": has_card,
         },
         data_section(recipe, run_config),
-        metrics_section(description, run, checkpoint, Path(recipe.run_dir)),
+        metrics_section(description, run, checkpoint, Path(recipe.run_dir), raw),
     )
     (to / "README.md").write_text(card, encoding="utf-8")
     facts = {
@@ -117,6 +117,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
         "sampling": sampling.model_dump(mode="json"),
     }
     write_record(to, facts)
+    notes = left_behind(sampling.model_dump())
     return {
         "kind": "model",
         "checkpoint": str(checkpoint),
@@ -126,6 +127,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
         "codec_id": description["codec_id"],
         "text_encoder_id": description["text_encoder_id"],
         "max_new_tokens": delayed_steps(frames, arch.n_codebooks),
+        **({"note": "; ".join(notes)} if notes else {}),
     }
 
 

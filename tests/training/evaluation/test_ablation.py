@@ -253,7 +253,9 @@ def test_a_split_that_is_not_there_is_told_before_training(tmp_path: Path) -> No
     assert not (tmp_path / "run" / "cells").exists()
 
 
-def test_other_weights_are_another_cell(tmp_path: Path) -> None:
+def test_other_weights_and_methods_are_another_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_world(tmp_path)
     weights = tmp_path / "weights"
     weights.mkdir()
@@ -266,6 +268,9 @@ def test_other_weights_are_another_cell(tmp_path: Path) -> None:
     file.write_bytes(b"another")
     another = cell.key()
     assert len({without, one, another}) == 3
+    with monkeypatch.context() as patch:  # measured in another way
+        patch.setattr(cells, "METHOD", "as it was")
+        assert cell.key() != another
     (weights / "note.txt").write_text("beside them")
     assert cell.key() == another
 

@@ -59,12 +59,26 @@ def test_examples_are_cut_as_their_framing_says():
     np.testing.assert_allclose(scaled[3], loud[150:246], rtol=1e-5, atol=1e-6)
     assert len(vggish.examples(ten[:-400], half)) == 19
     assert len(vggish.examples(ten[:-1], google)) == 18
-    quiet = 0.001 * ten  # not blown up beyond tenfold
-    np.testing.assert_allclose(
-        vggish.examples(quiet, google)[0], vggish.log_mel(quiet * 10)[:96], rtol=1e-5, atol=1e-6
-    )
     short = vggish.examples(ten[:5000], half)
     assert short.shape == (1, 96, 64) and short[0, -1] == pytest.approx(math.log(0.01))
+
+
+@pytest.mark.parametrize("peak", [0.5, 0.03, 0.001, 1 / 32768])
+def test_googles_framing_scales_every_clip_to_its_highest_sample(peak: float):
+    """As its tool does on a file's 16-bit samples: `samples /= max(0.1, amax(samples))`."""
+    noise = _noise(3, 16_000)
+    noise[100] = -1.5 * np.abs(noise).max()  # the largest magnitude, which `amax` is not
+    whole = np.round(noise / noise.max() * peak * 32768)
+    found = vggish.examples((whole / 32768).astype(np.float32), FRAMINGS["google"])
+    scaled = whole / max(0.1, whole.max())
+    expected = [vggish.log_mel(scaled[i : i + 16_000])[:96] for i in range(0, 32_001, 8_000)]
+    np.testing.assert_allclose(found, np.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.0, -0.25])
+def test_a_clip_without_a_sample_above_zero_stays_finite(level: float):
+    wave = np.full(16_000, level, np.float32)
+    assert np.isfinite(vggish.examples(wave, FRAMINGS["google"])).all()
 
 
 def test_vggish_runs_its_layers_and_ends_without_relu(tmp_path: Path):
@@ -191,3 +205,11 @@ def test_identity_follows_weights_and_settings(tmp_path: Path):
     google = VGGish(tmp_path / "a.pth", "google")
     assert len({identity(a), identity(b), identity(google)}) == 3
     assert identity(a) == identity(VGGish(tmp_path / "a.pth"))
+    write_clap(tmp_path / "clap")
+    before = identity(Clap(tmp_path / "clap"))
+    assert before == identity(Clap(tmp_path / "clap"))
+    path = tmp_path / "clap" / "preprocessor_config.json"
+    path.write_text(path.read_text().replace('"repeatpad"', '"pad"'))
+    assert before != identity(Clap(tmp_path / "clap"))
+    # How far a clip is scaled decides embeddings: those made otherwise are not taken for them.
+    assert google.facts["least_peak"] == vggish.LEAST_PEAK and "least_peak" not in a.facts

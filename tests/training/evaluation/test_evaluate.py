@@ -16,7 +16,7 @@ from rich.console import Console
 from small_backbones import write_clap, write_passt, write_vggish
 from typer.testing import CliRunner
 
-from common.audio import AudioError
+from common.audio import AudioError, resample
 from common.codec import load_codec
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
@@ -27,6 +27,7 @@ from training.evaluation.backbones.vggish import VGGish
 from training.evaluation.cache import EmbeddingCache
 from training.evaluation.clip_sets import (
     SetClip,
+    cluster,
     key,
     load_clip,
     pair,
@@ -37,7 +38,7 @@ from training.evaluation.clip_sets import (
 )
 from training.evaluation.frechet import frechet_distance
 from training.evaluation.generated_set import generate_set
-from training.evaluation.measure import Backbones, Measurer, figures
+from training.evaluation.measure import Backbones, Measurer, compare, figures
 
 RATE = 16_000
 LEVELS = (0.01, 0.02, 0.04, 0.08)
@@ -61,9 +62,13 @@ def _sound(kind: str, seed: int, seconds: float = 1.2) -> np.ndarray:
     return (0.2 * rng.uniform(0.5, 1) * wave).astype(np.float32)
 
 
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _write(folder: Path, name: str, wave: np.ndarray, **facts: object) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    soundfile.write(folder / f"{name}.wav", np.clip(wave, -1, 1), RATE, "FLOAT")
+    soundfile.write(_folder(folder) / f"{name}.wav", np.clip(wave, -1, 1), RATE, "FLOAT")
     if facts:
         (folder / f"{name}.json").write_text(json.dumps(facts))
 
@@ -141,6 +146,26 @@ def test_every_metric_end_to_end_with_its_card(tmp_path: Path, weights: Path, ti
     again = _run(tmp_path, made, "--reference", real, "--weights", weights, "--codec", tiny_codec)
     assert again["metrics"] == found["metrics"]
     assert sorted((tmp_path / "cache").rglob("*.npz")) == before
+
+
+def test_kl_does_not_hear_the_band_that_the_model_cannot_have(tmp_path: Path, weights: Path):
+    """A model at 16 kHz that repeats the real clip, but for what lies above 8 kHz."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        wave = (0.1 * rng.standard_normal(44_100 * 2)).astype(np.float32)
+        soundfile.write(_folder(tmp_path / "wide") / f"{i}.wav", wave, 44_100, "FLOAT")
+        _write(tmp_path / "narrow", str(i), resample(wave, 44_100, RATE))
+    measurer = Measurer(
+        Backbones.load(weights, "builtin:sfx-small"), EmbeddingCache(tmp_path / "c")
+    )
+    for generated, reference, alike in (("narrow", "wide", True), ("wide", "narrow", False)):
+        real = measurer.reference(read_folder(tmp_path / reference).clips)
+        made = read_folder(tmp_path / generated).clips
+        found = measurer.generated(made, pair(made, real.clips), real.gaussians())
+        for seconds in (10, 20):
+            values = list(found.scores[f"kl_passt_{seconds}s"].values())
+            # Not the other way round: what a model at a higher rate adds is its own doing.
+            assert len(values) == 4 and (max(values) < 1e-6) is alike, (generated, seconds)
 
 
 def test_metrics_without_backbone_say_so_and_the_others_go_on(tmp_path: Path, tiny_codec: Path):
@@ -231,6 +256,55 @@ def test_two_models_are_compared_in_pairs(tmp_path: Path, weights: Path, tiny_co
         _run(tmp_path, first, *shared, "--against", stranger)
 
 
+def test_two_sets_are_drawn_in_pairs_where_one_alone_tells_references(tmp_path: Path):
+    """A set and its copy: whatever is drawn, there is no difference."""
+    measurer = Measurer(
+        Backbones.load(tmp_path, "builtin:sfx-small"), EmbeddingCache(tmp_path / "c")
+    )
+    real = measurer.reference(read_folder(_real(tmp_path / "real", range(6))).clips)
+    folders = [_generated(tmp_path / name, range(6), 0.0) for name in ("plain", "told")]
+    for path in folders[1].glob("*.json"):
+        seed, kind = path.stem.split("-")
+        facts = json.loads(path.read_text()) | {"reference": f"{kind}-{int(seed)}.wav"}
+        path.write_text(json.dumps(facts))
+    sets = [read_folder(folder).clips for folder in folders]
+    pairs = [pair(clips, real.clips) for clips in sets]
+    gaussians = real.gaussians()
+    measured = [measurer.generated(c, p, gaussians) for c, p in zip(sets, pairs, strict=True)]
+    for order in ((0, 1), (1, 0)):
+        first, second = (measured[i] for i in order)
+        found = compare(measurer, first, second, [pairs[i] for i in order], gaussians)
+        assert found[:2] == (24, 24)
+        for metric in ("fad_codec", "fd_mel"):
+            difference = found[2][metric]
+            ends = (difference.value, difference.low, difference.high)
+            assert ends == pytest.approx((0, 0, 0), abs=1e-9), (order, metric)
+    Path(sets[1][0].uri).unlink()  # it was there when the sets were measured
+    with pytest.raises(AttuneError, match="clips went or came"):
+        compare(measurer, *measured, pairs, gaussians)
+
+
+def test_clips_of_one_real_clip_are_drawn_together(tmp_path: Path, tiny_codec: Path):
+    """Five captions of each of twelve real clips: sixty clips, and twelve witnesses."""
+    real = _real(tmp_path / "real", range(3))
+    for name in ("first", "second"):
+        for kind in SOUNDS:
+            for seed in range(15):
+                wave = _sound(kind, seed + (1000 if name == "first" else 2000))
+                facts = {"prompt": f"{kind} {seed}", "seed": 0, "reference": f"{kind}-{seed % 3}"}
+                _write(tmp_path / name, f"{kind}-{seed}", wave, **facts)
+    shared = ("--weights", tmp_path / "no", "--codec", tiny_codec, "--reference", real)
+    found = _run(tmp_path, tmp_path / "first", *shared, "--against", tmp_path / "second")
+    for row in (*found["metrics"].values(), found["comparison"]):
+        assert (row["clips"], row["clusters"]) == (60, 12)
+    html = (tmp_path / "first" / "evaluation" / "metrics.html").read_text()
+    assert html.count("60 in 12 clusters") == 3
+    # Where no real clip is known, those of one prompt go together; where neither is, none do.
+    clips = [SetClip(f"{i}", "", prompts=(f"{i % 2}",)) for i in range(4)]
+    assert len({cluster(clip, None) for clip in clips}) == 2
+    assert len({cluster(SetClip(f"{i}", ""), None) for i in range(4)}) == 4
+
+
 def test_a_run_is_measured_by_its_own_clips(
     tmp_path: Path, tiny_root: Path, tiny_recipe: Recipe, tiny_run: Path
 ):
@@ -303,6 +377,26 @@ def test_no_clip_of_a_run_is_made_twice(tmp_path: Path, tiny_root: Path, tiny_ru
     assert len({Path(clip.uri).read_bytes() for clip in clips}) == 4
 
 
+def test_a_prompt_told_in_two_forms_is_asked_for_once(
+    tmp_path: Path, tiny_root: Path, tiny_run: Path
+):
+    """As `generate` writes it beside its clips, which may be another run's reference."""
+    recipe = load_recipe(tiny_root / "recipe.yaml")
+    facts = {"prompt": "A dog is barking", "normalized_prompt": "dog bark", "seed": 0}
+    _write(tmp_path / "real", "a", _sound("dog", 0), **facts)
+    _write(tmp_path / "real", "b", _sound("dog", 1), normalized_prompt="rain fall")
+    real = read_folder(tmp_path / "real").clips
+    assert [clip.prompts for clip in real] == [("A dog is barking",), ("rain fall",)]
+    folder = generate_set(recipe, tiny_run, real, tmp_path / "made", Console(quiet=True))
+    made = read_folder(folder).clips
+    assert sorted((c.facts["reference"], c.prompt) for c in made) == [
+        ("a.wav", "A dog is barking"), ("b.wav", "rain fall"),
+    ]  # fmt: skip
+    # Either form finds the real clip.
+    said = [SetClip(text, "", prompts=(text,)) for text in ("dog bark", "A dog is barking")]
+    assert [clip.name for clip in pair(said, real).values()] == ["a.wav", "a.wav"]
+
+
 def test_clap_hears_the_caption_that_a_prompt_was_made_of(
     tmp_path: Path, tiny_root: Path, tiny_run: Path
 ):
@@ -346,6 +440,16 @@ def test_pairs_go_by_reference_then_name_then_prompt():
     ]
     found = {name: clip.name for name, clip in pair(made, real).items()}
     assert found == {"1.wav": "a.wav", "b.flac": "b.wav", "3.wav": "a.wav"}
+    # A prompt is not the only one because the others' clips cannot be read, and who names a real
+    # clip is never held against another.
+    made = [
+        SetClip("1", "", prompts=("rain",)),
+        SetClip("2", "", prompts=("dog",), facts={"reference": "b.wav"}),
+        SetClip("3", "", prompts=("dog",), facts={"reference": "gone.wav"}),
+        SetClip("4", "", prompts=("dog",), facts={"reference": None}),
+    ]
+    found = {name: clip.name for name, clip in pair(made, real, {"b.wav": "why"}).items()}
+    assert found == {"4": "a.wav"}
     assert key(SetClip("x.wav", "")) == "x"
     assert key(SetClip("x", "", prompts=("p",), facts={"seed": 1})) == key(
         SetClip("y", "", prompts=("p",), facts={"seed": 1})
@@ -414,6 +518,20 @@ def test_a_split_of_shards_is_a_reference(tmp_path: Path, tiny_codec: Path):
     assert _run(tmp_path, made, "--reference", data, *shared)["reference_clips"] == 9
     with pytest.raises(AttuneError, match="no clips in split 'test'; there is train, valid"):
         read_reference(str(data), "test")
+
+
+def test_a_real_clip_that_cannot_be_read_is_not_replaced(
+    tmp_path: Path, weights: Path, tiny_codec: Path
+):
+    real, made = _real(tmp_path / "real", range(2)), tmp_path / "made"
+    for path in real.glob("*.json"):
+        path.write_text(json.dumps({"prompt": path.stem.split("-")[0]}))
+        facts = {"prompt": path.stem.split("-")[0], "seed": 0, "reference": path.stem}
+        _write(made, path.stem, _sound("dog", 5), **facts)
+    (real / "dog-0.wav").write_bytes(b"")
+    found = _run(tmp_path, made, "--reference", real, "--weights", weights, "--codec", tiny_codec)
+    assert found["metrics"]["kl_passt_10s"]["clips"] == 7
+    assert found["missing"]["kl_passt_10s"].startswith("7 of 8 clips")
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, tiny_codec: Path):

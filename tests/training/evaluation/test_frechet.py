@@ -94,6 +94,44 @@ def test_groups_bound_memory_and_lose_nothing():
     np.testing.assert_allclose(grouped.total().covariance, np.cov(rows.T), rtol=1e-12)
 
 
+def test_a_group_holds_whole_clusters():
+    rng = np.random.default_rng(6)
+    clips = [rng.standard_normal((3, 4)) for _ in range(90)]
+    apart, together = GroupedMoments(groups=8), GroupedMoments(groups=8)
+    alone = GroupedMoments(groups=8)
+    for i, clip in enumerate(clips):
+        alone.add(clip)
+        apart.add(clip, f"cluster {i}")
+        together.add(clip, f"cluster {i % 30}")
+    assert (together.clips, together.clusters, len(together.groups)) == (90, 30, 8)
+    for place, group in enumerate(together.groups):
+        rows = np.concatenate([clip for i, clip in enumerate(clips) if i % 30 % 8 == place])
+        assert group.count == len(rows)
+        np.testing.assert_allclose(group.mean, rows.mean(0), atol=1e-12)
+    # Clusters of one clip each are clips.
+    assert apart.clusters == alone.clusters == 90
+    for one, other in zip(apart.groups, alone.groups, strict=True):
+        assert one.count == other.count
+        np.testing.assert_array_equal(one.scatter, other.scatter)
+
+
+def test_intervals_are_as_wide_as_clusters_make_them():
+    """Twenty clusters of ten clips that are all but equal: as sure as twenty clips, not as 200."""
+    truth = _gaussian(np.zeros(4), np.eye(4))
+    rng = np.random.default_rng(7)
+    sets = {name: GroupedMoments() for name in ("twenty", "clips", "clusters")}
+    for i in range(20):
+        frames = rng.standard_normal((4, 4))
+        sets["twenty"].add(frames)
+        for _ in range(10):
+            frames = frames + 0.01 * rng.standard_normal((4, 4))
+            sets["clips"].add(frames)
+            sets["clusters"].add(frames, i)
+    spread = {name: np.std(frechet_resamples([s], truth)) for name, s in sets.items()}
+    assert spread["clusters"] == pytest.approx(spread["twenty"], rel=0.1)
+    assert spread["clips"] < 0.5 * spread["twenty"]
+
+
 def _clips(n: int, seed: int, shift: float = 0.0, dim: int = 12) -> GroupedMoments:
     rng = np.random.default_rng(seed)
     grouped = GroupedMoments()

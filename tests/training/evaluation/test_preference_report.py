@@ -150,6 +150,30 @@ def test_the_page_is_whole_and_comments_are_text(place: tuple[Path, Study]) -> N
         assert image.shape[0] > 300 and image.std() > 0.05
 
 
+def test_the_verdict_is_that_of_prompts(tmp_path: Path) -> None:
+    """Raters who go together: all four for A on four prompts, for B on one."""
+    folder, study = make_study(tmp_path, PAIRS, RATERS)
+    answers = Answers(folder, study)
+    for rater in range(RATERS):
+        for pair in range(PAIRS):
+            _answer(answers, study, rater, pair, "b" if pair == 0 else "a")
+    answers.close()
+    found = write_report(folder)
+    assert found["preference"]["a"]["p_value"] < 0.05 < found["majorities"]["p_value"]
+    by_prompt = found["by_prompt"]
+    assert by_prompt["a"]["share"] == 0.8 and by_prompt["a"]["prompts"] == PAIRS
+    for side, other in (("a", "b"), ("b", "a")):
+        low, high = by_prompt[side]["low"], by_prompt[other]["high"]
+        assert low == pytest.approx(1 - high, abs=0.02)
+        assert low < found["preference"][side]["low"]
+    page = _Tags()
+    page.feed((folder / "report" / "report.html").read_text())
+    assert "That is no more than noise." in page.text and "That is more than" not in page.text
+    assert "one vote per prompt, sign test" in page.text and "bootstrap over prompts" in page.text
+    assert f"80.0% [{by_prompt['a']['low']:.1%}, {by_prompt['a']['high']:.1%}]" in page.text
+    assert "80.0% [56.3%, 94.3%]" in page.text  # were answers independent
+
+
 def test_table_4_beside_the_papers_figures(place: tuple[Path, Study]) -> None:
     folder, _ = place
     told = CliRunner().invoke(app, ["preference", "report", str(folder)]).stdout
@@ -177,6 +201,7 @@ def test_a_study_as_it_stands(tmp_path: Path) -> None:
     assert found["agreement"]["value"] is None
     page = (folder / "report" / "report.html").read_text()
     assert "kappa is undefined: no prompt has two answers" in page
+    assert found["by_prompt"]["b"]["low"] is None and "There is no interval" in page
     _answer(answers, study, 1, 3, "b")
     assert write_report(folder)["agreement"]["why"] == "all answers are the same"
     told = CliRunner().invoke(app, ["preference", "report", str(folder)]).stdout

@@ -235,6 +235,21 @@ def test_top_p_goes_out_and_comes_in(tmp_path: Path) -> None:
         assert found.get("top_p") == expected
 
 
+def test_what_theirs_cannot_sample_is_told(tmp_path: Path) -> None:
+    recipe, run = _world(tmp_path, "bert")
+    assert "note" not in export(str(run), tmp_path / "out", recipe)
+    plain = (tmp_path / "out" / "README.md").read_text()
+    sampling = {"negative_prompt": "rain |\n<b>", "cfg": 0.5}
+    found = export(str(run), tmp_path / "out", recipe.model_copy(update={"sampling": sampling}))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "negative prompt is not exported" in found["note"] and "1 at least" in found["note"]
+    for line in (
+        r"The recipe's negative prompt is not exported, MusicGen takes none: rain \| &lt;b>.",
+        "The recipe's guidance is 0.5, MusicGen's is 1 at least: exported as 1.",
+    ):
+        assert f"\n{line}\n" in card and line not in plain
+
+
 def test_average_by_default_raw_if_asked(tiny_run: Path, tmp_path: Path) -> None:
     """The session's run has equal widths: norms and heads are as trained all the same."""
     checkpoint = latest_checkpoint(tiny_run)
@@ -242,8 +257,15 @@ def test_average_by_default_raw_if_asked(tiny_run: Path, tmp_path: Path) -> None
     average = load_file(checkpoint / "model.safetensors")["head.weight"]
     raw = state(checkpoint)["model.head.weight"]
     assert not torch.equal(average, raw)
+    run = tmp_path / "run" / tiny_run.name
+    shutil.copytree(tiny_run, run)
+    described = run / "checkpoints" / checkpoint.name / "model.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"valid_loss": 2.5}))
+    measured = {"checkpoint": f"{run}/checkpoints/{checkpoint.name} (step 12)"}
+    report = {"models": {"rr": measured | {"agreement": {"rate": 0.8125}}}}
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
     for options, expected in (([], average), (["--raw"], raw)):
-        command = ["export", str(tiny_run), "--to", str(tmp_path / "out"), *options]
+        command = ["export", str(run), "--to", str(tmp_path / "out"), *options]
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
         weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -251,6 +273,10 @@ def test_average_by_default_raw_if_asked(tiny_run: Path, tmp_path: Path) -> None
         assert torch.equal(heads, expected)
         card = (tmp_path / "out" / "README.md").read_text()
         assert ("averaged (EMA)" in card) == (not options)
+        # Validation loss and report are those of the average.
+        assert ("| agreement.rate | 0.8125 |" in card) == (not options)
+        assert ("validation loss" in card) == (not options)
+        assert ("Nothing was measured of these weights" in card) == bool(options)
     # The checkpoint before it, by its folder.
     earlier = tiny_run / "checkpoints" / "step-00000010"
     assert export(str(earlier), tmp_path / "out")["step"] == 10

@@ -36,7 +36,7 @@ from training.evaluation.clips import labelled_clips, read_curve
 from training.evaluation.config import ReportConfig
 from training.evaluation.frechet import Gaussian, frechet_distance
 from training.evaluation.generated_set import generate_set
-from training.evaluation.measure import Backbones, Measured, Measurer
+from training.evaluation.measure import METHOD, Backbones, Measured, Measurer
 from training.evaluation.weights import SOURCES
 
 Hashes = tuple[tuple[str, str], ...]
@@ -88,6 +88,7 @@ class Cell:
             "clips_per_prompt": self.clips_per_prompt,
             "backbones": _backbone_hashes(self.weights),
             "framing": FRAMING,
+            "method": METHOD,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -8,6 +8,7 @@ clip is cut into windows one after the other, and none is called long, so nothin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,14 @@ class Clap:
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
         self.sample_rate = int(self.extractor.sampling_rate)
+        settings = self.extractor.to_json_string()
         self.facts = {
             "weights": folder.name,
             "weights_sha256": file_hash(weights),
             "window_s": WINDOW_S,
             "hop_s": WINDOW_S,
+            # Of `preprocessor_config.json`, whose padding and bands decide embeddings as well.
+            "extractor_sha256": hashlib.sha256(settings.encode()).hexdigest()[:16],
         }
 
     @torch.inference_mode()

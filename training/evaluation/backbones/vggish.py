@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ OFFSET = 0.01
 """Added before the logarithm."""
 EXAMPLE = 96
 """Frames of one example: 0.96 s."""
+LEAST_PEAK = 0.1 / 32768
+"""Google's code divides clips by 0.1 at least.  It takes 16-bit samples as they stand in the file,
+so that is a tenth of their smallest step: every clip with a sample above zero gets a peak of 1."""
 _CONVOLUTIONS = (0, 3, 6, 8, 11, 13)
 """Their places in `features`."""
 _POOLED = (0, 3, 8, 13)
@@ -46,7 +50,7 @@ class Framing:
 
     hop_s: float
     peak: bool
-    """Divide a clip by its largest sample (by 0.1 at least) first."""
+    """Divide a clip by its highest sample (not its largest magnitude) first, however quiet."""
     whole_seconds: bool
     """An example counts only where a whole second of audio is there."""
 
@@ -90,7 +94,7 @@ def examples(wave: Wave, framing: Framing) -> NDArray[np.float32]:
     """
     wave = np.asarray(wave, np.float64)
     if framing.peak:
-        wave = wave / max(0.1, float(wave.max(initial=0.0)))
+        wave = wave / max(LEAST_PEAK, float(wave.max(initial=0.0)))
     least = RATE if framing.whole_seconds else (EXAMPLE - 1) * HOP + WINDOW
     wave = np.pad(wave, (0, max(0, least - len(wave))))
     hop = round(framing.hop_s * RATE / HOP)
@@ -151,13 +155,15 @@ class VGGish:
         self.model.to(device)
         self.device = device
         self.framing = FRAMINGS[framing]
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "weights": weights.name,
             "weights_sha256": file_hash(weights),
             "window_s": EXAMPLE * HOP / RATE,
             "framing": framing,
             **asdict(self.framing),
         }
+        if self.framing.peak:
+            self.facts["least_peak"] = LEAST_PEAK
 
     @torch.inference_mode()
     def embed(self, wave: Wave) -> Embeddings:

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from common.errors import AttuneError
 from training.evaluation.preference.answers import Answer, Answers
-from training.evaluation.preference.statistics import fleiss_kappa, majorities, share
+from training.evaluation.preference.statistics import (
+    fleiss_kappa,
+    majorities,
+    share,
+    share_by_prompt,
+)
 from training.evaluation.preference.study import Model, Showing, Study, read_study
 
 PAPER = {"music": (48, 52), "sound effects": (33, 67)}
@@ -67,6 +72,7 @@ def find_figures(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
     counts = np.zeros((len(study.pairs), 2), np.int64)
     for answer, model in zip(answers, preferred, strict=True):
         counts[answer.pair, "ab".index(model)] += 1
+    by_prompt = _by_prompt(study, counts)
     n = len(answers)
     for_a, left = preferred.count("a"), sum(answer.choice == "left" for answer in answers)
     figures: dict[str, Any] = {
@@ -76,7 +82,11 @@ def find_figures(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
         "answers": n,
         "answers_of_a_finished_study": study.answers,
         "preference": {"a": asdict(share(for_a, n)), "b": asdict(share(n - for_a, n))},
-        "majorities": asdict(majorities(_by_prompt(study, counts))),
+        "by_prompt": {
+            "a": asdict(share_by_prompt(by_prompt)),
+            "b": asdict(share_by_prompt(by_prompt[:, ::-1])),
+        },
+        "majorities": asdict(majorities(by_prompt)),
         "agreement": asdict(fleiss_kappa(counts)),
         "sides": {
             "left_chosen": asdict(share(left, n)),

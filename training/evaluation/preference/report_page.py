@@ -69,19 +69,21 @@ def write_page(
 def plots(figures: dict[str, Any]) -> dict[str, Figure]:
     """The share of A beside the paper's, and answers by prompt: {file name: figure}."""
     return {
-        "preference.png": _draw_share(figures["preference"]["a"]),
+        "preference.png": _draw_share(figures["by_prompt"]["a"], figures["answers"]),
         "prompts.png": _draw_prompts(figures["prompts"]),
     }
 
 
-def _draw_share(found: dict[str, Any]) -> Figure:
-    share, low, high = (100 * found[name] for name in ("share", "low", "high"))
+def _draw_share(found: dict[str, Any], answers: int) -> Figure:
+    share = 100 * found["share"]
+    ends = [share if found[name] is None else 100 * found[name] for name in ("low", "high")]
     drawn, axis = plt.subplots(figsize=(5.2, 2.6), layout="constrained")
     axis.axvline(50, color="#666", linewidth=1, linestyle="--", zorder=0)
     axis.errorbar(
-        share, 0, xerr=[[share - low], [high - share]], fmt="o", color=_A, capsize=5, markersize=8
-    )
-    labels = [f"this study\n(n = {found['n']})"]
+        share, 0, xerr=[[share - ends[0]], [ends[1] - share]], fmt="o", color=_A, capsize=5,
+        markersize=8,
+    )  # fmt: skip
+    labels = [f"this study\n({answers} answers,\n{found['prompts']} prompts)"]
     for mark, (name, (_, with_rr)) in zip(_PAPER_MARKS, PAPER.items(), strict=True):
         axis.plot(with_rr, len(labels), mark, color="#444", markersize=7)
         labels.append(f"Shi et al.,\n{name}")
@@ -114,6 +116,8 @@ def _draw_prompts(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _percent(found: dict[str, Any]) -> str:
+    if found["low"] is None:
+        return f"{found['share']:.1%}"
     return f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
 
 
@@ -127,33 +131,46 @@ def _summary(figures: dict[str, Any]) -> str:
         {
             f"prefer A: {figures['a']}": f"{figures['preference']['a']['share']:.0%}",
             f"prefer B: {figures['b']}": f"{figures['preference']['b']['share']:.0%}",
-            "against one half, exact binomial": _p(figures["preference"]["a"]["p_value"]),
+            "one vote per prompt, sign test": _p(figures["majorities"]["p_value"]),
             "Fleiss' kappa of the raters": "undefined" if kappa is None else f"{kappa:.2f}",
         }
     )
 
 
 def _preference(figures: dict[str, Any], drawn: dict[str, Figure]) -> str:
-    found, by_prompt = figures["preference"], figures["majorities"]
+    found, by_prompt, votes = (figures[k] for k in ("preference", "by_prompt", "majorities"))
     rows = [
-        (f"{side.upper()}: {figures[side]}", found[side]["hits"], _percent(found[side]))
+        (
+            f"{side.upper()}: {figures[side]}",
+            found[side]["hits"],
+            _percent(by_prompt[side]),
+            _percent(found[side]),
+        )
         for side in ("a", "b")
     ]
-    noise = found["a"]["p_value"] >= 0.05
+    noise = votes["p_value"] >= 0.05
+    undrawn = by_prompt["a"]["low"] is None
+    header = ("model", "answers", "share, with 95% interval", "if answers were independent")
     return page.section(
         "Which one is preferred?",
-        page.table(("model", "answers", "share, with 95% interval"), rows),
+        page.table(header, rows),
         page.paragraph(
-            f"Against one half, two-sided exact binomial test: {_p(found['a']['p_value'])}. "
+            f"With one vote per prompt, most raters prefer A for {votes['a']} prompts, B for "
+            f"{votes['b']}, and {votes['tied']} are tied; two-sided sign test "
+            f"{_p(votes['p_value'])}. "
             + ("That is no more than noise. " if noise else "That is more than noise. ")
-            + "Intervals are Clopper and Pearson's. Both take every answer for a draw of its own, "
-            "which answers to one prompt, or of one rater, are not: where they go together, "
-            "interval and p are too small."
+            + (
+                "There is no interval: all prompts have the same share, so none can be drawn."
+                if undrawn
+                else "The interval is a bootstrap over prompts."
+            )
         ),
         page.paragraph(
-            f"With one vote per prompt instead: most raters prefer A for {by_prompt['a']} prompts, "
-            f"B for {by_prompt['b']}, and {by_prompt['tied']} are tied; sign test "
-            f"{_p(by_prompt['p_value'])}."
+            f"Against one half over all answers, two-sided exact binomial test: "
+            f"{_p(found['a']['p_value'])}; the last column has Clopper and Pearson's intervals. "
+            "Both take every answer for a draw of its own, which answers to one prompt, or of one "
+            "rater, are not: where they go together, interval and p are too small, so nothing is "
+            "concluded from them."
         ),
         legend([f"A: {figures['a']}", f"B: {figures['b']}"]),
         '<div class="plots">',

@@ -10,6 +10,8 @@ from scipy.stats import beta, binomtest
 
 LEVEL = 0.95
 """Of all intervals."""
+RESAMPLES = 10_000
+"""Of a bootstrap over prompts."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,40 @@ def share(hits: int, n: int, level: float = LEVEL) -> Share:
     low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
     return Share(hits, n, hits / n, low, high, float(binomtest(hits, n, 0.5).pvalue))
+
+
+@dataclass(frozen=True)
+class ShareByPrompt:
+    """A share of answers, and how far other prompts might move it."""
+
+    share: float
+    low: float | None
+    high: float | None
+    """Bootstrap over prompts; None where all prompts have the same share: nothing to draw from."""
+    prompts: int
+    """With answers."""
+
+
+def share_by_prompt(
+    counts: NDArray[np.int64], level: float = LEVEL, seed: int = 0
+) -> ShareByPrompt:
+    """The share of A, with an interval that takes answers to one prompt for no draws of their own.
+
+    Prompts are drawn with replacement, each with all of its answers; the interval is between the
+    percentiles of their shares.
+
+    Args:
+        counts: int64 [prompts, 2], answers for A and for B; some prompt has one.
+    """
+    used = counts[counts.sum(axis=1) > 0]
+    answers = used.sum(axis=1)
+    share = float(used[:, 0].sum() / answers.sum())
+    if len(np.unique(used[:, 0] / answers)) < 2:
+        return ShareByPrompt(share, None, None, len(used))
+    picks = np.random.default_rng(seed).integers(0, len(used), (RESAMPLES, len(used)))
+    drawn = used[:, 0][picks].sum(axis=1) / answers[picks].sum(axis=1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return ShareByPrompt(share, float(low), float(high), len(used))
 
 
 @dataclass(frozen=True)
