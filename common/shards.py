@@ -80,7 +80,7 @@ class ShardDataset:
         store = open_store_to_read(data_dir)
         summary = read_summary(store)
         try:
-            manifest = pq.read_table(pa.BufferReader(store.read("manifest.parquet")))
+            manifest = parquet_table(store.read("manifest.parquet"))
         except FileNotFoundError:
             raise AttuneError(_not_finished(store, "manifest.parquet")) from None
         except (pa.ArrowException, OSError) as error:
@@ -137,6 +137,19 @@ def open_store_to_read(data_dir: str | Path) -> Store:
     if "://" not in str(data_dir) and not Path(data_dir).expanduser().is_dir():
         raise AttuneError(f"{data_dir}: no such data folder; run `python -m pipeline run` first")
     return open_store(data_dir)
+
+
+def parquet_table(data: bytes) -> pa.Table:
+    """All of a Parquet file in memory.
+
+    In this thread alone: of `pyarrow.parquet.read_table` a worker thread may let go of `data` after
+    the table is there, and one that does so while Python shuts down aborts the process.
+
+    Raises:
+        pa.ArrowException: it is damaged.
+        OSError: also that.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 def read_summary(store: Store) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from common.cli import JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
+from common.storage import StorageError
 from pipeline.config import PipelineConfig
 
 catalog_app = typer.Typer(
@@ -60,10 +61,14 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Explain one clip: its raw row, its text before and after each step, what became of it."""
-    from pipeline.check import find_rows
+    from pipeline.check import find_rows, tell_refused
 
     recipe, settings = _load(config, overrides)
     rows = find_rows(recipe, settings, clip, look_for_audio=not no_audio)
+    try:
+        tell_refused(rows, recipe.data_dir)
+    except StorageError as error:  # the catalogs are told without it
+        print(f"note: not told what encoding refused: {error}", file=sys.stderr)
     if json:
         print_json(rows)
         return

@@ -1,10 +1,11 @@
-"""`catalog check` and `catalog show`: what the catalogs hold, before anything is encoded."""
+"""`catalog check` and `catalog show`: what the catalogs hold, and what became of a clip."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ import pyarrow.compute as pc
 from common.config import Recipe
 from common.errors import AttuneError
 from common.schema import Record
+from common.storage import open_store
 from pipeline.catalogs import Catalog
 from pipeline.catalogs.rows import hex_ids, is_in, plain, raw_of, sources_of
 from pipeline.config import PipelineConfig
 from pipeline.mapping import Mapper, map_here
 from pipeline.plan import Decision, decide
+from pipeline.planfile import load_plan
+from pipeline.status import refused_while_encoding
 from pipeline.text.captions import explain
 
 _EXAMPLES = 3
@@ -92,6 +96,22 @@ def find_rows(
         _row(table, i, source, raw, catalogs, recipe, config)
         for i, (source, raw) in enumerate(zip(sources, raws, strict=True))
     ]
+
+
+def tell_refused(rows: Sequence[dict[str, Any]], data_dir: str) -> None:
+    """Put into rows of `find_rows` what a run refused while encoding, if there was one.
+
+    Raises:
+        StorageError: its store cannot be reached.
+        AttuneError: its files are damaged.
+    """
+    accepted = {row["sample_id"]: row for row in rows if row["outcome"] == "accepted"}
+    is_there = "://" in data_dir or Path(data_dir).expanduser().is_dir()
+    plan = load_plan(open_store(data_dir)) if accepted and is_there else None
+    for refusal in refused_while_encoding(plan) if plan else ():
+        if row := accepted.get(refusal["sample_id"]):
+            row["outcome"] = f"{refusal['stage']}: {refusal['reason']}"
+            row["detail"] = f"refused while encoding: {refusal['detail']}"
 
 
 def _decide(

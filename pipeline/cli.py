@@ -82,14 +82,23 @@ def plan(
 
 @app.command()
 def status(
-    config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="List every clip and row that was refused, and why.")
+    ] = False,
+    json: JsonOption = False,
 ) -> None:
     """Say where the run stands; works at any time, from its files alone."""
     from common.shards import open_store_to_read
-    from pipeline.status import read_status
+    from pipeline.status import read_refused, read_status
 
     recipe = load_recipe(config, overrides or [])
-    found = read_status(open_store_to_read(recipe.data_dir))
+    store = open_store_to_read(recipe.data_dir)
+    if refused:
+        _list_refused(read_refused(store), json)
+        return
+    found = read_status(store)
     if json:
         print_json(found)
         return
@@ -185,6 +194,20 @@ def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
     width = max((len(label) for label, _ in rows), default=0)
     for label, text in rows:
         print(f"{label:<{width}}  {text}")
+
+
+def _list_refused(rows: Iterable[dict[str, Any]], json: bool) -> None:
+    if json:
+        print_json(list(rows))
+        return
+    stages: Counter[str] = Counter()
+    for row in rows:
+        stages[row["stage"]] += 1
+        detail = " ".join((row["detail"] or "").split())
+        clip = row["native_id"] or row["source"]
+        print(f"{row['dataset']}  {clip}  {row['stage']}: {row['reason']}  {detail}")
+    encoding = stages.pop("audio", 0)
+    print(f"{encoding} refused while encoding, {stages.total()} while planning")
 
 
 def _catalog_rows(catalogs: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -39,7 +39,7 @@ def export_audio(
 
     Args:
         sample_id: the id, or a unique beginning of it.
-        out: the file; None: `<sample id>.wav` in the current folder.
+        out: the file, `*.wav`; None: `<sample id>.wav` in the current folder.
         as_float: 32-bit float samples; else 16-bit integers, clipped at full scale.
         force: replace a file that is there.
 
@@ -48,10 +48,11 @@ def export_audio(
         clipped (samples that 16 bits could not hold), encoding.
 
     Raises:
-        AttuneError: no such sample, another codec than that of the shards, the file is there.
+        AttuneError: no such sample, another codec than that of the shards, the file is there or
+            has another extension.
     """
-    if out:
-        check_target(out, force)  # a no after decoding helps nobody
+    if out and check_target(out, force).suffix.lower() != ".wav":  # a no after decoding is late
+        raise AttuneError(f"{out}: only wav is written; give --out a name that ends with .wav")
     summary = read_summary(store)
     codec = load_shard_codec(store, codec_path, summary)
     row, sample = find_sample(store, sample_id)

@@ -55,7 +55,10 @@ def finalize(plan: FrozenPlan, recipe: Recipe) -> dict[str, Any]:
                 out.add(commit["refused"])
         if totals.first is None:
             reasons = ", ".join(f"{r} {n}" for r, n in totals.reasons.most_common())
-            raise AttuneError(f"{store.uri}: every planned clip was refused: {reasons}")
+            raise AttuneError(
+                f"{store.uri}: every planned clip was refused: {reasons}; "
+                "`python -m pipeline status --refused` names them"
+            )
         store.write("manifest.parquet", manifest_file)
         store.write("quarantine.parquet", quarantine_file)
     store.write("shards.json", _json(totals.wids_index(recipe.name)))

@@ -217,13 +217,14 @@ def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Tab
         parts: Iterable[pa.Table] = [catalog.read_piece(piece)]
     else:
         parts = tables(catalog.read())
+    columns_told = catalog.text_columns()
     for table in parts:
         table = _name_merged(table, catalog.label)
         table = rename_files(table, names) if names else table
         if catalog.role == "hold_out":
             here = np.asarray(is_in(table))
             table = refuse_where(table, here, "catalog", HELD_OUT, [""] * int(here.sum()))
-        table = collect(table, catalog.text_kind, rules)
+        table = collect(table, catalog.text_kind, rules, columns_told)
         yield table.replace_schema_metadata({"catalog": str(number)})
 
 

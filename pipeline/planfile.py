@@ -27,6 +27,7 @@ from common.codec import codec_identity, resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.prompts import normalizer_id
+from common.shards import parquet_table
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
 from pipeline.catalogs.base import remote_uri
@@ -162,7 +163,7 @@ class FrozenPlan:
     def table(self, name: str) -> pa.Table:
         """All of `plan`, `rejects` or `prompts`."""
         with self._reading(name):
-            table = pq.read_table(pa.BufferReader(self.store.read(f"plan/{name}.parquet")))
+            table = parquet_table(self.store.read(f"plan/{name}.parquet"))
             self._check_hash(name, table.schema)
         return table
 

@@ -90,6 +90,7 @@ def run_pipeline(
     say(
         f"done: {summary['n_samples']} clips, {summary['hours']:.2f} h in {summary['n_shards']} "
         f"shards; {summary['n_rejected']} refused"
+        + (" (python -m pipeline status --refused names them)" if summary["n_rejected"] else "")
     )
     return summary, True
 

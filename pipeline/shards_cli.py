@@ -113,7 +113,9 @@ def export(
     sample_id: Annotated[str, typer.Argument(help="A sample id, or its first digits.")],
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    out: Annotated[str | None, typer.Option(help="Default: ID.wav in this folder.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="FILE.wav; default: ID.wav in this folder.")
+    ] = None,
     as_float: Annotated[
         bool, typer.Option("--float", help="32-bit float samples instead of 16-bit integers.")
     ] = False,

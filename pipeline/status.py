@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from common.errors import AttuneError
+from common.schema import REJECTS
 from common.storage import Entry, Store
 from pipeline.commit import commit_key, committed_shards, read_commit
+from pipeline.inspect import table_batches
 from pipeline.planfile import FrozenPlan, load_plan
 from pipeline.textcache import TextCache
 
@@ -25,7 +27,10 @@ _SLOW = timedelta(hours=1)
 _READERS = 16
 """Commits that are read at once."""
 
+_REFUSAL = [name for name in REJECTS.names if name != "raw"]
+
 Key = TypeVar("Key", int, str)
+Taken = TypeVar("Taken")
 
 
 def finished_summary(plan: FrozenPlan) -> dict[str, Any] | None:
@@ -54,11 +59,9 @@ def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
     Raises:
         AttuneError: there is no plan yet, or a commit is damaged.
     """
-    plan = load_plan(store)
-    if plan is None:
-        raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
+    plan = _plan_in(store)
     embed = _embed_stage(plan)
-    shards = _read_commits(plan)
+    shards = _read_commits(plan, _sums_of)
     encode = _encode_stage(plan, shards, now or datetime.now(UTC))
     finished = finished_summary(plan) is not None
     if finished:
@@ -86,6 +89,40 @@ def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
             "finalize": {"done": finished},
         },
     }
+
+
+def read_refused(store: Store) -> Iterator[dict[str, Any]]:
+    """Every row that was refused, in `REJECTS` but for `raw`: while encoding (stage `audio`), by
+    shard, as far as shards are committed; then while planning, in reading order.
+
+    Raises:
+        AttuneError: there is no plan yet, or a file is damaged.
+    """
+    plan = _plan_in(store)
+    yield from refused_while_encoding(plan)
+    if store.exists("plan/rejects.parquet"):  # nothing but this listing needs it
+        for batch in plan.batches("rejects", _REFUSAL):
+            yield from batch.to_pylist()
+
+
+def refused_while_encoding(plan: FrozenPlan) -> Iterator[dict[str, Any]]:
+    """The clips that encoding refused so far; form and errors as of `read_refused`."""
+    store = plan.store
+    # The commits say the same; of a large run they are many.
+    if finished_summary(plan) is not None and store.exists("quarantine.parquet"):
+        for batch in table_batches(store, _REFUSAL, "quarantine.parquet"):
+            yield from batch.to_pylist()
+        return
+    shards = _read_commits(plan, lambda entry, commit: commit["refused"])
+    for shard in sorted(shards):
+        yield from ({name: row.get(name) for name in _REFUSAL} for row in shards[shard])
+
+
+def _plan_in(store: Store) -> FrozenPlan:
+    plan = load_plan(store)
+    if plan is None:
+        raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
+    return plan
 
 
 def _plan_stage(plan: FrozenPlan) -> dict[str, Any]:
@@ -142,22 +179,26 @@ class _Shard(NamedTuple):
     seconds: float
 
 
-def _read_commits(plan: FrozenPlan) -> dict[int, _Shard]:
-    """Every committed shard, by number."""
+def _sums_of(entry: Entry, commit: dict[str, Any]) -> _Shard:
+    refused = Counter(str(row["reason"]) for row in commit["refused"])
+    seconds = float(sum(sample["duration_s"] for sample in commit["samples"]))
+    return _Shard(entry.modified, len(commit["samples"]), refused, seconds)
+
+
+def _read_commits(
+    plan: FrozenPlan, take: Callable[[Entry, dict[str, Any]], Taken]
+) -> dict[int, Taken]:
+    """What is taken from the commit of every committed shard, by number."""
     numbers = {commit_key(shard): shard for shard in range(plan.n_shards)}
 
-    def read(entry: Entry) -> tuple[int, _Shard | None]:
+    def read(entry: Entry) -> tuple[int, Taken | None]:
         shard = numbers[entry.key]
         commit = read_commit(plan.store, shard)
-        if commit is None:  # superseded meanwhile
-            return shard, None
-        refused = Counter(str(row["reason"]) for row in commit["refused"])
-        seconds = float(sum(sample["duration_s"] for sample in commit["samples"]))
-        return shard, _Shard(entry.modified, len(commit["samples"]), refused, seconds)
+        return shard, None if commit is None else take(entry, commit)  # None: superseded meanwhile
 
     entries = [entry for entry in plan.store.entries("commits") if entry.key in numbers]
     with ThreadPoolExecutor(_READERS) as pool:
-        return {shard: sums for shard, sums in pool.map(read, entries) if sums is not None}
+        return {shard: taken for shard, taken in pool.map(read, entries) if taken is not None}
 
 
 def _encode_stage(plan: FrozenPlan, shards: dict[int, _Shard], now: datetime) -> dict[str, Any]:

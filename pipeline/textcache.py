@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from common.shards import parquet_table
 from common.storage import Store
 
 PROMPTS = pa.schema([("prompt", pa.string()), ("chunk", pa.string())])
@@ -148,7 +149,7 @@ class TextCache:
 
     def _read_index(self, chunk: str) -> pa.Table:
         data = self.store.read(f"{self.folder}/{chunk}.parquet")
-        return pq.read_table(pa.BufferReader(data)).combine_chunks()
+        return parquet_table(data).combine_chunks()
 
     def read(self, spans: Mapping[str, StateSpan]) -> dict[str, npt.NDArray[np.float16]]:
         """The states of each prompt, float16 [L_i, D]; one request per chunk."""

@@ -26,14 +26,15 @@ from pipeline.catalogs.base import (
     Split,
     locate,
 )
-from pipeline.catalogs.tables import Row, read_csv, read_jsonl
+from pipeline.catalogs.tables import Row, one_line, read_csv, read_jsonl
 from pipeline.catalogs.values import length
 
 _SPLIT_NAMES = {
     "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
     "test": "test", "eval": "test",
 }  # fmt: skip
-_CAPTION = re.compile(r"^(text|caption|description)(_\d+)?$")
+_CAPTIONS = ("text", "caption", "description")
+_CAPTION = re.compile(rf"^({'|'.join(_CAPTIONS)})(_\d+)?$")
 _TAGS = ("tags", "keywords", "labels", "label")
 
 
@@ -49,9 +50,18 @@ class AudioFolder(Catalog):
     def read(self) -> Iterator[Outcome]:
         for path, split in self._metadata_files():
             audio = self.open_audio(path.parent)
-            is_csv = path.suffix == ".csv"
-            for row in read_csv(path, ("file_name",)) if is_csv else read_jsonl(path):
+            for row in _rows(path):
                 yield self._outcome(row, split, audio, path.parent.relative_to(self.root))
+
+    def text_columns(self) -> str:
+        columns: dict[str, None] = {}
+        for path, _ in self._metadata_files():
+            first = next((row for row in _rows(path) if not row.error), None)
+            columns |= dict.fromkeys(first.values if first else ())
+        return (
+            f"columns: {one_line(', '.join(columns))}; text is read from "
+            f"{', '.join(_CAPTIONS)} (also caption_1, ...), {', '.join(_TAGS)}"
+        )
 
     def _metadata_files(self) -> list[tuple[Path, str]]:
         folders = [(self.root, str(self.split))]
@@ -110,6 +120,11 @@ class AudioFolder(Catalog):
             stated_s=length(values.get("duration")),
         )
         return locate(record, audio, str(name))
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """Rows of a list; in JSON lines each has columns of its own."""
+    return read_csv(path, ("file_name",)) if path.suffix == ".csv" else read_jsonl(path)
 
 
 def _field(value: Any) -> str | None:

@@ -174,6 +174,15 @@ class Catalog(Section):
         words; None, where there is an ontology that the recipe does not name."""
         return {}
 
+    def text_columns(self) -> str:
+        """Which columns its lists have and which are read as text, told of rows that have no text;
+        empty where all copies of a list have the same columns.
+
+        Raises:
+            AttuneError: as `read`.
+        """
+        return ""
+
     @abstractmethod
     def sources(self) -> list[Path]:
         """The catalog's own files: their content is part of the plan's hash."""

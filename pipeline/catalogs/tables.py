@@ -23,8 +23,8 @@ from common.errors import AttuneError
 from pipeline.catalogs.files import check_file, is_parquet, open_text, open_text_anyhow
 
 __all__ = [
-    "Row", "check_file", "first_fields", "raw_rows", "read_csv", "read_json_entries", "read_jsonl",
-    "read_parquet", "read_table",
+    "Row", "check_file", "first_fields", "one_line", "raw_rows", "read_csv", "read_json_entries",
+    "read_jsonl", "read_parquet", "read_table",
 ]  # fmt: skip
 
 MAX_RAW = 2000
@@ -125,7 +125,7 @@ def read_parquet(path: str | Path) -> Iterator[Row]:
                 number += 1
                 yield Row(f"{path}:{number}", _without_nan(values))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise AttuneError(f"{path}: broken Parquet: {_one_line(error)}") from error
+        raise AttuneError(f"{path}: broken Parquet: {one_line(error)}") from error
 
 
 def read_table(path: str | Path, required: Sequence[str]) -> Iterator[Row]:
@@ -249,7 +249,7 @@ def _check_columns(path: Path, columns: list[str], required: Sequence[str]) -> N
     if missing:
         raise AttuneError(
             f"{path}: no column {', '.join(missing)}; the first line must name them, found "
-            f"{_one_line(', '.join(columns))}"
+            f"{one_line(', '.join(columns))}"
         )
     twice = [name for name in required if columns.count(name) > 1]
     if twice:
@@ -272,7 +272,7 @@ def _json_row(source: str, line: str) -> Row:
         if "\\u" in line and not _is_encodable(values):
             return Row(source, {}, "holds half a character (a lone \\u escape)")
     except (ValueError, RecursionError) as error:
-        return Row(source, {}, f"not valid JSON: {_one_line(error)}")
+        return Row(source, {}, f"not valid JSON: {one_line(error)}")
     if isinstance(values, dict):
         return Row(source, values)
     return Row(source, {}, f"expected an object, found {type(values).__name__}")
@@ -283,7 +283,7 @@ def _json_list(path: Path) -> list[Any]:
     try:
         data = json.loads(path.read_bytes(), parse_constant=_constant)
     except (ValueError, RecursionError) as error:
-        raise AttuneError(f"{path}: not valid JSON: {_one_line(error)}") from error
+        raise AttuneError(f"{path}: not valid JSON: {one_line(error)}") from error
     entries = data.get("data") if isinstance(data, dict) else data
     if not isinstance(entries, list):
         raise AttuneError(f'{path}: expected {{"data": [...]}} or a list of entries')
@@ -320,5 +320,6 @@ def _escaped(value: Any) -> Any:
     return [_escaped(item) for item in value] if isinstance(value, list) else value
 
 
-def _one_line(value: object) -> str:
+def one_line(value: object) -> str:
+    """What a file says, fit for a message."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())[:200]

@@ -40,12 +40,13 @@ TEXTS_PER_CHUNK = 2048
 _BETWEEN_TAGS = "\x1f"
 
 
-def collect(table: pa.Table, kind: Kind, rules: TextRules) -> pa.Table:
+def collect(table: pa.Table, kind: Kind, rules: TextRules, columns_told: str = "") -> pa.Table:
     """Add `COLLECTED`, and refuse rows for `speech` or for having `no_text`.
 
     Args:
         table: `ROWS`.
         kind: `sound`: captions, else tags, become prompts; `music`: variants of all fields.
+        columns_told: goes into the detail of rows that have `no_text` (`Catalog.text_columns`).
     """
     n = len(table)
     here = np.asarray(is_in(table))
@@ -88,9 +89,8 @@ def collect(table: pa.Table, kind: Kind, rules: TextRules) -> pa.Table:
     table = refuse_where(table, dropped, "text", "speech", told)
     tagless = by_tags & (np.asarray(pc.fill_null(pc.list_value_length(table["tags"]), 0)) == 0)
     silent = here & (tagless | np.array([text == [] for text in texts], bool))
-    return refuse_where(
-        table, silent, "text", "no_text", ["neither tags nor captions"] * int(silent.sum())
-    )
+    told = ["; ".join(filter(None, ("neither tags nor captions", columns_told)))]
+    return refuse_where(table, silent, "text", "no_text", told * int(silent.sum()))
 
 
 def unique_texts(tables: Iterable[pa.Table]) -> list[str]:

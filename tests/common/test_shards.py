@@ -1,16 +1,21 @@
-"""Parsing a sample: the short way for what the pipeline writes, the long way for all else."""
+"""Parsing a sample: the short way for what the pipeline writes, the long way for all else; and
+reading a Parquet table from memory."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common import shards
-from common.shards import parse_sample
+from common.schema import MANIFEST
+from common.shards import ShardDataset, parquet_table, parse_sample
 
 ID = "0f" * 16
 
@@ -96,3 +101,37 @@ def test_arrays_of_every_kind_come_back() -> None:
     for damaged in (b"", _npy(np.zeros((3, 4), "<i2"))[:-1], b"\x93NUMPY\x01\x00"):
         with pytest.raises((ValueError, EOFError)):
             shards._array(damaged)
+
+
+def _manifest(rows: int) -> pa.Table:
+    row = {
+        "sample_id": ID, "shard_key": "shards/0.tar", "prompts": ["a", None], "offset": 512,
+        "length": 1024, "start_s": 0.5,
+    }  # fmt: skip
+    return pa.Table.from_pylist([row, {}] * rows, schema=MANIFEST.with_metadata({"key": "value"}))
+
+
+@pytest.mark.parametrize("rows", [0, 7])
+def test_a_parquet_table_in_memory_is_what_pyarrow_reads(rows: int) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(_manifest(rows), buffer, row_group_size=3, compression="zstd")
+    found = parquet_table(buffer.getvalue())
+    expected = pq.read_table(pa.BufferReader(buffer.getvalue()))
+    assert found.equals(expected, check_metadata=True)
+    assert found.schema.metadata == {b"key": b"value"}
+    with pytest.raises((pa.ArrowException, OSError)):
+        parquet_table(buffer.getvalue()[:-1])
+
+
+def test_a_manifest_is_read_without_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their threads may hold its bytes until Python shuts down, which ends it with SIGABRT."""
+    pq.write_table(_manifest(2), tmp_path / "manifest.parquet")
+    (tmp_path / "summary.json").write_text("{}")
+
+    def made(*arguments: object, **options: object) -> None:
+        raise AssertionError("a dataset was made")
+
+    monkeypatch.setattr("pyarrow.parquet.core.ParquetDataset", made)
+    assert len(ShardDataset.open(tmp_path)) == 4

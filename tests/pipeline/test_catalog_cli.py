@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import AttuneError
+from common.storage import StorageError, Store
 from pipeline.cli import app
 
 
@@ -62,6 +63,49 @@ def test_show_explains_a_clip(recipe: str) -> None:
 
     (gone,) = json.loads(run("show", recipe, "--id", "gone.wav", "--json"))
     assert gone["outcome"] == "catalog: missing_audio" and gone["steps"] == []
+
+
+def test_show_tells_what_encoding_refused(recipe: str, finished: Path) -> None:
+    def page() -> dict[str, Any]:
+        (row,) = json.loads(run("show", recipe, "--id", "page.wav", "--json"))
+        assert row["prompts"] == ["broken page machine"]
+        return dict(row)
+
+    found = page()
+    assert found["outcome"] == "audio: unreadable"
+    assert found["detail"].startswith("refused while encoding: ")
+    assert "outcome    audio: unreadable\ndetail     refused while" in run(
+        "show", recipe, "--id", "page.wav"
+    )
+    for name in ("quarantine.parquet", "summary.json"):  # then the commits tell it
+        (finished / name).unlink()
+        assert page() == found
+    rows = json.loads(run("show", recipe, "--id", "tone_00.wav", "--json"))
+    assert [row["outcome"] for row in rows] == ["accepted", "text: speech"]
+    elsewhere = run("show", recipe, f"data_dir={finished}/none", "--id", "page.wav", "--json")
+    assert json.loads(elsewhere)[0]["outcome"] == "accepted"
+    assert not (finished / "none").exists()
+
+
+def test_show_goes_without_a_store_that_is_out_of_reach(
+    recipe: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(store: Store, key: str) -> bytes:
+        raise StorageError(f"{store.uri}/{key}: access denied")
+
+    monkeypatch.setattr(Store, "read", read)
+    result = CliRunner().invoke(app, ["catalog", "show", recipe, "--id", "page.wav", "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)[0]["outcome"] == "accepted"
+    assert result.stderr.startswith("note: not told what encoding refused: ")
+
+
+def test_columns_that_are_not_read_are_told_once(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,sentence\na.wav,A dog barks\nb.wav,Rain\n")
+    folder = f"pipeline.catalogs=[{{dataset: audiofolder, root: {tmp_path}, name: own}}]"
+    text = run("check", recipe, folder, "--no-audio")
+    assert "no_text 2" in text
+    assert text.count("columns: file_name, sentence; text is read from text, caption") == 1
 
 
 def test_mistakes_are_one_line(recipe: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,54 @@ def test_verify_fails_on_a_broken_shard_and_names_it(
     status, out, _ = pipeline("shards", "verify", "--config", recipe)
     assert status == 1
     assert f"shards/{tar.name}" in out and "problems" in out
+
+
+def test_what_was_refused_is_listed(
+    pipeline: Callable[..., tuple[int, str, str]],
+    write_recipe: Callable[..., Path],
+    finished: Path,
+) -> None:
+    recipe = str(write_recipe(finished))
+    command = ("status", "--config", recipe, "--refused")
+    rows = json.loads(pipeline(*command, "--json")[1])
+    assert {row["native_id"]: row["reason"] for row in rows if row["stage"] == "audio"} == {
+        "silent.wav": "silent", "short.wav": "too_short", "nan.wav": "non_finite",
+        "zero.wav": "empty_file", "page.wav": "unreadable", "cut.wav": "truncated",
+    }  # fmt: skip
+    assert [(row["native_id"], row["stage"], row["reason"]) for row in rows[6:]] == [
+        ("tone_00.wav", "text", "speech"),
+        ("tone_01.wav", "text", "empty_prompt"),
+        ("gone.wav", "catalog", "missing_audio"),
+        ("../outside.wav", "catalog", "outside_root"),
+    ]
+    assert rows[0].keys() == {
+        "sample_id", "dataset", "native_id", "source", "stage", "reason", "detail",
+    }  # fmt: skip
+    lines = pipeline(*command)[1].splitlines()
+    assert [line.split("  ")[:3] for line in lines[:-1]] == [
+        [row["dataset"], row["native_id"], f"{row['stage']}: {row['reason']}"] for row in rows
+    ]
+    (page,) = [row for row in rows if row["native_id"] == "page.wav"]
+    assert f"small  page.wav  audio: unreadable  {page['detail']}" in lines
+    assert lines[-1] == "6 refused while encoding, 4 while planning"
+
+    for name in ("quarantine.parquet", "summary.json"):  # then the commits tell it
+        (finished / name).unlink()
+        assert json.loads(pipeline(*command, "--json")[1]) == rows
+    (finished / "plan" / "rejects.parquet").unlink()
+    assert pipeline(*command)[1].endswith("\n6 refused while encoding, 0 while planning\n")
+    shutil.rmtree(finished / "commits")
+    assert pipeline(*command)[1] == "0 refused while encoding, 0 while planning\n"
+
+
+def test_a_run_says_where_its_refusals_are_named(
+    pipeline: Callable[..., tuple[int, str, str]],
+    write_recipe: Callable[..., Path],
+    finished: Path,
+) -> None:
+    (finished / "summary.json").unlink()
+    _, out, _ = pipeline("run", "--config", str(write_recipe(finished)))
+    assert out.splitlines()[-1] == (
+        "done: 24 clips, 0.01 h in 8 shards; 10 refused "
+        "(python -m pipeline status --refused names them)"
+    )

@@ -197,6 +197,10 @@ def test_mistakes_of_an_export(finished: Path, tiny_codec: Path, tmp_path: Path)
         export_audio(store, codec, "a", str(tmp_path))
     with pytest.raises(AttuneError, match="on this machine"):
         export_audio(store, codec, "a", "s3://bucket/a.wav")
+    for name in ("a.mp3", "a.flac", "a", "a.wav.bak"):
+        with pytest.raises(AttuneError, match=rf"/{name}: only wav is written.*ends with \.wav"):
+            export_audio(store, codec, "a", str(tmp_path / name))
+        assert not (tmp_path / name).exists()
     other = tmp_path / "codec"
     shutil.copytree(tiny_codec, other)
     settings = json.loads((other / "config.json").read_text())

@@ -217,6 +217,37 @@ def test_a_row_that_makes_no_clip_is_refused_without_an_id(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("metadata.csv", "file_name,sentence\na.wav,A dog barks.\nb.wav,Rain falls.\n"),
+        ("metadata.jsonl", '{"file_name": "a.wav", "sentence": "A dog barks."}\n'),
+        ("train/metadata.csv", "file_name;sentence;tags\na.wav;A dog barks.;\n"),
+    ],
+)
+def test_a_list_whose_text_is_in_no_column_that_is_read(
+    tmp_path: Path, name: str, rows: str
+) -> None:
+    """Its columns are told, and those that are read."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(rows)
+    for audio in ("a.wav", "b.wav"):
+        (path.parent / audio).touch()
+    has = "file_name, sentence, tags" if ";" in rows else "file_name, sentence"
+    told = (
+        f"neither tags nor captions; columns: {has}; text is read from text, caption, description "
+        "(also caption_1, ...), tags, keywords, labels, label"
+    )
+    with pytest.raises(AttuneError, match="catalog rows is usable: no_text") as error:
+        plan(AudioFolder(root=tmp_path))
+    assert str(error.value).count("sentence") == 1 and str(error.value).endswith(f": {told}")
+    rejects = plan(AudioFolder(root=tmp_path), Listed(outcomes=[clip(0)])).rejects
+    assert set(rejects["detail"].to_pylist()) == {told}
+    held = plan(AudioFolder(root=tmp_path, role="hold_out"), Listed(outcomes=[clip(0)]))
+    assert len(held.rejects) == 0  # which needs no text
+
+
+@pytest.mark.parametrize(
     ("row", "files"),
     [
         ("a.wav,Rain,ECD1", "a.wav b.wav"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pipeline
 from common.audio import REASONS
 from pipeline.catalogs import CATALOGS
+from pipeline.catalogs.audiofolder import AudioFolder
 
 README = (Path(pipeline.__file__).parent / "README.md").read_text()
 
@@ -21,3 +22,13 @@ def test_every_reason_and_every_catalog_is_documented() -> None:
     assert [reason for reason in sorted(told) if f"`{reason}`" not in README] == []
     names = [catalog.model_fields["dataset"].default for catalog in CATALOGS]
     assert [name for name in names if f"| `{name}` |" not in README] == []
+
+
+def test_every_column_of_a_folder_that_is_read_as_text_is_documented(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text("{}\n")
+    told = AudioFolder(root=tmp_path).text_columns().partition("text is read from ")[2]
+    names = re.findall(r"[a-z]+(?:_1)?", told.replace("also ", ""))
+    assert {"text", "caption_1", "labels", "label"} <= set(names)
+    row = re.search(r"^\| `audiofolder` \|.*$", README, re.M)
+    assert row is not None
+    assert [name for name in names if f"`{name}`" not in row[0]] == []

@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.config import Recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
-from pipeline.commit import canonical_json, commit_key
-from pipeline.status import read_status
+from pipeline.commit import canonical_json, commit_key, publish_shard
+from pipeline.finalize import finalize
+from pipeline.planfile import FrozenPlan
+from pipeline.status import read_refused, read_status
 from pipeline.textcache import PROMPTS
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -282,3 +285,18 @@ def test_the_command_has_a_line_for_each_stage(
         "finalize         2/44 committed  manifest not written yet",
         "poison           shard 000007: OSError: no",
     ]
+
+
+def test_a_run_of_which_every_clip_was_refused_says_where_they_are_named(
+    planned: tuple[FrozenPlan, Recipe],
+) -> None:
+    plan, recipe = planned
+    for shard, rows in plan.shards():
+        names = ("sample_id", "dataset", "native_id", "source")
+        told = {"stage": "audio", "reason": "missing", "detail": "gone"}
+        refused = [row | told for row in rows.select(names).to_pylist()]
+        publish_shard(plan.store, shard, plan.plan_hash, None, [], refused)
+    with pytest.raises(AttuneError, match=r"refused: missing 30; .*status --refused` names them"):
+        finalize(plan, recipe)
+    named = [row["native_id"] for row in read_refused(plan.store) if row["reason"] == "missing"]
+    assert sorted(named) == sorted(plan.table("plan")["native_id"].to_pylist())

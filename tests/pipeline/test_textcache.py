@@ -91,6 +91,19 @@ def test_another_plan_keeps_what_is_cached(tmp_path: Path) -> None:
     assert embed(other, other.assign_chunks(plan_of(["b"]), chunk_size=2)[0]) == 1
 
 
+def test_an_index_is_read_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their threads may hold its bytes until Python shuts down, which ends it with SIGABRT."""
+    cache = TextCache(open_store(tmp_path), "encoder")
+    assigned, _ = cache.assign_chunks(plan_of(["a"]), chunk_size=2)
+    embed(cache, assigned)
+
+    def made(*arguments: object, **options: object) -> None:
+        raise AssertionError("a dataset was made")
+
+    monkeypatch.setattr("pyarrow.parquet.core.ParquetDataset", made)
+    assert cache.find({"a": assigned["chunk"][0].as_py()}).keys() == {"a"}
+
+
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     cache = TextCache(open_store(tmp_path), "encoder")
     assigned, _ = cache.assign_chunks(plan_of(["a"]), chunk_size=2)
