@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +92,7 @@ def evaluate(
     from training.evaluation.evaluate import evaluate as measure
     from training.evaluation.generated_set import generate_set
     from training.evaluation.weights import default_weights
+    from training.lm.outputs import check_folder
 
     if not reference:
         raise AttuneError("--reference is missing: a folder of real clips, or of shards")
@@ -105,11 +107,19 @@ def evaluate(
     else:
         real = read_reference(reference, split)
     console = Console(stderr=True)
+    embeddings = cache or default_cache()
+    check_folder(embeddings, "--cache")
+    if out:
+        check_folder(out)
     folders: list[Path] = []
     for path in (target, against):
         if path is None:
             continue
         if not path.exists() and recipe is not None:  # a run by its name
+            if not (Path(recipe.run_dir) / path).is_dir():
+                raise AttuneError(
+                    f"{path}: neither a folder of clips nor a run in {recipe.run_dir}; name one"
+                )
             path = Path(recipe.run_dir) / path
         if latest_checkpoint(path) is not None:
             if recipe is None:
@@ -122,22 +132,29 @@ def evaluate(
             )
         folders.append(path)
     result = out or folders[0] / "evaluation"
+    if folders[0].is_dir():
+        check_folder(result)
     settings = Settings(
         weights or default_weights(),
-        cache or default_cache(),
+        embeddings,
         codec or (recipe.codec.path if recipe else Settings.codec),
         framing,
         loudness,
         device=device,
     )
     found = measure(folders[0], folders[1] if against else None, real, settings, result, console)
+    for kind, refused in found["unusable"].items():
+        for name, reason in refused.items():
+            print(f"left out of {kind}: {name}: {reason}", file=sys.stderr)
     if as_json:
         print_json(found)
         return
     for name, row in found["metrics"].items():
         known = row["low"] is not None
         interval = f"[{row['low']:.4g}, {row['high']:.4g}]" if known else "too few for an interval"
-        print(f"{name:22s} {row['value']:.4g}  {interval}  N = {row['clips']}")
+        clusters = row.get("clusters", row["clips"])
+        within = "" if clusters == row["clips"] else f" in {clusters} clusters"
+        print(f"{name:22s} {row['value']:.4g}  {interval}  N = {row['clips']}{within}")
     for name, row in found.get("comparison", {}).get("differences", {}).items():
         verdict = f"{row['better']} is better" if row["more_than_noise"] else "no more than noise"
         print(f"{name:22s} {row['value']:+.4g}  [{row['low']:+.4g}, {row['high']:+.4g}]  {verdict}")

@@ -187,19 +187,21 @@ def report_command(folder: StudyArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(figures)
         return
-    found = figures["preference"]
+    found, votes = figures["preference"], figures["majorities"]
     for side in ("a", "b"):
-        row = found[side]
+        row, drawn = found[side], figures["by_prompt"][side]
+        known = drawn["low"] is not None
+        interval = f" [{drawn['low']:.1%}, {drawn['high']:.1%}]" if known else ""
         print(
-            f"{side.upper()}: {figures[side]}  {row['share']:.1%} [{row['low']:.1%}, "
-            f"{row['high']:.1%}]  {row['hits']} of {row['n']} answers"
+            f"{side.upper()}: {figures[side]}  {row['share']:.1%}{interval}  {row['hits']} of "
+            f"{row['n']} answers; most raters' choice for {votes[side]} prompts"
         )
     kappa = figures["agreement"]
     agreement = f"undefined, {kappa['why']}" if kappa["value"] is None else f"{kappa['value']:.3f}"
     left = figures["sides"]["left_chosen"]
     print(
-        f"exact binomial p = {found['a']['p_value']:.2g}; by prompt p = "
-        f"{figures['majorities']['p_value']:.2g}; Fleiss' kappa {agreement}; left chosen "
+        f"sign test by prompt p = {votes['p_value']:.2g} (if answers were independent "
+        f"{found['a']['p_value']:.2g}); Fleiss' kappa {agreement}; left chosen "
         f"{left['share']:.1%} (p = {left['p_value']:.2g})"
     )
     print(f"\n{figures['table_4']}\n\n{folder / 'report' / 'report.html'}")

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from common.config import Recipe
-from common.shards import ShardDataset
+from common.shards import ShardDataset, parquet_table
 from training.evaluation import page
 from training.evaluation.agreement import Agreement, SoundJudge
 from training.evaluation.clips import LabelledClip, ModelResult, Wave, without_verdicts
@@ -42,7 +39,7 @@ def data_section(recipe: Recipe, dataset: ShardDataset) -> str:
     refused = []
     for key in ("plan/rejects.parquet", "quarantine.parquet"):
         try:
-            refused += pq.read_table(pa.BufferReader(dataset.store.read(key))).to_pylist()
+            refused += parquet_table(dataset.store.read(key)).to_pylist()
         except FileNotFoundError:
             continue
     counts = Counter((row["dataset"], row["stage"], row["reason"]) for row in refused)

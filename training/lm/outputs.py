@@ -106,8 +106,11 @@ def _prompt(path: Path, line: int, row: dict[str, Any]) -> Prompt:
     return Prompt(text.strip(), number, name)
 
 
-def check_folder(folder: Path) -> None:
-    """Make a folder for clips, if need be, and see that files can be written into it.
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """Make a folder, if need be, and see that files can be written into it.
+
+    Args:
+        option: that names it.
 
     Raises:
         AttuneError: they cannot.
@@ -117,7 +120,7 @@ def check_folder(folder: Path) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise AttuneError(f"--out {folder}: cannot be written: {error}") from error
+        raise AttuneError(f"{option} {folder}: cannot be written: {error}") from error
 
 
 def find_place(folder: Path, name: str, facts: dict[str, Any], kind: Format) -> tuple[Path, bool]:

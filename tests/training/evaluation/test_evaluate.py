@@ -555,3 +555,24 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, tiny_codec: Path):
     soundfile.write(lone / "x.wav", np.full(100, np.nan), RATE, "FLOAT")
     with pytest.raises(AudioError, match="non_finite"):
         load_clip(SetClip("x", str(lone / "x.wav")), None)
+
+
+def test_what_is_left_out_and_what_cannot_be_written_is_told(tmp_path: Path, tiny_root: Path):
+    made = _generated(tmp_path / "made", range(3), 0.0)
+    (made / "broken.wav").write_bytes(b"no sound")
+    real = _real(tmp_path / "real", range(3))
+    caches = ["--cache", str(tmp_path / "cache"), "--weights", str(tmp_path / "none")]
+    arguments = ["evaluate", str(made), "--reference", str(real), *caches]
+    told = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "left out of clips: broken.wav: " in told.stderr
+    assert "N = 12" in told.stdout
+    file = tmp_path / "file"
+    file.touch()
+    for option in ("--out", "--cache"):
+        with pytest.raises(AttuneError, match=rf"{option} .*file/x: cannot be written"):
+            options = [*arguments, option, str(file / "x")]
+            CliRunner().invoke(app, options, catch_exceptions=False)
+    config = ["--config", str(tiny_root / "recipe.yaml")]
+    with pytest.raises(AttuneError, match="lm-x: neither a folder of clips nor a run in"):
+        options = ["evaluate", "lm-x", *arguments[2:], *config]
+        CliRunner().invoke(app, options, catch_exceptions=False)
