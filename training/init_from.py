@@ -23,8 +23,8 @@ _HEAD = "contrastive."
 def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], world: World) -> None:
     """Load the averaged weights of a run's newest checkpoint, or of the checkpoint named.
 
-    Another codec or text encoder of the same shape is allowed, with a warning: its codes or states
-    mean something else.
+    Another codec or text encoder of the same shape, or another form of prompts, is allowed, with a
+    warning: codes, states or prompts mean something else.
 
     Args:
         model: whole, before it is spread over processes.
@@ -54,11 +54,17 @@ def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], worl
     model.load_state_dict(weights | fresh)
     if not world.is_first:
         return
-    for key, what in (("codec_id", "codec"), ("text_encoder_id", "text encoder")):
-        if description[key] != summary[key]:
+    # Older models and shards do not tell their form of prompts.
+    there, here = ({"prompt_policy": "lemmas"} | told for told in (description, summary))
+    for key, what, remedy in (
+        ("codec_id", "codec", ""),
+        ("text_encoder_id", "text encoder", ""),
+        ("prompt_policy", "prompts by policy", " (pipeline.text.policy)"),
+    ):
+        if there[key] != here[key]:
             print(
-                f"warning: lm.init_from {checkpoint} was trained with {what} {description[key]}, "
-                f"the shards were made with {summary[key]}",
+                f"warning: lm.init_from {checkpoint} was trained with {what} {there[key]}, "
+                f"the shards were made with {here[key]}{remedy}",
                 file=sys.stderr,
             )
     print(f"begins with the weights of {checkpoint} (step {description['step']})", flush=True)

@@ -6,8 +6,12 @@ text encoder and its shards lie.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,43 @@ _MAY_CHANGE = {
 """Keys that do not decide what is trained, beyond rounding."""
 
 
+@contextmanager
+def writing(folder: Path, key: str) -> Iterator[None]:
+    """Around work on the files of a folder that `key` of the recipe names.
+
+    Raises:
+        AttuneError: it cannot be made, or written into.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise AttuneError(
+            f"{key}: {folder} cannot be written: {error.strerror}{where}; name another folder, or "
+            "put that right and rerun the same command"
+        ) from error
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Know before the work whether its folder can be made, or written into; nothing is made.
+
+    Raises:
+        AttuneError: it cannot, as far as can be told without trying.
+    """
+    with writing(folder, key):
+        there = folder
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            reason = errno.ENOTDIR
+        elif not os.access(there, os.W_OK | os.X_OK):
+            read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+            reason = errno.EROFS if read_only else errno.EACCES
+        else:
+            return
+        raise OSError(reason, os.strerror(reason), str(there))
+
+
 def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list[Path]:
     """Make the folder this run's, and find the checkpoints to go on from, newest first.
 
@@ -53,7 +94,7 @@ def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list
         fresh: delete what the run has so far.
 
     Raises:
-        AttuneError: the run was started with another config.
+        AttuneError: the run was started with another config, or the folder cannot be written.
     """
     return on_first(lambda: _claim(run, started, fresh), world)  # all wait for the first
 
@@ -79,16 +120,17 @@ def recorded_precision(run: Path, world: World, fresh: bool) -> str | None:
 def _claim(run: Path, started: dict[str, Any], fresh: bool) -> list[Path]:
     path = run / "config.json"
     _refuse_imported(path, run)
-    if fresh:
-        for part in ("checkpoints", "tb", "samples"):
-            shutil.rmtree(run / part, ignore_errors=True)
-        for name in ("latest", "best", "log.jsonl", "config.json"):
-            (run / name).unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
-    found = candidates(run)
-    if path.is_file() and found:
-        _check_same(_read(path), started, run)
-    write_atomically(path, json.dumps(started, indent=2) + "\n")
+    with writing(run, "run_dir"):
+        if fresh:
+            for part in ("checkpoints", "tb", "samples"):
+                shutil.rmtree(run / part, ignore_errors=True)
+            for name in ("latest", "best", "log.jsonl", "config.json"):
+                (run / name).unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+        found = candidates(run)
+        if path.is_file() and found:
+            _check_same(_read(path), started, run)
+        write_atomically(path, json.dumps(started, indent=2) + "\n")
     return found
 
 
@@ -161,13 +203,25 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    for key, old in _flat(before).items():
-        new = _flat(now).get(key)
-        if old != new and key not in _MAY_CHANGE and not key.startswith("recipe."):
-            raise AttuneError(
-                f"run {run} was started with {key} = {old!r}, now it is {new!r}; name another run "
-                "(lm.run=...) or start this one over with --fresh"
-            )
+    flat = _flat(now)
+    differing = [
+        (key, old, flat.get(key))
+        for key, old in _flat(before).items()
+        if old != flat.get(key) and key not in _MAY_CHANGE and not key.startswith("recipe.")
+    ]
+    if not differing:
+        return
+    key, old, new = differing[0]
+    remedy = "name another run (lm.run=...)"
+    if [name for name, *_ in differing] == ["lm.steps"]:
+        remedy = (
+            "learning rates follow from lm.steps, so its weights go on in another run with a "
+            f"schedule of its own (lm.run=NAME lm.init_from={run})"
+        )
+    raise AttuneError(
+        f"run {run} was started with {key} = {old!r}, now it is {new!r}; {remedy} or start this "
+        "one over with --fresh"
+    )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

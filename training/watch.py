@@ -36,7 +36,7 @@ def read_status(run: Path, now: float | None = None) -> dict[str, Any]:
         if "imported" in config:
             raise AttuneError(f"{run}: holds an imported model, which was not trained here")
         steps = int(config["lm"]["steps"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         runs = sorted(path.parent.name for path in run.parent.glob("*/config.json"))
         there = f"; there are {', '.join(runs)}" if runs else ""
         raise AttuneError(f"{run}: no run there (no config.json){there}") from None

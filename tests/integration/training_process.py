@@ -75,16 +75,12 @@ def held(step: int, program: list[str]) -> list[str]:
     return [program[0], script, str(step), *program[3:]]
 
 
-def wait_for_step(process: subprocess.Popen[str], run: Path, step: int, log_size: int = 0) -> None:
-    """Until the run's log has a row of that step, or of a later one.
-
-    Args:
-        log_size: of the log before the start, where rows of an earlier start stay in it.
-    """
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Until the run's log has a row of that step, or of a later one."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         log = run / "log.jsonl"
-        new = log.read_bytes()[log_size:].decode() if log.is_file() else ""
+        new = log.read_text() if log.is_file() else ""
         whole = new[: new.rfind("\n") + 1].splitlines()  # the last row may be half written
         if whole and json.loads(whole[-1])["step"] >= step:
             return

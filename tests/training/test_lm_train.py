@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
 from common.config import load_recipe
 from common.errors import AttuneError
@@ -22,6 +24,7 @@ from common.shards import ShardDataset
 from training import step as step_module
 from training import train as training
 from training.checkpoint import Checkpointer, load_for_inference
+from training.cli import app
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
 from training.distributed import World, start
@@ -244,8 +247,48 @@ def test_a_run_goes_on_under_its_own_config_only(tiny_root: Path, tmp_path: Path
     _train(tiny_root, tmp_path)
     with pytest.raises(AttuneError, match=r"was started with lm\.rr\.weight = 3\.0, now it is 1"):
         _train(tiny_root, tmp_path, "lm.rr.weight=1")
+    with pytest.raises(AttuneError, match="name another run") as refused:
+        _train(tiny_root, tmp_path, "lm.rr.weight=1", "lm.steps=14")
+    assert "init_from" not in str(refused.value)
     rows = _train(tiny_root, tmp_path, "lm.rr.weight=1", "lm.steps=6", fresh=True)
     assert [row["step"] for row in rows] == list(range(1, 7))
+
+
+def test_a_finished_run_goes_on_as_another_one(tiny_root: Path, tmp_path: Path) -> None:
+    _train(tiny_root, tmp_path)
+    with pytest.raises(AttuneError, match=r"lm\.steps = 12, now it is 14; learning rates") as told:
+        _train(tiny_root, tmp_path, "lm.steps=14")
+    found = re.search(r"lm\.run=NAME (lm\.init_from=\S+)\)", str(told.value))
+    assert found
+    rows = _train(tiny_root, tmp_path, "lm.run=longer", found[1], "lm.steps=14")
+    assert rows[-1]["step"] == 14
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    below = f"run_dir={tmp_path}/file/below"
+    with pytest.raises(AttuneError, match=r"^run_dir: .*below/lm cannot be .*: Not a directory \("):
+        _train(tiny_root, tmp_path, below)
+    command = ["lm", "--config", str(tiny_root / "recipe.yaml")]
+
+    def ends(*arguments: str) -> str:
+        return str(CliRunner().invoke(app, [*command, *arguments]).exception)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.train.ShardDataset", None)  # not reached
+        assert "Not a directory" in ends(below, f"lm.init_from={tmp_path}")
+        patch.setattr("os.access", lambda path, mode: False)
+        assert "Permission denied" in ends(f"run_dir={tmp_path}/closed")
+        assert "no run there" in ends("--status", below)
+
+    def refuse(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("training.run_folder.write_atomically", refuse)  # what only trying tells
+    with pytest.raises(AttuneError, match=r"^run_dir: .*lm cannot be written: Permission denied"):
+        _train(tiny_root, tmp_path)
 
 
 def test_local_rr_needs_two_clips_per_process(

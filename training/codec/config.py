@@ -92,10 +92,10 @@ class CodecTrainingConfig(Section):
 
     out: str
     """Folder of the finished codec; the run's checkpoints and logs lie in `OUT.run`."""
-    audio: tuple[str, ...]
+    audio: tuple[str, ...] = Field(min_length=1)
     """Folders searched for audio files with everything below them, patterns of files, or plans
     (`DATA_DIR/plan/plan.parquet`, of which the clips of split `train` are taken)."""
-    validation: tuple[str, ...]
+    validation: tuple[str, ...] = Field(min_length=1)
     """The same for whole clips that are never trained on; of plans, the clips of split `valid`."""
     reading: Literal["stream", "memory"] = "stream"
     """`stream` decodes each segment when it is drawn; `memory` decodes everything at the start,

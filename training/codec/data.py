@@ -120,6 +120,30 @@ class ClipsOnDisk:
         return wav
 
 
+def stated_lengths(clips: ClipsOnDisk, workers: int) -> list[float | None]:
+    """Seconds of each clip as its plan or its file's header has them; None where neither tells.
+
+    Args:
+        workers: threads.
+
+    Raises:
+        AttuneError: a disk or store that fails.
+    """
+
+    def stated(clip: int) -> float | None:
+        uri, first, end = clips.source(clip)
+        if end is None:
+            try:
+                with opened(uri) as (file, _):
+                    end = stated_length_s(file)
+            except AudioError:
+                return None
+        return None if end is None else max(0.0, end - first)
+
+    with _readers(workers) as pool:
+        return list(pool.map(stated, range(len(clips))))
+
+
 class ClipsInMemory:
     """Clips decoded once, at the start.
 

@@ -24,6 +24,7 @@ from training.codec.validation import Validation
 from training.distributed import World, on_first
 from training.modes import as_any_file
 from training.progress import read_log, trim_log
+from training.run_folder import check_writable, writing
 
 EXECUTION_ONLY = {
     "out", "threads", "workers", "prefetch", "log_every", "checkpoint_every",
@@ -32,10 +33,24 @@ EXECUTION_ONLY = {
 """Keys that may change when a run goes on: they do not decide what is learnt."""
 
 
-def finished(out: Path, run: Path, settings: dict[str, Any]) -> bool:
-    """Whether this very codec is done; one made with other settings is never overwritten."""
-    if not (out / "model.safetensors").is_file():
+def run_folder(out: Path) -> Path:
+    """Where the run of the codec in `out` keeps its checkpoints and log."""
+    return out.with_name(out.name + ".run") if out.name else out
+
+
+def finished(out: Path, run: Path, settings: dict[str, Any], fresh: bool) -> bool:
+    """Whether this very codec is done; one made with other settings is never overwritten.
+
+    Raises:
+        AttuneError: another one is there, or one that `fresh` would have to remove.
+    """
+    if not os.path.isfile(out / "model.safetensors"):
         return False
+    if fresh:
+        raise AttuneError(
+            f"codec_training.out {out} holds a finished codec, which --fresh does not remove; name "
+            "another folder or remove it"
+        )
     claimed = run / "config.json"
     if claimed.is_file() and _read_settings(claimed) == json.loads(json.dumps(settings)):
         return True
@@ -45,19 +60,26 @@ def finished(out: Path, run: Path, settings: dict[str, Any]) -> bool:
     )
 
 
-def recorded(run: Path, world: World) -> dict[str, Any]:
+def recorded(run: Path, world: World, fresh: bool) -> dict[str, Any]:
     """The settings that a run which can go on was begun with; empty if it begins."""
 
     def read() -> dict[str, Any]:
         path = run / "config.json"
-        found = _read_settings(path) if path.is_file() and _has_saved(run) else {}
+        goes_on = not fresh and os.path.isfile(path) and _has_saved(run)
+        found = _read_settings(path) if goes_on else {}
         return found if isinstance(found, dict) else {}
 
     return on_first(read, world)
 
 
-def check_free(out: Path) -> None:
-    """The finished folder is renamed to `out`: better to know now that this will succeed."""
+def check_free(out: Path, run: Path) -> None:
+    """The finished folder is renamed to `out`: better to know now that this will succeed.
+
+    Raises:
+        AttuneError: something else is there, or nothing can be written there.
+    """
+    for folder in (out.parent, run):
+        check_writable(folder, "codec_training.out")
     empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
     if not out.name or (os.path.lexists(out) and not empty):
         raise AttuneError(
@@ -78,27 +100,35 @@ def _has_saved(run: Path) -> bool:
     return any((run / name).is_file() for name in (CHECKPOINT, "validation.json"))
 
 
-def claim(run: Path, settings: dict[str, Any]) -> None:
+def claim(run: Path, settings: dict[str, Any], fresh: bool) -> None:
     """Write the run's configuration down; once something was saved, check that it is the same.
 
+    Args:
+        fresh: remove what was saved first.
+
     Raises:
-        AttuneError: it is another one.
+        AttuneError: it is another one, or cannot be written.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / "config.json"
-    wanted = json.loads(json.dumps(settings))
-    if path.is_file() and _has_saved(run):
-        found = _read_settings(path)
-        differs = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
-        if differs:
-            raise AttuneError(
-                f"{run} was begun with another configuration ({', '.join(differs)} differ); name "
-                "another codec_training.out or remove the folder"
-            )
-        return
-    # Rows of a run that ended before its first checkpoint: all of its steps are taken anew.
-    (run / "log.jsonl").unlink(missing_ok=True)
-    path.write_text(json.dumps(wanted, indent=2) + "\n")
+    with writing(run, "codec_training.out"):
+        if fresh:
+            shutil.rmtree(run / "tb", ignore_errors=True)
+            for name in (CHECKPOINT, "validation.json", "config.json"):
+                (run / name).unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+        path = run / "config.json"
+        wanted = json.loads(json.dumps(settings))
+        if path.is_file() and _has_saved(run):
+            found = _read_settings(path)
+            differs = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
+            if differs:
+                raise AttuneError(
+                    f"{run} was begun with another configuration ({', '.join(differs)} differ); "
+                    "name another codec_training.out or start this one over with --fresh"
+                )
+            return
+        # Rows of a run that ended before its first checkpoint: all of its steps are taken anew.
+        (run / "log.jsonl").unlink(missing_ok=True)
+        path.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
 class CodecLog:

@@ -50,6 +50,11 @@ def _files(entry: str) -> pa.Table:
         found = Path(entry).rglob("*")
     elif glob.has_magic(entry):
         found = map(Path, glob.iglob(entry))
+    elif Path(entry).is_file():
+        raise AttuneError(
+            f"codec training: {entry}: is a file; name a folder of audio, a pattern of files "
+            "(audio/*.wav) or a plan (plan.parquet)"
+        )
     else:
         raise AttuneError(f"codec training: {entry}: no such folder of audio")
     names = sorted(str(path) for path in found if path.suffix.lower() in SUFFIXES)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -27,6 +28,7 @@ from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.data import Clips, ClipsInMemory, ClipsOnDisk, SegmentLoader, held_out_clips
 from training.codec.losses import MultiScaleMelLoss, shortest_input
+from training.codec.preflight import preflight
 from training.codec.quantizer import ResidualQuantizerTrainer, usage
 from training.codec.run_files import (
     EXECUTION_ONLY,
@@ -35,6 +37,7 @@ from training.codec.run_files import (
     claim,
     finished,
     recorded,
+    run_folder,
     save_codec,
 )
 from training.codec.sources import audio_sources
@@ -47,7 +50,7 @@ from training.codec.state import (
 )
 from training.codec.step import CodecStep, Outcome
 from training.codec.validation import Validation, validate
-from training.distributed import World, on_first, start, sum_on_host
+from training.distributed import World, on_first, start, sum_on_host, wait_patiently
 from training.precision import settle
 from training.signals import StopSignals
 
@@ -57,52 +60,54 @@ def train_codec(
     config: CodecTrainingConfig,
     console: Console,
     stop: StopSignals | None = None,
+    *,
+    fresh: bool = False,
+    dry_run: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Train, or go on training, the codec of a recipe.
 
     Args:
         stop: signals that end the run early, with a checkpoint.
+        fresh: delete what an unfinished run has so far and start over.
+        dry_run: hears what the run would take (`preflight`); nothing else is done then.
 
     Returns:
         The folder of the finished codec: config.json, model.safetensors, README.md (model card),
         report.html.
 
     Raises:
-        AttuneError: unusable audio, a folder that holds something else, a run folder made with
-            another configuration, losses that are not finite, or a collapsed codebook.
+        AttuneError: unusable audio, a folder that holds something else or cannot be written, a run
+            folder made with another configuration, losses that are not finite, or a collapsed
+            codebook.
         Stopped: a signal came.
     """
     # 1. Where it goes, and on which processes.
     out = Path(config.out)
-    run = out.with_name(out.name + ".run") if out.name else out
+    run = run_folder(out)
     world = start(config.threads)
     if config.batch_size % world.size:
         raise AttuneError(
             f"codec_training.batch_size {config.batch_size} cannot be shared by {world.size} "
             "processes"
         )
-    before, automatic = recorded(run, world), _automatic(config)
+    before, automatic = recorded(run, world, fresh), _automatic(config)
     config = _settle(config, before, world)
     settings = _settings(recipe, config)
     exact_float32(world.device)
     if not world.is_first:
         console = Console(quiet=True)
-    if finished(out, run, settings):
+    done_before = finished(out, run, settings, fresh)
+    if done_before and not dry_run:
         console.print(f"codec in {out} is finished; kept ({codec_identity(str(out))})")
         return out
-    check_free(out)
+    if not done_before:
+        on_first(lambda: check_free(out, run), world)
     segment = _segment_samples(recipe, config)
     if world.device.type == "cpu":
         keep_freed_memory()
 
-    # 2. Audio.
-    clips, held_out = _open_audio(recipe, config, world, console)
-    loader = SegmentLoader(
-        clips, segment, config.batch_size, recipe.seed,
-        world.rank, world.size, config.workers, config.prefetch,
-    )  # fmt: skip
-
-    # 3. Codec, discriminator, and where the run stopped.
+    # 2. Which audio; codec and discriminator.
+    on_disk, whole = _find_audio(recipe, config)
     state = CodecState(config, recipe.sample_rate, recipe.seed, world.device)
     model = state.model
     quantizer = ResidualQuantizerTrainer(
@@ -119,7 +124,19 @@ def train_codec(
             console.print(told, soft_wrap=True)
             config = _with_precision(config, key, "fp32")
     step_fn.config, settings = config, _settings(recipe, config)
-    on_first(lambda: claim(run, settings), world)  # all wait for the first
+    if dry_run:
+        if world.is_first:
+            dry_run(preflight(state, on_disk, whole, config, world, run, done_before))
+        wait_patiently(world)
+        return out
+
+    # 3. Audio, and where the run stopped.
+    clips, held_out = _open_audio(on_disk, whole, recipe, config, world, console)
+    loader = SegmentLoader(
+        clips, segment, config.batch_size, recipe.seed,
+        world.rank, world.size, config.workers, config.prefetch,
+    )  # fmt: skip
+    on_first(lambda: claim(run, settings, fresh), world)  # all wait for the first
     done = load_checkpoint(run, state)
     judge = _size(state.discriminator) if state.discriminator else "no"
     console.print(
@@ -254,12 +271,31 @@ def _segment_samples(recipe: Recipe, config: CodecTrainingConfig) -> int:
     return segment
 
 
+def _find_audio(recipe: Recipe, config: CodecTrainingConfig) -> tuple[ClipsOnDisk, ClipsOnDisk]:
+    """What is there to be trained on, and to be held out."""
+    try:
+        train = audio_sources(config.audio, "train")
+        valid = audio_sources(config.validation, "valid")
+    except AttuneError as error:
+        if recipe.root or "root" not in recipe.model_fields_set:
+            raise
+        raise AttuneError(
+            f"{error}; the recipe's root is empty: give a path (root=/path on the command line) or "
+            "set the variable that the recipe takes it from"
+        ) from error
+    return ClipsOnDisk(train, recipe.sample_rate), ClipsOnDisk(valid, recipe.sample_rate)
+
+
 def _open_audio(
-    recipe: Recipe, config: CodecTrainingConfig, world: World, console: Console
+    on_disk: ClipsOnDisk,
+    whole: ClipsOnDisk,
+    recipe: Recipe,
+    config: CodecTrainingConfig,
+    world: World,
+    console: Console,
 ) -> tuple[Clips, ClipsInMemory]:
     """What is trained on, and this process's part of what is held out."""
     rate = recipe.sample_rate
-    on_disk = ClipsOnDisk(audio_sources(config.audio, "train"), rate)
     clips: ClipsOnDisk | ClipsInMemory = on_disk
     told = f"{len(on_disk)} clips, read as they are drawn"
     if config.reading == "memory":
@@ -272,7 +308,6 @@ def _open_audio(
                 f"codec training: no usable audio in {', '.join(config.audio)}: refused "
                 f"{dict(clips.refused)}"
             )
-    whole = ClipsOnDisk(audio_sources(config.validation, "valid"), rate)
     held_out = held_out_clips(
         whole, config.valid_clips, config.valid_max_s, config.workers, world.rank, world.size,
         shortest_input(config.mel_windows),

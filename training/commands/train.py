@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,18 +21,22 @@ if TYPE_CHECKING:
     from training.signals import StopSignals
 
 
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the run would take, and stop.")
+]
+StatusOption = Annotated[
+    bool, typer.Option("--status", help="Say where the run stands, also while it trains.")
+]
+
+
 def lm(
     config: ConfigOption,
     overrides: OverridesArgument = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what this run has and start over.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the run would take, and stop.")
-    ] = False,
-    status: Annotated[
-        bool, typer.Option("--status", help="Say where the run stands, also while it trains.")
-    ] = False,
+    dry_run: DryRunOption = False,
+    status: StatusOption = False,
     curves: Annotated[
         Path | None, typer.Option("--curves", help="Draw the run's curves into this PNG.")
     ] = None,
@@ -47,7 +53,9 @@ def lm(
     if status or curves:
         _look(load_recipe(config, overrides or []), status, curves, against or [], as_json)
         return
+    from training.config import LMConfig
     from training.preflight import Preflight
+    from training.run_folder import check_writable
     from training.train import train
 
     def tell(estimate: Preflight) -> None:
@@ -60,6 +68,8 @@ def lm(
     if as_json and not dry_run:
         raise AttuneError("--json goes with --dry-run or --status")
     recipe = load_recipe(config, overrides or [])
+    if not dry_run and os.environ.get("RANK", "0") == "0":  # the first process tells it
+        check_writable(Path(recipe.run_dir) / recipe.section("lm", LMConfig).run, "run_dir")
     with _resumable(recipe) as stop:
         train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop, profile=profile)
 
@@ -105,13 +115,41 @@ def _look(
             print(curves)
 
 
-def codec(config: ConfigOption, overrides: OverridesArgument = None) -> None:
+def codec(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Delete what an unfinished run has and start over."),
+    ] = False,
+    dry_run: DryRunOption = False,
+    status: StatusOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Train EnCodec from scratch (under torchrun: on all its processes); goes on where it
     stopped."""
     from training.codec.config import CodecTrainingConfig
+    from training.codec.preflight import preflight_lines
+    from training.codec.run_files import run_folder
     from training.codec.train import train_codec
+    from training.codec.watch import read_status, status_lines
 
+    if as_json and not (dry_run or status):
+        raise AttuneError("--json goes with --dry-run or --status")
     recipe = load_recipe(config, overrides or [])
     section = recipe.section("codec_training", CodecTrainingConfig)
+
+    def tell(found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]]) -> None:
+        if as_json:
+            print_json(found)
+        else:
+            print(*lines(found), sep="\n")
+
+    if status:
+        out = Path(section.out)
+        tell(read_status(out, run_folder(out)), status_lines)
+        return
+    estimate = partial(tell, lines=preflight_lines) if dry_run else None
     with _resumable(recipe) as stop:
-        train_codec(recipe, section, Console(), stop)
+        console = Console(quiet=as_json)
+        train_codec(recipe, section, console, stop, fresh=fresh, dry_run=estimate)

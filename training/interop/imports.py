@@ -39,6 +39,8 @@ _LONGEST_S = 30.0
 """MusicGen's training segments; where a folder does not say otherwise."""
 _MAX_TOKENS = 512
 """T5's training length, the bound where a tokenizer states none or more."""
+_FINE_TUNING = {"batch_size": 16, "steps": 2000, "optim": {"lr": 3e-5, "warmup": 100}}
+"""Of the recipe, where the defaults would train from the beginning for days."""
 _VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json")
 
 
@@ -314,17 +316,21 @@ def _recipe_text(
                 "ff_mult": arch.ff_mult,
             },
             "segment_s": float(description["segment_s"]),
+            **_FINE_TUNING,
         },
         "sampling": sampling,
+        "pipeline": {"text": {"policy": description["prompt_policy"]}},
     }
     text = yaml.safe_dump(head | tree, sort_keys=False, allow_unicode=True)
     return (
         f"# Imported from {' '.join(origin.split())}.\n#\n"
         f"#   python -m training generate --config {to}/recipe.yaml --prompt ...\n#\n"
-        "# To fine-tune it, make shards with this codec and text encoder (a `pipeline` section, or "
-        "data_dir=...),\n# and train under another name from these weights:\n#\n"
+        "# To fine-tune it, make shards with this codec and text encoder (add `catalogs` to "
+        "`pipeline`, or data_dir=...),\n# and train under another name from these weights:\n#\n"
         f"#   python -m training lm --config {to}/recipe.yaml lm.run=fine-tuned "
-        f"lm.init_from={to}/{RUN}\n{text}"
+        f"lm.init_from={to}/{RUN}\n#\n"
+        "# `policy` keeps prompts in the form that the model knows; batch, steps and learning rate "
+        f"are for some hours\n# of audio, and `--dry-run` says what they take.\n{text}"
     )
 
 

@@ -73,6 +73,7 @@ def test_what_names_no_audio_is_told(folder: Path, tmp_path: Path):
     for entry, message in (
         (f"{tmp_path}/empty", "no audio files, so no usable audio"),
         (f"{tmp_path}/nowhere", "no such folder"),
+        (str(folder / "0.wav"), r"is a file; name a folder of audio, a pattern .* or a plan"),
         (str(other), "is no plan"),
         (f"{tmp_path}/torn.parquet", "cannot be read as a plan"),
         (f"{tmp_path}/gone.parquet", "cannot be read as a plan"),

@@ -396,6 +396,35 @@ def test_what_stands_in_the_way_shows_before_training(recipe_file: Path, tmp_pat
     assert not (tmp_path / "codec.run").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_audio_is_read(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir()
+    locked = f"codec_training.out={tmp_path}/locked/codec"
+
+    def refuse(self: Path, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codec_train, "ClipsInMemory", None)  # not reached
+        with pytest.raises(
+            AttuneError, match=r"^codec_training\.out: .*file.*: Not a directory \("
+        ):
+            _train(recipe_file, f"codec_training.out={tmp_path}/file/below/codec")
+        patch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / "locked")
+        for begun in (False, True):  # nothing can be made beside it, though it could go on
+            if begun:
+                (tmp_path / "locked" / "codec.run").mkdir()
+            with pytest.raises(AttuneError, match=r"^codec_training\.out: .*Permission denied \("):
+                _train(recipe_file, locked)
+    with monkeypatch.context() as patch:  # what only trying tells
+        patch.setattr(Path, "mkdir", refuse)
+        with pytest.raises(AttuneError, match=r"^codec_training\.out: .*codec\.run cannot be wr"):
+            _train(recipe_file)
+    assert not any((tmp_path / "locked" / "codec.run").iterdir())
+
+
 def test_what_cannot_be_trained_is_told_before_anything_is_made(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -448,6 +477,21 @@ def test_a_folder_without_usable_audio_is_one_clear_error(recipe_file: Path, tmp
         _train(recipe_file, f"codec_training.audio=[{tmp_path}/empty]")
     with pytest.raises(AttuneError, match="no such folder"):
         _train(recipe_file, f"codec_training.audio=[{tmp_path}/nowhere]")
+    for key in ("audio", "validation"):
+        with pytest.raises(AttuneError, match=rf"'codec_training\.{key}': .*at least 1 item"):
+            _train(recipe_file, f"codec_training.{key}=[]")
+
+
+def test_a_root_that_was_never_set_is_told(recipe_file: Path, tmp_path: Path):
+    overrides = ["codec_training.audio=['${root}/nowhere/[1-4]-*']"]
+    for root in ("''", str(tmp_path)):
+        with pytest.raises(AttuneError, match=r"nowhere/\[1-4\]-\*: no audio files") as refused:
+            _train(recipe_file, f"root={root}", *overrides)
+        told = "; the recipe's root is empty: give a path (root=/path on the command line) or set"
+        assert (told in str(refused.value)) == (root == "''")
+    with pytest.raises(AttuneError, match="no such folder") as refused:
+        _train(recipe_file, f"codec_training.validation=[{tmp_path}/nowhere]")
+    assert "recipe's root" not in str(refused.value)  # it has none
 
 
 def test_losses_are_zero_for_equal_waveforms_and_grow_with_noise():

@@ -34,9 +34,10 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.text_encoder import text_encoder_identity
+from pipeline.config import PipelineConfig
 from training.checkpoint import latest_checkpoint, load_for_inference
 from training.cli import app
-from training.config import SamplingConfig
+from training.config import LMConfig, SamplingConfig
 from training.data import ClipOrder, Loader
 from training.interop.musicgen import architecture, decoder_config, to_musicgen
 from training.interop.transfer import export, import_
@@ -293,6 +294,22 @@ def test_released_sizes_have_the_released_names_and_shapes() -> None:
             assert getattr(again, key) == getattr(config, key)
 
 
+def test_the_recipe_is_made_for_fine_tuning(
+    imported: tuple[Any, Any, Path], tmp_path: Path
+) -> None:
+    _, _, folder = imported
+    recipe = load_recipe(folder / "recipe.yaml")
+    config = recipe.section("lm", LMConfig)
+    assert (config.steps, config.batch_size, config.optim.lr) == (2000, 16, 3e-5)
+    assert config.optim.warmup == 100 and config.model.d_model in (24, 48)
+    # Its shards' prompts will be as the model knows them; which clips is yet to be told.
+    with pytest.raises(AttuneError, match=r"missing key 'pipeline\.catalogs'"):
+        recipe.section("pipeline", PipelineConfig)
+    catalogs = "pipeline.catalogs=[{dataset: audiofolder, root: /sounds, name: own}]"
+    added = load_recipe(folder / "recipe.yaml", [catalogs])
+    assert added.section("pipeline", PipelineConfig).prompt_policy == "plain"
+
+
 def test_a_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_musicgen(tmp_path / "hub")
     monkeypatch.setattr(
@@ -464,9 +481,20 @@ def test_other_architectures_are_refused_and_other_codecs_told(
     source = tmp_path / "source"
     shutil.copytree(tunable / "imported" / "imported", source)
     (path,) = source.glob("checkpoints/*/model.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"codec_id": "another"}))
+    known = json.loads(path.read_text())
+    policy = ShardDataset.open(tunable / "data").summary.get("prompt_policy", "lemmas")
+    other = "plain" if policy == "lemmas" else "lemmas"
+    path.write_text(json.dumps(known | {"codec_id": "another", "prompt_policy": other}))
     _tune(tunable, tmp_path, f"lm.init_from={path.parent}", "lm.steps=3")
-    assert "was trained with codec another, the shards were made with" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "was trained with codec another, the shards were made with" in told
+    assert (
+        f"was trained with prompts by policy {other}, the shards were made with {policy} "
+        "(pipeline.text.policy)" in told
+    )
+    path.write_text(json.dumps(known | {"prompt_policy": policy}))
+    _tune(tunable, tmp_path, f"lm.init_from={path.parent}", "lm.steps=3", fresh=True)
+    assert "was trained with" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fresh", [False, True])
