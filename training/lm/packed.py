@@ -76,7 +76,9 @@ def linear(weight: Tensor, kind: Kind, gelu: bool = False) -> Linear:
         if kind == "fp32" and _is_avx2() and _has_onednn():
             large = weight.numel() >= _Convolution.LEAST_SIZE
             return _Convolution(weight, gelu) if large else _Plain(weight, gelu)
-        if (kind == "fp32" or _has_bf16()) and _has_onednn():
+        if _has_onednn() and kind == "fp32":
+            return _ByRows(weight, gelu)
+        if _has_onednn() and _has_bf16():
             return _Packed(weight, gelu)
     return _Plain(weight, gelu)
 
@@ -195,9 +197,13 @@ class _Convolution(_LaidOut):
 class _Packed(Linear):
     """What PyTorch's own compiler calls for a frozen model on a CPU; tests hold it to F.linear."""
 
-    def __init__(self, weight: Tensor, gelu: bool) -> None:
+    def __init__(self, weight: Tensor, gelu: bool, rows: int = 1) -> None:
+        """
+        Args:
+            rows: that the layout is made for; other numbers of rows are right, and slower.
+        """
         ops: Any = torch.ops.mkldnn
-        self._weight = ops._reorder_linear_weight(weight.contiguous(), 1)
+        self._weight = ops._reorder_linear_weight(weight.contiguous(), rows)
         self._product: Any = ops._linear_pointwise.default
         self._sum: Any = ops._linear_pointwise.binary
         self._gelu = gelu
@@ -214,6 +220,43 @@ class _Packed(Linear):
             found: Tensor = self._sum(x, total, self._weight, None, "add")
             return found
         return total + self(x)
+
+
+class _ByRows(Linear):
+    """Of oneDNN's layouts in fp32 the one for the rows that are expected: from a few rows on its
+    products of linear layers read large weights at half the speed of its convolutions (`LOG.md`).
+    """
+
+    LEAST_SIZE = 1 << 19
+    FEW = 4
+    """Values in a weight, and rows, from which on it is a convolution."""
+    MANY = 16
+    """Rows from which on smaller weights gain by a layout for just so many; fewer rows lose."""
+
+    def __init__(self, weight: Tensor, gelu: bool) -> None:
+        self._weight = weight  # mostly the model's own
+        self._gelu = gelu
+        self._rows = 1
+        self._product: Linear = _Packed(weight, gelu)
+
+    def expect(self, rows: int) -> None:
+        is_large = self._weight.numel() >= self.LEAST_SIZE
+        rows = rows if rows >= (self.FEW if is_large else self.MANY) else 1
+        if rows == self._rows:
+            return
+        self._rows = rows
+        self._product = _Plain(self._weight, self._gelu)  # before the next one takes memory
+        if rows > 1 and is_large:
+            self._product = _Convolution(self._weight, self._gelu)
+            self._product.expect(rows)
+        else:
+            self._product = _Packed(self._weight, self._gelu, rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x)
+
+    def plus(self, total: Tensor, x: Tensor) -> Tensor:
+        return self._product.plus(total, x)
 
 
 class _Int8(Linear):

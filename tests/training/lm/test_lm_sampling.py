@@ -108,7 +108,11 @@ def test_weights_laid_out_for_some_rows_are_so_once(
     assert (head._packed.numel() == 0) == (alone == 0)
 
 
-LAYOUTS = {"MKL's": packed._Mkl, "oneDNN's": packed._Packed, "a convolution's": packed._Convolution}
+LAYOUTS = {
+    "MKL's": packed._Mkl,
+    "oneDNN's by rows": packed._ByRows,
+    "a convolution's": packed._Convolution,
+}
 
 
 def _takes(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
@@ -116,6 +120,26 @@ def _takes(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
     monkeypatch.setattr(packed, "_is_intel", lambda: layout == "MKL's")
     monkeypatch.setattr(packed, "_is_avx2", lambda: layout == "a convolution's")
     monkeypatch.setattr(packed._Convolution, "LEAST_SIZE", 0)
+    monkeypatch.setattr(packed._ByRows, "LEAST_SIZE", 0)
+
+
+@pytest.mark.parametrize("least", [0, 1 << 40])
+@pytest.mark.skipif(not packed._has_onednn(), reason="another library")
+def test_a_layout_for_the_rows_that_are_expected(
+    monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    _takes(monkeypatch, "oneDNN's by rows")
+    monkeypatch.setattr(packed._ByRows, "LEAST_SIZE", least)
+    product = linear(torch.ones(8, 8), "fp32")
+    assert isinstance(product, packed._ByRows)
+    seen = []
+    for rows in (2, 8, 8, 32, 1):
+        product.expect(rows)
+        seen.append(product._product)
+    few, eight, again, many, one = seen
+    assert isinstance(few, packed._Packed) and isinstance(one, packed._Packed)
+    assert again is eight and many is not eight and (eight is few) == (least > 0)
+    assert isinstance(many, packed._Packed if least else packed._Convolution)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 70])
