@@ -76,9 +76,9 @@ def linear(weight: Tensor, kind: Kind, gelu: bool = False) -> Linear:
         if kind == "fp32" and _is_avx2() and _has_onednn():
             large = weight.numel() >= _Convolution.LEAST_SIZE
             return _Convolution(weight, gelu) if large else _Plain(weight, gelu)
-        if _has_onednn() and kind == "fp32":
+        if kind == "fp32" and _is_avx512() and _has_onednn():
             return _ByRows(weight, gelu)
-        if _has_onednn() and _has_bf16():
+        if (kind == "fp32" or _has_bf16()) and _has_onednn():
             return _Packed(weight, gelu)
     return _Plain(weight, gelu)
 
@@ -297,6 +297,10 @@ def _has_bf16() -> bool:
 def _is_avx2() -> bool:
     """Whether AVX2 is all that the processor has."""
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def _is_avx512() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 @functools.cache

@@ -110,6 +110,7 @@ def test_weights_laid_out_for_some_rows_are_so_once(
 
 LAYOUTS = {
     "MKL's": packed._Mkl,
+    "oneDNN's": packed._Packed,
     "oneDNN's by rows": packed._ByRows,
     "a convolution's": packed._Convolution,
 }
@@ -119,6 +120,7 @@ def _takes(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
     """Have exact weights read in this layout, whatever the processor is."""
     monkeypatch.setattr(packed, "_is_intel", lambda: layout == "MKL's")
     monkeypatch.setattr(packed, "_is_avx2", lambda: layout == "a convolution's")
+    monkeypatch.setattr(packed, "_is_avx512", lambda: layout == "oneDNN's by rows")
     monkeypatch.setattr(packed._Convolution, "LEAST_SIZE", 0)
     monkeypatch.setattr(packed._ByRows, "LEAST_SIZE", 0)
 
