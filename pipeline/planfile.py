@@ -37,7 +37,7 @@ from pipeline.mapping import Mapper, map_here
 from pipeline.plan import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.textcache import TextCache
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 """Raise when the same inputs come to mean other shards."""
 CLIPS_PER_ROW_GROUP = 8192
 _HASH_KEY = b"attune.plan_hash"
