@@ -11,13 +11,15 @@ def settle(asked: str, recorded: str | None, world: World) -> str:
 
     Args:
         asked: by the recipe.
-        recorded: what the run was begun with; None if it is new.
+        recorded: what the run was begun with, the same for all processes; None if it is new.
 
     Returns:
         What was asked for; for `auto` what was recorded, so that a run goes on as it began on any
         machine, and in a new one bf16 if all processes have it, else fp32.
     """
-    (have,) = sum_on_host([has_bfloat16(world.device)], world)  # by all, whatever each one found
     if asked != "auto":
         return asked
-    return recorded or ("bf16" if have == world.size else "fp32")
+    if recorded:
+        return recorded
+    (have,) = sum_on_host([has_bfloat16(world.device)], world)
+    return "bf16" if have == world.size else "fp32"

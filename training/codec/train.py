@@ -124,6 +124,14 @@ def train_codec(
             console.print(told, soft_wrap=True)
             config = _with_precision(config, key, "fp32")
     step_fn.config, settings = config, _settings(recipe, config)
+    kinds = {config.precision, config.discriminator.precision if state.discriminator else "fp32"}
+    if "bf16" in kinds and not has_bfloat16(world.device):
+        console.print(
+            "this processor emulates bf16, which is slow: set codec_training.precision=fp32 and "
+            "codec_training.discriminator.precision=fp32 (of a new run)",
+            style="yellow",
+            soft_wrap=True,
+        )
     if dry_run:
         if world.is_first:
             dry_run(preflight(state, on_disk, whole, config, world, run, done_before))
@@ -145,15 +153,6 @@ def train_codec(
         + (f"; going on at step {done}" if done else ""),
         soft_wrap=True,
     )
-
-    kinds = {config.precision, config.discriminator.precision if state.discriminator else "fp32"}
-    if "bf16" in kinds and not has_bfloat16(world.device):
-        console.print(
-            "this processor emulates bf16, which is slow: set codec_training.precision=fp32 and "
-            "codec_training.discriminator.precision=fp32 (of a new run)",
-            style="yellow",
-            soft_wrap=True,
-        )
 
     # 4. The loop.
     if stop:

@@ -21,6 +21,9 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from training.evaluation.config import Captions, Framing, Preset
 
+_NAMED = 10
+"""Clips left out that are named; `metrics.json` has them all."""
+
 
 def report(config: ConfigOption, overrides: OverridesArgument = None) -> None:
     """Judge the recipe's models against their prompts; writes report.html and report.json."""
@@ -144,8 +147,11 @@ def evaluate(
     )
     found = measure(folders[0], folders[1] if against else None, real, settings, result, console)
     for kind, refused in found["unusable"].items():
-        for name, reason in refused.items():
+        for name, reason in list(refused.items())[:_NAMED]:
             print(f"left out of {kind}: {name}: {reason}", file=sys.stderr)
+        if len(refused) > _NAMED:
+            more = f"{len(refused) - _NAMED} more (metrics.json)"
+            print(f"left out of {kind}: {more}", file=sys.stderr)
     if as_json:
         print_json(found)
         return
