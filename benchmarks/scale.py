@@ -117,7 +117,7 @@ def _child(step: str, recipe: Path) -> tuple[dict[str, Any], int]:
         nonlocal peak
         while child.poll() is None:
             peak = max(peak, _worker_peak(child.pid))
-            time.sleep(0.2)
+            time.sleep(0.05)  # the worker of a small run lives for a second or two
 
     watcher = threading.Thread(target=watch)
     watcher.start()
