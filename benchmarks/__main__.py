@@ -147,7 +147,7 @@ def bench_sampling() -> Result:
     import torch
 
     from benchmarks import sampling
-    from training.lm.packed import default_kind
+    from training.sampling.packed import default_kind
 
     threads = os.cpu_count() or 1
     found: dict[str, Any] = {}

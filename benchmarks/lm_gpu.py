@@ -38,7 +38,7 @@ from training.distributed import World, parallelize
 from training.lm.attention import Backend
 from training.lm.model import Architecture, LanguageModel
 from training.preflight import flops_per_clip, matmul_rate
-from training.progress import Meter
+from training.run.log import Meter
 
 FRAMES = 500
 WARM_UP = 3

@@ -23,8 +23,8 @@ import torch
 from benchmarks.lm import CLIPS, FRAMES, OPTIM, TEXT_DIM, TOKENS, architecture
 from common.schema import MANIFEST
 from common.shards import ShardDataset
-from pipeline.commit import EncodedClip, build_tar
-from training.checkpoint import Checkpointer
+from pipeline.datadir.commit import EncodedClip, build_tar
+from training.checkpoint.save import Checkpointer
 from training.data import ClipOrder, Loader
 from training.distributed import World
 from training.ema import ExponentialMovingAverage

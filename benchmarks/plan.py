@@ -131,7 +131,7 @@ def _tree_bytes(pid: int) -> int:
 
 def _plan(segments: Path, labels: Path) -> dict[str, Any]:
     from pipeline.catalogs.audioset import AudioSet
-    from pipeline.plan import build_plan
+    from pipeline.plan.decide import build_plan
     from pipeline.text.captions import TextRules
 
     catalog = AudioSet(segments=segments, class_labels=labels).without_audio()

@@ -6,7 +6,7 @@
 The same weights, number of steps and text tokens, guidance 3 and top-k 250 on both sides, in one
 process, taking turns; the best round counts.  Theirs is `MusicgenForConditionalGeneration.generate`
 as it comes (fp32), without the codec, and with one small layer for a text encoder.  Ours is what
-`training.lm.generate` runs, with its weights as fp32, bf16 and int8.
+`training.sampling.sampler` runs, with its weights as fp32, bf16 and int8.
 
 How many codes smaller weights change is told of a trained model: each step's choice, with the same
 draw after the same codes, against the choice with fp32 weights.
@@ -32,12 +32,12 @@ from common.allocator import keep_freed_memory
 from common.config import load_recipe
 from training.config import LMConfig, SamplingConfig
 from training.interop.musicgen import to_musicgen
-from training.lm.decoding import Decoder, DecodingWeights
-from training.lm.generate import Sampler
+from training.sampling.decoder import Decoder, DecodingWeights
+from training.sampling.sampler import Sampler
 from training.lm.model import Architecture, LanguageModel
-from training.lm.packed import Kind
+from training.sampling.packed import Kind
 from training.lm.patterns import delayed_steps
-from training.lm.sampling import choose, draw, sample_codes, stream_codes
+from training.sampling.draw import choose, draw, sample_codes, stream_codes
 
 KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
 BATCHES = (1, 4)

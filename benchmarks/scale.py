@@ -167,7 +167,7 @@ def _run(recipe_file: Path) -> dict[str, Any]:
     import pipeline.run as module
     from common.config import load_recipe
     from pipeline.config import PipelineConfig
-    from pipeline.encode import EncodeWorker
+    from pipeline.encode.worker import EncodeWorker
 
     class StandInWorker(EncodeWorker):
         def _load_codec(self) -> Any:

@@ -66,9 +66,9 @@ def run(
     from common.config import load_recipe
     from common.storage import open_store
     from pipeline.config import PipelineConfig
-    from pipeline.encode import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
-    from pipeline.planfile import ensure_plan
-    from pipeline.textcache import TextCache
+    from pipeline.encode.worker import EncodeSettings, EncodeWorker, SHARDS_AT_ONCE
+    from pipeline.datadir.frozen_plan import ensure_plan
+    from pipeline.datadir.text_cache import TextCache
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:

@@ -13,10 +13,10 @@ import typer
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.storage import open_store
-from pipeline.catalog_cli import catalog_app
+from pipeline.commands.catalog import catalog_app
 from pipeline.config import PipelineConfig
 from pipeline.progress import format_duration, format_rate
-from pipeline.shards_cli import shards_app
+from pipeline.commands.shards import shards_app
 
 app = typer.Typer(
     help="From catalogs and audio to token shards.",
@@ -91,7 +91,7 @@ def status(
 ) -> None:
     """Say where the run stands; works at any time, from its files alone."""
     from common.shards import open_store_to_read
-    from pipeline.status import read_refused, read_status
+    from pipeline.inspect.status import read_refused, read_status
 
     recipe = load_recipe(config, overrides or [])
     store = open_store_to_read(recipe.data_dir)
@@ -121,7 +121,7 @@ def retry(
 
     For audio that was restored since. Without --reason: refusals of every reason.
     """
-    from pipeline.retry import retry_pipeline
+    from pipeline.repair.retry import retry_pipeline
 
     recipe, settings = _load(config, overrides)
     say = _say(json)
@@ -153,7 +153,7 @@ def gc(
     A finished run's orphans are removed at any age; what retry replaced stays for --older-than.
     """
     from common.shards import open_store_to_read
-    from pipeline.gc import collect_garbage, parse_age
+    from pipeline.repair.gc import collect_garbage, parse_age
 
     recipe = load_recipe(config, overrides or [])
     age = parse_age(older_than)

@@ -11,7 +11,7 @@ from common.codec import Precision
 from common.config import Section
 from common.prompts import PromptPolicy
 from pipeline.catalogs import AnyCatalog
-from pipeline.overlap import OverlapPolicy
+from pipeline.plan.overlap import OverlapPolicy
 from pipeline.text.captions import TextRules
 from pipeline.text.speech import SpeechPolicy
 from pipeline.text.tags import TagPolicy
@@ -45,7 +45,7 @@ class PipelineConfig(Section):
     catalogs: list[AnyCatalog] = Field(min_length=1)
     text: TextConfig = TextConfig()
     overlap: OverlapPolicy = "keep"
-    """Clips that two datasets share: `keep` both or `merge` them; see `pipeline.overlap`."""
+    """Clips that two datasets share: `keep` both or `merge` them; see `pipeline.plan.overlap`."""
     clips_per_shard: int = Field(default=512, ge=1)
     min_duration_s: float = Field(default=0.5, ge=0)
     """Shorter clips are refused, seconds."""

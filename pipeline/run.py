@@ -20,18 +20,18 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
 from pipeline.catalogs.base import remote_uri
-from pipeline.commit import committed_shards
+from pipeline.datadir.commit import committed_shards
 from pipeline.config import PipelineConfig
-from pipeline.dispatch import Dispatch, Task
-from pipeline.embed import embed_chunks
-from pipeline.encode import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
-from pipeline.finalize import finalize
-from pipeline.mapping import map_on_ray
-from pipeline.planfile import FrozenPlan, ensure_plan
+from pipeline.encode.dispatch import Dispatch, Task
+from pipeline.encode.embed import embed_chunks
+from pipeline.encode.worker import EncodeSettings, EncodeWorker, SHARDS_AT_ONCE
+from pipeline.encode.finalize import finalize
+from pipeline.plan.mapping import map_on_ray
+from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
 from pipeline.progress import EmbedProgress, EncodeProgress
-from pipeline.resources import Resources, share_out
-from pipeline.retry import drop_derived, resume_retry
-from pipeline.status import finished_summary
+from pipeline.encode.resources import Resources, share_out
+from pipeline.repair.retry import drop_derived, resume_retry
+from pipeline.inspect.status import finished_summary
 
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """For workers: what one thread freed another may have; else each keeps what it ever needed."""

@@ -232,7 +232,7 @@ class LMConfig(Section):
 
 
 DRAWS = "gumbel"
-"""How codes are drawn (`training.lm.sampling`): a new name when a seed gives other clips."""
+"""How codes are drawn (`training.sampling.draw`): a new name when a seed gives other clips."""
 
 
 class SamplingConfig(Section):

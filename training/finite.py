@@ -19,7 +19,7 @@ from common.errors import AttuneError
 from training.config import NonFiniteConfig
 from training.distributed import World, full, gather_objects, sum_on_host, sum_over_processes
 from training.ema import ExponentialMovingAverage
-from training.progress import Progress, read_log
+from training.run.log import Progress, read_log
 
 _NAMED = 8
 """Samples named in an error; the log has them all."""

@@ -22,7 +22,7 @@ from common.allocator import keep_freed_memory
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.checkpoint import Checkpointer, candidates, latest_checkpoint
+from training.checkpoint.save import Checkpointer, candidates, latest_checkpoint
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
 from training.distributed import (
@@ -38,8 +38,8 @@ from training.distributed import (
 )
 from training.ema import ExponentialMovingAverage
 from training.finite import FiniteUpdates
-from training.init_from import begin_with
-from training.lm.generate import check_prompts
+from training.checkpoint.init_from import begin_with
+from training.sampling.sampler import check_prompts
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
 from training.optim import (
@@ -48,13 +48,13 @@ from training.optim import (
     learning_rate,
     set_learning_rate,
 )
-from training.precision import settle
+from training.run.precision import settle
 from training.preflight import Preflight, flops_per_clip, preflight
-from training.profiling import StepProfiler
-from training.progress import Meter, Progress
-from training.run_folder import as_recorded, claim, recorded_precision
-from training.samples import write_samples
-from training.signals import StopSignals
+from training.run.profiling import StepProfiler
+from training.run.log import Meter, Progress
+from training.run.folder import as_recorded, claim, recorded_precision
+from training.sampling.samples import write_samples
+from training.run.signals import StopSignals
 from training.step import TrainingStep, forward, micro_batches
 
 

@@ -36,7 +36,7 @@ from pipeline.catalogs.columnar import (
     line_pieces,
     piece_lines,
 )
-from pipeline.catalogs.rows import ROWS, constant, is_in, no_values, place, plain, tables
+from pipeline.rows import ROWS, constant, is_in, no_values, place, plain, tables
 from pipeline.catalogs.tables import Row, check_file, read_csv
 from pipeline.text.tags import Ancestors, ancestor_names
 

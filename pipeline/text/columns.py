@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from common.prompts import PromptPolicy, normalize_prompts
 from common.schema import Record
-from pipeline.catalogs.rows import is_in, plain, refuse_where
+from pipeline.rows import is_in, plain, refuse_where
 from pipeline.text.captions import Kind, TextRules
 from pipeline.text.music import music_prompts
 from pipeline.text.speech import SpeechPolicy, find_speech, speech_verdicts

@@ -14,7 +14,7 @@ import numpy as np
 import pipeline.run
 from common.cli import run_app
 from pipeline.cli import app
-from pipeline.encode import EncodeWorker
+from pipeline.encode.worker import EncodeWorker
 
 
 class CountingWorker(EncodeWorker):

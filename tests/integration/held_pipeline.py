@@ -16,7 +16,7 @@ import pyarrow as pa
 import pipeline.run
 from common.cli import run_app
 from pipeline.cli import app
-from pipeline.encode import EncodeSettings, EncodeWorker
+from pipeline.encode.worker import EncodeSettings, EncodeWorker
 
 
 class HeldWorker(EncodeWorker):

@@ -15,7 +15,7 @@ from typing import Any
 
 from common.cli import run_app
 from training.cli import app
-from training.progress import Progress
+from training.run.log import Progress
 
 PAUSE_S = 0.5
 

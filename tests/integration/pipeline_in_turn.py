@@ -17,10 +17,10 @@ from common.cli import run_app
 from common.config import Recipe
 from common.storage import Store
 from pipeline.cli import app
-from pipeline.dispatch import Task
-from pipeline.embed import EmbedChunks
-from pipeline.planfile import FrozenPlan
-from pipeline.resources import Resources
+from pipeline.encode.dispatch import Task
+from pipeline.encode.embed import EmbedChunks
+from pipeline.datadir.frozen_plan import FrozenPlan
+from pipeline.encode.resources import Resources
 
 
 def embed(plan: FrozenPlan, recipe: Recipe, *rest: object) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline_process import kill_tree, marked_processes, rest, run_to_end, start_pipeline
 
 from common.storage import open_store
-from pipeline.verify import verify_shards
+from pipeline.inspect.verify import verify_shards
 
 
 def kill_when(recipe: Path, condition: Callable[[], bool], *script: str) -> None:

@@ -23,9 +23,9 @@ from common.shards import open_store_to_read
 from common.storage import open_store
 from pipeline import run as run_module
 from pipeline.config import PipelineConfig
-from pipeline.encode import EncodeWorker
+from pipeline.encode.worker import EncodeWorker
 from pipeline.run import ray_session, run_pipeline
-from pipeline.status import read_status
+from pipeline.inspect.status import read_status
 
 
 @pytest.fixture

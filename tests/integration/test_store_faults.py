@@ -33,9 +33,9 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.storage import StorageError, Store, open_store
 from pipeline.config import PipelineConfig
-from pipeline.encode import _on_disk
+from pipeline.encode.worker import _on_disk
 from pipeline.run import run_pipeline
-from pipeline.verify import verify_shards
+from pipeline.inspect.verify import verify_shards
 
 RESULTS = ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json")
 FAULTS = ("500", "503", "reset", "lost", "cut", "slow")

@@ -23,7 +23,7 @@ from training_process import run_program, run_to_end, started, under_torchrun
 
 from common.config import load_recipe
 from training import distributed
-from training.progress import read_log
+from training.run.log import read_log
 from training.train import train
 
 TOLERANCE = 1e-4

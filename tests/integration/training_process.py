@@ -16,7 +16,7 @@ from pipeline_process import finish, kill_tree, rest
 from safetensors.torch import load_file
 from tiny_lm import state
 
-from training.progress import MEASURED
+from training.run.log import MEASURED
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 

@@ -18,15 +18,7 @@ from pipeline.catalogs import audioset as audioset_module
 from pipeline.catalogs import columnar
 from pipeline.catalogs.audioset import AudioSet
 from pipeline.catalogs.base import Refusal
-from pipeline.catalogs.rows import (
-    HELD_OUT,
-    ROWS,
-    hex_ids,
-    id_words,
-    refuse_where,
-    split_source,
-    tables,
-)
+from pipeline.rows import HELD_OUT, ROWS, hex_ids, id_words, refuse_where, split_source, tables
 from pipeline.text.captions import Kind, TextRules, write_prompts
 from pipeline.text.columns import assign, collect, unique_texts
 

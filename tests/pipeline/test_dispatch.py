@@ -20,8 +20,8 @@ from ray.exceptions import (
 
 from common.errors import AttuneError
 from common.storage import StorageError, Store, open_store
-from pipeline.dispatch import Dispatch, Task
-from pipeline.encode import SHARDS_AT_ONCE
+from pipeline.encode.dispatch import Dispatch, Task
+from pipeline.encode.worker import SHARDS_AT_ONCE
 
 
 class Reference:
@@ -198,7 +198,7 @@ def test_workers_that_die_as_they_start_do_not_end_the_work_of_others(
 def test_a_lost_node_may_take_every_starting_worker_with_it(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.dispatch._START_DEATHS", 0)
+    monkeypatch.setattr("pipeline.encode.dispatch._START_DEATHS", 0)
     _, done, _, _ = run(workers=40, stands=lambda number: number >= 40)
     assert sorted(done) == list(range(40))
 

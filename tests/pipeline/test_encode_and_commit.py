@@ -24,11 +24,11 @@ from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.storage import StorageError, open_store
-from pipeline.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
+from pipeline.datadir.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.config import PipelineConfig
-from pipeline.finalize import check_account, finalize
-from pipeline.planfile import FrozenPlan, ensure_plan
-from pipeline.status import finished_summary, read_status
+from pipeline.encode.finalize import check_account, finalize
+from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
+from pipeline.inspect.status import finished_summary, read_status
 
 Planned = tuple[FrozenPlan, Recipe]
 
@@ -313,7 +313,7 @@ def test_a_failing_disk_fails_the_shard_and_commits_nothing(
     def fail(*arguments: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("pipeline.encode.read_audio", fail)
+    monkeypatch.setattr("pipeline.encode.worker.read_audio", fail)
     with pytest.raises(OSError, match="Input/output error"):
         encode_all(*planned)
     assert planned[0].store.list("commits") == []
@@ -327,7 +327,7 @@ def test_a_full_scratch_disk_is_the_stores_kind_of_error(
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pipeline.encode.build_tar", fail)
+    monkeypatch.setattr("pipeline.encode.worker.build_tar", fail)
     with pytest.raises(StorageError, match=r"No space left on device; make room there or .*TMPDIR"):
         encode_all(*planned)
     assert planned[0].store.list("commits") == []
@@ -357,7 +357,7 @@ def test_a_long_clip_waits_alone(
     begun, seen, ahead = [], [], []
     decode = worker._decode
     monkeypatch.setattr(worker, "_decode", lambda row, rate: begun.append(row) or decode(row, rate))
-    monkeypatch.setattr("pipeline.encode._HELD_BYTES", 100_000)  # a clip has 64,000
+    monkeypatch.setattr("pipeline.encode.worker._HELD_BYTES", 100_000)  # a clip has 64,000
     for row, _ in worker._decoded(pa.Table.from_pylist(rows), 16_000):
         seen.append(row["audio_uri"])
         ahead.append(len(begun) - len(seen))

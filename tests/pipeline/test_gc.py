@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from common.errors import AttuneError
 from common.storage import Entry, Store, open_store
 from pipeline.cli import app
-from pipeline.commit import commit_key, read_commit, supersede_commit
-from pipeline.gc import collect_garbage, parse_age
-from pipeline.verify import verify_shards
+from pipeline.datadir.commit import commit_key, read_commit, supersede_commit
+from pipeline.repair.gc import collect_garbage, parse_age
+from pipeline.inspect.verify import verify_shards
 
 DAY = 86400.0
 ENCODER = "0123456789abcdef"
@@ -171,7 +171,7 @@ def test_a_tar_that_comes_to_use_before_it_is_removed_stays(
             os.utime(finished / commit["shard_key"], (time.time() + 5,) * 2)
         return probe
 
-    import pipeline.gc
+    import pipeline.repair.gc
 
     clock = pipeline.gc._store_clock
     monkeypatch.setattr(pipeline.gc, "_store_clock", meanwhile)

@@ -19,10 +19,10 @@ from common.codec import load_codec
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.storage import open_store
-from pipeline import inspect
-from pipeline.export import decode_clip, export_audio
-from pipeline.inspect import shard_stats
-from pipeline.tally import DistinctCount, Histogram, smallest_by_hash
+from pipeline.inspect import shards as inspect
+from pipeline.inspect.export import decode_clip, export_audio
+from pipeline.inspect.shards import shard_stats
+from pipeline.inspect.tally import DistinctCount, Histogram, smallest_by_hash
 
 
 def copy_to_bucket(folder: Path, uri: str) -> None:

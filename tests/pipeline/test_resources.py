@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import AttuneError
 from pipeline.config import PipelineConfig
-from pipeline.resources import share_out
+from pipeline.encode.resources import share_out
 
 
 def config(**values: object) -> PipelineConfig:

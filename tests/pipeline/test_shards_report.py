@@ -20,10 +20,10 @@ from test_inspect import copy_to_bucket
 
 from common.errors import AttuneError
 from common.storage import open_store
-from pipeline import report, tally
-from pipeline.plots import spectrogram, stacked
-from pipeline.report import build_report, draw_clips
-from pipeline.tally import Histogram, WordCount
+from pipeline.inspect import report, tally
+from pipeline.inspect.plots import spectrogram, stacked
+from pipeline.inspect.report import build_report, draw_clips
+from pipeline.inspect.tally import Histogram, WordCount
 
 EVIL = '<script>alert(1)</script> & "quoted" <img src=x onerror=alert(2)> $\\frac{a'
 

@@ -10,7 +10,7 @@ import pytest
 from in_process import fake_states
 
 from common.storage import open_store
-from pipeline.textcache import TextCache
+from pipeline.datadir.text_cache import TextCache
 
 
 def plan_of(*clips: list[str]) -> pa.Table:

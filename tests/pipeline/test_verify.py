@@ -24,9 +24,9 @@ from common.errors import AttuneError
 from common.schema import MANIFEST
 from common.shards import MEMBERS
 from common.storage import open_store
-from pipeline.commit import read_commit
-from pipeline.inspect import list_shards, shard_stats, show_sample
-from pipeline.verify import check, verify_shards
+from pipeline.datadir.commit import read_commit
+from pipeline.inspect.shards import list_shards, shard_stats, show_sample
+from pipeline.inspect.verify import check, verify_shards
 
 SHARD = 2
 

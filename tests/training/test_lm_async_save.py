@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from common.config import load_recipe
 from common.errors import AttuneError
-from training import checkpoint
-from training.checkpoint import Checkpointer
-from training.progress import MEASURED, read_log
+from training.checkpoint import save as checkpoint
+from training.checkpoint.save import Checkpointer
+from training.run.log import MEASURED, read_log
 from training.train import train
 
 BEHIND = "lm.async_checkpoint=true"

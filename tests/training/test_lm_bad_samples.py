@@ -13,7 +13,7 @@ from common.errors import AttuneError
 from common.shards import BadSample, ShardDataset
 from common.storage import StorageError
 from training.data import Batch, ClipOrder, Loader
-from training.progress import read_log
+from training.run.log import read_log
 from training.train import train
 
 

@@ -16,12 +16,12 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training import distributed
-from training.checkpoint import load_for_inference
+from training.checkpoint.save import load_for_inference
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
 from training.distributed import World, parallelize
 from training.lm.model import LanguageModel
-from training.progress import read_log
+from training.run.log import read_log
 from training.step import TrainingStep
 from training.train import architecture, train
 

@@ -14,7 +14,7 @@ from tiny_lm import make_world
 
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.checkpoint import latest_checkpoint, load_for_inference
+from training.checkpoint.save import latest_checkpoint, load_for_inference
 from training.lm.losses import contrastive_loss
 from training.lm.model import Architecture, ContrastiveHead, LanguageModel
 from training.preflight import count_parameters

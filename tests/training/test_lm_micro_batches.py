@@ -21,7 +21,7 @@ from training.data import Batch, ClipOrder, Loader, dropped_text
 from training.distributed import World, parallelize
 from training.lm.model import Architecture, LanguageModel
 from training.preflight import forward_again, memory
-from training.progress import read_log
+from training.run.log import read_log
 from training.step import TrainingStep
 from training.train import architecture, train
 

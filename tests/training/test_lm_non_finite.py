@@ -19,7 +19,7 @@ from training.config import LMConfig
 from training.data import ClipOrder, Loader
 from training.ema import ExponentialMovingAverage
 from training.finite import FiniteUpdates
-from training.progress import read_log
+from training.run.log import read_log
 from training.train import train
 
 CALM = ["lm.cfg.dropout=0", "lm.rr.weight=0", "lm.checkpoint_every=1", "lm.keep=12"]

@@ -23,7 +23,7 @@ from common.errors import AttuneError
 from common.shards import ShardDataset
 from training import step as step_module
 from training import train as training
-from training.checkpoint import Checkpointer, load_for_inference
+from training.checkpoint.save import Checkpointer, load_for_inference
 from training.cli import app
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
@@ -32,7 +32,7 @@ from training.ema import ExponentialMovingAverage
 from training.lm.losses import stream_losses
 from training.lm.patterns import delay
 from training.optim import build_optimizer
-from training.progress import MEASURED, Progress, read_log
+from training.run.log import MEASURED, Progress, read_log
 from training.train import train
 
 
@@ -286,7 +286,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("training.run_folder.write_atomically", refuse)  # what only trying tells
+    monkeypatch.setattr("training.run.folder.write_atomically", refuse)  # what only trying tells
     with pytest.raises(AttuneError, match=r"^run_dir: .*lm cannot be written: Permission denied"):
         _train(tiny_root, tmp_path)
 

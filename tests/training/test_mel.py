@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.mel import mel_filterbank
+from common.mel import mel_filterbank
 
 
 def test_every_band_has_a_filter_and_neighbours_sum_to_one():

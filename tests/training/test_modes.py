@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from training.modes import as_any_file
+from training.run.files import as_any_file
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

@@ -14,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from common.errors import AttuneError
-from training.plain_state import load_state
+from training.checkpoint.plain_state import load_state
 
 
 @pytest.fixture(autouse=True)

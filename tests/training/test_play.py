@@ -14,10 +14,10 @@ import soundfile
 from fastapi.testclient import TestClient
 
 from common.config import Recipe
-from training import play
+from training.web import play
 from training.config import SamplingConfig
-from training.lm.generate import Sampler
-from training.play import Studio, build_app
+from training.sampling.sampler import Sampler
+from training.web.play import Studio, build_app
 
 EXACT = SamplingConfig(weights="fp32", duration_s=0.4)
 

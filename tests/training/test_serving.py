@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from common.errors import AttuneError
-from training.commands.serving import listening, make_server
+from training.web.serving import listening, make_server
 
 
 def test_who_asks_before_there_is_a_server_waits_for_it() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from common.audio import AudioError, Waveform, check_audio, read_part, resample, stated_length_s
 from common.errors import AttuneError
-from training.source_audio import opened
+from common.uris import opened
 
 _MARGIN_S = 0.05
 """Read on both sides of a segment, so that resampling does not see its ends."""

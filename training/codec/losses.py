@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.mel import mel_filterbank
+from common.mel import mel_filterbank
 
 
 def shortest_input(windows: Sequence[int]) -> int:

@@ -11,7 +11,7 @@ from common.config import Recipe
 from training.codec.config import CodecTrainingConfig
 from training.codec.validation import Validation
 from training.evaluation import page
-from training.samples import log_spectrogram
+from training.sampling.samples import log_spectrogram
 
 _CURVES = {
     "waveform": ("time", "mel", "valid_mel", "feature"),

@@ -22,9 +22,9 @@ from training.codec.report import report_page, show_examples
 from training.codec.state import CHECKPOINT
 from training.codec.validation import Validation
 from training.distributed import World, on_first
-from training.modes import as_any_file
-from training.progress import read_log, trim_log
-from training.run_folder import check_writable, writing
+from training.run.files import as_any_file
+from training.run.log import read_log, trim_log
+from training.run.folder import check_writable, writing
 
 EXECUTION_ONLY = {
     "out", "threads", "workers", "prefetch", "log_every", "checkpoint_every",

@@ -25,7 +25,7 @@ from training.codec.guards import Guards
 from training.codec.model import build_model
 from training.distributed import World, gather_objects
 from training.ema import ExponentialMovingAverage
-from training.modes import as_any_file
+from training.run.files import as_any_file
 
 CHECKPOINT = "checkpoint.safetensors"
 """The newest checkpoint's name in its run's folder."""

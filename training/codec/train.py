@@ -51,8 +51,8 @@ from training.codec.state import (
 from training.codec.step import CodecStep, Outcome
 from training.codec.validation import Validation, validate
 from training.distributed import World, on_first, start, sum_on_host, wait_patiently
-from training.precision import settle
-from training.signals import StopSignals
+from training.run.precision import settle
+from training.run.signals import StopSignals
 
 
 def train_codec(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
-from training.progress import format_clock, read_log
+from training.run.log import format_clock, read_log
 
 _LOSSES = ("time", "mel", "adversarial", "feature", "commitment", "discriminator")
 

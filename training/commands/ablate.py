@@ -49,7 +49,7 @@ def ablate(
     from training.evaluation.ablation.config import load_ablation
     from training.evaluation.ablation.report import write_report
     from training.evaluation.ablation.run import cells_of, run_cells
-    from training.evaluation.weights import default_weights
+    from training.evaluation.metrics.weights import default_weights
 
     file = load_ablation(config)
     if profile not in file.profiles:

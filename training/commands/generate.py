@@ -25,8 +25,8 @@ from common.cli import (
 )
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.commands.serving import LOCAL_NAMES, listening, serve
-from training.lm.outputs import Format, Prompt, read_prompts
+from training.web.serving import LOCAL_NAMES, listening, serve
+from training.sampling.outputs import Format, Prompt, read_prompts
 
 
 def generate(
@@ -55,9 +55,9 @@ def generate(
 ) -> None:
     """Generate clips: an audio file each, and a json beside it that tells how it was made."""
     from training.config import LMConfig, SamplingConfig
-    from training.evaluation.backbones.backbone import file_hash
-    from training.lm.generate import Sampler
-    from training.lm.outputs import at_loudness, check_folder, find_place, slug, write_clip
+    from training.evaluation.metrics.backbones.backbone import file_hash
+    from training.sampling.sampler import Sampler
+    from training.sampling.outputs import at_loudness, check_folder, find_place, slug, write_clip
 
     recipe = load_recipe(config, overrides or [])
     wanted = _wanted(prompt or [], prompts, n, seed)
@@ -160,8 +160,8 @@ def play(
 ) -> None:
     """Serve a local page: type prompts, hear and see clips, compare two checkpoints."""
     from training.config import LMConfig, SamplingConfig
-    from training.lm.generate import Sampler
-    from training.play import Studio, build_app
+    from training.sampling.sampler import Sampler
+    from training.web.play import Studio, build_app
 
     recipe = load_recipe(config, overrides or [])
     device = choose_device(device)

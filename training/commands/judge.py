@@ -28,7 +28,7 @@ _NAMED = 10
 def report(config: ConfigOption, overrides: OverridesArgument = None) -> None:
     """Judge the recipe's models against their prompts; writes report.html and report.json."""
     from training.evaluation.config import ReportConfig
-    from training.evaluation.report import write_report
+    from training.evaluation.agreement.report import write_report
 
     recipe = load_recipe(config, overrides or [])
     path = write_report(recipe, recipe.section("report", ReportConfig), Console(stderr=True))
@@ -87,15 +87,15 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure generated clips against real ones: FAD, KL, CLAP; writes metrics.json and a page."""
-    from training.checkpoint import latest_checkpoint
-    from training.evaluation.cache import default_cache
+    from training.checkpoint.save import latest_checkpoint
+    from training.evaluation.metrics.cache import default_cache
     from training.evaluation.clip_sets import read_preset, read_reference, shuffled
     from training.evaluation.config import PRESET_S
-    from training.evaluation.evaluate import Settings
-    from training.evaluation.evaluate import evaluate as measure
+    from training.evaluation.metrics.evaluate import Settings
+    from training.evaluation.metrics.evaluate import evaluate as measure
     from training.evaluation.generated_set import generate_set
-    from training.evaluation.weights import default_weights
-    from training.lm.outputs import check_folder
+    from training.evaluation.metrics.weights import default_weights
+    from training.sampling.outputs import check_folder
 
     if not reference:
         raise AttuneError("--reference is missing: a folder of real clips, or of shards")
@@ -174,7 +174,7 @@ def weights(
     ] = None,
 ) -> None:
     """Fetch the backbones that `evaluate` measures with: VGGish, PaSST, CLAP (about 1.6 GB)."""
-    from training.evaluation.weights import default_weights, fetch_all
+    from training.evaluation.metrics.weights import default_weights, fetch_all
 
     if failed := fetch_all(folder or default_weights(), print):
         raise AttuneError(

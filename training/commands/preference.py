@@ -15,8 +15,8 @@ from rich.console import Console
 from common.cli import DeviceOption, JsonOption, OverridesArgument, choose_device, print_json
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.commands.serving import LOCAL_NAMES, listening
-from training.commands.serving import serve as serve_app
+from training.web.serving import LOCAL_NAMES, listening
+from training.web.serving import serve as serve_app
 
 preference_app = typer.Typer(
     help="A blind study: raters hear two models' clips of a prompt and say which is better.",
@@ -181,7 +181,7 @@ def serve_command(
 @preference_app.command("report")
 def report_command(folder: StudyArgument, as_json: JsonOption = False) -> None:
     """Say what came of it: shares with intervals, agreement, a page, a plot, answers as CSV."""
-    from training.evaluation.preference.report import write_report
+    from training.evaluation.preference.figures import write_report
 
     figures = write_report(folder)
     if as_json:

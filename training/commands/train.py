@@ -18,7 +18,7 @@ from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 
 if TYPE_CHECKING:
-    from training.signals import StopSignals
+    from training.run.signals import StopSignals
 
 
 DryRunOption = Annotated[
@@ -55,7 +55,7 @@ def lm(
         return
     from training.config import LMConfig
     from training.preflight import Preflight
-    from training.run_folder import check_writable
+    from training.run.folder import check_writable
     from training.train import train
 
     def tell(estimate: Preflight) -> None:
@@ -79,7 +79,7 @@ def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
     """Around a training run, alone or as one of several processes: signals are noted, a full disk
     is one line, and the process ends once all are through."""
     from training.distributed import leave
-    from training.signals import Stopped, StopSignals
+    from training.run.signals import StopSignals, Stopped
 
     try:
         with StopSignals() as stop:
@@ -100,7 +100,7 @@ def _look(
     recipe: Recipe, status: bool, curves: Path | None, against: list[str], as_json: bool
 ) -> None:
     from training.config import LMConfig
-    from training.watch import read_status, status_lines, write_curves
+    from training.run.status import read_status, status_lines, write_curves
 
     run = Path(recipe.run_dir) / recipe.section("lm", LMConfig).run
     if status:

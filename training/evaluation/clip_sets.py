@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from common.audio import AudioError, resample
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.evaluation.backbones.backbone import Wave
+from training.evaluation.metrics.backbones.backbone import Wave
 from training.evaluation.config import Captions, Preset
-from training.lm.outputs import at_loudness
-from training.source_audio import read_source
+from training.sampling.outputs import at_loudness
+from common.uris import read_source
 
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".aif", ".mp4", ".webm")
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from common.config import Recipe
 from common.errors import AttuneError
 from training.config import SamplingConfig
-from training.evaluation.backbones.backbone import file_hash
+from training.evaluation.metrics.backbones.backbone import file_hash
 from training.evaluation.clip_sets import SetClip
-from training.lm.generate import Sampler
-from training.lm.outputs import write_clip
+from training.sampling.sampler import Sampler
+from training.sampling.outputs import write_clip
 
 _CHUNK = 4
 """Batches generated between two writes."""

@@ -23,7 +23,7 @@ from common.page import (
     section,
     table,
 )
-from training.evaluation.agreement import FLOOR_DB, log_mel
+from training.evaluation.agreement.judge import FLOOR_DB, log_mel
 
 __all__ = [
     "COLOURS",

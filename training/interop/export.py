@@ -23,7 +23,7 @@ from common.codec import resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.text_encoder import load_encoder_parts
-from training.checkpoint import load_for_inference
+from training.checkpoint.save import load_for_inference
 from training.config import SamplingConfig
 from training.interop.card import data_section, left_behind, metrics_section, model_card
 from training.interop.codec import read_codec
@@ -31,10 +31,10 @@ from training.interop.folders import write_record
 from training.interop.musicgen import decoder_config, to_musicgen
 from training.interop.sources import quiet
 from training.interop.widths import fit_widths
-from training.lm.generate import check_belongs, longest_frames
+from training.sampling.sampler import check_belongs, longest_frames
 from training.lm.model import Architecture
 from training.lm.patterns import delayed_steps
-from training.run_folder import find_checkpoint
+from training.run.folder import find_checkpoint
 
 
 def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dict[str, Any]:

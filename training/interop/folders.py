@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from common.errors import AttuneError
-from training.modes import as_any_file
+from training.run.files import as_any_file
 
 RECORD = "attune.json"
 """What an export says about itself; lists its files, so that it is known again."""

@@ -30,9 +30,9 @@ from training.interop.codec import read_codec, write_codec
 from training.interop.folders import read_record
 from training.interop.musicgen import architecture, from_musicgen
 from training.interop.sources import quiet, read_config, read_weights
-from training.lm.generate import longest_frames
+from training.sampling.sampler import longest_frames
 from training.lm.model import Architecture
-from training.run_folder import as_recorded
+from training.run.folder import as_recorded
 
 RUN = "imported"
 _LONGEST_S = 30.0

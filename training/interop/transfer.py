@@ -19,7 +19,7 @@ from training.interop.export import export_run
 from training.interop.folders import check_free, staged
 from training.interop.imports import read_musicgen, write_parts
 from training.interop.sources import AUDIOCRAFT_FILES, fetch, read_config
-from training.run_folder import find_checkpoint, recorded_recipe
+from training.run.folder import find_checkpoint, recorded_recipe
 
 Part = Literal["all", "codec"]
 

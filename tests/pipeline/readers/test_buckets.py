@@ -18,9 +18,9 @@ from pipeline.catalogs.audioset import AudioSet
 from pipeline.catalogs.base import AudioRoot, BucketRoot, Catalog
 from pipeline.catalogs.music import Music
 from pipeline.config import PipelineConfig
-from pipeline.finalize import finalize
-from pipeline.plan import PlanTables, build_plan
-from pipeline.planfile import ensure_plan
+from pipeline.encode.finalize import finalize
+from pipeline.plan.decide import PlanTables, build_plan
+from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.text.captions import TextRules
 
 SEGMENTS = """\

@@ -14,8 +14,9 @@ import pytest
 from reading import catalog, read, records, refusals, write
 
 from common.errors import AttuneError
-from pipeline.catalogs import columnar, rows
-from pipeline.catalogs.rows import raw_of, tables
+from pipeline.catalogs import columnar
+from pipeline import rows
+from pipeline.rows import raw_of, tables
 from pipeline.catalogs.tables import MAX_RAW, raw_rows, read_csv, read_json_entries
 
 ROWS = "file_name,text\na.wav,A dog\nb.wav,A cat\n"

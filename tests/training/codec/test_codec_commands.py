@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from common.errors import AttuneError
 from training.cli import app
 from training.codec.watch import read_status, status_lines
-from training.signals import RESUMABLE, StopSignals
+from training.run.signals import RESUMABLE, StopSignals
 
 RECIPE = """
 name: test
@@ -95,7 +95,7 @@ def test_a_dry_run_tells_sizes_audio_and_places_and_makes_nothing(root: Path):
 def test_a_dry_run_tells_what_auto_comes_to(root: Path, monkeypatch: pytest.MonkeyPatch):
     auto = ("codec_training.precision=auto", "codec_training.discriminator.precision=auto")
     for has, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("training.precision.has_bfloat16", lambda device, has=has: has)
+        monkeypatch.setattr("training.run.precision.has_bfloat16", lambda device, has=has: has)
         monkeypatch.setattr("training.codec.step.check_bfloat16", lambda *args: None)
         found = json.loads(_told(root, "--dry-run", "--json", *auto))
         assert (found["precision"], found["discriminator_precision"]) == (precision,) * 2

@@ -33,7 +33,7 @@ from training.evaluation.ablation.tables import (
     tables,
     verdicts,
 )
-from training.evaluation.weights import SOURCES
+from training.evaluation.metrics.weights import SOURCES
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILE = load_ablation(CONFIGS / "ablation.yaml")

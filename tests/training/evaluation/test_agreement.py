@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.evaluation.agreement import SoundJudge, features, measure_agreement
+from training.evaluation.agreement.judge import SoundJudge, features, measure_agreement
 
 RATE = 16_000
 

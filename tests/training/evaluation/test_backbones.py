@@ -11,12 +11,12 @@ import torch
 from small_backbones import write_clap, write_passt, write_vggish
 
 from common.codec import load_codec
-from training.evaluation.backbones import passt, vggish
-from training.evaluation.backbones.backbone import MissingBackbone, identity
-from training.evaluation.backbones.clap import Clap
-from training.evaluation.backbones.latents import CodecLatents, MelStatistics
-from training.evaluation.backbones.passt import PaSST
-from training.evaluation.backbones.vggish import FRAMINGS, VGGish
+from training.evaluation.metrics.backbones import passt, vggish
+from training.evaluation.metrics.backbones.backbone import MissingBackbone, identity
+from training.evaluation.metrics.backbones.clap import Clap
+from training.evaluation.metrics.backbones.latents import CodecLatents, MelStatistics
+from training.evaluation.metrics.backbones.passt import PaSST
+from training.evaluation.metrics.backbones.vggish import FRAMINGS, VGGish
 
 
 def _noise(seconds: float, rate: int, seed: int = 0) -> np.ndarray:

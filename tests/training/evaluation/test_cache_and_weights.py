@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from common.errors import AttuneError
 from training.cli import app
-from training.evaluation import weights
-from training.evaluation.backbones.latents import MelStatistics
-from training.evaluation.cache import EmbeddingCache
-from training.evaluation.weights import Source, fetch_all
+from training.evaluation.metrics import weights
+from training.evaluation.metrics.backbones.latents import MelStatistics
+from training.evaluation.metrics.cache import EmbeddingCache
+from training.evaluation.metrics.weights import Source, fetch_all
 
 
 class Counting(MelStatistics):

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import AttuneError
 from common.schema import MANIFEST
-from training.evaluation import clips
+from training.evaluation.agreement import clips
 from training.evaluation.config import ReportConfig
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.evaluation.divergence import (
+from training.evaluation.metrics.divergence import (
     EPSILON,
     RESAMPLES,
     around,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from training.evaluation.divergence import around
-from training.evaluation.frechet import (
+from training.evaluation.metrics.divergence import around
+from training.evaluation.metrics.frechet import (
     Gaussian,
     GroupedMoments,
     Moments,

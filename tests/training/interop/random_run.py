@@ -14,7 +14,7 @@ from common.codec import codec_identity, load_codec
 from common.config import Recipe, TextEncoderConfig
 from common.text_encoder import load_text_encoder
 from training.lm.model import Architecture, LanguageModel
-from training.run_folder import as_recorded
+from training.run.folder import as_recorded
 
 WORDS = ["dog", "bark", "rain", "roof", "loud", "bell", "far", "away", "engine", "bird"]
 

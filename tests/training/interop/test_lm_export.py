@@ -32,15 +32,15 @@ from typer.testing import CliRunner
 
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
-from training.checkpoint import latest_checkpoint, load_for_inference
+from training.checkpoint.save import latest_checkpoint, load_for_inference
 from training.cli import app
 from training.config import SamplingConfig
 from training.interop.transfer import export, import_
-from training.lm.decoding import DecodingWeights
-from training.lm.generate import Sampler
+from training.sampling.decoder import DecodingWeights
+from training.sampling.sampler import Sampler
 from training.lm.model import LanguageModel
 from training.lm.patterns import delay
-from training.lm.sampling import sample_codes
+from training.sampling.draw import sample_codes
 
 PROMPTS = ["dog bark", "loud rain roof far away", "bell"]
 FRAMES = 20

@@ -15,16 +15,16 @@ from typer.testing import CliRunner
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.checkpoint import latest_checkpoint, load_for_inference
+from training.checkpoint.save import latest_checkpoint, load_for_inference
 from training.cli import app
 from training.config import DRAWS, SamplingConfig
-from training.lm import generate
-from training.lm.decoding import Decoder, DecodingWeights
-from training.lm.generate import Sampler, draw_key
+from training.sampling import sampler as generate
+from training.sampling.decoder import Decoder, DecodingWeights
+from training.sampling.sampler import Sampler, draw_key
 from training.lm.model import Architecture, LanguageModel
-from training.lm.packed import Kind
+from training.sampling.packed import Kind
 from training.lm.patterns import delay
-from training.lm.sampling import choose, sample_codes
+from training.sampling.draw import choose, sample_codes
 from training.train import train
 
 ARCH = Architecture(d_model=32, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)

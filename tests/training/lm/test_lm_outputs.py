@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from common.cli import Interrupted
 from common.errors import AttuneError
 from training.cli import app
-from training.lm import generate
-from training.lm.outputs import (
+from training.sampling import sampler as generate
+from training.sampling.outputs import (
     PEAK_DB,
     Prompt,
     at_loudness,

@@ -19,13 +19,13 @@ from pydantic import ValidationError
 from common.config import Recipe
 from common.shards import ShardDataset
 from training.config import SamplingConfig
-from training.lm import packed
-from training.lm.decoding import Decoder, DecodingWeights, StaticDecoder
-from training.lm.generate import Sampler
+from training.sampling import packed
+from training.sampling.decoder import Decoder, DecodingWeights, StaticDecoder
+from training.sampling.sampler import Sampler
 from training.lm.model import Architecture, LanguageModel
-from training.lm.packed import Kind, default_kind, head_kind, linear, quantize
+from training.sampling.packed import Kind, default_kind, head_kind, linear, quantize
 from training.lm.patterns import delay
-from training.lm.sampling import choose, gumbel_noise, sample_codes, stream_codes
+from training.sampling.draw import choose, gumbel_noise, sample_codes, stream_codes
 
 ARCH = Architecture(d_model=64, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
 PLAIN = SamplingConfig(weights="fp32")

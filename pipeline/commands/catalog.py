@@ -1,0 +1,128 @@
+"""`python -m pipeline catalog`: check, show."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.cli import JsonOption, OverridesArgument, print_json
+from common.config import Recipe, load_recipe
+from common.errors import AttuneError
+from common.storage import StorageError
+from pipeline.config import PipelineConfig
+
+catalog_app = typer.Typer(
+    help="Look into catalogs, before anything is encoded.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ConfigAnywhere = Annotated[
+    str | None, typer.Option("--config", help="Recipe file; or simply the first argument.")
+]
+NoAudioOption = Annotated[
+    bool, typer.Option("--no-audio", help="Read the metadata alone; do not look for audio files.")
+]
+
+
+@catalog_app.command("check")
+def check(
+    overrides: OverridesArgument = None,
+    config: ConfigAnywhere = None,
+    no_audio: NoAudioOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Account for every row: read, accepted, refused and why; hours, prompts, licences, leakage."""
+    from pipeline.inspect.catalogs import check_catalogs
+
+    recipe, settings = _load(config, overrides)
+    found = check_catalogs(recipe, settings, look_for_audio=not no_audio)
+    if json:
+        print_json(found)
+        return
+    # A pipe has no width of its own; 80 columns would fold the table.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    _print_check(console, found)
+
+
+@catalog_app.command("show")
+def show(
+    clip: Annotated[
+        str, typer.Option("--id", help="Sample id, native id, or YouTube or Freesound id.")
+    ],
+    overrides: OverridesArgument = None,
+    config: ConfigAnywhere = None,
+    no_audio: NoAudioOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Explain one clip: its raw row, its text before and after each step, what became of it."""
+    from pipeline.inspect.catalogs import find_rows, tell_refused
+
+    recipe, settings = _load(config, overrides)
+    rows = find_rows(recipe, settings, clip, look_for_audio=not no_audio)
+    try:
+        tell_refused(rows, recipe.data_dir)
+    except StorageError as error:  # the catalogs are told without it
+        print(f"note: not told what encoding refused: {error}", file=sys.stderr)
+    if json:
+        print_json(rows)
+        return
+    for row in rows:
+        steps = row.pop("steps")
+        prompts = row.pop("prompts")
+        for key, value in row.items():
+            print(f"{key:<10} {value}")
+        for name, text in steps:
+            print(f"  {name:<32} {text}")
+        for prompt in prompts:
+            print(f"prompt     {prompt}")
+        print()
+
+
+def _load(config: str | None, overrides: list[str] | None) -> tuple[Recipe, PipelineConfig]:
+    rest = list(overrides or [])
+    if config is None:
+        if not rest or "=" in rest[0]:
+            raise AttuneError("name a recipe, e.g. configs/demo.yaml")
+        config = rest.pop(0)
+    recipe = load_recipe(config, rest)
+    return recipe, recipe.section("pipeline", PipelineConfig)
+
+
+def _print_check(console: Console, found: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("dataset")
+    numbers = ("rows", "accepted", "merged", "held out", "refused", "hours", "prompts", "unique")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    for label, entry in found["datasets"].items():
+        refused = sum(entry["refused"].values())
+        hours = "-" if entry["hours"] is None else f"{entry['hours']:,.1f}"
+        hours += "+" if entry["hours"] is not None and entry["without_hours"] else ""
+        counts = [entry["read"], entry["accepted"], entry["merged"], entry["held_out"], refused]
+        prompts = [entry["prompts"], entry["unique_prompts"]]
+        table.add_row(label, *(f"{n:,}" for n in counts), hours, *(f"{n:,}" for n in prompts))
+    console.print(table)
+    for label, entry in found["datasets"].items():
+        console.print(f"\n[bold]{label}[/bold]", highlight=False)
+        if entry["licenses"]:
+            told = ", ".join(f"{name} {n:,}" for name, n in list(entry["licenses"].items())[:6])
+            console.print(f"  licences  {told}", markup=False)
+        speech = ", ".join(f"{policy} {n:,}" for policy, n in entry["speech"].items())
+        console.print(f"  speech policies would drop  {speech}", markup=False)
+        for reason, n in sorted(entry["refused"].items(), key=lambda item: -item[1]):
+            example = entry["examples"][reason][0]
+            console.print(f"  {reason} {n:,}  e.g. {example['source']}: {example['detail']}",
+                          markup=False, soft_wrap=True)  # fmt: skip
+    for title, key in (("shared clips", "overlaps"), ("kept out of training", "leakage")):
+        if found[key]:
+            console.print(f"\n[bold]{title}[/bold]")
+            for name, n in found[key].items():
+                console.print(f"  {name}  {n:,}", markup=False)
+    if not found["look_for_audio"]:
+        console.print("\naudio files were not looked for (--no-audio)")

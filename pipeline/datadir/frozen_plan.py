@@ -1,0 +1,415 @@
+"""The plan on disk: frozen once, then read by every later stage.
+
+plan/plan.parquet      accepted clips (`PLAN`) and the `chunks` of the text cache that their prompts
+                       are in, by shard and position; row groups hold whole shards
+plan/rejects.parquet   refused rows: stage, reason, detail
+plan/prompts.parquet   every unique prompt and its chunk; those to embed first, a row group each
+plan/plan.json         plan_hash, its inputs, counts; written last: it makes the plan exist
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from common.codec import codec_identity, resolve_codec
+from common.config import Recipe
+from common.errors import AttuneError
+from common.prompts import normalizer_id
+from common.shards import parquet_table
+from common.storage import Store
+from common.text_encoder import text_encoder_identity
+from pipeline.catalogs.base import remote_uri
+from pipeline.datadir.commit import SUPERSEDED, commit_key, committed_shards, read_commit
+from pipeline.config import EXECUTION_ONLY, PipelineConfig
+from pipeline.plan.mapping import Mapper, map_here
+from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
+from pipeline.datadir.text_cache import TextCache
+
+PLAN_VERSION = 5
+"""Raise when the same inputs come to mean other shards."""
+CLIPS_PER_ROW_GROUP = 8192
+_HASH_KEY = b"attune.plan_hash"
+_MAKE_ANEW = (
+    "delete the folder plan/ and run again: the same recipe over the same audio files makes the "
+    "same plan, and where it does not, the run says so"
+)
+_PLAN_KEYS = {
+    "plan_hash", "inputs", "n_planned", "n_shards", "n_refused", "n_unique_prompts",
+    "clips_per_shard", "prompt_policy", "catalogs",
+}  # fmt: skip
+
+
+class MissingChunk(NamedTuple):
+    """A chunk of the text cache that is still to be made."""
+
+    name: str
+    row_groups: tuple[int, ...]
+    """Of `prompts.parquet`, that its prompts lie in."""
+    prompts: int
+    """How many they are."""
+
+
+@dataclass(frozen=True)
+class FrozenPlan:
+    """A plan that is on disk; `info` is its `plan.json`."""
+
+    store: Store
+    info: dict[str, Any]
+
+    @property
+    def plan_hash(self) -> str:
+        return str(self.info["plan_hash"])
+
+    @property
+    def n_shards(self) -> int:
+        return int(self.info["n_shards"])
+
+    @property
+    def n_planned(self) -> int:
+        return int(self.info["n_planned"])
+
+    def clips_in(self, shard: int) -> int:
+        """Clips planned for a shard: all are full but the last."""
+        size = int(self.info["clips_per_shard"])
+        return min(size, self.n_planned - shard * size)
+
+    def shards(self, skip: Collection[int] = ()) -> Iterator[tuple[int, pa.Table]]:
+        """Each shard's number and rows; holds one row group at a time."""
+        with self._reading("plan"), self.store.open("plan/plan.parquet") as source:
+            file = pq.ParquetFile(source)
+            self._check_hash("plan", file.schema_arrow)
+            per_group = _shards_per_row_group(int(self.info["clips_per_shard"]))
+            for group in range(file.num_row_groups):
+                first = group * per_group
+                numbers = range(first, min(first + per_group, self.n_shards))
+                if all(number in skip for number in numbers):
+                    continue
+                table = file.read_row_group(group)
+                for number in numbers:
+                    if number not in skip:
+                        yield number, table.filter(pc.equal(table["shard"], number))
+
+    def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of `plan`, `rejects` or `prompts`, a piece at a time."""
+        with self._reading(name), self.store.open(f"plan/{name}.parquet") as source:
+            file = pq.ParquetFile(source)
+            self._check_hash(name, file.schema_arrow)
+            yield from file.iter_batches(columns=list(columns))
+
+    def audio_folders(self, roots: Iterable[str]) -> tuple[str, ...]:
+        """The folders that the planned files lie in: below each root the one above all of them.
+
+        The root itself may hold more than audio, which would stay there when a mount below it
+        is lost; the folder of a file may hold that file alone.
+        """
+        spans: dict[str, tuple[str, str]] = {}
+        deepest_first = sorted({os.path.join(root, "") for root in roots}, key=len, reverse=True)
+        for batch in self.batches("plan", ["audio_uri"]):
+            left = batch["audio_uri"]
+            for root in deepest_first:
+                inside = pc.starts_with(left, root)
+                found = pc.min_max(left.filter(inside)).as_py()
+                if found["min"] is not None:
+                    low, high = spans.get(root, (found["min"], found["max"]))
+                    spans[root] = min(low, found["min"]), max(high, found["max"])
+                left = left.filter(pc.invert(inside))
+        # What the first and the last in order have in common, all between them have.
+        return tuple(
+            os.path.commonpath([os.path.dirname(path) for path in span]) for span in spans.values()
+        )
+
+    def missing_chunks(self) -> Iterator[MissingChunk]:
+        """The chunks of prompts that the text cache lacks."""
+        cached = TextCache(self.store, self.info["inputs"]["text_encoder_id"]).chunks()
+        with self._reading("prompts"), self.store.open("plan/prompts.parquet") as source:
+            file = pq.ParquetFile(source)
+            self._check_hash("prompts", file.schema_arrow)
+            waiting: MissingChunk | None = None
+            for group in range(file.num_row_groups):
+                names = file.read_row_group(group, columns=["chunk"])["chunk"]
+                for count in names.value_counts().to_pylist():
+                    name, number = count["values"], int(count["counts"])
+                    if waiting is not None and waiting.name == name:
+                        waiting = MissingChunk(
+                            name, (*waiting.row_groups, group), waiting.prompts + number
+                        )
+                        continue
+                    if waiting is not None:
+                        yield waiting
+                    waiting = None if name in cached else MissingChunk(name, (group,), number)
+            if waiting is not None:
+                yield waiting
+
+    def prompts_of(self, chunk: str, row_groups: Iterable[int]) -> list[str]:
+        """The prompts of a chunk, in the plan's order, from the row groups that it lies in."""
+        with self._reading("prompts"), self.store.open("plan/prompts.parquet") as source:
+            file = pq.ParquetFile(source)
+            self._check_hash("prompts", file.schema_arrow)
+            rows = file.read_row_groups(list(row_groups))
+        return list(rows.filter(pc.equal(rows["chunk"], chunk))["prompt"].to_pylist())
+
+    def table(self, name: str) -> pa.Table:
+        """All of `plan`, `rejects` or `prompts`."""
+        with self._reading(name):
+            table = parquet_table(self.store.read(f"plan/{name}.parquet"))
+            self._check_hash(name, table.schema)
+        return table
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+            raise AttuneError(
+                f"{self.store.uri}/plan/{name}.parquet: {reason}; {_MAKE_ANEW}"
+            ) from error
+
+    def _check_hash(self, name: str, schema: pa.Schema) -> None:
+        found = (schema.metadata or {}).get(_HASH_KEY, b"").decode()
+        if found and found != self.plan_hash:
+            raise AttuneError(
+                f"{self.store.uri}/plan/{name}.parquet is of plan {found}, plan.json "
+                f"of plan {self.plan_hash}: two runs with different recipes planned there at once; "
+                "delete the folder plan/ and run one of them again"
+            )
+
+
+def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
+    """Everything that decides what the shards hold, as plain JSON values.
+
+    Raises:
+        AttuneError: a catalog file, the codec or the text encoder is missing, or the codec has
+            another sample rate than the recipe.
+    """
+    settings = _codec_settings(recipe.codec.path)
+    if settings.get("sampling_rate") != recipe.sample_rate:
+        raise AttuneError(
+            f"codec {recipe.codec.path} runs at {settings.get('sampling_rate')} Hz, but "
+            f"sample_rate is {recipe.sample_rate}"
+        )
+    sources = {
+        remote_uri(path) or str(path): str(copy)
+        for catalog in config.catalogs
+        for path, copy in zip(catalog.sources(), catalog.fetched().sources(), strict=True)
+    }
+    return {
+        "version": PLAN_VERSION,
+        "seed": recipe.seed,
+        "sample_rate": recipe.sample_rate,
+        "codec_id": codec_identity(recipe.codec.path),
+        "text_encoder_id": text_encoder_identity(recipe.text_encoder),
+        "text_max_length": recipe.text_encoder.max_length,
+        "normalizer": normalizer_id(config.prompt_policy),
+        "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY)),
+        "sources": {name: _file_sha256(copy) for name, copy in sorted(sources.items())},
+    }
+
+
+def load_plan(store: Store) -> FrozenPlan | None:
+    """The plan that is on disk, if there is one.
+
+    Raises:
+        AttuneError: `plan.json` is damaged.
+    """
+    try:
+        info = json.loads(store.read("plan/plan.json"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        info = None
+    if not isinstance(info, dict) or not info.keys() >= _PLAN_KEYS:
+        raise AttuneError(f"{store.uri}/plan/plan.json: is damaged; {_MAKE_ANEW}")
+    return FrozenPlan(store, info)
+
+
+def ensure_plan(
+    store: Store, recipe: Recipe, config: PipelineConfig, mapper: Mapper = map_here
+) -> tuple[FrozenPlan, bool]:
+    """The frozen plan of this recipe, made if there is none; True if it was made now.
+
+    A plan that no shard was made from yet, and none is to be made anew, is replaced when its inputs
+    differ.
+
+    Raises:
+        AttuneError: shards were made from a plan with other inputs: both hashes and what differs;
+            or from one that is gone, of other inputs or of other audio files.
+    """
+    inputs = plan_inputs(recipe, config)
+    plan_hash = hash_inputs(inputs)
+    found = load_plan(store)
+    if found is not None:
+        if found.plan_hash == plan_hash:
+            return found, False
+        if held := _what_is_made(store, found.plan_hash):
+            differing = differing_inputs(found.info["inputs"], inputs)
+            raise AttuneError(
+                f"{store.uri} holds {held} of plan {found.plan_hash}, this recipe makes plan "
+                f"{plan_hash}; differs: {'; '.join(differing[:6])}. Set another data_dir, or "
+                "restore what differs"
+            )
+    tables = build_plan(
+        config.catalogs,
+        rules=config.text_rules(recipe.seed),
+        clips_per_shard=config.clips_per_shard,
+        seed=recipe.seed,
+        overlap=config.overlap,
+        mapper=mapper,
+    )
+    if found is not None:
+        # From here until the new plan.json there is no plan: a torn replacement is none.
+        store.delete("plan/plan.json")
+    return freeze_plan(store, tables, inputs, config)
+
+
+def _what_is_made(store: Store, plan_hash: str) -> str:
+    """What there is of a plan beside itself; empty where there is nothing.
+
+    All commits may have been moved away by a `retry` that was killed.
+    """
+    if store.list("commits"):
+        return "shards"
+    for key in ("retry.json", *(key for key, _ in store.list(SUPERSEDED))):
+        try:
+            document = json.loads(store.read(key))
+        except (FileNotFoundError, ValueError):
+            continue  # gone meanwhile, or not ours
+        if isinstance(document, dict) and document.get("plan_hash") == plan_hash:
+            return f"shards to be made anew ({key})"
+    return ""
+
+
+def freeze_plan(
+    store: Store,
+    tables: PlanTables,
+    inputs: dict[str, Any],
+    config: PipelineConfig,
+) -> tuple[FrozenPlan, bool]:
+    """Write the plan's files, `plan.json` last; False if another run was there first.
+
+    The first `plan.json` wins.  Every table carries its plan's hash, so that whoever lost the race
+    to another recipe, or had its tables overwritten by it, hears of it.
+
+    Raises:
+        AttuneError: another run froze the plan of another recipe meanwhile, or there are shards of
+            another plan, which is gone.
+    """
+    plan_hash = hash_inputs(inputs)
+    if standing := _standing(store, plan_hash):
+        return standing, False
+    _check_commits(store, tables.plan, plan_hash, config.clips_per_shard)
+    cache = TextCache(store, str(inputs["text_encoder_id"]))
+    prompts, chunks = cache.assign_chunks(tables.plan, config.prompts_per_chunk)
+    per_group = _shards_per_row_group(config.clips_per_shard) * config.clips_per_shard
+    for name, table, row_group_size in (
+        ("rejects", tables.rejects, CLIPS_PER_ROW_GROUP),
+        ("prompts", prompts, config.prompts_per_chunk),
+        ("plan", tables.plan.append_column("chunks", chunks), per_group),
+    ):
+        table = table.replace_schema_metadata({_HASH_KEY: plan_hash})
+        _write_parquet(store, f"plan/{name}.parquet", table, row_group_size)
+    info = {
+        "plan_hash": plan_hash,
+        "inputs": inputs,
+        "n_planned": len(tables.plan),
+        "n_shards": tables.n_shards,
+        "n_refused": len(tables.rejects),
+        "n_unique_prompts": len(prompts),
+        "clips_per_shard": config.clips_per_shard,
+        "prompt_policy": config.prompt_policy,
+        "catalogs": {label: count.as_dict() for label, count in tables.counts.items()},
+        "overlaps": tables.overlaps,
+        "leakage": tables.leakage,
+    }
+    document = (json.dumps(info, indent=2, sort_keys=True) + "\n").encode()
+    if not store.create("plan/plan.json", document):
+        standing = _standing(store, plan_hash)
+        if standing is None:
+            raise AttuneError(f"{store.uri}: another run is planning there; run again after it")
+        return standing, False
+    return FrozenPlan(store, info), True
+
+
+def _standing(store: Store, plan_hash: str) -> FrozenPlan | None:
+    """The plan that another run froze while this one was planning."""
+    standing = load_plan(store)
+    if standing is not None and standing.plan_hash != plan_hash:
+        raise AttuneError(
+            f"{store.uri}: another run froze plan {standing.plan_hash} there meanwhile, this "
+            f"recipe makes plan {plan_hash}; give each recipe a data_dir of its own"
+        )
+    return standing
+
+
+def _check_commits(store: Store, plan: pa.Table, plan_hash: str, clips_per_shard: int) -> None:
+    """Shards whose plan is gone must be those of the new one: it depends on the audio that was
+    there, which `plan_hash` does not cover.
+
+    Raises:
+        AttuneError: a commit does not account for the new plan's rows.
+    """
+    from pipeline.encode.finalize import check_account  # which imports this module
+
+    ids = plan["sample_id"]
+    for shard in sorted(committed_shards(store)):
+        commit = read_commit(store, shard)
+        if commit is None:
+            continue
+        planned = ids.slice(shard * clips_per_shard, clips_per_shard).to_pylist()
+        try:
+            if not planned:
+                raise AttuneError(f"{commit_key(shard)} is of no shard of plan {plan_hash}")
+            check_account([{"sample_id": key} for key in planned], commit, plan_hash)
+        except AttuneError as error:
+            raise AttuneError(
+                f"{store.uri} holds shards of a plan that is gone, and this recipe with the audio "
+                f"files that are there now makes another: {error}. Set another data_dir, restore "
+                "plan/ (or recipe, catalogs and audio files as they were), or delete commits/ and "
+                "summary.json to encode everything anew"
+            ) from error
+
+
+def _codec_settings(path: str) -> dict[str, Any]:
+    file = resolve_codec(path) / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AttuneError(f"codec {path}: {file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise AttuneError(f"codec {path}: {file} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise AttuneError(f"codec {path}: {file} is not a JSON object")
+    return settings
+
+
+def _shards_per_row_group(clips_per_shard: int) -> int:
+    return max(1, CLIPS_PER_ROW_GROUP // clips_per_shard)
+
+
+def _write_parquet(store: Store, key: str, table: pa.Table, row_group_size: int) -> None:
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "table.parquet"
+        pq.write_table(table, path, row_group_size=row_group_size, compression="zstd")
+        store.write(key, path)
+
+
+def _file_sha256(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise AttuneError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AttuneError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,213 @@
+"""Shards to codec actors: a bounded number under way, every failure counted against who caused it.
+
+An actor works on a few shards at once, so that its codec never waits for the end of one.  Dies its
+process, then which of them killed it is not known: each is tried again alone, on an actor that has
+nothing else, and only what dies alone, or fails by an exception of its own, counts as an attempt.
+A shard that fails on every attempt is parked as poison; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from common.errors import AttuneError
+from common.storage import StorageError, Store
+from pipeline.datadir.commit import canonical_json
+from pipeline.encode.embed import find_mistake
+from pipeline.encode.worker import SHARDS_AT_ONCE
+
+_START_DEATHS = 20
+"""Workers in a row that may die before they answer while none stands, one more for each worker."""
+
+
+class Task(NamedTuple):
+    """A shard to encode: its number and its rows of `plan.parquet`."""
+
+    shard: int
+    rows: pa.Table
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor, and the shards that it has."""
+
+    actor: Any
+    tasks: set[int] = field(default_factory=set)
+    alone: bool = False
+    """Has a shard that must have no company."""
+    is_dead: bool = False
+
+
+class Dispatch:
+    """Runs every task to its commit, or parks it.
+
+    Args:
+        start_actor: makes a new `EncodeWorker` actor.
+        store: where poison shards are named.
+        attempts: tries of a shard before it is parked.
+        on_done: hears each shard's account (`EncodeWorker.encode_shard`).
+        on_tick: called about once a second.
+    """
+
+    def __init__(
+        self,
+        start_actor: Callable[[], Any],
+        store: Store,
+        attempts: int,
+        on_done: Callable[[dict[str, Any]], None],
+        on_tick: Callable[[], None],
+    ) -> None:
+        self._start_actor, self._store, self._attempts = start_actor, store, attempts
+        self._on_done, self._on_tick = on_done, on_tick
+        # An actor gets work once it answers: one that waits for a node which never comes back
+        # (its own died, say) holds up nobody else's shards.
+        self._starting: dict[Any, _Worker] = {}
+        self._workers: list[_Worker] = []
+        self._running: dict[Any, tuple[_Worker, Task]] = {}
+        self._again: deque[Task] = deque()
+        self._failures: dict[int, list[str]] = {}
+        self._start_deaths = 0
+        self._most_start_deaths = _START_DEATHS
+        self.poison: dict[int, str] = {}
+        """Parked shards, with their last error."""
+
+    def run(self, tasks: Iterator[Task], workers: int) -> dict[int, str]:
+        """Until every task is committed or parked.
+
+        Returns:
+            The poison shards: those that failed on every attempt, with their last error.
+
+        Raises:
+            AttuneError: what would go wrong on every attempt (another codec on a node), a store
+                that failed on every attempt, or workers that all die before they answer.
+        """
+        import ray
+
+        # A node that is lost may take them all with it, once.
+        self._most_start_deaths = _START_DEATHS + workers
+        for _ in range(workers):
+            self._start()
+        fresh = next(tasks, None)
+        while fresh is not None or self._again or self._running:
+            while (worker := self._free()) is not None:
+                if self._again:
+                    self._give(worker, self._again.popleft(), alone=True)
+                elif fresh is not None:
+                    self._give(worker, fresh)
+                    fresh = next(tasks, None)
+                else:
+                    break
+            waiting = [*self._running, *self._starting]
+            done, _ = ray.wait(waiting, num_returns=1, timeout=1.0)
+            self._on_tick()
+            for reference in done:
+                if reference in self._starting:
+                    self._started(reference)
+                else:
+                    self._finished(reference)
+        return self.poison
+
+    def _start(self) -> None:
+        worker = _Worker(self._start_actor())
+        self._starting[worker.actor.is_ready.remote()] = worker
+
+    def _free(self) -> _Worker | None:
+        """Who gets the next shard: the one with the fewest; for what must be alone, one that has
+        none.  While such a shard waits, nobody else gets any: it would wait for ever."""
+        most = 0 if self._again else SHARDS_AT_ONCE - 1
+        free = [w for w in self._workers if len(w.tasks) <= most and not w.alone]
+        return min(free, key=lambda worker: len(worker.tasks), default=None)
+
+    def _give(self, worker: _Worker, task: Task, alone: bool = False) -> None:
+        worker.tasks.add(task.shard)
+        worker.alone = alone
+        self._running[worker.actor.encode_shard.remote(*task)] = worker, task
+
+    def _started(self, reference: Any) -> None:
+        import ray
+
+        worker = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._start_deaths += 1
+            if self._start_deaths > self._most_start_deaths and not self._workers:
+                raise AttuneError(
+                    f"workers die before they have begun: {describe(error)}; run again"
+                ) from error
+            self._start()
+        else:
+            self._start_deaths = 0
+            self._workers.append(worker)
+
+    def _finished(self, reference: Any) -> None:
+        import ray
+
+        worker, task = self._running.pop(reference)
+        was_alone = worker.alone or (len(worker.tasks) == 1 and not worker.is_dead)
+        worker.tasks.discard(task.shard)
+        worker.alone = False
+        try:
+            account = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            died = not isinstance(error, _of_the_call())
+            if died and not worker.is_dead:
+                worker.is_dead = True
+                self._workers.remove(worker)
+                self._start()
+            self._failed(task, error, counts=was_alone or not died)
+        else:
+            if task.shard in self._failures:
+                self._store.delete(poison_key(task.shard))
+            self._on_done(account)
+
+    def _failed(self, task: Task, error: Exception, counts: bool) -> None:
+        cause = find_mistake(error)
+        if cause is not None and not isinstance(cause, StorageError):
+            raise cause from None  # the same on every attempt
+        errors = self._failures.setdefault(task.shard, [])
+        if counts:
+            errors.append(describe(error))
+        if len(errors) < self._attempts:
+            self._again.append(task)
+        elif cause is not None:
+            raise cause from None
+        else:
+            self.poison[task.shard] = errors[-1]
+            document = {"shard": task.shard, "errors": errors}
+            self._store.write(poison_key(task.shard), canonical_json(document))
+
+
+def poison_key(shard: int) -> str:
+    """Names a shard that failed on every attempt, for `status` and whoever looks into it."""
+    return f"poison/{shard:06d}.json"
+
+
+def _of_the_call() -> tuple[type[Exception], ...]:
+    """Ray's errors that leave the worker standing; after any other one it counts as dead.
+
+    A worker that is taken for dead and is not ends once its calls have: nobody holds it any more.
+    One that is dead and is not known for it would fail every shard at once, always free for more.
+    """
+    from ray import exceptions
+
+    return (
+        exceptions.RayTaskError,  # raised by the task itself
+        exceptions.UnserializableException,  # so was this, of a kind that the driver lacks
+        exceptions.TaskCancelledError,
+        exceptions.GetTimeoutError,
+        exceptions.ObjectStoreFullError,
+        exceptions.OutOfDiskError,
+    )
+
+
+def describe(error: Exception) -> str:
+    """A worker's error in one line."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0][:200] if lines else ''}"

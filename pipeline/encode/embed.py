@@ -1,0 +1,146 @@
+"""Prompt embedding: a Ray Data map over the chunks of the text cache that are not there yet.
+
+Each chunk is embedded by an actor that holds the text encoder, and written where it is made: states
+never pass through the driver.  A chunk is finished once its index is there, so a killed run goes on
+with the chunks it had not reached.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from common.config import TextEncoderConfig
+from common.errors import AttuneError
+from common.storage import open_store
+from common.text_encoder import TextEncoder, load_text_encoder
+from pipeline.datadir.frozen_plan import FrozenPlan, load_plan
+from pipeline.datadir.text_cache import TextCache
+
+
+class EmbedChunks:
+    """Holds the encoder; called with batches of chunks by Ray Data."""
+
+    def __init__(
+        self, data_dir: str, config: TextEncoderConfig, plan_hash: str, threads: int, device: str
+    ) -> None:
+        self.data_dir, self.config, self.plan_hash = data_dir, config, plan_hash
+        self.threads, self.device = threads, device
+
+    @cached_property
+    def plan(self) -> FrozenPlan:
+        """Where the prompts stand.
+
+        Raises:
+            AttuneError: another run put another plan there meanwhile.
+        """
+        plan = load_plan(open_store(self.data_dir))
+        if plan is None or plan.plan_hash != self.plan_hash:
+            raise AttuneError(f"{self.data_dir}: plan {self.plan_hash} is gone; run again")
+        return plan
+
+    @cached_property
+    def cache(self) -> TextCache:
+        return TextCache(self.plan.store, self.plan.info["inputs"]["text_encoder_id"])
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """Loaded by the first chunk: Ray passes on what a call raises, not what a creation does.
+
+        Raises:
+            AttuneError: this node has another encoder than the plan was made for.
+        """
+        import torch
+
+        torch.set_num_threads(self.threads)
+        encoder = load_text_encoder(self.config, self.device)
+        expected = self.plan.info["inputs"]["text_encoder_id"]
+        if encoder.text_encoder_id != expected:
+            raise AttuneError(
+                f"text encoder {self.config.path} is {encoder.text_encoder_id} on a worker, the "
+                f"plan was made for {expected}; give every node the same encoder"
+            )
+        return encoder
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        done = []
+        for name, groups in zip(batch["chunk"], batch["row_groups"], strict=True):
+            prompts = self.plan.prompts_of(str(name), map(int, groups))
+            self.cache.write_chunk(str(name), prompts, self.encoder.encode(prompts))
+            done.append(len(prompts))
+        return {"prompts": done}
+
+
+def embed_chunks(
+    plan: FrozenPlan,
+    config: TextEncoderConfig,
+    *,
+    workers: int,
+    cpus: int,
+    gpus: float,
+    attempts: int,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Embed, on a running Ray, every chunk of a plan's prompts that the cache lacks.
+
+    Args:
+        on_progress: hears of the prompts done and to do.
+
+    Raises:
+        AttuneError: the encoder cannot be loaded, or workers died on every attempt.
+    """
+    import ray.data
+
+    total = done = 0
+    for attempt in range(1, attempts + 1):
+        chunks = list(plan.missing_chunks())
+        if not chunks:
+            return
+        total = total or sum(chunk.prompts for chunk in chunks)
+        device = "cuda" if gpus else "cpu"
+        # A block per chunk from the start: a repartition would be a task that waits for a CPU
+        # which the actors hold.
+        blocks = [
+            pa.table({"chunk": [chunk.name], "row_groups": [list(chunk.row_groups)]})
+            for chunk in chunks
+        ]
+        with warnings.catch_warnings():
+            # Ray 2.60 still takes max_restarts here and has no other place for it yet.
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            embedded = ray.data.from_arrow(blocks).map_batches(
+                EmbedChunks,
+                fn_constructor_args=(plan.store.uri, config, plan.plan_hash, cpus, device),
+                batch_size=1,
+                num_cpus=cpus,
+                num_gpus=gpus,
+                concurrency=min(workers, len(chunks)),
+                max_restarts=0,  # Ray Data restarts without end; this loop does, a few times
+            )
+        try:
+            for batch in embedded.iter_batches(batch_size=None):
+                done += int(sum(batch["prompts"]))
+                on_progress(done, total)
+        except ray.exceptions.RayError as error:
+            mistake = find_mistake(error)
+            if mistake is not None:
+                raise mistake from None
+            if attempt == attempts:
+                reason = " ".join(str(error).split())[:200]
+                raise AttuneError(
+                    f"embedding failed {attempts} times: {reason}; run again to go on"
+                ) from error
+
+
+def find_mistake(error: BaseException | None) -> AttuneError | None:
+    """The `AttuneError` that a worker raised, from under Ray's wrapping."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, AttuneError) and type(error).__module__.startswith("common"):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+        seen += 1
+    return None

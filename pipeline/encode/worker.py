@@ -1,0 +1,385 @@
+"""One shard from plan rows to commit: decode, resample, check, encode, tar, publish.
+
+The unit of work and of retry.  A worker holds the codec, which has a thread to itself; files are
+decoded a few ahead of it in a small pool (libsndfile, FFmpeg and soxr release the interpreter).  It
+works on several shards at once, so that the codec goes on with the next one while a tar is read
+back and uploaded.  A bad input is refused with its reason and the shard goes on; what is not the
+input's fault (storage, a lost mount, memory, the codec) is raised, and the whole shard is tried
+again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from common.audio import Audio, AudioError, check_audio, check_notes, read_audio, resample
+from common.codec import Codec, Precision, load_codec
+from common.errors import AttuneError
+from common.schema import RECORD
+from common.storage import AccessDenied, StorageError, Store, open_store
+from pipeline.catalogs.base import remote_uri
+from pipeline.datadir.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
+from pipeline.datadir.text_cache import TextCache
+
+SHARDS_AT_ONCE = 2
+"""Of one worker."""
+_HELD_BYTES = 256 * 2**20
+"""Decoded audio that may wait for the codec, per shard; a clip that is longer waits alone."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """What a worker needs to know; travels to wherever it runs."""
+
+    data_dir: str
+    plan_hash: str
+    codec: str
+    codec_id: str
+    text_encoder_id: str
+    min_duration_s: float
+    max_duration_s: float
+    silence_dbfs: float
+    decode_threads: int
+    threads: int
+    """Torch threads of the codec."""
+    device: str
+    batch_clips: int = 1
+    precision: Precision = "float32"
+    """Of the codec's encoder."""
+    max_clipped_share: float = 1.0
+    max_dc_offset: float = 1.0
+    audio_folders: tuple[str, ...] = ()
+    """Of the plan (`FrozenPlan.audio_folders`): what tells a lost file from a lost mount."""
+
+
+class EncodeWorker:
+    """A codec with its decode pool; Ray runs it as an actor, several shards at a time."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        self.settings = settings
+        self.store = open_store(settings.data_dir)
+        self.cache = TextCache(self.store, settings.text_encoder_id)
+        self.decoders = ThreadPoolExecutor(settings.decode_threads)
+        # One thread: OpenMP keeps a team of threads for each that computes, and more than one
+        # team on the same cores slow each other down.
+        self.codec_thread = ThreadPoolExecutor(1)
+        self._codec: Codec | None = None
+        self._loading = Lock()
+
+    @property
+    def codec(self) -> Codec:
+        """Loaded by the first shard: Ray passes on what a call raises, not what a creation does.
+
+        Raises:
+            AttuneError: this node has another codec than the plan was made for.
+        """
+        with self._loading:
+            if self._codec is None:
+                self._codec = self._on_codec_thread(self._load_codec)
+            return self._codec
+
+    def _load_codec(self) -> Codec:
+        import torch
+
+        settings = self.settings
+        torch.set_num_threads(settings.threads)
+        codec = load_codec(settings.codec, settings.device, settings.precision)
+        if codec.codec_id != settings.codec_id:
+            raise AttuneError(
+                f"codec {settings.codec} on {os.uname().nodename} is {codec.codec_id}, the plan "
+                f"was made for {settings.codec_id}; give every node the same codec"
+            )
+        return codec
+
+    def _on_codec_thread(self, action: Callable[..., T], *arguments: Any) -> T:
+        return self.codec_thread.submit(action, *arguments).result()
+
+    def is_ready(self) -> bool:
+        """Answers once the worker stands."""
+        return True
+
+    def encode_shard(self, shard: int, rows: pa.Table) -> dict[str, Any]:
+        """Encode and commit one shard.
+
+        Args:
+            shard: its number.
+            rows: its rows of `plan.parquet`, by position.
+
+        Returns:
+            Its account: shard, clips, refused, seconds of audio.
+
+        Raises:
+            StorageError: the store or the scratch disk failed.
+        """
+        commit = read_commit(self.store, shard)
+        if commit is None:
+            try:
+                commit = self._make(shard, rows)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise StorageError(
+                    f"{tempfile.gettempdir()} on {os.uname().nodename}: {error.strerror}; make "
+                    "room there or let TMPDIR name another folder"
+                ) from error
+        return {
+            "shard": shard,
+            "clips": len(commit["samples"]) + len(commit["refused"]),
+            "refused": len(commit["refused"]),
+            "seconds": sum(sample["duration_s"] for sample in commit["samples"]),
+        }
+
+    def _make(self, shard: int, rows: pa.Table) -> dict[str, Any]:
+        sample_rate = self.codec.sample_rate
+        samples: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory(prefix="attune-shard-") as scratch:
+            tar = Path(scratch) / "shard.tar"
+            placed = build_tar(tar, self._clips(rows, sample_rate, samples, refused))
+            check_tar(tar, placed)
+            for sample, (_, offset, length) in zip(samples, placed, strict=True):
+                sample |= {"offset": offset, "length": length}
+            return publish_shard(
+                self.store,
+                shard,
+                self.settings.plan_hash,
+                tar if samples else None,
+                samples,
+                refused,
+            )
+
+    def _clips(
+        self,
+        rows: pa.Table,
+        sample_rate: int,
+        samples: list[dict[str, Any]],
+        refused: list[dict[str, Any]],
+    ) -> Iterator[EncodedClip]:
+        """Encoded clips in order; fills `samples` and `refused` on the way."""
+        states = self._states(rows)
+        for row, outcome, codes in self._encoded(self._decoded(rows, sample_rate)):
+            if isinstance(outcome, AudioError):
+                refused.append(_refusal(row, outcome))
+                continue
+            text = [states[prompt] for prompt in row["prompts"]]
+            found = {
+                "frames": int(codes.shape[1]),
+                "duration_s": len(outcome.wav) / sample_rate,
+                "prompt_tokens": [len(state) for state in text],
+                "source_sample_rate": outcome.sample_rate,
+                "source_sha256": outcome.sha256,
+            }
+            samples.append({"sample_id": row["sample_id"], **found})
+            record = {name: row[name] for name in RECORD.names} | {"prompts": row["prompts"]}
+            identity = {
+                "codec_id": self.settings.codec_id,
+                "text_encoder_id": self.settings.text_encoder_id,
+                "audio": outcome.notes._asdict(),
+            }
+            yield EncodedClip(
+                row["sample_id"], codes, np.concatenate(text), record | found | identity
+            )
+
+    def _states(self, rows: pa.Table) -> dict[str, npt.NDArray[np.float16]]:
+        """The text states of a shard's prompts."""
+        chunks: dict[str, str] = {}
+        for names, places in zip(
+            *(rows[c].to_pylist() for c in ("prompts", "chunks")), strict=True
+        ):
+            chunks.update(zip(names, places, strict=True))
+        return self.cache.read(self.cache.find(chunks))
+
+    def _encoded(
+        self, decoded: Iterator[tuple[dict[str, Any], Audio | AudioError]]
+    ) -> Iterator[tuple[dict[str, Any], Audio | AudioError, npt.NDArray[np.int16]]]:
+        """Each row with its codes (none for a refusal), in order.
+
+        Up to `batch_clips` clips of one length share a batch; which ones depends on the shard's
+        rows alone, so that a shard comes out the same whoever makes it.
+        """
+        waiting: list[tuple[dict[str, Any], Audio | AudioError]] = []
+        codes: dict[int, npt.NDArray[np.int16]] = {}
+        groups: dict[int, list[int]] = {}
+
+        def encode(group: list[int]) -> None:
+            wavs = [audio.wav for i in group if isinstance(audio := waiting[i][1], Audio)]
+            found = self._on_codec_thread(self.codec.encode_clips, wavs)
+            codes.update(zip(group, found, strict=True))
+
+        def finished() -> Iterator[tuple[Any, Any, Any]]:
+            for group in groups.values():
+                encode(group)
+            for i, (row, outcome) in enumerate(waiting):
+                yield row, outcome, codes.get(i, _NO_CODES)
+            waiting.clear()
+            codes.clear()
+            groups.clear()
+
+        for row, outcome in decoded:
+            waiting.append((row, outcome))
+            i = len(waiting) - 1
+            if isinstance(outcome, Audio):
+                if self.settings.batch_clips > 1 and self.codec.is_short(outcome.wav):
+                    group = groups.setdefault(len(outcome.wav), [])
+                    group.append(i)
+                    if len(group) == self.settings.batch_clips:
+                        encode(groups.pop(len(outcome.wav)))
+                else:
+                    codes[i] = self._on_codec_thread(self.codec.encode_track, outcome.wav)
+            # Bounded: no more clips wait for company than this.
+            held = sum(clip.wav.nbytes for _, clip in waiting if isinstance(clip, Audio))
+            if not groups or len(waiting) >= 8 * self.settings.batch_clips or held > _HELD_BYTES:
+                yield from finished()
+        yield from finished()
+
+    def _decoded(
+        self, rows: pa.Table, sample_rate: int
+    ) -> Iterator[tuple[dict[str, Any], Audio | AudioError]]:
+        """Each row with its audio at `sample_rate`, or its refusal; decoded a few ahead."""
+        ahead: deque[tuple[dict[str, Any], Future[Audio | AudioError]]] = deque()
+        left = iter(rows.to_pylist())
+        largest = 0
+
+        def submit() -> None:
+            # One at least; more while they are few and small: what is not decoded yet is taken to
+            # be as large as the largest before it.
+            most = 2 * self.settings.decode_threads if largest else self.settings.decode_threads
+            while not ahead or (
+                len(ahead) < most
+                and sum(_bytes_of(future, largest) for _, future in ahead) <= _HELD_BYTES
+            ):
+                row = next(left, None)
+                if row is None:
+                    return
+                ahead.append((row, self.decoders.submit(self._decode, row, sample_rate)))
+
+        try:
+            submit()
+            while ahead:
+                row, future = ahead.popleft()
+                outcome = future.result()
+                largest = max(largest, _bytes_of(future, 0))
+                submit()
+                yield row, outcome
+        finally:
+            for _, future in ahead:  # the shard failed: its place in the pool is another's
+                future.cancel()
+
+    def _decode(self, row: Mapping[str, Any], sample_rate: int) -> Audio | AudioError:
+        settings = self.settings
+        try:
+            with _on_disk(row["audio_uri"]) as path:
+                audio = read_audio(path, row["start_s"], row["end_s"], settings.max_duration_s)
+            check_audio(
+                audio.wav,
+                audio.sample_rate,
+                settings.min_duration_s,
+                settings.max_duration_s,
+                settings.silence_dbfs,
+            )
+            check_notes(audio.notes, settings.max_clipped_share, settings.max_dc_offset)
+        except AudioError as error:
+            is_suspect = error.reason == "missing" or isinstance(error.__cause__, PermissionError)
+            if is_suspect and remote_uri(row["audio_uri"]) is None:
+                _check_folder(self._audio_folder(row["audio_uri"]))
+            return error
+        wav = resample(audio.wav, audio.sample_rate, sample_rate)
+        if not wav.size:
+            return AudioError("too_short", f"{audio.wav.size} samples at {audio.sample_rate} Hz")
+        return audio._replace(wav=wav)
+
+    def _audio_folder(self, path: str) -> Path:
+        """The folder that a file was planned from, else its own."""
+        inside = (f for f in self.settings.audio_folders if path.startswith(os.path.join(f, "")))
+        return Path(max(inside, key=len, default=os.path.dirname(path)))
+
+
+@contextmanager
+def _on_disk(uri: str) -> Iterator[Path]:
+    """An audio file on a local disk: itself, or for a while a copy of an object.
+
+    Raises:
+        AudioError: there is no such object, or it alone is not for these credentials.
+        StorageError: the store cannot be reached, or not with these credentials; tried again.
+    """
+    if remote_uri(uri) is None:
+        yield Path(uri)
+        return
+    folder, _, name = uri.rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / f"audio{Path(name).suffix}"
+        try:
+            copy.write_bytes(_store(folder).read(name))
+        except FileNotFoundError:
+            raise AudioError("missing", uri) from None
+        except AccessDenied:
+            if not _store(folder).is_listable():
+                raise  # nobody gets in: no fault of this file
+            raise AudioError("unreadable", f"{uri}: access denied") from None
+        try:
+            yield copy
+        except AudioError as error:
+            raise AudioError(error.reason, error.detail.replace(str(copy), uri)) from error
+
+
+@lru_cache(maxsize=64)
+def _store(folder: str) -> Store:
+    """The store of a folder in a bucket; kept, for it keeps its connections."""
+    return open_store(folder)
+
+
+def _check_folder(folder: Path) -> None:
+    """The plan saw files below it: where it is gone, empty or closed, that is a lost mount, no lost
+    file.
+
+    Raises:
+        StorageError: tried again, as for any store out of reach.
+    """
+    try:
+        os.stat(os.path.join(folder, "."))  # fails where names can be listed and files not opened
+        with os.scandir(folder) as entries:
+            if next(entries, None) is not None:
+                return
+        problem = "is empty now"
+    except OSError as error:
+        problem = str(error.strerror)
+    raise StorageError(
+        f"audio folder {folder}: {problem}; it held audio when the plan was made: is it mounted?"
+    )
+
+
+def _bytes_of(future: Future[Audio | AudioError], pending: int) -> int:
+    """Of the audio that was decoded; `pending` while it is not."""
+    if not future.done():
+        return pending
+    outcome = None if future.exception() else future.result()
+    return outcome.wav.nbytes if isinstance(outcome, Audio) else 0
+
+
+_NO_CODES = np.zeros((0, 0), np.int16)
+
+
+def _refusal(row: Mapping[str, Any], error: AudioError) -> dict[str, Any]:
+    fields = ("sample_id", "dataset", "native_id", "source")
+    return {name: row[name] for name in fields} | {
+        "stage": "audio",
+        "reason": error.reason,
+        "detail": error.detail,
+    }

@@ -1,0 +1,163 @@
+"""One clip out of the shards, decoded to a wav file."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from common.codec import (
+    LEFT_CONTEXT_S,
+    RIGHT_CONTEXT_FRAMES,
+    WINDOW_S,
+    Codec,
+    codec_identity,
+    load_codec,
+)
+from common.errors import AttuneError
+from common.shards import read_summary
+from common.storage import Store
+from pipeline.inspect.shards import find_sample
+
+
+def export_audio(
+    store: Store,
+    codec_path: str,
+    sample_id: str,
+    out: str | None = None,
+    as_float: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Decode one sample to a wav file.
+
+    Args:
+        sample_id: the id, or a unique beginning of it.
+        out: the file, `*.wav`; None: `<sample id>.wav` in the current folder.
+        as_float: 32-bit float samples; else 16-bit integers, clipped at full scale.
+        force: replace a file that is there.
+
+    Returns:
+        out, sample_id, sample_rate, seconds, peak (of the decoded wave, 1 is full scale),
+        clipped (samples that 16 bits could not hold), encoding.
+
+    Raises:
+        AttuneError: no such sample, another codec than that of the shards, the file is there or
+            has another extension.
+    """
+    if out and check_target(out, force).suffix.lower() != ".wav":  # a no after decoding is late
+        raise AttuneError(f"{out}: only wav is written; give --out a name that ends with .wav")
+    summary = read_summary(store)
+    codec = load_shard_codec(store, codec_path, summary)
+    row, sample = find_sample(store, sample_id)
+    out = out or f"{row['sample_id']}.wav"
+    path = check_target(out, force)
+    wave = decode_clip(codec, sample.codes, row["duration_s"])
+    buffer = io.BytesIO()
+    subtype = "FLOAT" if as_float else "PCM_16"
+    soundfile.write(buffer, wave, codec.sample_rate, format="WAV", subtype=subtype)
+    write_file(path, _without_time(buffer.getvalue()))
+    return {
+        "out": str(path),
+        "sample_id": row["sample_id"],
+        "sample_rate": codec.sample_rate,
+        "seconds": len(wave) / codec.sample_rate,
+        "peak": float(np.abs(wave).max(initial=0.0)),
+        "clipped": 0 if as_float else int((np.abs(wave) > 1).sum()),
+        "encoding": "float32" if as_float else "pcm16",
+    }
+
+
+def _without_time(wav: bytes) -> bytes:
+    """libsndfile writes the second into the PEAK chunk of float files; the same clip is to be the
+    same file."""
+    place = wav.find(b"PEAK", 0, 128)
+    if place < 0:
+        return wav
+    time = place + 12  # name, size, version
+    return wav[:time] + bytes(4) + wav[time + 4 :]
+
+
+def load_shard_codec(store: Store, codec_path: str, summary: dict[str, Any]) -> Codec:
+    """The recipe's codec, on the CPU, if it is the one that the shards were made with.
+
+    Raises:
+        AttuneError: it is another, or cannot be loaded.
+    """
+    found = codec_identity(codec_path)
+    if found != summary["codec_id"]:
+        raise AttuneError(
+            f"{store.uri}: its shards were made with codec {summary['codec_id']}, but {codec_path} "
+            f"is codec {found}; give the folder of theirs as codec.path=FOLDER"
+        )
+    return load_codec(codec_path)
+
+
+def decode_clip(
+    codec: Codec, codes: NDArray[np.int16], duration_s: float | None = None
+) -> NDArray[np.float32]:
+    """One clip of any length to a waveform.
+
+    Past `WINDOW_S` it is decoded in windows, as `Codec.encode_track` encodes it, so that memory
+    does not grow with its length.
+
+    Args:
+        codes: int16 [K, T], T >= 1.
+        duration_s: length of the clip; the last frame's padding is cut off. None: keep it.
+
+    Returns:
+        float32 [round(duration_s * sample_rate)], or [T * hop].
+    """
+    total = codes.shape[1]
+    keep = round(WINDOW_S * codec.frame_rate)
+    left = round(LEFT_CONTEXT_S * codec.frame_rate)
+    frames = torch.from_numpy(codes.astype(np.int64))[None]
+    pieces = []
+    for start in range(0, total, keep):
+        stop = min(total, start + keep)
+        first, last = max(0, start - left), min(total, stop + RIGHT_CONTEXT_FRAMES)
+        wave = codec.decode(frames[:, :, first:last])[0]
+        pieces.append(wave[(start - first) * codec.hop : (stop - first) * codec.hop])
+    whole = torch.cat(pieces).cpu().numpy()
+    return whole if duration_s is None else whole[: round(duration_s * codec.sample_rate)]
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a local file, whole or not at all.
+
+    Raises:
+        AttuneError: it cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        scratch.write_bytes(data)
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise AttuneError(f"{path}: cannot write it: {error.strerror}") from error
+
+
+def check_target(out: str, force: bool) -> Path:
+    """The file to write, if it can be.
+
+    Raises:
+        AttuneError: not a local file, no such folder, or it is there and `force` is not given.
+    """
+    path = Path(out).expanduser()
+    if "://" in out:
+        raise AttuneError(f"{out}: expected a file on this machine; copy it to a bucket afterwards")
+    if path.is_dir():
+        raise AttuneError(f"{out}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise AttuneError(f"{out}: there is no folder {path.parent}; make it first")
+    if path.exists() and not force:
+        raise AttuneError(
+            f"{out}: is there already; name another with --out, or replace it with --force"
+        )
+    return path

@@ -1,0 +1,111 @@
+"""One stretch of sound in two datasets: AudioCaps lies inside AudioSet, Clotho and FSD50K meet on
+Freesound.  Found by `clip`, counted always, and kept or merged by a named policy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.rows import MERGED, is_in, plain, refuse_where, sources_of
+
+OverlapPolicy = Literal["keep", "merge"]
+"""`keep`: each dataset's row is a sample of its own, as when training sets are put together.
+`merge`: the row of the dataset that the recipe lists first stays, and takes over the other rows'
+tags, captions and prompts; of rows in different splits none is merged."""
+
+_LISTS = ("tags", "captions", "prompts")
+
+
+def resolve_overlaps(
+    rows: pa.Table, labels: Sequence[str], policy: OverlapPolicy
+) -> tuple[pa.Table, dict[str, int]]:
+    """Count the clips that datasets share and, under `merge`, make one row of each.
+
+    Args:
+        rows: `ROWS` and `prompts`.
+        labels: of the datasets, in the recipe's order.
+
+    Returns:
+        rows, and the number of shared clips by `A + B`.
+    """
+    candidates = _shared(rows)
+    clip = plain(rows["clip"].take(candidates)).to_pylist()
+    dataset = plain(rows["dataset"].take(candidates)).to_pylist()
+    members: dict[str, list[tuple[int, int, str]]] = {}
+    rank = {label: i for i, label in reversed(list(enumerate(labels)))}
+    for row, name, label in zip(candidates.to_pylist(), clip, dataset, strict=True):
+        members.setdefault(name, []).append((rank[label], row, label))
+    found: Counter[str] = Counter()
+    heirs: dict[int, list[int]] = {}
+    split = plain(rows["split"])
+    for group in members.values():
+        group.sort()
+        present = list(dict.fromkeys(label for _, _, label in group))
+        found.update(f"{a} + {b}" for a, b in combinations(present, 2))
+        if policy == "merge" and len(present) > 1:
+            _, stays, first = group[0]
+            others = [
+                row
+                for _, row, label in group
+                if label != first and split[row].as_py() == split[stays].as_py()
+            ]
+            if others:
+                heirs[stays] = others
+    return (_merge(rows, heirs) if heirs else rows), dict(sorted(found.items()))
+
+
+def _shared(rows: pa.Table) -> pa.Array:
+    """Numbers of the accepted rows whose clip turns up in more than one dataset."""
+    here = pc.and_(is_in(rows), pc.is_valid(rows["clip"]))
+    numbers = np.flatnonzero(here)
+    labels = plain(rows["dataset"].filter(here))
+    clips = rows["clip"].filter(here)
+    sizes = pc.value_counts(labels).to_pylist()
+    if len(sizes) < 2:
+        return pa.array([], pa.int64())
+    # The largest dataset is only looked up in the others: its millions of names stay unhashed.
+    largest = max(sizes, key=lambda entry: entry["counts"])["values"]
+    others = pc.not_equal(labels, largest)
+    elsewhere = pc.unique(clips.filter(others))
+    suspects = np.asarray(pc.or_(others, pc.is_in(clips, value_set=elsewhere)))
+    numbers = numbers[suspects]
+    names = plain(clips.filter(pa.array(suspects))).dictionary_encode().indices
+    owner = labels.filter(pa.array(suspects)).dictionary_encode().indices
+    pairs = np.unique(np.stack([np.asarray(names), np.asarray(owner)]), axis=1)
+    several = np.bincount(pairs[0]) > 1
+    return pa.array(numbers[several[np.asarray(names)]]) if len(several) else pa.array([], "int64")
+
+
+def _merge(rows: pa.Table, heirs: dict[int, list[int]]) -> pa.Table:
+    stays = np.array(sorted(heirs))
+    gone = np.zeros(len(rows), bool)
+    gone[[row for others in heirs.values() for row in others]] = True
+    standing = {row: heir for heir, others in heirs.items() for row in others}
+    into = pa.array([standing[int(row)] for row in np.flatnonzero(gone)])
+    told = [
+        f"into {source}"
+        for source in sources_of(rows["file"].take(into), rows["line"].take(into)).to_pylist()
+    ]
+    for name in _LISTS:
+        column = plain(rows[name])
+        joined = [
+            list(
+                dict.fromkeys(
+                    text for row in (heir, *heirs[heir]) for text in column[row].as_py() or []
+                )
+            )
+            for heir in stays.tolist()
+        ]
+        # A list column cannot be written into: append the new lists and take them instead.
+        order = np.arange(len(rows))
+        order[stays] = len(rows) + np.arange(len(stays))
+        column = pa.concat_arrays([column, pa.array(joined, column.type)]).take(pa.array(order))
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    return refuse_where(rows, gone, "overlap", MERGED, told)

@@ -1,0 +1,1 @@
+"""Change a data folder on request: retry refused clips, collect garbage."""

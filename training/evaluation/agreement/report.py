@@ -1,0 +1,139 @@
+"""`python -m training report`: what came in, what was learnt, and whether it follows the prompt.
+
+Collects the facts (manifest, refusals, curves, clips), has the generated clips judged, and writes
+`report.html` (one self-contained file) and `report.json` (the figures) into the recipe's folder.
+Generated clips are kept beside it, and made again only for another checkpoint or other settings.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from common.codec import load_codec
+from common.config import Recipe
+from common.errors import AttuneError
+from common.shards import ShardDataset
+from training.config import SamplingConfig
+from training.evaluation import page
+from training.evaluation.agreement import sections as report_sections
+from training.evaluation.agreement.judge import SoundJudge, measure_agreement
+from training.evaluation.agreement.clips import (
+    ModelResult,
+    generated_clips,
+    labelled_clips,
+    paired_comparison,
+    read_curve,
+    reconstruct,
+    without_verdicts,
+)
+from training.evaluation.config import ReportConfig
+
+
+def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path:
+    """Judge the recipe's models and write the report.
+
+    Returns:
+        Path of `report.html`.
+
+    Raises:
+        AttuneError: no shards, no trained model, or too few labelled clips.
+    """
+    out = Path(recipe.run_dir)
+    dataset = ShardDataset.open(recipe.data_dir)
+    codec = load_codec(recipe.codec.path)
+    if dataset.summary["codec_id"] != codec.codec_id:
+        raise AttuneError(
+            f"{recipe.data_dir} was made with codec {dataset.summary['codec_id']}, but "
+            f"{recipe.codec.path} is {codec.codec_id}; name the codec it was made with"
+        )
+
+    # 1. A judge, fitted on real training clips.
+    train = labelled_clips(dataset, recipe.sample_rate, config, held_out=False)
+    classes = sorted({clip.label for clip in train})
+    held_out = [
+        clip
+        for clip in labelled_clips(dataset, recipe.sample_rate, config, held_out=True)
+        if clip.label in classes
+    ]
+    judge = SoundJudge(recipe.sample_rate).fit(
+        [clip.wave for clip in train], [clip.label for clip in train], [c.group for c in train]
+    )
+    console.print(
+        f"judge: {len(classes)} classes, {len(train)} real clips, cross-validated accuracy "
+        f"{judge.accuracy:.3f}"
+    )
+
+    # 2. The codec: held-out clips, as they are and after encoding and decoding.
+    codec_clips = held_out or train
+    labels = [clip.label for clip in codec_clips]
+    reconstructions = [reconstruct(dataset, codec, clip) for clip in codec_clips]
+    original_agreement = judge.agreement([clip.wave for clip in codec_clips], labels)
+    codec_agreement = judge.agreement(reconstructions, labels)
+    console.print(
+        f"codec: {codec_agreement.hits} of {codec_agreement.n} reconstructions keep their label "
+        f"(originals: {original_agreement.hits})"
+    )
+
+    # 3. The models.
+    sampling = recipe.section("sampling", SamplingConfig)
+    prompts = {clip.label: clip.prompt for clip in reversed(train)}
+    results = []
+    for name, run in config.runs.items():
+        clips, checkpoint = generated_clips(recipe, run, prompts, config, sampling, console)
+        judged = judge.judge([clip.wave for clip in clips])
+        agreement = measure_agreement(judged, [clip.label for clip in clips])
+        results.append(ModelResult(name, checkpoint, clips, agreement, read_curve(out / run)))
+        console.print(
+            f"{name}: {agreement.hits} of {agreement.n} clips sound like their prompt "
+            f"({agreement.rate:.3f}, chance {agreement.chance:.3f}, p = {agreement.p_value:.2g})"
+        )
+
+    # 4. The figures, and the page.
+    figures: dict[str, Any] = {
+        "recipe": recipe.name,
+        "data": dataset.summary,
+        "judge": {"classes": classes, "clips": len(train), "accuracy": judge.accuracy},
+        "codec": {
+            "codec_id": codec.codec_id,
+            "held_out": bool(held_out),
+            "originals": without_verdicts(original_agreement),
+            "reconstructions": without_verdicts(codec_agreement),
+        },
+        "models": {
+            result.name: {
+                "checkpoint": result.checkpoint,
+                "agreement": without_verdicts(result.agreement),
+            }
+            for result in results
+        },
+        "comparison": [paired_comparison(results[0], other) for other in results[1:]],
+    }
+    sections = [
+        report_sections.summary_section(figures, results),
+        report_sections.data_section(recipe, dataset),
+        report_sections.codec_section(
+            codec_clips, reconstructions, codec_agreement, figures["codec"], config, recipe
+        ),
+        report_sections.curves_section(results),
+        report_sections.models_section(results, judge, classes, figures, recipe),
+        report_sections.clips_section(results, train, classes, recipe),
+    ]
+    html = page.page(
+        f"Attune: {recipe.name}",
+        "From catalogs to audio in one run: what came in, what was refused, what the codec keeps, "
+        "how training went, and whether the generated clips sound like their prompts.",
+        sections,
+        f"Made {date.today().isoformat()} by `python -m training report --config "
+        f"{recipe.source_file}`, torch {torch.__version__}. Players hold MP3 copies; the wav files "
+        "and how each was made lie in the run folder.",
+    )
+    (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n")
+    target = out / "report.html"
+    target.write_text(html)
+    return target

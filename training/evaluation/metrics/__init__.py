@@ -1,0 +1,1 @@
+"""FAD, KL, CLAP score and the metrics that need no download."""

@@ -1,0 +1,150 @@
+"""`python -m training weights`: fetch the backbones that metrics stand on, given a network.
+
+Nothing that is fetched is trusted: `.pth` and `.pt` files are read as tensors alone, CLAP as
+safetensors.  The metric card names the hash of what was used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from common.errors import AttuneError
+from training.evaluation.metrics.backbones.backbone import MissingBackbone, load_state
+from training.evaluation.metrics.cache import cache_root
+from training.run.files import as_any_file
+
+TIMEOUT_S = 30
+_PASST = "https://github.com/kkoutini/PaSST/releases/download/"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from, and the name under which they lie in the folder."""
+
+    name: str
+    file: str
+    url: str
+    """Of a file, or `hub:OWNER/NAME`."""
+
+
+SOURCES = (
+    Source(
+        "vggish",
+        "vggish-10086976.pth",
+        "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+    ),
+    Source(
+        "passt-10s",
+        "passt-s-f128-p16-s10-ap.476-swa.pt",
+        _PASST + "v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt",
+    ),
+    Source(
+        "passt-20s",
+        "passt-s-f128-20sec-p16-s10-ap.474-swa.pt",
+        _PASST + "v0.0.5/passt-s-f128-20sec-p16-s10-ap.474-swa.pt",
+    ),
+    Source("clap", "clap-htsat-fused", "hub:laion/clap-htsat-fused"),
+)
+
+
+def default_weights() -> Path:
+    """`$ATTUNE_CACHE/weights`, or `~/.cache/attune/weights`."""
+    return cache_root() / "weights"
+
+
+def fetch_all(
+    folder: Path, tell: Callable[[str], None], sources: tuple[Source, ...] = SOURCES
+) -> list[str]:
+    """Fetch what is not there yet; a line each, whatever came of it.
+
+    Returns:
+        Names of those that could not be had.
+
+    Raises:
+        AttuneError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AttuneError(f"{folder}: {error.strerror}; name another with --weights") from error
+    failed = []
+    for source in sources:
+        target = folder / source.file
+        if target.exists():
+            tell(f"{source.name}: is there, {target}")
+            continue
+        try:
+            fetch(source, target)
+        except AttuneError as error:
+            failed.append(source.name)
+            tell(str(error))
+        else:
+            tell(f"{source.name}: fetched, {target}")
+    return failed
+
+
+def fetch(source: Source, target: Path) -> None:
+    """Fetch one backbone; `target` appears whole or not at all.
+
+    Raises:
+        AttuneError: no network, no such file, or what came is not weights; in one line.
+    """
+    partial = target.with_name(target.name + ".partial")
+    try:
+        print(f"{source.name}: fetching {source.url}", file=sys.stderr, flush=True)
+        if source.url.startswith("hub:"):
+            _from_hub(source.url.removeprefix("hub:"), partial)
+        else:
+            request = urllib.request.urlopen(source.url, timeout=TIMEOUT_S)
+            with request as answer, partial.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+                expected = answer.headers.get("Content-Length")
+                if expected and file.tell() != int(expected):
+                    raise AttuneError(f"{source.name}: {source.url} broke off; try again")
+            load_state(source.name, partial)
+        os.replace(partial, target)
+    except MissingBackbone as error:
+        raise AttuneError(
+            f"{source.name}: {source.url} gave something else than weights"
+        ) from error
+    except (OSError, HTTPException, ValueError) as error:
+        found = " ".join(str(error).split())[:200] or type(error).__name__
+        raise AttuneError(
+            f"{source.name}: cannot be fetched from {source.url} ({found}); put it at {target}"
+        ) from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def _from_hub(repository: str, folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from safetensors.torch import save_file
+
+    try:
+        wanted = ["*.json", "merges.txt", "model.safetensors"]
+        snapshot_download(repository, local_dir=folder, allow_patterns=wanted)
+        if not (folder / "model.safetensors").is_file():
+            snapshot_download(repository, local_dir=folder, allow_patterns=["pytorch_model.bin"])
+    except Exception as error:  # the hub's client raises what its many libraries do
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    pickled = folder / "pytorch_model.bin"
+    if pickled.is_file():
+        state = load_state("clap", pickled)
+        # Copies: tensors that share memory cannot be saved as they are.
+        save_file(
+            {key: value.clone().contiguous() for key, value in state.items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        as_any_file(folder / "model.safetensors")
+        pickled.unlink()

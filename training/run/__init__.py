@@ -1,0 +1,1 @@
+"""The folder of a training run: its files, log, status, signals and precision."""

@@ -1,0 +1,1 @@
+"""From prompts to audio: draw codes, decode them, write clips."""

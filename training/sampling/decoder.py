@@ -1,0 +1,369 @@
+"""One step of the decoder at a time, over a preallocated cache.
+
+The same function as `LanguageModel.forward`, laid out for a few rows: weights packed once
+(`packed.py`), keys and values of the text computed once, those of the steps so far kept.  With
+guidance the rows are the clips with their text, then the same clips without it (or with a negative
+prompt's); where there is no text, cross-attention adds exactly zero and is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.lm.model import Block, LanguageModel
+from training.sampling.packed import Kind, Linear, head_kind, linear
+
+States = Sequence[NDArray[np.float16]]
+"""Text states `[L_i, text_dim]` of each clip's prompt."""
+
+
+class DecodingWeights:
+    """A model's weights as decoding reads them; made once, used for any number of clips.
+
+    Args:
+        model: whose weights they are, which must not change afterwards: norms, embeddings and the
+            text projection stay its own, other weights may.
+        kind: of the linear layers.
+    """
+
+    def __init__(self, model: LanguageModel, kind: Kind = "fp32") -> None:
+        self.model = model
+        self.kind: Kind = kind
+        self.device = model.head.weight.device
+        self.dtype = _products(kind)
+        self.cached = _cached(self.dtype, self.device)
+        self.blocks = [_Block(block, kind) for block in model.blocks if isinstance(block, Block)]
+        head = head_kind(kind, self.device)
+        self.norm = _Norm(model.norm, _products(head))
+        self.head = linear(model.head.weight, head)
+        arch = model.arch
+        # Row of the embedding table where each stream's codes begin.
+        self.rows = torch.arange(arch.n_codebooks, device=self.device) * (arch.codebook_size + 1)
+
+    def expect(self, rows: int, told: int) -> None:
+        """Get ready for steps of this many rows, of which `told` have a text."""
+        for block in self.blocks:
+            for product in (block.qkv, block.out, block.ff_in, block.ff_out):
+                product.expect(rows)
+            for product in (block.cross_q, block.cross_out):
+                product.expect(told)
+        self.head.expect(rows)
+
+
+class _Block:
+    def __init__(self, block: Block, kind: Kind) -> None:
+        dtype = _products(kind)
+        self.norm_self, self.norm_ff = _Norm(block.norm_self, dtype), _Norm(block.norm_ff, dtype)
+        self.norm_cross = block.norm_cross
+        self.cross = block.cross_attention
+        # Queries come scaled, and beside the keys and values of their head: `[H, 3, D]`.
+        qkv = block.self_attention.qkv.weight.detach().clone()
+        width = qkv.shape[1]
+        qkv[:width] *= (width // self.cross.n_heads) ** -0.5
+        by_head = qkv.view(3, self.cross.n_heads, -1, width).transpose(0, 1)
+        self.qkv: Linear = linear(by_head.reshape(-1, width), kind)
+        self.out: Linear = linear(block.self_attention.out.weight, kind)
+        self.cross_q: Linear = linear(self.queries(), kind)
+        self.cross_out: Linear = linear(self.cross.out.weight, kind)
+        self.ff_in: Linear = linear(block.ff_in.weight, kind, gelu=True)
+        self.ff_out: Linear = linear(block.ff_out.weight, kind)
+
+    def queries(self) -> Tensor:
+        """Weights `[d, d]` of cross-attention's scaled queries."""
+        weight = self.cross.q.weight.detach()
+        return weight * (weight.shape[0] // self.cross.n_heads) ** -0.5
+
+
+class Decoder:
+    """Steps of one batch of clips."""
+
+    def __init__(
+        self,
+        weights: DecodingWeights,
+        states: States,
+        steps: int,
+        guided: bool,
+        negative: NDArray[np.float16] | None = None,
+    ) -> None:
+        """
+        Args:
+            states: of each clip's prompt.
+            steps: that the cache holds.
+            guided: rows without text (or with `negative`) come after those with it.
+            negative: text states `[L, text_dim]` for the second half.
+        """
+        arch = weights.model.arch
+        self._weights = weights
+        self._copies = 2 if guided else 1
+        self._step = 0
+        told = list(states) + ([negative] * len(states) if guided and negative is not None else [])
+        self._told = len(told)
+        self._cross = _cross_attentions(weights, told)
+        self._shape = (len(states) * self._copies, arch.n_heads, arch.d_model // arch.n_heads)
+        rows, heads, width = self._shape
+        weights.expect(rows, self._told)
+        # Keys and values of every layer, row and head.
+        shape = (arch.n_layers, rows * heads, 2, steps, width)
+        self._cache = torch.zeros(shape, dtype=weights.cached, device=weights.device)
+
+    def step(self, columns: Tensor) -> Tensor:
+        """Append columns of codes, mostly one.
+
+        Args:
+            columns: int64 `[B, K]` or `[B, K, n]`, delayed, special tokens included.
+
+        Returns:
+            float32 logits `[B or 2B, K, V]` of what follows the last of them.
+        """
+        if columns.ndim == 2:
+            columns = columns[:, :, None]
+        begin, count = self._step, columns.shape[-1]
+        end = self._step = begin + count
+        ahead = None
+        if count > 1:
+            ahead = torch.full(
+                (count, end), float("-inf"), dtype=self._cache.dtype, device=columns.device
+            ).triu(begin + 1)
+        positions = self._weights.model.positions(begin, count, columns.device)
+        # Views of all layers at once: small operations are what a step spends its time on.
+        new = self._cache[:, :, :, begin:end].unbind(0)
+        return self._layers(columns, positions, lambda i, kv: new[i].copy_(kv), end, ahead)
+
+    def _layers(
+        self,
+        columns: Tensor,
+        positions: Tensor,
+        write: Callable[[int, Tensor], object],
+        end: int,
+        ahead: Tensor | None,
+    ) -> Tensor:
+        """All of a step.
+
+        Args:
+            write: puts a layer's keys and values `[rows x H, 2, n, D]` into the cache.
+            end: of the cache, as far as it is attended to.
+            ahead: what hides steps to come, `[n, end]`.
+        """
+        weights, arch = self._weights, self._weights.model.arch
+        rows, heads, width = self._shape
+        count = columns.shape[-1]
+        x = F.embedding(columns + weights.rows[:, None], weights.model.embedding.weight).sum(1)
+        # [rows x n, d] from here on.
+        x = torch.cat([(x + positions).flatten(0, 1)] * self._copies)
+        told = self._told * count
+        keys = self._cache[:, :, 0, :end].transpose(2, 3).unbind(0)
+        values = self._cache[:, :, 1, :end].unbind(0)
+        for i, block in enumerate(weights.blocks):
+            qkv = block.qkv(block.norm_self(x)).view(rows, count, heads, 3, width)
+            qkv = qkv.permute(0, 2, 3, 1, 4).flatten(0, 1)
+            write(i, qkv[:, 1:])
+            y = _attention(qkv[:, 0], keys[i], values[i], ahead)
+            x = block.out.plus(x, _by_step(y, rows, weights.dtype))
+            # Only the rows with text: for the others cross-attention adds exactly zero.
+            # In place: `plus` has just made `x`, nobody else has it.
+            has_text = x[:told]
+            has_text.add_(self._cross[i](has_text, count))
+            x = block.ff_out.plus(x, block.ff_in(block.norm_ff(x)))
+        last = x if count == 1 else x.view(rows, count, -1)[:, -1]
+        logits = weights.head(weights.norm(last)).view(rows, arch.n_codebooks, arch.codebook_size)
+        return logits.float()
+
+
+class StaticDecoder(Decoder):
+    """The same steps in shapes that stay the same: every single column attends to the whole cache,
+    what is to come hidden.  More work per step, but on a GPU all of it can be recorded once as a
+    CUDA graph and launched at once; without, launching the kernels takes longer than running them.
+    """
+
+    def __init__(
+        self,
+        weights: DecodingWeights,
+        states: States,
+        steps: int,
+        guided: bool,
+        negative: NDArray[np.float16] | None = None,
+    ) -> None:
+        super().__init__(weights, states, steps, guided, negative)
+        device = weights.device
+        self._places = torch.arange(steps, device=device)
+        self._at = torch.zeros(1, dtype=torch.long, device=device)
+        self._positions = weights.model.positions(0, steps, device)
+        self._column: Tensor | None = None
+        self._graph: Any = None
+        self._logits = torch.empty(0)
+
+    def step(self, columns: Tensor) -> Tensor:
+        if columns.ndim == 3:
+            return super().step(columns)
+        self._at.fill_(self._step)
+        self._step += 1
+        if self._cache.device.type != "cuda":
+            return self._one(columns)
+        # Streams and graphs are the current device's, which may be another GPU.
+        with torch.cuda.device(self._cache.device):
+            if self._column is None:
+                self._column = columns.clone()
+                self._record(self._column)
+            self._column.copy_(columns)
+            self._graph.replay()
+        return self._logits
+
+    def _one(self, column: Tensor) -> Tensor:
+        ahead = torch.zeros(len(self._places), dtype=self._cache.dtype, device=column.device)
+        ahead = ahead.masked_fill(self._places > self._at, float("-inf"))[None]
+        layers = self._cache.unbind(0)
+        positions = self._positions.index_select(0, self._at)
+        return self._layers(
+            column[:, :, None],
+            positions,
+            lambda i, kv: layers[i].index_copy_(2, self._at, kv.to(self._cache.dtype)),
+            len(self._places),
+            ahead,
+        )
+
+    def _record(self, column: Tensor) -> None:
+        # Warm up on a side stream, as recording wants it; the step at hand is written again.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._one(column)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        # PyTorch's own stream for it stays that of the first device that ever recorded.
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._logits = self._one(column)
+
+
+class _CrossAttention:
+    """Of one block to given texts: keys and values are there from the start."""
+
+    def __init__(self, block: _Block, context: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        self._block = block
+        k, v = block.cross.keys_values(context)  # [B, H, L, D]
+        self._rows, self._heads, _, self._width = k.shape
+        self._dtype = dtype
+        self._norm = _Norm(block.norm_cross, dtype)
+        self._keys = k.flatten(0, 1).transpose(1, 2).to(_cached(dtype, k.device))
+        self._values = v.flatten(0, 1).to(self._keys.dtype).contiguous()
+        self._bias = bias
+
+    def __call__(self, x: Tensor, count: int) -> Tensor:
+        """`[B x n, d]` to `[B x n, d]`, norm included; `count` is n."""
+        q = self._block.cross_q(self._norm(x))
+        q = q.view(self._rows, count, self._heads, self._width).transpose(1, 2).flatten(0, 1)
+        y = _attention(q, self._keys, self._values, self._bias)
+        return self._block.cross_out(_by_step(y, self._rows, self._dtype))
+
+
+class _FoldedCrossAttention:
+    """The same function with the projections multiplied into keys and values.
+
+    q . k = (W_q x) . k = x . (W_q^T k): with few keys that is a smaller product than W_q itself,
+    and two products and a softmax are all there is to do.  Those of one clip are packed as weights
+    are, in fp32: so small a product costs no more than rounding its operands.
+    """
+
+    def __init__(self, block: _Block, context: Tensor, bias: Tensor | None):
+        k, v = block.cross.keys_values(context)  # [B, H, L, D]
+        self._rows, self._heads, self._length, width = k.shape
+        query = block.queries().view(self._heads, width, -1)
+        out = block.cross.out.weight.detach().t().view(self._heads, width, -1)
+        keys = torch.einsum("bhld,hdm->bmhl", k, query).flatten(2).contiguous()
+        values = torch.einsum("bhld,hdm->bhlm", v, out).flatten(1, 2).contiguous()
+        self._score: Callable[[Tensor], Tensor]
+        self._mix: Callable[[Tensor], Tensor]
+        if self._rows == 1:
+            score, mix = linear(keys[0].t(), "fp32"), linear(values[0].t(), "fp32")
+            score.expect(1)
+            mix.expect(1)
+            self._score, self._mix = score, mix
+        else:
+            self._score, self._mix = partial(_by_clip, keys), partial(_by_clip, values)
+        self._norm = _Norm(block.norm_cross, torch.float32)
+        # [B x H, 1, L] to [B, 1, H, L]
+        self._bias = None if bias is None else bias.view(-1, 1, self._heads, self._length)
+
+    def __call__(self, x: Tensor, count: int) -> Tensor:
+        """`[B x n, d]` to `[B x n, d]`, norm included; `count` is n."""
+        scores = self._score(self._norm(x)).view(self._rows, count, self._heads, self._length)
+        if self._bias is not None:
+            scores = scores + self._bias
+        return self._mix(torch.softmax(scores, dim=-1).view(x.shape[0], -1))
+
+
+def _by_clip(weights: Tensor, x: Tensor) -> Tensor:
+    """`[B x n, in]` times each clip's own of `[B, in, out]`."""
+    return torch.bmm(x.view(len(weights), -1, x.shape[-1]), weights).flatten(0, 1)
+
+
+def _cross_attentions(
+    weights: DecodingWeights, states: States
+) -> list[_CrossAttention | _FoldedCrossAttention]:
+    """Every block's, to the texts of all rows that have one."""
+    model, device = weights.model, weights.device
+    length, heads = max(len(state) for state in states), model.arch.n_heads
+    text = torch.zeros(len(states), length, model.arch.text_dim, device=device)
+    mask = torch.zeros(len(states), length, dtype=torch.bool, device=device)
+    for i, state in enumerate(states):
+        text[i, : len(state)] = torch.from_numpy(state.astype(np.float32))
+        mask[i, : len(state)] = True
+    context, found = model.context(text, mask)
+    assert context is not None and found is not None
+    bias = None
+    if not bool(mask.all()):
+        bias = found[:, 0].repeat_interleave(heads, dim=0).to(weights.cached)
+    # What is read of folded keys is no more than twice what is read of the weights they replace.
+    if weights.cached == torch.float32 and len(states) * heads * length <= 2 * model.arch.d_model:
+        return [_FoldedCrossAttention(block, context, bias) for block in weights.blocks]
+    return [_CrossAttention(block, context, bias, weights.dtype) for block in weights.blocks]
+
+
+def _by_step(x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """`[B x H, n, D]` to `[B x n, d]`."""
+    count = x.shape[1]
+    if count > 1:
+        x = x.unflatten(0, (rows, -1)).transpose(1, 2)
+    return _as(x.reshape(rows * count, -1), dtype)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """`q` `[B x H, n, D]`, `k` `[B x H, D, L]`, `v` `[B x H, L, D]`."""
+    # One query per row: plain products beat the fused kernel on CPUs.
+    scores = torch.bmm(_as(q, k.dtype), k)
+    if bias is not None:
+        scores = scores + bias
+    return torch.bmm(torch.softmax(scores, dim=-1), v)
+
+
+class _Norm:
+    """A layer norm of float32 rows, into the type of the products after it."""
+
+    def __init__(self, norm: torch.nn.LayerNorm, dtype: torch.dtype) -> None:
+        self._arguments = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        self._dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _as(torch.layer_norm(x, *self._arguments), self._dtype)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # Asking is cheaper than a conversion that finds nothing to do.
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _products(kind: Kind) -> torch.dtype:
+    return torch.float32 if kind == "fp32" else torch.bfloat16
+
+
+def _cached(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    # A CPU's products of one query with bf16 keys take three times as long as with fp32 ones.
+    return torch.float32 if device.type == "cpu" else dtype

@@ -1,0 +1,66 @@
+"""Clips of the newest checkpoint while a run goes on: wav files, and the same in TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from common.config import Recipe
+from training.config import SampleConfig, SamplingConfig
+from training.sampling.sampler import Sampler
+
+
+def write_samples(
+    recipe: Recipe, run: Path, config: SampleConfig, board: Any, step: int, device: torch.device
+) -> list[Path]:
+    """Generate a clip for each prompt with the averaged weights of the checkpoint just saved.
+
+    The seeds are the prompts' places, so that clips of different steps can be compared.
+
+    Args:
+        board: a TensorBoard `SummaryWriter`.
+        step: finished steps.
+
+    Returns:
+        The files `RUN/samples/step-NNNNNNNN/NN.wav`.
+    """
+    sampler = Sampler.load(recipe, run, device)
+    seconds = min(config.duration_s or sampler.trained_s, sampler.trained_s)
+    sampling = recipe.section("sampling", SamplingConfig)
+    waves, _ = sampler.generate(
+        list(config.prompts), seconds, list(range(len(config.prompts))), sampling
+    )
+    folder = run / "samples" / f"step-{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rate = sampler.codec.sample_rate
+    paths = []
+    for i, (prompt, wave) in enumerate(zip(config.prompts, waves, strict=True)):
+        wave = np.clip(wave, -1.0, 1.0)
+        path = folder / f"{i:02d}.wav"
+        soundfile.write(path, wave, rate, subtype="PCM_16")
+        board.add_audio(f"sample/{prompt}", wave, step, rate)
+        board.add_image(f"spectrogram/{prompt}", log_spectrogram(wave), step, dataformats="HW")
+        paths.append(path)
+    return paths
+
+
+def log_spectrogram(wave: NDArray[np.float32], n_fft: int = 1024) -> NDArray[np.float32]:
+    """Magnitudes over 80 dB as grey values 0...1, low frequencies at the bottom.
+
+    Args:
+        wave: float32 `[S]`.
+
+    Returns:
+        float32 `[n_fft / 2 + 1, 4 S / n_fft + 1]`.
+    """
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(
+        torch.from_numpy(wave), n_fft, n_fft // 4, window=window, return_complex=True
+    ).abs()
+    level = 20 * torch.log10(spectrum / spectrum.max().clamp(min=1e-9) + 1e-9)
+    return ((level.clamp(min=-80) + 80) / 80).flip(0).numpy()

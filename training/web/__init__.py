@@ -1,0 +1,1 @@
+"""Local web pages: play a model, and what all servers share."""

@@ -1,0 +1,336 @@
+"""A local page to type prompts, hear clips while they are made, and compare two checkpoints.
+
+One thread generates, jobs wait in line; what was made is kept in memory, the last `KEPT` jobs.
+The page and its requests stay on this machine unless the server is told to listen elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import queue
+import secrets
+import struct
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from common.errors import AttuneError
+from training.config import SamplingConfig
+from training.web.guard import Guard, tell_invalid
+from training.sampling.sampler import Sampler
+
+KEPT = 50
+"""Finished jobs that can still be heard."""
+WAITING = 16
+"""Jobs in line before more are refused."""
+LONGEST_S = 120.0
+
+
+class Order(BaseModel):
+    """What the page asks for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(min_length=1, max_length=500)
+    negative_prompt: str = Field(default="", max_length=500)
+    runs: list[str] = Field(min_length=1, max_length=2)
+    duration_s: float = Field(gt=0, le=LONGEST_S, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, lt=2**53)
+    cfg: float = Field(default=3.0, ge=0, le=20, allow_inf_nan=False)
+    top_k: int = Field(default=250, ge=1, le=100_000)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    temperature: float = Field(default=1.0, ge=0, le=5, allow_inf_nan=False)
+
+
+@dataclass
+class Take:
+    """One model's clip of a job, growing while it is made."""
+
+    run: str
+    rate: int
+    total_s: float
+    trained_s: float
+    """Of its model: a longer clip is made in windows of that length."""
+    chunks: list[NDArray[np.float32]] = field(default_factory=list)
+    spectrogram: str = ""
+
+    @property
+    def made_s(self) -> float:
+        return sum(map(len, self.chunks)) / self.rate
+
+
+@dataclass
+class Job:
+    """An order and what became of it."""
+
+    order: Order
+    takes: list[Take]
+    state: str = "waiting"
+    error: str = ""
+    spent_s: float = 0.0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "failed")
+
+    def tell(self) -> None:
+        """Wake those who look at it."""
+        with self.changed:
+            self.changed.notify_all()
+
+    def describe(self, ahead: int) -> dict[str, Any]:
+        """For the page."""
+        return {
+            "state": self.state,
+            "error": self.error,
+            "ahead": ahead,
+            "spent_s": round(self.spent_s, 2),
+            "takes": [
+                {
+                    "run": take.run,
+                    "made_s": round(take.made_s, 3),
+                    "total_s": round(take.total_s, 3),
+                    "trained_s": take.trained_s,
+                    "spectrogram": take.spectrogram,
+                }
+                for take in self.takes
+            ],
+        }
+
+
+class Studio:
+    """Models, and the one thread that makes clips with them."""
+
+    def __init__(self, samplers: Mapping[str, Sampler], sampling: SamplingConfig) -> None:
+        self.samplers = dict(samplers)
+        self.sampling = sampling
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._line: queue.Queue[str] = queue.Queue()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._work, name="studio", daemon=True).start()
+
+    def add(self, order: Order) -> str:
+        """Put an order in line.
+
+        Raises:
+            AttuneError: a run or a prompt that is not to be had, or a line that is full.
+        """
+        for run in order.runs:
+            if run not in self.samplers:
+                raise AttuneError(f"no run {run!r} here; there are {', '.join(self.samplers)}")
+        if len(set(order.runs)) < len(order.runs):
+            raise AttuneError("name two different runs to compare")
+        if order.negative_prompt and order.cfg == 1:
+            raise AttuneError("a negative prompt acts through guidance; set cfg to other than 1")
+        takes = []
+        for run in order.runs:
+            sampler = self.samplers[run]
+            sampler.normalize([text for text in (order.prompt, order.negative_prompt) if text])
+            codec = sampler.codec
+            frames = max(1, round(order.duration_s * codec.frame_rate))
+            seconds = frames / codec.frame_rate
+            takes.append(Take(run, codec.sample_rate, seconds, sampler.trained_s))
+        with self._lock:
+            if sum(not job.over for job in self._jobs.values()) >= WAITING:
+                raise AttuneError(f"{WAITING} clips are waiting already; try again in a while")
+            name = secrets.token_urlsafe(12)
+            self._jobs[name] = Job(order, takes)
+            for old in [key for key, job in self._jobs.items() if job.over][:-KEPT]:
+                del self._jobs[old]
+            self._line.put(name)  # in the same order
+        return name
+
+    def get(self, name: str) -> Job | None:
+        with self._lock:
+            return self._jobs.get(name)
+
+    def describe(self, name: str, job: Job) -> dict[str, Any]:
+        """A job for the page, with the number of those before it."""
+        with self._lock:
+            names = [key for key, other in self._jobs.items() if not other.over]
+        return job.describe(names.index(name) if name in names else 0)
+
+    def _work(self) -> None:
+        while True:
+            job = self.get(self._line.get())
+            if job is None:
+                continue
+            began = time.monotonic()
+            job.state = "making"
+            job.tell()
+            try:
+                for take in job.takes:
+                    for chunk in self._stream(take.run, job.order):
+                        take.chunks.append(chunk)
+                        job.spent_s = time.monotonic() - began
+                        job.tell()
+                    take.spectrogram = _spectrogram(np.concatenate(take.chunks), take.rate)
+                job.state = "done"
+            except Exception as error:  # one bad clip must not end the thread
+                known = isinstance(error, AttuneError)
+                job.error = str(error) if known else f"{type(error).__name__} while generating"
+                job.state = "failed"  # after the reason, which who sees this looks for
+            job.tell()
+
+    def _stream(self, run: str, order: Order) -> Iterator[NDArray[np.float32]]:
+        wanted = order.model_dump(exclude={"prompt", "runs", "duration_s", "seed"})
+        sampling = SamplingConfig.model_validate(self.sampling.model_dump() | wanted)
+        stream = self.samplers[run].stream([order.prompt], order.duration_s, [order.seed], sampling)
+        for chunk in stream:
+            yield chunk[0]
+
+
+def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
+    """The server.
+
+    Args:
+        hosts: names under which it may be asked (a foreign page cannot point its own name here).
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    # The outermost.
+    app.add_middleware(Guard, policy="style-src 'self' 'unsafe-inline'; media-src 'self'")
+    files = resources.files("training") / "assets"
+
+    app.add_exception_handler(RequestValidationError, tell_invalid)
+
+    @app.exception_handler(AttuneError)
+    async def refused(request: Request, error: AttuneError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 422)
+
+    @app.get("/")
+    def page() -> HTMLResponse:
+        return HTMLResponse((files / "play.html").read_text())
+
+    @app.get("/play.js")
+    def script() -> Response:
+        return Response((files / "play.js").read_text(), media_type="text/javascript")
+
+    @app.get("/api/models")
+    def models() -> dict[str, Any]:
+        sampling = studio.sampling
+        return {
+            "runs": [
+                {
+                    "name": name,
+                    "step": sampler.description["step"],
+                    "trained_s": sampler.trained_s,
+                }
+                for name, sampler in studio.samplers.items()
+            ],
+            "defaults": sampling.model_dump(
+                include={"duration_s", "cfg", "top_k", "top_p", "temperature", "negative_prompt"}
+            ),
+            "longest_s": LONGEST_S,
+        }
+
+    @app.post("/api/jobs")
+    def add(order: Order) -> dict[str, str]:
+        return {"job": studio.add(order)}
+
+    def find(name: str) -> Job:
+        job = studio.get(name)
+        if job is None:
+            raise HTTPException(404, "no such clip; the server keeps the last ones alone")
+        return job
+
+    @app.get("/api/jobs/{name}")
+    def standing(name: str) -> dict[str, Any]:
+        return studio.describe(name, find(name))
+
+    @app.get("/api/jobs/{name}/events")
+    def events(name: str) -> StreamingResponse:
+        job = find(name)
+
+        def told() -> Iterator[str]:
+            before = ""
+            while True:
+                last = job.over  # before it is described: what ends after that is told next time
+                now = json.dumps(studio.describe(name, job))
+                if now != before:
+                    yield f"data: {now}\n\n"
+                    before = now
+                if last:
+                    return
+                with job.changed:
+                    job.changed.wait(1.0)
+
+        return StreamingResponse(told(), media_type="text/event-stream")
+
+    @app.get("/api/jobs/{name}/{index}.wav")
+    def sound(name: str, index: int) -> Response:
+        """The whole clip, or, while it is made, what there is and the rest as it comes."""
+        job = find(name)
+        if not 0 <= index < len(job.takes):
+            raise HTTPException(404, "no such clip")
+        take = job.takes[index]
+        if job.over:
+            return Response(_wav(take), media_type="audio/wav")
+        return StreamingResponse(listen(job, take), media_type="audio/wav")
+
+    return app
+
+
+def listen(job: Job, take: Take) -> Iterator[bytes]:
+    """A WAV file bit by bit: what there is of a clip, and the rest as it is made."""
+    yield _header(take.rate, round(take.total_s * take.rate))
+    given = 0
+    while True:
+        complete = job.over or bool(take.spectrogram)
+        while given < len(take.chunks):
+            yield _pcm(take.chunks[given])
+            given += 1
+        if complete:
+            return
+        with job.changed:
+            job.changed.wait(1.0)
+
+
+def _wav(take: Take) -> bytes:
+    wave = np.concatenate(take.chunks) if take.chunks else np.zeros(0, np.float32)
+    return _header(take.rate, len(wave)) + _pcm(wave)
+
+
+def _header(rate: int, samples: int) -> bytes:
+    """Of a 16-bit mono WAV file."""
+    size = 2 * samples
+    shape = struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
+    return (
+        b"RIFF"
+        + struct.pack("<I", 36 + size)
+        + b"WAVEfmt "
+        + shape
+        + b"data"
+        + (struct.pack("<I", size))
+    )
+
+
+def _pcm(wave: NDArray[np.float32]) -> bytes:
+    return (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+def _spectrogram(wave: NDArray[np.float32], rate: int) -> str:
+    """A PNG as a data URI."""
+    from training.sampling.samples import log_spectrogram
+
+    grey = (255 * log_spectrogram(wave)).astype(np.uint8)
+    import matplotlib.image
+
+    file = io.BytesIO()
+    matplotlib.image.imsave(file, grey, cmap="magma", format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
