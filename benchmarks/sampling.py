@@ -30,14 +30,15 @@ from benchmarks.lm import FRAMES, TEXT_DIM, TOKENS, architecture
 from benchmarks.musicgen import Musicgen
 from common.allocator import keep_freed_memory
 from common.config import load_recipe
-from training.config import LMConfig, SamplingConfig
+from training.config import LMConfig
 from training.interop.musicgen import to_musicgen
-from training.sampling.decoder import Decoder, DecodingWeights
-from training.sampling.sampler import Sampler
 from training.lm.model import Architecture, LanguageModel
-from training.sampling.packed import Kind
 from training.lm.patterns import delayed_steps
+from training.sampling.config import SamplingConfig
+from training.sampling.decoder import Decoder, DecodingWeights
 from training.sampling.draw import choose, draw, sample_codes, stream_codes
+from training.sampling.packed import Kind
+from training.sampling.sampler import Sampler
 
 KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
 BATCHES = (1, 4)

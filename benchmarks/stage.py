@@ -66,9 +66,9 @@ def run(
     from common.config import load_recipe
     from common.storage import open_store
     from pipeline.config import PipelineConfig
-    from pipeline.encode.worker import EncodeSettings, EncodeWorker, SHARDS_AT_ONCE
     from pipeline.datadir.frozen_plan import ensure_plan
     from pipeline.datadir.text_cache import TextCache
+    from pipeline.encode.worker import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:

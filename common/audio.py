@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
+from numpy.typing import NDArray
 
 from common.audio_length import missing_end, states_mp3_length
 
@@ -518,3 +519,6 @@ def _downmix(samples: npt.NDArray[np.float32]) -> Waveform:
     if samples.shape[1] == 1:
         return np.ascontiguousarray(samples[:, 0], dtype=np.float32)
     return samples.mean(axis=1, dtype=np.float32)
+
+
+Wave = NDArray[np.float32]

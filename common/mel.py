@@ -23,3 +23,32 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> NDArray[np.floa
     rising = (frequency - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - frequency) / (edges[2:] - edges[1:-1])[:, None]
     return np.maximum(0, np.minimum(rising, falling))
+
+
+N_MELS = 48
+
+
+FLOOR_DB = 40.0
+"""Everything this far below a clip's loudest mel cell counts as silence."""
+
+
+def log_mel(
+    wave: NDArray[np.float32], sample_rate: int, n_mels: int = N_MELS
+) -> NDArray[np.float64]:
+    """Log-mel spectrogram in dB relative to the clip's loudest cell, floored at -`FLOOR_DB`.
+
+    Args:
+        wave: float32 [S].
+        sample_rate: Hz.
+
+    Returns:
+        float64 [frames, n_mels], 32 ms windows every 16 ms.
+    """
+    n_fft = int(2 ** np.round(np.log2(0.032 * sample_rate)))
+    hop = n_fft // 2
+    padded = np.pad(np.asarray(wave, np.float64), (n_fft // 2, n_fft))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1)) ** 2
+    mel = power @ mel_filterbank(sample_rate, n_fft, n_mels).T
+    decibel = 10 * np.log10(mel + 1e-12)
+    return np.maximum(decibel - decibel.max(), -FLOOR_DB)

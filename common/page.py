@@ -14,6 +14,7 @@ from html import escape
 import matplotlib
 
 matplotlib.use("Agg")  # no display
+
 import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
@@ -170,3 +171,22 @@ def figure(plot: Figure, alternative: str) -> str:
     plt.close(plot)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<figure><img alt="{escape(alternative)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def log_spectrogram(wave: NDArray[np.float32], n_fft: int = 1024) -> NDArray[np.float32]:
+    """Magnitudes over 80 dB as grey values 0...1, low frequencies at the bottom.
+
+    Args:
+        wave: float32 `[S]`.
+
+    Returns:
+        float32 `[n_fft / 2 + 1, 4 S / n_fft + 1]`.
+    """
+    import torch  # seconds to import, and most pages show no spectrogram of this kind
+
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(
+        torch.from_numpy(wave), n_fft, n_fft // 4, window=window, return_complex=True
+    ).abs()
+    level = 20 * torch.log10(spectrum / spectrum.max().clamp(min=1e-9) + 1e-9)
+    return ((level.clamp(min=-80) + 80) / 80).flip(0).numpy()

@@ -14,9 +14,9 @@ from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.storage import open_store
 from pipeline.commands.catalog import catalog_app
+from pipeline.commands.shards import shards_app
 from pipeline.config import PipelineConfig
 from pipeline.progress import format_duration, format_rate
-from pipeline.commands.shards import shards_app
 
 app = typer.Typer(
     help="From catalogs and audio to token shards.",
@@ -121,7 +121,7 @@ def retry(
 
     For audio that was restored since. Without --reason: refusals of every reason.
     """
-    from pipeline.repair.retry import retry_pipeline
+    from pipeline.run import retry_pipeline
 
     recipe, settings = _load(config, overrides)
     say = _say(json)

@@ -11,7 +11,6 @@ from common.codec import Precision
 from common.config import Section
 from common.prompts import PromptPolicy
 from pipeline.catalogs import AnyCatalog
-from pipeline.plan.overlap import OverlapPolicy
 from pipeline.text.captions import TextRules
 from pipeline.text.speech import SpeechPolicy
 from pipeline.text.tags import TagPolicy
@@ -104,3 +103,9 @@ class PipelineConfig(Section):
             music_variants=self.text.music_variants,
             seed=seed,
         )
+
+
+OverlapPolicy = Literal["keep", "merge"]
+"""`keep`: each dataset's row is a sample of its own, as when training sets are put together.
+`merge`: the row of the dataset that the recipe lists first stays, and takes over the other rows'
+tags, captions and prompts; of rows in different splits none is merged."""

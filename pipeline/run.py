@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,29 @@ from common.cluster import check_address
 from common.config import Recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
-from pipeline.catalogs.base import remote_uri
-from pipeline.datadir.commit import committed_shards
+from common.uris import remote_uri
 from pipeline.config import PipelineConfig
+from pipeline.datadir.commit import (
+    committed_shards,
+)
+from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
 from pipeline.encode.dispatch import Dispatch, Task
 from pipeline.encode.embed import embed_chunks
-from pipeline.encode.worker import EncodeSettings, EncodeWorker, SHARDS_AT_ONCE
 from pipeline.encode.finalize import finalize
-from pipeline.plan.mapping import map_on_ray
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
-from pipeline.progress import EmbedProgress, EncodeProgress
 from pipeline.encode.resources import Resources, share_out
-from pipeline.repair.retry import drop_derived, resume_retry
+from pipeline.encode.worker import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
 from pipeline.inspect.status import finished_summary
+from pipeline.plan.mapping import map_on_ray
+from pipeline.progress import EmbedProgress, EncodeProgress
+from pipeline.repair.retry import (
+    Retry,
+    begin_retry,
+    choose_shards,
+    drop_derived,
+    open_plan,
+    outcome,
+    resume_retry,
+)
 
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """For workers: what one thread freed another may have; else each keeps what it ever needed."""
@@ -248,3 +258,50 @@ def ray_session(store: Store) -> Iterator[str]:
         yield f"cluster at {address}, {nodes} nodes" if address else "embedded"
     finally:
         ray.shutdown()
+
+
+def retry_pipeline(
+    recipe: Recipe,
+    config: PipelineConfig,
+    reasons: Collection[str] = (),
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Make anew what was refused or failed, and bring `data_dir` to its finished state again.
+
+    Args:
+        reasons: of the refusals to try again; none means every reason.
+        say: hears one line per step.
+
+    Returns:
+        What was chosen (`Retry.as_dict`); after a run also what came of it (`outcome`).
+
+    Raises:
+        AttuneError: as `open_plan`, `choose_shards` and `run_pipeline`.
+    """
+
+    plan = open_plan(recipe, config)
+    if not dry_run:
+        resume_retry(plan, say)
+    retry = choose_shards(plan, reasons)
+    _tell(retry, say)
+    if dry_run:
+        return retry.as_dict()
+    begin_retry(plan, retry)
+    if retry.shards or retry.poison or finished_summary(plan) is None:
+        run_pipeline(recipe, config, say)
+    for shard in retry.poison:  # committed by now, or the run would have ended with an error
+        plan.store.delete(f"poison/{shard:06d}.json")
+    return retry.as_dict() | outcome(plan, retry)
+
+
+def _tell(retry: Retry, say: Callable[[str], None]) -> None:
+    counts = ", ".join(f"{reason} {number}" for reason, number in sorted(retry.clips.items()))
+    say(f"to retry: {len(retry.shards)} shards" + (f" with {counts}" if counts else ""))
+    if retry.poison:
+        say(f"to retry: {len(retry.poison)} shards that failed on every attempt")
+    if retry.waiting:
+        counts = ", ".join(f"{reason} {number}" for reason, number in sorted(retry.waiting.items()))
+        say(f"their files are as they were: {counts}")
+    for shard, why in sorted(retry.held.items()):
+        say(f"shard {shard:06d} is left as it is: {why}")

@@ -22,7 +22,8 @@ from common.allocator import keep_freed_memory
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.checkpoint.save import Checkpointer, candidates, latest_checkpoint
+from training.checkpoint.init_from import begin_with
+from training.checkpoint.save import Checkpointer
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
 from training.distributed import (
@@ -38,8 +39,6 @@ from training.distributed import (
 )
 from training.ema import ExponentialMovingAverage
 from training.finite import FiniteUpdates
-from training.checkpoint.init_from import begin_with
-from training.sampling.sampler import check_prompts
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel
 from training.optim import (
@@ -48,13 +47,20 @@ from training.optim import (
     learning_rate,
     set_learning_rate,
 )
-from training.run.precision import settle
 from training.preflight import Preflight, flops_per_clip, preflight
-from training.run.profiling import StepProfiler
+from training.run.folder import (
+    as_recorded,
+    candidates,
+    claim,
+    latest_checkpoint,
+    recorded_precision,
+)
 from training.run.log import Meter, Progress
-from training.run.folder import as_recorded, claim, recorded_precision
-from training.sampling.samples import write_samples
+from training.run.precision import settle
+from training.run.profiling import StepProfiler
 from training.run.signals import StopSignals
+from training.sampling.sampler import check_prompts
+from training.sampling.samples import write_samples
 from training.step import TrainingStep, forward, micro_batches
 
 

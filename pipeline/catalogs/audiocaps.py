@@ -12,15 +12,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from common.schema import Record
-from pipeline.catalogs.base import (
-    AudioRoot,
-    Catalog,
-    CatalogPath,
-    Merged,
-    Outcome,
-    Split,
-    locate_stem,
-)
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate_stem
 from pipeline.catalogs.tables import Row, read_csv
 from pipeline.catalogs.values import whole_seconds
 

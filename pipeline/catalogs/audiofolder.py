@@ -18,14 +18,8 @@ from typing import Any, Literal
 
 from common.errors import AttuneError
 from common.schema import SPLITS, Record
-from pipeline.catalogs.base import (
-    AudioRoot,
-    Catalog,
-    CatalogPath,
-    Outcome,
-    Split,
-    locate,
-)
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
 from pipeline.catalogs.tables import Row, one_line, read_csv, read_jsonl
 from pipeline.catalogs.values import length
 

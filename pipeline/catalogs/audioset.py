@@ -8,11 +8,10 @@ the form that Google wrote go through Arrow as columns, every other line through
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from pydantic import model_validator
 
 from common.errors import AttuneError
 from common.schema import Record, sample_digests
+from pipeline.catalogs.as_rows import place, tables
 from pipeline.catalogs.base import (
     CatalogPath,
     Outcome,
@@ -36,9 +36,9 @@ from pipeline.catalogs.columnar import (
     line_pieces,
     piece_lines,
 )
-from pipeline.rows import ROWS, constant, is_in, no_values, place, plain, tables
+from pipeline.catalogs.ontology import Ancestors, ancestor_names, read_class_labels, read_ontology
 from pipeline.catalogs.tables import Row, check_file, read_csv
-from pipeline.text.tags import Ancestors, ancestor_names
+from pipeline.rows import ROWS, constant, is_in, no_values, plain
 
 _HEADER = ("ytid", "start_seconds", "end_seconds", "positive_labels")
 _LINE = (
@@ -246,34 +246,3 @@ def _stems(youtube_id: str, start: str) -> tuple[str, ...]:
 def _is_header(row: Row) -> bool:
     """A header row that is no comment, as in copies that went through other tools."""
     return str(row.values.get("ytid")).lstrip("# ").lower() == "ytid"
-
-
-def read_class_labels(path: Path) -> dict[str, str]:
-    """Machine id -> display name, from `index,mid,display_name`."""
-    names: dict[str, str] = {}
-    for row in read_csv(path, ("index", "mid", "display_name"), skip_initial_space=True):
-        if row.error:
-            raise AttuneError(f"{row.source}: {row.error}")
-        names[row.values["mid"]] = row.values["display_name"]
-    return names
-
-
-def read_ontology(path: Path) -> list[dict[str, Any]]:
-    """The entries of AudioSet's ontology.json: `id`, `name`, `child_ids`, ...
-
-    Raises:
-        AttuneError: it is not that file.
-    """
-    check_file(path)
-    try:
-        entries = json.loads(path.read_bytes())
-        if not all(
-            isinstance(entry["name"], str) and entry["id"] and isinstance(entry["child_ids"], list)
-            for entry in entries
-        ):
-            raise TypeError
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise AttuneError(
-            f"{path}: not AudioSet's ontology.json (a list of entries with id, name, child_ids)"
-        ) from None
-    return list(entries)

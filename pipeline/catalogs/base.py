@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import posixpath
-import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, PrivateAttr
 
 from common.config import Section
 from common.errors import AttuneError
 from common.schema import Record
-from common.storage import open_store
+from common.uris import local_copy, remote_uri
+from pipeline.catalogs.audio_root import AudioRoot, BucketRoot
 
 Split = Literal["train", "valid", "test"]
-
-AUDIO_EXTENSIONS = frozenset({
-    ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac",
-    ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpga", ".oga", ".ogg",
-    ".ogv", ".opus", ".ra", ".snd", ".w64", ".wav", ".wave", ".webm", ".wma", ".wv",
-})  # fmt: skip
-"""What `AudioRoot.by_stem` takes for audio; metadata, text and pictures may lie beside it."""
 
 
 def _not_empty(value: object) -> object:
@@ -170,8 +155,8 @@ class Catalog(Section):
         )  # fmt: skip
 
     def ancestors(self) -> Mapping[str, Set[str]] | None:
-        """What lies above each tag (`pipeline.text.tags.Ancestors`): nothing, where tags are free
-        words; None, where there is an ontology that the recipe does not name."""
+        """The classes above each tag (`pipeline.catalogs.ontology.Ancestors`): empty where tags are
+        free words; None where there is an ontology that the recipe does not name."""
         return {}
 
     def text_columns(self) -> str:
@@ -196,183 +181,6 @@ class Catalog(Section):
         """
 
 
-@dataclass(frozen=True)
-class FoundFiles:
-    """What `AudioRoot.by_stems` found, one entry per row."""
-
-    paths: pa.Array
-    """Null where there is no usable file."""
-    missing: NDArray[np.bool_]
-    outside: NDArray[np.bool_]
-    """There is a file, but it is a link that leads out of the folder."""
-
-
-class AudioRoot:
-    """The folder that holds a catalog's audio, listed once; blind: every file is taken to be there.
-
-    Raises:
-        AttuneError: it is missing or cannot be read.
-    """
-
-    def __init__(self, folder: str | Path, *, is_blind: bool = False) -> None:
-        self.is_blind = is_blind
-        self._links: set[str] = set()
-        given = Path(folder).absolute()
-        self._real = os.path.realpath(given)
-        # As `by_name` writes paths; behind a link `..` leads elsewhere than it reads.
-        self.folder = Path(os.path.normpath(given))
-        if os.path.realpath(self.folder) != self._real:
-            self.folder = Path(self._real)
-        self._place = os.path.join(self.folder, "")
-        if is_blind:
-            return
-        try:
-            os.stat(os.path.join(self.folder, ""))
-        except (FileNotFoundError, NotADirectoryError):
-            raise AttuneError(f"audio folder {folder}: no such folder") from None
-        except OSError as error:
-            raise AttuneError(f"audio folder {folder}: {error.strerror}") from error
-
-    def __str__(self) -> str:
-        return str(self.folder)
-
-    def by_stem(self, *stems: str) -> str | None:
-        """Path of the first `STEM.*` there is, of any extension of audio files.
-
-        Raises:
-            ValueError: as `by_name`.
-        """
-        if self.is_blind:
-            return self.by_name(stems[0])
-        for stem in stems:
-            if name := self._stems.get(stem):
-                return self.by_name(name)
-        return None
-
-    def by_stems(self, *candidates: pa.Array) -> FoundFiles:
-        """As `by_stem`, for columns: each candidate is a string array of the same N rows."""
-        n = len(candidates[0])
-        if self.is_blind:
-            return FoundFiles(candidates[0], np.zeros(n, bool), np.zeros(n, bool))
-        stems = pa.array(self._stems.keys(), pa.string())
-        found = np.full(n, -1, np.int64)
-        for candidate in candidates:
-            left = np.flatnonzero(found < 0)
-            if not len(left):
-                break
-            hits = pc.index_in(candidate.take(pa.array(left)), value_set=stems)
-            found[left] = np.asarray(hits.fill_null(-1))
-        names = list(self._stems.values())
-        suspect = np.array([name in self._links and self._leads_out(name) for name in names], bool)
-        outside = (found >= 0) & np.append(suspect, False)[found]
-        there = (found >= 0) & ~outside
-        chosen = pa.array(names, pa.string()).take(pa.array(found, mask=~there))
-        paths = pc.binary_join_element_wise(self._place, chosen, "")
-        return FoundFiles(paths, found < 0, outside)
-
-    def _leads_out(self, name: str) -> bool:
-        return not _is_inside(os.path.realpath(os.path.join(self.folder, name)), self._real)
-
-    def by_name(self, name: str) -> str | None:
-        """Path of the file with this name (subfolders allowed), or None if there is none.
-
-        Raises:
-            ValueError: it lies outside the folder (absolute, `..`, or a link that leads out).
-        """
-        if self.is_blind:
-            if os.path.isabs(name) or ".." in Path(name).parts:
-                raise ValueError(f"{name!r} leads outside the audio folder")
-            return name
-        path = os.path.normpath(os.path.join(self.folder, name))
-        if not _is_inside(path, str(self.folder)):
-            raise ValueError(f"{name!r} leads outside {self.folder}")
-        if not os.path.isfile(path):
-            return None
-        if not _is_inside(os.path.realpath(path), self._real):
-            raise ValueError(f"{name!r} links to outside {self.folder}")
-        return path
-
-    @cached_property
-    def _stems(self) -> dict[str, str]:
-        try:
-            with os.scandir(self.folder) as entries:
-                # No list can name a file whose name is no text.
-                found = [
-                    (e.name, e.is_symlink()) for e in entries if _is_text(e.name) and _is_audio(e)
-                ]
-        except OSError as error:
-            raise AttuneError(f"audio folder {self.folder}: {error.strerror}") from error
-        self._links = {name for name, is_link in found if is_link}
-        # Reversed: the first in order stays.
-        return {os.path.splitext(name)[0]: name for name, _ in sorted(found, reverse=True)}
-
-
-class BucketRoot(AudioRoot):
-    """The same for `s3://bucket/prefix`: one listing, no links.
-
-    Raises:
-        AttuneError: the bucket cannot be listed, or nothing is there.
-    """
-
-    def __init__(self, uri: str) -> None:
-        super().__init__(".", is_blind=True)
-        self.is_blind = False
-        self.uri = uri.rstrip("/")
-        self._place = f"{self.uri}/"
-        self._names = {key for key, _ in open_store(self.uri).list()}
-        if not self._names:
-            raise AttuneError(f"audio folder {uri}: no such folder")
-
-    def by_name(self, name: str) -> str | None:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"{name!r} leads outside {self.uri}")
-        # Objects may have such names themselves; a disk knows `a//./b` as `a/b` only.
-        for key in (name, posixpath.normpath(name)):
-            if key in self._names:
-                return self._place + key
-        return None
-
-    @cached_property
-    def _stems(self) -> dict[str, str]:
-        audio = (name for name in self._names if "/" not in name and _has_audio_extension(name))
-        return {os.path.splitext(name)[0]: name for name in sorted(audio, reverse=True)}
-
-    def __str__(self) -> str:
-        return self.uri
-
-
-def remote_uri(path: Path | str) -> str | None:
-    """`s3://...` of a path that names an object; None for a path on a disk."""
-    text = str(path)
-    if text.startswith("s3://"):
-        return text
-    # What `Path` makes of it.
-    return f"s3://{text.removeprefix('s3:/')}" if text.startswith("s3:/") else None
-
-
-def local_copy(uri: str) -> Path:
-    """A local copy of an object, fetched once for each of its contents.
-
-    Raises:
-        AttuneError: there is no such object, or the store cannot be reached.
-    """
-    folder, _, name = uri.rpartition("/")
-    store = open_store(folder)
-    version = store.version(name)
-    if version is None:
-        raise AttuneError(f"{uri}: no such file")
-    key = hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=12).hexdigest()
-    # A folder of one's own: whoever could write there could pass off another catalog.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    copy = cache / "attune" / "catalogs" / key / name
-    if not copy.is_file():
-        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
-            partial.write(store.read(name))
-        os.replace(partial.name, copy)
-    return copy
-
-
 def locate(record: Record, root: AudioRoot, name: str) -> Record | Refusal:
     """Give a record the path of its named audio file, or refuse it."""
     return _place(record, lambda: root.by_name(name), f"no {name!r} in {root}")
@@ -392,23 +200,3 @@ def _place(record: Record, find: Callable[[], str | None], missing: str) -> Reco
         return refuse(record, "catalog", "missing_audio", missing)
     record.audio_uri = path
     return record
-
-
-def _is_audio(entry: os.DirEntry[str]) -> bool:
-    return _has_audio_extension(entry.name) and entry.is_file()
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _has_audio_extension(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS
-
-
-def _is_inside(path: str, folder: str) -> bool:
-    return os.path.commonpath([path, folder]) == folder and path != folder

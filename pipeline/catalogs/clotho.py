@@ -17,14 +17,8 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from common.schema import Record
-from pipeline.catalogs.base import (
-    AudioRoot,
-    Catalog,
-    CatalogPath,
-    Outcome,
-    Split,
-    locate,
-)
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
 from pipeline.catalogs.tables import Row, read_csv
 
 _CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))

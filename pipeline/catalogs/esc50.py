@@ -13,7 +13,8 @@ from typing import Literal
 from pydantic import Field
 
 from common.schema import Record
-from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, locate
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate
 from pipeline.catalogs.tables import Row, read_csv
 
 CLIP_SECONDS = 5.0

@@ -16,17 +16,8 @@ from typing import Literal
 
 from common.errors import AttuneError
 from common.schema import Record
-from pipeline.catalogs.base import (
-    AUDIO_EXTENSIONS,
-    AudioRoot,
-    Catalog,
-    CatalogPath,
-    Merged,
-    Outcome,
-    Split,
-    locate,
-    refuse,
-)
+from pipeline.catalogs.audio_root import AUDIO_EXTENSIONS, AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate, refuse
 from pipeline.catalogs.riff import WavText, read_wav_text
 from pipeline.catalogs.tables import Row, read_table
 from pipeline.catalogs.values import text

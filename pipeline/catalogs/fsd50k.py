@@ -16,11 +16,17 @@ from pydantic import model_validator
 
 from common.errors import AttuneError
 from common.schema import Record
-from pipeline.catalogs.audioset import read_class_labels, read_ontology
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
+from pipeline.catalogs.ontology import (
+    Ancestors,
+    ancestor_names,
+    implied_names,
+    read_class_labels,
+    read_ontology,
+    tag_name,
+)
 from pipeline.catalogs.tables import Row, check_file, read_csv
 from pipeline.catalogs.values import text
-from pipeline.text.tags import Ancestors, ancestor_names, implied_names, tag_name
 
 _SPLITS = {"train": "train", "val": "valid"}
 _VOCABULARY = ("index", "label", "mid")

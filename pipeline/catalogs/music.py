@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.schema import SPLITS, Record
-from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, Split, locate
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
 from pipeline.catalogs.tables import Row, read_table
 from pipeline.catalogs.values import keywords, length, text, texts
 

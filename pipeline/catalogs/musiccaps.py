@@ -13,16 +13,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from common.schema import Record
-from pipeline.catalogs.audioset import read_class_labels
-from pipeline.catalogs.base import (
-    AudioRoot,
-    Catalog,
-    CatalogPath,
-    Outcome,
-    Split,
-    locate_stem,
-    refuse,
-)
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem, refuse
+from pipeline.catalogs.ontology import read_class_labels
 from pipeline.catalogs.tables import Row, read_csv
 from pipeline.catalogs.values import literal_list, seconds, text
 

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 
 from common.errors import AttuneError
 from common.schema import Record
-from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, locate_stem
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate_stem
 from pipeline.catalogs.tables import Row, first_fields, read_csv
 from pipeline.catalogs.values import whole_seconds
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.schema import Record
-from pipeline.catalogs.base import AudioRoot, Catalog, CatalogPath, Outcome, Split, locate_stem
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
 from pipeline.catalogs.tables import Row, read_json_entries
 from pipeline.catalogs.values import audio_stem, keywords, length, text
 

@@ -13,8 +13,8 @@ from common.config import load_recipe
 from common.shards import open_store_to_read
 from common.storage import Store
 from pipeline.inspect.shards import list_shards, shard_stats, show_sample
-from pipeline.progress import Progress
 from pipeline.inspect.verify import verify_shards
+from pipeline.progress import Progress
 
 shards_app = typer.Typer(
     help="Look into finished shards.",

@@ -20,6 +20,7 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,3 +230,23 @@ def _npy_bytes(array: npt.NDArray[Any], dtype: str) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array, dtype=dtype), allow_pickle=False)
     return buffer.getvalue()
+
+
+def check_account(
+    planned: Iterable[Mapping[str, Any]], commit: Mapping[str, Any], plan_hash: str
+) -> None:
+    """Prove that planned = committed + refused for one shard.
+
+    Raises:
+        AttuneError: naming the shard and a sample at fault.
+    """
+    where = commit_key(commit["shard"])
+    if commit["plan_hash"] != plan_hash:
+        raise AttuneError(f"{where} is of plan {commit['plan_hash']}, not of plan {plan_hash}")
+    expected = {row["sample_id"] for row in planned}
+    kept = [sample["sample_id"] for sample in commit["samples"]]
+    found = Counter(kept + [row["sample_id"] for row in commit["refused"]])
+    if wrong := [key for key in found if key not in expected or found[key] > 1]:
+        raise AttuneError(f"{where}: sample {wrong[0]} is not in the plan, or there twice")
+    if lost := sorted(expected - found.keys()):
+        raise AttuneError(f"{where}: sample {lost[0]} is neither committed nor refused")

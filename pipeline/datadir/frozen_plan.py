@@ -30,12 +30,18 @@ from common.prompts import normalizer_id
 from common.shards import parquet_table
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
-from pipeline.catalogs.base import remote_uri
-from pipeline.datadir.commit import SUPERSEDED, commit_key, committed_shards, read_commit
+from common.uris import remote_uri
 from pipeline.config import EXECUTION_ONLY, PipelineConfig
-from pipeline.plan.mapping import Mapper, map_here
-from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
+from pipeline.datadir.commit import (
+    SUPERSEDED,
+    check_account,
+    commit_key,
+    committed_shards,
+    read_commit,
+)
 from pipeline.datadir.text_cache import TextCache
+from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
+from pipeline.plan.mapping import Mapper, map_here
 
 PLAN_VERSION = 5
 """Raise when the same inputs come to mean other shards."""
@@ -360,7 +366,6 @@ def _check_commits(store: Store, plan: pa.Table, plan_hash: str, clips_per_shard
     Raises:
         AttuneError: a commit does not account for the new plan's rows.
     """
-    from pipeline.encode.finalize import check_account  # which imports this module
 
     ids = plan["sample_id"]
     for shard in sorted(committed_shards(store)):

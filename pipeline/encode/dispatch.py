@@ -18,8 +18,8 @@ import pyarrow as pa
 from common.errors import AttuneError
 from common.storage import StorageError, Store
 from pipeline.datadir.commit import canonical_json
-from pipeline.encode.embed import find_mistake
 from pipeline.encode.worker import SHARDS_AT_ONCE
+from pipeline.ray_errors import describe, find_mistake, of_the_call
 
 _START_DEATHS = 20
 """Workers in a row that may die before they answer while none stands, one more for each worker."""
@@ -155,7 +155,7 @@ class Dispatch:
         try:
             account = ray.get(reference)
         except ray.exceptions.RayError as error:
-            died = not isinstance(error, _of_the_call())
+            died = not isinstance(error, of_the_call())
             if died and not worker.is_dead:
                 worker.is_dead = True
                 self._workers.remove(worker)
@@ -186,28 +186,3 @@ class Dispatch:
 def poison_key(shard: int) -> str:
     """Names a shard that failed on every attempt, for `status` and whoever looks into it."""
     return f"poison/{shard:06d}.json"
-
-
-def _of_the_call() -> tuple[type[Exception], ...]:
-    """Ray's errors that leave the worker standing; after any other one it counts as dead.
-
-    A worker that is taken for dead and is not ends once its calls have: nobody holds it any more.
-    One that is dead and is not known for it would fail every shard at once, always free for more.
-    """
-    from ray import exceptions
-
-    return (
-        exceptions.RayTaskError,  # raised by the task itself
-        exceptions.UnserializableException,  # so was this, of a kind that the driver lacks
-        exceptions.TaskCancelledError,
-        exceptions.GetTimeoutError,
-        exceptions.ObjectStoreFullError,
-        exceptions.OutOfDiskError,
-    )
-
-
-def describe(error: Exception) -> str:
-    """A worker's error in one line."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0][:200] if lines else ''}"

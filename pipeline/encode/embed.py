@@ -20,6 +20,7 @@ from common.storage import open_store
 from common.text_encoder import TextEncoder, load_text_encoder
 from pipeline.datadir.frozen_plan import FrozenPlan, load_plan
 from pipeline.datadir.text_cache import TextCache
+from pipeline.ray_errors import find_mistake
 
 
 class EmbedChunks:
@@ -133,14 +134,3 @@ def embed_chunks(
                 raise AttuneError(
                     f"embedding failed {attempts} times: {reason}; run again to go on"
                 ) from error
-
-
-def find_mistake(error: BaseException | None) -> AttuneError | None:
-    """The `AttuneError` that a worker raised, from under Ray's wrapping."""
-    seen = 0
-    while error is not None and seen < 10:
-        if isinstance(error, AttuneError) and type(error).__module__.startswith("common"):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-        seen += 1
-    return None

@@ -27,7 +27,7 @@ from common.errors import AttuneError
 from common.schema import MANIFEST, REJECTS
 from common.shards import parse_sample
 from common.storage import Store
-from pipeline.datadir.commit import commit_key, read_commit
+from pipeline.datadir.commit import check_account, commit_key, read_commit
 from pipeline.datadir.frozen_plan import FrozenPlan
 
 _ROWS_PER_GROUP = 8192
@@ -65,26 +65,6 @@ def finalize(plan: FrozenPlan, recipe: Recipe) -> dict[str, Any]:
     summary = _summary(plan, recipe, totals)
     store.write("summary.json", _json(summary))
     return summary
-
-
-def check_account(
-    planned: Iterable[Mapping[str, Any]], commit: Mapping[str, Any], plan_hash: str
-) -> None:
-    """Prove that planned = committed + refused for one shard.
-
-    Raises:
-        AttuneError: naming the shard and a sample at fault.
-    """
-    where = commit_key(commit["shard"])
-    if commit["plan_hash"] != plan_hash:
-        raise AttuneError(f"{where} is of plan {commit['plan_hash']}, not of plan {plan_hash}")
-    expected = {row["sample_id"] for row in planned}
-    kept = [sample["sample_id"] for sample in commit["samples"]]
-    found = Counter(kept + [row["sample_id"] for row in commit["refused"]])
-    if wrong := [key for key in found if key not in expected or found[key] > 1]:
-        raise AttuneError(f"{where}: sample {wrong[0]} is not in the plan, or there twice")
-    if lost := sorted(expected - found.keys()):
-        raise AttuneError(f"{where}: sample {lost[0]} is neither committed nor refused")
 
 
 class _Table:

@@ -16,9 +16,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -31,8 +29,8 @@ from common.audio import Audio, AudioError, check_audio, check_notes, read_audio
 from common.codec import Codec, Precision, load_codec
 from common.errors import AttuneError
 from common.schema import RECORD
-from common.storage import AccessDenied, StorageError, Store, open_store
-from pipeline.catalogs.base import remote_uri
+from common.storage import StorageError, open_store
+from common.uris import on_disk, remote_uri
 from pipeline.datadir.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.datadir.text_cache import TextCache
 
@@ -285,7 +283,7 @@ class EncodeWorker:
     def _decode(self, row: Mapping[str, Any], sample_rate: int) -> Audio | AudioError:
         settings = self.settings
         try:
-            with _on_disk(row["audio_uri"]) as path:
+            with on_disk(row["audio_uri"]) as path:
                 audio = read_audio(path, row["start_s"], row["end_s"], settings.max_duration_s)
             check_audio(
                 audio.wav,
@@ -309,40 +307,6 @@ class EncodeWorker:
         """The folder that a file was planned from, else its own."""
         inside = (f for f in self.settings.audio_folders if path.startswith(os.path.join(f, "")))
         return Path(max(inside, key=len, default=os.path.dirname(path)))
-
-
-@contextmanager
-def _on_disk(uri: str) -> Iterator[Path]:
-    """An audio file on a local disk: itself, or for a while a copy of an object.
-
-    Raises:
-        AudioError: there is no such object, or it alone is not for these credentials.
-        StorageError: the store cannot be reached, or not with these credentials; tried again.
-    """
-    if remote_uri(uri) is None:
-        yield Path(uri)
-        return
-    folder, _, name = uri.rpartition("/")
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / f"audio{Path(name).suffix}"
-        try:
-            copy.write_bytes(_store(folder).read(name))
-        except FileNotFoundError:
-            raise AudioError("missing", uri) from None
-        except AccessDenied:
-            if not _store(folder).is_listable():
-                raise  # nobody gets in: no fault of this file
-            raise AudioError("unreadable", f"{uri}: access denied") from None
-        try:
-            yield copy
-        except AudioError as error:
-            raise AudioError(error.reason, error.detail.replace(str(copy), uri)) from error
-
-
-@lru_cache(maxsize=64)
-def _store(folder: str) -> Store:
-    """The store of a folder in a bucket; kept, for it keeps its connections."""
-    return open_store(folder)
 
 
 def _check_folder(folder: Path) -> None:

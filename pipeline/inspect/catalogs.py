@@ -17,12 +17,13 @@ from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
 from pipeline.catalogs import Catalog
-from pipeline.rows import hex_ids, is_in, plain, raw_of, sources_of
+from pipeline.catalogs.as_rows import raw_of
 from pipeline.config import PipelineConfig
-from pipeline.plan.mapping import Mapper, map_here
-from pipeline.plan.decide import Decision, decide
 from pipeline.datadir.frozen_plan import load_plan
 from pipeline.inspect.status import refused_while_encoding
+from pipeline.plan.decide import Decision, decide
+from pipeline.plan.mapping import Mapper, map_here
+from pipeline.rows import hex_ids, is_in, plain, sources_of
 from pipeline.text.captions import explain
 
 _EXAMPLES = 3

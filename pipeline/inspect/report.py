@@ -23,8 +23,8 @@ from common.schema import MANIFEST
 from common.shards import ShardDataset, read_summary
 from common.storage import Store
 from pipeline.inspect.export import decode_clip, load_shard_codec
-from pipeline.inspect.shards import CodeCounts, count_codes, table_batches, tally_manifest
 from pipeline.inspect.plots import FLOOR_DB, code_shares, spectrogram_plot, stacked
+from pipeline.inspect.shards import CodeCounts, count_codes, table_batches, tally_manifest
 from pipeline.inspect.tally import Tally, WordCount, codebook_usage, smallest_by_hash
 
 MAX_BYTES = 8 * 2**20

@@ -17,9 +17,9 @@ from common.errors import AttuneError
 from common.schema import REJECTS
 from common.storage import Entry, Store
 from pipeline.datadir.commit import commit_key, committed_shards, read_commit
-from pipeline.inspect.shards import table_batches
 from pipeline.datadir.frozen_plan import FrozenPlan, load_plan
 from pipeline.datadir.text_cache import TextCache
+from pipeline.inspect.shards import table_batches
 
 _RECENT = timedelta(minutes=10)
 _SLOW = timedelta(hours=1)

@@ -24,9 +24,13 @@ from numpy.typing import NDArray
 from common.errors import AttuneError
 from common.prompts import PromptPolicy
 from common.schema import PLAN, REJECTS, SPLITS
+from common.uris import remote_uri
 from pipeline.catalogs import Catalog
-from pipeline.catalogs.base import remote_uri
+from pipeline.catalogs.as_rows import raw_of, rename_files, tables
 from pipeline.catalogs.columnar import ColumnarCatalog, Piece
+from pipeline.config import OverlapPolicy
+from pipeline.plan.mapping import Mapper, map_here
+from pipeline.plan.overlap import resolve_overlaps
 from pipeline.rows import (
     HELD_OUT,
     MERGED,
@@ -35,14 +39,9 @@ from pipeline.rows import (
     id_words,
     is_in,
     plain,
-    raw_of,
     refuse_where,
-    rename_files,
     sources_of,
-    tables,
 )
-from pipeline.plan.mapping import Mapper, map_here
-from pipeline.plan.overlap import OverlapPolicy, resolve_overlaps
 from pipeline.text.captions import TextRules
 from pipeline.text.columns import (
     SPEECH_POLICIES,

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
+from pipeline.ray_errors import find_mistake
+
 Item = TypeVar("Item")
 
 
@@ -40,8 +42,6 @@ def map_on_ray(
     """
     import ray
     import ray.data
-
-    from pipeline.encode.embed import find_mistake
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     numbered = [{"item": [item]} for item in items]  # boxed: Ray would take a sequence apart

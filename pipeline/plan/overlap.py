@@ -7,18 +7,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import OverlapPolicy
 from pipeline.rows import MERGED, is_in, plain, refuse_where, sources_of
-
-OverlapPolicy = Literal["keep", "merge"]
-"""`keep`: each dataset's row is a sample of its own, as when training sets are put together.
-`merge`: the row of the dataset that the recipe lists first stays, and takes over the other rows'
-tags, captions and prompts; of rows in different splits none is merged."""
 
 _LISTS = ("tags", "captions", "prompts")
 

@@ -37,7 +37,8 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import open_store_to_read
 from common.storage import AccessDenied, Store, open_store
-from pipeline.catalogs.base import remote_uri
+from common.uris import remote_uri
+from pipeline.config import PipelineConfig
 from pipeline.datadir.commit import (
     canonical_json,
     commit_key,
@@ -47,10 +48,8 @@ from pipeline.datadir.commit import (
     supersede_commit,
     superseded_key,
 )
-from pipeline.config import PipelineConfig
-from pipeline.plan.decide import differing_inputs, hash_inputs
 from pipeline.datadir.frozen_plan import FrozenPlan, load_plan, plan_inputs
-from pipeline.inspect.status import finished_summary
+from pipeline.plan.decide import differing_inputs, hash_inputs
 
 _INTENT = "retry.json"
 _POISON = re.compile(r"poison/(\d{6,})\.json")
@@ -85,42 +84,6 @@ class Retry:
             "held": {f"{shard:06d}": why for shard, why in sorted(self.held.items())},
             "poison": self.poison,
         }
-
-
-def retry_pipeline(
-    recipe: Recipe,
-    config: PipelineConfig,
-    reasons: Collection[str] = (),
-    dry_run: bool = False,
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Make anew what was refused or failed, and bring `data_dir` to its finished state again.
-
-    Args:
-        reasons: of the refusals to try again; none means every reason.
-        say: hears one line per step.
-
-    Returns:
-        What was chosen (`Retry.as_dict`); after a run also what came of it (`outcome`).
-
-    Raises:
-        AttuneError: as `open_plan`, `choose_shards` and `run_pipeline`.
-    """
-    from pipeline.run import run_pipeline  # which resumes retries, and so imports this module
-
-    plan = open_plan(recipe, config)
-    if not dry_run:
-        resume_retry(plan, say)
-    retry = choose_shards(plan, reasons)
-    _tell(retry, say)
-    if dry_run:
-        return retry.as_dict()
-    begin_retry(plan, retry)
-    if retry.shards or retry.poison or finished_summary(plan) is None:
-        run_pipeline(recipe, config, say)
-    for shard in retry.poison:  # committed by now, or the run would have ended with an error
-        plan.store.delete(f"poison/{shard:06d}.json")
-    return retry.as_dict() | outcome(plan, retry)
 
 
 def open_plan(recipe: Recipe, config: PipelineConfig) -> FrozenPlan:
@@ -237,18 +200,6 @@ def _size(uri: str) -> int | None:
         return path.stat().st_size if path.is_file() else None
     except OSError:
         return None
-
-
-def _tell(retry: Retry, say: Callable[[str], None]) -> None:
-    counts = ", ".join(f"{reason} {number}" for reason, number in sorted(retry.clips.items()))
-    say(f"to retry: {len(retry.shards)} shards" + (f" with {counts}" if counts else ""))
-    if retry.poison:
-        say(f"to retry: {len(retry.poison)} shards that failed on every attempt")
-    if retry.waiting:
-        counts = ", ".join(f"{reason} {number}" for reason, number in sorted(retry.waiting.items()))
-        say(f"their files are as they were: {counts}")
-    for shard, why in sorted(retry.held.items()):
-        say(f"shard {shard:06d} is left as it is: {why}")
 
 
 def begin_retry(plan: FrozenPlan, retry: Retry) -> None:

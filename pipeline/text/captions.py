@@ -9,9 +9,10 @@ from typing import Literal
 from common.prompts import PromptPolicy, explain_prompt, normalize_prompts
 from common.schema import Record
 from pipeline.catalogs.base import Refusal, refuse
+from pipeline.catalogs.ontology import Ancestors
 from pipeline.text.music import music_prompts
 from pipeline.text.speech import SpeechPolicy, find_speech
-from pipeline.text.tags import Ancestors, TagPolicy, pseudo_sentence
+from pipeline.text.tags import TagPolicy, pseudo_sentence
 
 Kind = Literal["sound", "music"]
 
@@ -30,7 +31,7 @@ class TextRules:
     music_variants: int = 4
     seed: int = 0
     ancestors: Ancestors | None = None
-    """What `tags="specific"` goes by; see `pipeline.text.tags.ancestor_names`."""
+    """What `tags="specific"` goes by; see `pipeline.catalogs.ontology.ancestor_names`."""
 
 
 def write_prompts(

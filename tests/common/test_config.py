@@ -96,8 +96,9 @@ def test_missing_file_and_missing_key(tmp_path: Path):
 def test_the_shipped_recipes_load(monkeypatch: pytest.MonkeyPatch):
     from pipeline.config import PipelineConfig
     from training.codec.config import CodecTrainingConfig
-    from training.config import LMConfig, SamplingConfig
+    from training.config import LMConfig
     from training.evaluation.config import ReportConfig
+    from training.sampling.config import SamplingConfig
 
     # ablation.yaml is rows over recipes, which its own test loads one by one.
     for path in sorted(set(Path("configs").glob("*.yaml")) - {Path("configs/ablation.yaml")}):

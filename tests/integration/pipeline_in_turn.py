@@ -17,9 +17,9 @@ from common.cli import run_app
 from common.config import Recipe
 from common.storage import Store
 from pipeline.cli import app
+from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.dispatch import Task
 from pipeline.encode.embed import EmbedChunks
-from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.resources import Resources
 
 

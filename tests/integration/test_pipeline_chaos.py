@@ -25,8 +25,8 @@ import soundfile
 from pipeline_process import below, finish, kill_tree, run_to_end, send, start_pipeline
 
 from common.storage import open_store
-from pipeline.repair.gc import collect_garbage
 from pipeline.inspect.verify import verify_shards
+from pipeline.repair.gc import collect_garbage
 
 KILLS = 25
 CLIPS = 126

@@ -24,8 +24,8 @@ from common.storage import open_store
 from pipeline import run as run_module
 from pipeline.config import PipelineConfig
 from pipeline.encode.worker import EncodeWorker
-from pipeline.run import ray_session, run_pipeline
 from pipeline.inspect.status import read_status
+from pipeline.run import ray_session, run_pipeline
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from common.errors import AttuneError
 from pipeline.catalogs import Catalog, columnar
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
-from pipeline.plan.mapping import Mapper, map_here, map_on_ray
 from pipeline.plan.decide import PlanTables, build_plan
+from pipeline.plan.mapping import Mapper, map_here, map_on_ray
 from pipeline.text.captions import TextRules
 
 

@@ -18,9 +18,9 @@ import pytest
 from tiny_lm import make_world
 from training_process import ENVIRONMENT, command, run_to_end
 
-from training.web.serving import listening, make_server
-from training.config import SamplingConfig
+from training.sampling.config import SamplingConfig
 from training.web.play import Order, Studio, build_app
+from training.web.serving import listening, make_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _OPTIONS = [

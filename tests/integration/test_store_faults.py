@@ -32,10 +32,10 @@ from common.cli import run_app
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.storage import StorageError, Store, open_store
+from common.uris import on_disk
 from pipeline.config import PipelineConfig
-from pipeline.encode.worker import _on_disk
-from pipeline.run import run_pipeline
 from pipeline.inspect.verify import verify_shards
+from pipeline.run import run_pipeline
 
 RESULTS = ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json")
 FAULTS = ("500", "503", "reset", "lost", "cut", "slow")
@@ -320,7 +320,7 @@ def test_an_object_that_is_denied_is_refused_but_not_all_of_a_bucket(
         return lambda method, path, nth, conditional: "403" if denied in path else ""
 
     def fetch(name: str) -> bytes:
-        with _on_disk(f"{store.uri}/{name}") as copy:
+        with on_disk(f"{store.uri}/{name}") as copy:
             return copy.read_bytes()
 
     proxy.choose = deny("a.wav")

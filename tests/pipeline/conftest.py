@@ -14,8 +14,8 @@ from common.config import Recipe, load_recipe
 from common.storage import open_store
 from pipeline.cli import app
 from pipeline.config import PipelineConfig
-from pipeline.encode.finalize import finalize
 from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
+from pipeline.encode.finalize import finalize
 
 
 @pytest.fixture

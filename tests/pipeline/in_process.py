@@ -9,11 +9,11 @@ import pytest
 
 from common.config import Recipe
 from pipeline.config import PipelineConfig
-from pipeline.encode.worker import EncodeSettings, EncodeWorker
 from pipeline.datadir.frozen_plan import FrozenPlan
-from pipeline.encode.resources import Resources
-from pipeline.run import audio_roots
 from pipeline.datadir.text_cache import TextCache
+from pipeline.encode.resources import Resources
+from pipeline.encode.worker import EncodeSettings, EncodeWorker
+from pipeline.run import audio_roots
 
 DIM = 8
 

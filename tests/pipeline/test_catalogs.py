@@ -12,7 +12,8 @@ from reading import catalog, read, records, refusals, touch, write
 from common.errors import AttuneError
 from common.schema import RECORD
 from pipeline.catalogs import CATALOGS
-from pipeline.catalogs.base import AudioRoot, Merged, Refusal
+from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.base import Merged, Refusal
 
 PATHS = ("root", "audio", "captions", "segments", "class_labels", "catalog", "clips", "sounds")
 NEEDED = {"audioset": {"class_labels": "/x"}, "wavcaps": {"source": "bbc"}}

@@ -16,9 +16,10 @@ from common.prompts import normalize_prompts
 from common.schema import Record, sample_digests, sample_id
 from pipeline.catalogs import audioset as audioset_module
 from pipeline.catalogs import columnar
+from pipeline.catalogs.as_rows import split_source, tables
 from pipeline.catalogs.audioset import AudioSet
 from pipeline.catalogs.base import Refusal
-from pipeline.rows import HELD_OUT, ROWS, hex_ids, id_words, refuse_where, split_source, tables
+from pipeline.rows import HELD_OUT, ROWS, hex_ids, id_words, refuse_where
 from pipeline.text.captions import Kind, TextRules, write_prompts
 from pipeline.text.columns import assign, collect, unique_texts
 

@@ -24,10 +24,17 @@ from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.storage import StorageError, open_store
-from pipeline.datadir.commit import EncodedClip, build_tar, check_tar, publish_shard, read_commit
 from pipeline.config import PipelineConfig
-from pipeline.encode.finalize import check_account, finalize
+from pipeline.datadir.commit import (
+    EncodedClip,
+    build_tar,
+    check_account,
+    check_tar,
+    publish_shard,
+    read_commit,
+)
 from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
+from pipeline.encode.finalize import finalize
 from pipeline.inspect.status import finished_summary, read_status
 
 Planned = tuple[FrozenPlan, Recipe]

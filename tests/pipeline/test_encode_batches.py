@@ -14,8 +14,8 @@ from common.config import load_recipe
 from common.shards import ShardDataset
 from common.storage import open_store
 from pipeline.config import PipelineConfig
-from pipeline.encode.finalize import finalize
 from pipeline.datadir.frozen_plan import ensure_plan
+from pipeline.encode.finalize import finalize
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from common.errors import AttuneError
 from common.storage import Entry, Store, open_store
 from pipeline.cli import app
 from pipeline.datadir.commit import commit_key, read_commit, supersede_commit
-from pipeline.repair.gc import collect_garbage, parse_age
 from pipeline.inspect.verify import verify_shards
+from pipeline.repair.gc import collect_garbage, parse_age
 
 DAY = 86400.0
 ENCODER = "0123456789abcdef"
@@ -173,7 +173,7 @@ def test_a_tar_that_comes_to_use_before_it_is_removed_stays(
 
     import pipeline.repair.gc
 
-    clock = pipeline.gc._store_clock
+    clock = pipeline.repair.gc._store_clock
     monkeypatch.setattr(pipeline.gc, "_store_clock", meanwhile)
     found = collect_garbage(store, 0.0, delete=True)
     assert (len(found["items"]), found["deleted"], found["bytes"]) == (1, [], 0)

@@ -18,18 +18,17 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
-from pipeline.datadir import frozen_plan as planfile
 from pipeline.catalogs.audiocaps import AudioCaps
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
 from pipeline.catalogs.base import Catalog, Merged, Outcome, Refusal, refuse
 from pipeline.catalogs.bbc import Bbc
 from pipeline.catalogs.wavcaps import WavCaps
+from pipeline.config import OverlapPolicy, PipelineConfig
+from pipeline.datadir import frozen_plan as planfile
 from pipeline.datadir.commit import publish_shard
-from pipeline.config import PipelineConfig
-from pipeline.plan.overlap import OverlapPolicy
-from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan, load_plan, plan_inputs
+from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.run import audio_roots, on_nodes
 from pipeline.text.captions import TextRules
 

@@ -20,15 +20,15 @@ from in_process import without_ray
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
-from pipeline.repair import retry
-from pipeline.datadir.commit import commit_key, committed_shards
 from pipeline.config import PipelineConfig
-from pipeline.repair.gc import collect_garbage
+from pipeline.datadir.commit import commit_key, committed_shards
 from pipeline.datadir.frozen_plan import ensure_plan, load_plan
-from pipeline.repair.retry import Retry, begin_retry, resume_retry, retry_pipeline
-from pipeline.run import run_pipeline
 from pipeline.inspect.status import read_status
 from pipeline.inspect.verify import verify_shards
+from pipeline.repair import retry
+from pipeline.repair.gc import collect_garbage
+from pipeline.repair.retry import Retry, begin_retry, resume_retry
+from pipeline.run import retry_pipeline, run_pipeline
 
 LOST = ("tone_03.wav", "tone_17.wav")
 RESULTS = ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json")

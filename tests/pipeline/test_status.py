@@ -18,10 +18,10 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.storage import Store, open_store
 from pipeline.datadir.commit import canonical_json, commit_key, publish_shard
-from pipeline.encode.finalize import finalize
 from pipeline.datadir.frozen_plan import FrozenPlan
-from pipeline.inspect.status import read_refused, read_status
 from pipeline.datadir.text_cache import PROMPTS
+from pipeline.encode.finalize import finalize
+from pipeline.inspect.status import read_refused, read_status
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ENCODER = "00ff"
@@ -269,7 +269,8 @@ def test_the_command_has_a_line_for_each_stage(
     write(data / "poison" / "000007.json", b'{"shard": 7, "errors": ["OSError: no"]}', 0)
     read = read_status
     monkeypatch.setattr(
-        "pipeline.inspect.status.read_status", lambda store: read(store, START + timedelta(seconds=84))
+        "pipeline.inspect.status.read_status",
+        lambda store: read(store, START + timedelta(seconds=84)),
     )
     code, out, _ = pipeline("status", "--config", str(write_recipe(data)))
     assert code == 0

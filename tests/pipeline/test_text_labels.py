@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from common.errors import AttuneError
+from pipeline.catalogs.ontology import ancestor_names, tag_name
 from pipeline.text.speech import SPEECH_TERMS, SpeechPolicy, find_speech, speech_verdicts
-from pipeline.text.tags import TagPolicy, ancestor_names, pseudo_sentence, tag_name
+from pipeline.text.tags import TagPolicy, pseudo_sentence
 
 AUDIOSET = {
     "Male speech, man speaking": "male speech man speaking",

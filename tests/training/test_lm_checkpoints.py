@@ -14,13 +14,15 @@ from tiny_lm import state
 
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.checkpoint import save as checkpoints
 from training import train as training
-from training.checkpoint.save import Checkpointer, latest_checkpoint, load_for_inference
+from training.checkpoint import save as checkpoints
+from training.checkpoint.load import load_for_inference
+from training.checkpoint.save import Checkpointer
 from training.config import LMConfig
 from training.distributed import start
 from training.ema import ExponentialMovingAverage
 from training.optim import build_optimizer
+from training.run.folder import latest_checkpoint
 from training.run.log import MEASURED, read_log
 from training.train import train
 

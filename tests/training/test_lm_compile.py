@@ -16,7 +16,7 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training import distributed
-from training.checkpoint.save import load_for_inference
+from training.checkpoint.load import load_for_inference
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
 from training.distributed import World, parallelize

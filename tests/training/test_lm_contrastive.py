@@ -14,10 +14,11 @@ from tiny_lm import make_world
 
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.checkpoint.save import latest_checkpoint, load_for_inference
+from training.checkpoint.load import load_for_inference
 from training.lm.losses import contrastive_loss
 from training.lm.model import Architecture, ContrastiveHead, LanguageModel
 from training.preflight import count_parameters
+from training.run.folder import latest_checkpoint
 from training.train import train
 
 ARCH = Architecture(32, 2, 4, 3, 11, 20, contrastive=16)

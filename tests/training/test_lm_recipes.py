@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from common.config import load_recipe
-from training.config import LMConfig, SamplingConfig
+from training.config import LMConfig
 from training.lm.model import Architecture, LanguageModel
+from training.sampling.config import SamplingConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -23,7 +23,8 @@ from common.errors import AttuneError
 from common.shards import ShardDataset
 from training import step as step_module
 from training import train as training
-from training.checkpoint.save import Checkpointer, load_for_inference
+from training.checkpoint.load import load_for_inference
+from training.checkpoint.save import Checkpointer
 from training.cli import app
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text

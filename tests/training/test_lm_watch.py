@@ -18,11 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.cli import run_app
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.run import log as progress, profiling
 from training.cli import app
+from training.run import log as progress
+from training.run import profiling
 from training.run.log import MEASURED, Meter, read_log
-from training.train import train
 from training.run.status import read_status, status_lines, write_curves
+from training.train import train
 
 
 def make_run(folder: Path, steps: int = 100, logged: int = 40, last: str = "step-00000040") -> Path:

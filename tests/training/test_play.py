@@ -14,9 +14,9 @@ import soundfile
 from fastapi.testclient import TestClient
 
 from common.config import Recipe
-from training.web import play
-from training.config import SamplingConfig
+from training.sampling.config import SamplingConfig
 from training.sampling.sampler import Sampler
+from training.web import play
 from training.web.play import Studio, build_app
 
 EXACT = SamplingConfig(weights="fp32", duration_s=0.4)

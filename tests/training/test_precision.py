@@ -13,11 +13,11 @@ import torch
 from common.bfloat16 import has_bfloat16
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.run import precision as module
 from training import preflight as preflight_module
 from training.distributed import World
-from training.run.precision import settle
 from training.preflight import Preflight
+from training.run import precision as module
+from training.run.precision import settle
 from training.train import train
 
 CPU = torch.device("cpu")

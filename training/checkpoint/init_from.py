@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
-from training.checkpoint.save import load_for_inference
+from training.checkpoint.load import load_for_inference
 from training.distributed import World
 from training.lm.model import LanguageModel
 from training.run.folder import find_checkpoint

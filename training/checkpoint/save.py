@@ -23,17 +23,15 @@ import math
 import os
 import shutil
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -45,28 +43,15 @@ from torch.distributed.checkpoint.state_dict import (
 
 from common.errors import AttuneError
 from training.checkpoint.background import BackgroundSave
+from training.checkpoint.load import Told, innermost, quiet
+from training.checkpoint.plain_state import load_state
 from training.distributed import World, from_first, full, gather_objects
 from training.ema import ExponentialMovingAverage
-from training.lm.model import Architecture, LanguageModel
-from training.run.files import as_any_file
-from training.checkpoint.plain_state import load_state
-
-_NEEDED = ("architecture", "codec_id", "text_encoder_id", "prompt_policy", "segment_s", "step")
-"""Keys of `model.json` that generation reads."""
+from training.run.files import as_any_file, to_disk, write_atomically
+from training.run.folder import DamagedCheckpoint, finished_checkpoints, what_is_missing
 
 _FULL = 1 << 20
 """Bytes left on a disk that is called full."""
-
-
-class DamagedCheckpoint(AttuneError):
-    """A checkpoint that cannot be gone on from."""
-
-    def __init__(self, folder: Path, reason: str) -> None:
-        self.reason = f"checkpoint {folder}: {reason}"
-        latest = folder.parent.parent / "latest"
-        super().__init__(
-            f"{self.reason}; name an earlier one in {latest} or start over with --fresh"
-        )
 
 
 class Checkpointer:
@@ -118,7 +103,7 @@ class Checkpointer:
             self._on_first(lambda: self._clear(partial))
             state = self._state() | {"step": step, "ema_updates": self._ema.updates}
             if not self._background:
-                with _quiet():
+                with quiet():
                     dcp.save(state, checkpoint_id=partial / "state", no_dist=self._world.size == 1)
             weights = self._average()
             document = description | {"step": step}
@@ -161,13 +146,13 @@ class Checkpointer:
         try:
             self._background.wait()
         except (Exception, CheckpointException) as error:
-            reason, cause = _innermost(error), error
+            reason, cause = innermost(error), error
         reasons = [found for found in gather_objects(reason, self._world) if found]
         if reasons:
-            self._give_up(folder, cause or _Told(reasons[0]))
+            self._give_up(folder, cause or Told(reasons[0]))
 
     def _give_up(self, folder: Path, error: BaseException) -> NoReturn:
-        reason = _innermost(error)
+        reason = innermost(error)
         with suppress(OSError):
             # PyTorch's archive writer does not pass on what the system said.
             if shutil.disk_usage(folder.parent).free < _FULL:
@@ -223,13 +208,13 @@ class Checkpointer:
             DamagedCheckpoint: on all processes, if one of them cannot load it.
         """
         state: dict[str, Any] = self._state() | {"step": 0, "ema_updates": 0}
-        reason, cause = _unfinished(folder), None
+        reason, cause = what_is_missing(folder), None
         if not reason:
             try:
-                with _quiet():
+                with quiet():
                     load_state(state, folder / "state", no_dist=self._world.size == 1)
             except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
-                reason, cause = f"cannot be loaded: {_innermost(error)}", error
+                reason, cause = f"cannot be loaded: {innermost(error)}", error
         reasons = [found for found in gather_objects(reason, self._world) if found]
         if reasons:
             raise DamagedCheckpoint(folder, reasons[0]) from cause
@@ -259,7 +244,7 @@ class Checkpointer:
         as_any_file(partial / "model.safetensors")
         (partial / "model.json").write_text(json.dumps(document, indent=2) + "\n")
         for path in (partial / "model.safetensors", partial / "model.json", partial):
-            _to_disk(path)
+            to_disk(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         write_atomically(self._run / "latest", folder.name + "\n")
@@ -272,7 +257,7 @@ class Checkpointer:
         Later ones, and those between where the run went back to and what it saved since, are left
         from before it went back.
         """
-        finished = _finished(self._run)
+        finished = finished_checkpoints(self._run)
         valid = [folder for folder in finished if folder.name <= saved.name]
         if self._loaded is not None:
             mine = self._saved
@@ -292,63 +277,21 @@ class Checkpointer:
         """Done by the first process; if it fails, all of them do.
 
         Raises:
-            _Told: with the first one's reason.
+            Told: with the first one's reason.
         """
         reason: str | None = None
         if self._world.is_first:
             try:
                 action()
             except Exception as error:  # safetensors raises its own
-                reason = _innermost(error)
+                reason = innermost(error)
         reason = from_first(reason, self._world)
         if reason:
-            raise _Told(reason)
+            raise Told(reason)
 
     def _barrier(self) -> None:
         if self._world.size > 1:
             dist.barrier()
-
-
-class _Told(Exception):
-    """A reason that is written out already."""
-
-
-def candidates(run: Path) -> list[Path]:
-    """Checkpoints to go on from, newest first: what `latest` names, and finished ones before it."""
-    try:
-        name = (run / "latest").read_text().strip()
-    except FileNotFoundError:
-        return []
-    earlier = [folder for folder in _finished(run) if folder.name < name]
-    return [run / "checkpoints" / name, *reversed(earlier)]
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest finished checkpoint of a run, if there is one.
-
-    Raises:
-        AttuneError: `latest` names a folder that is gone.
-    """
-    found = candidates(run)
-    if not found:
-        return None
-    reason = _unfinished(found[0])
-    if reason:
-        raise DamagedCheckpoint(found[0], reason)
-    return found[0]
-
-
-def _finished(run: Path) -> list[Path]:
-    """Folders that were renamed when they were whole, oldest first."""
-    return sorted((run / "checkpoints").glob("step-????????"))
-
-
-def _unfinished(folder: Path) -> str | None:
-    """What is missing in a checkpoint at first sight."""
-    if not folder.is_dir():
-        named = f"{folder.parent.parent / 'latest'} names {folder.name}"
-        return f"{named}, which is not in {folder.parent}"
-    return None if (folder / "model.json").is_file() else "has no model.json: it is not whole"
 
 
 def _valid_loss(folder: Path) -> float | None:
@@ -358,92 +301,3 @@ def _valid_loss(folder: Path) -> float | None:
     except (OSError, ValueError, AttributeError):
         return None
     return loss if isinstance(loss, float) and math.isfinite(loss) else None
-
-
-def load_for_inference(folder: Path, raw: bool = False) -> tuple[LanguageModel, dict[str, Any]]:
-    """The EMA model of a checkpoint, on the CPU in eval mode, and its `model.json`.
-
-    Args:
-        raw: the weights as training left them, instead of their average.
-
-    Raises:
-        AttuneError: missing or damaged files.
-    """
-    try:
-        description = json.loads((folder / "model.json").read_text())
-        missing = [key for key in _NEEDED if key not in description]
-        if missing:
-            raise AttuneError(
-                f"checkpoint {folder}: model.json lacks {', '.join(missing)}; it is damaged or "
-                "was written by another version: name another checkpoint, or train again"
-            )
-        model = LanguageModel(Architecture(**description["architecture"]))
-        weights = _raw_weights(folder, model) if raw else load_file(folder / "model.safetensors")
-        model.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"checkpoint {folder}: cannot be loaded: {reason}") from error
-    return model.eval().requires_grad_(False), description
-
-
-def _raw_weights(folder: Path, model: LanguageModel) -> dict[str, Tensor]:
-    if not (folder / "state").is_dir():
-        raise AttuneError(
-            f"checkpoint {folder}: holds averaged weights alone (no state/), there are no raw ones"
-        )
-    state: dict[str, Any] = {"model": get_model_state_dict(model)}
-    try:
-        with _quiet():
-            load_state(state, folder / "state", no_dist=True)
-    except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
-        raise AttuneError(f"checkpoint {folder}: cannot be loaded: {_innermost(error)}") from error
-    weights: dict[str, Tensor] = state["model"]
-    return weights
-
-
-def _innermost(error: BaseException) -> str:
-    """What went wrong at first, as one line: DCP wraps it in a report of all processes."""
-    while True:
-        if isinstance(error, AttuneError):
-            return str(error)
-        if isinstance(error, CheckpointException) and error.failures:
-            error = next(iter(error.failures.values()))[0]
-        elif error.__cause__ is not None:
-            error = error.__cause__
-        else:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            if isinstance(error, _Told):
-                return lines[0]
-            return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file such that readers see the old or the new content, also after a crash."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    _to_disk(path.parent)
-
-
-def _to_disk(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, survive a crash of the machine."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """DCP warns about running without a process group, which is meant here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

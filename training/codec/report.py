@@ -8,10 +8,10 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import Recipe
+from common.page import log_spectrogram
 from training.codec.config import CodecTrainingConfig
 from training.codec.validation import Validation
 from training.evaluation import page
-from training.sampling.samples import log_spectrogram
 
 _CURVES = {
     "waveform": ("time", "mel", "valid_mel", "feature"),

@@ -23,8 +23,8 @@ from training.codec.state import CHECKPOINT
 from training.codec.validation import Validation
 from training.distributed import World, on_first
 from training.run.files import as_any_file
-from training.run.log import read_log, trim_log
 from training.run.folder import check_writable, writing
+from training.run.log import read_log, trim_log
 
 EXECUTION_ONLY = {
     "out", "threads", "workers", "prefetch", "log_every", "checkpoint_every",

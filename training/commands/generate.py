@@ -25,8 +25,8 @@ from common.cli import (
 )
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.web.serving import LOCAL_NAMES, listening, serve
 from training.sampling.outputs import Format, Prompt, read_prompts
+from training.web.serving import LOCAL_NAMES, listening, serve
 
 
 def generate(
@@ -54,10 +54,12 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Generate clips: an audio file each, and a json beside it that tells how it was made."""
-    from training.config import LMConfig, SamplingConfig
+    from common.loudness import at_loudness
+    from training.config import LMConfig
     from training.evaluation.metrics.backbones.backbone import file_hash
+    from training.sampling.config import SamplingConfig
+    from training.sampling.outputs import check_folder, find_place, slug, write_clip
     from training.sampling.sampler import Sampler
-    from training.sampling.outputs import at_loudness, check_folder, find_place, slug, write_clip
 
     recipe = load_recipe(config, overrides or [])
     wanted = _wanted(prompt or [], prompts, n, seed)
@@ -159,7 +161,8 @@ def play(
     device: DeviceOption = "auto",
 ) -> None:
     """Serve a local page: type prompts, hear and see clips, compare two checkpoints."""
-    from training.config import LMConfig, SamplingConfig
+    from training.config import LMConfig
+    from training.sampling.config import SamplingConfig
     from training.sampling.sampler import Sampler
     from training.web.play import Studio, build_app
 

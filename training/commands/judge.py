@@ -27,8 +27,8 @@ _NAMED = 10
 
 def report(config: ConfigOption, overrides: OverridesArgument = None) -> None:
     """Judge the recipe's models against their prompts; writes report.html and report.json."""
-    from training.evaluation.config import ReportConfig
     from training.evaluation.agreement.report import write_report
+    from training.evaluation.config import ReportConfig
 
     recipe = load_recipe(config, overrides or [])
     path = write_report(recipe, recipe.section("report", ReportConfig), Console(stderr=True))
@@ -87,14 +87,14 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure generated clips against real ones: FAD, KL, CLAP; writes metrics.json and a page."""
-    from training.checkpoint.save import latest_checkpoint
-    from training.evaluation.metrics.cache import default_cache
     from training.evaluation.clip_sets import read_preset, read_reference, shuffled
     from training.evaluation.config import PRESET_S
+    from training.evaluation.generated_set import generate_set
+    from training.evaluation.metrics.cache import default_cache
     from training.evaluation.metrics.evaluate import Settings
     from training.evaluation.metrics.evaluate import evaluate as measure
-    from training.evaluation.generated_set import generate_set
     from training.evaluation.metrics.weights import default_weights
+    from training.run.folder import latest_checkpoint
     from training.sampling.outputs import check_folder
 
     if not reference:

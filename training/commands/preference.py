@@ -181,7 +181,7 @@ def serve_command(
 @preference_app.command("report")
 def report_command(folder: StudyArgument, as_json: JsonOption = False) -> None:
     """Say what came of it: shares with intervals, agreement, a page, a plot, answers as CSV."""
-    from training.evaluation.preference.figures import write_report
+    from training.evaluation.preference.page import write_report
 
     figures = write_report(folder)
     if as_json:

@@ -79,7 +79,7 @@ def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
     """Around a training run, alone or as one of several processes: signals are noted, a full disk
     is one line, and the process ends once all are through."""
     from training.distributed import leave
-    from training.run.signals import StopSignals, Stopped
+    from training.run.signals import Stopped, StopSignals
 
     try:
         with StopSignals() as stop:

@@ -13,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.audio import AudioError, resample
+from common.audio import AudioError, Wave, resample
 from common.errors import AttuneError
+from common.loudness import at_loudness
 from common.shards import ShardDataset
-from training.evaluation.metrics.backbones.backbone import Wave
-from training.evaluation.config import Captions, Preset
-from training.sampling.outputs import at_loudness
 from common.uris import read_source
+from training.evaluation.config import Captions, Preset
 
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".aif", ".mp4", ".webm")
 

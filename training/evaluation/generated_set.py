@@ -12,11 +12,11 @@ from rich.console import Console
 
 from common.config import Recipe
 from common.errors import AttuneError
-from training.config import SamplingConfig
-from training.evaluation.metrics.backbones.backbone import file_hash
 from training.evaluation.clip_sets import SetClip
-from training.sampling.sampler import Sampler
+from training.evaluation.metrics.backbones.backbone import file_hash
+from training.sampling.config import SamplingConfig
 from training.sampling.outputs import write_clip
+from training.sampling.sampler import Sampler
 
 _CHUNK = 4
 """Batches generated between two writes."""

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from common.mel import FLOOR_DB, log_mel
 from common.page import (
     COLOURS,
     Html,
@@ -23,7 +24,6 @@ from common.page import (
     section,
     table,
 )
-from training.evaluation.agreement.judge import FLOOR_DB, log_mel
 
 __all__ = [
     "COLOURS",

@@ -23,18 +23,18 @@ from common.codec import resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.text_encoder import load_encoder_parts
-from training.checkpoint.save import load_for_inference
-from training.config import SamplingConfig
+from training.checkpoint.load import load_for_inference
 from training.interop.card import data_section, left_behind, metrics_section, model_card
 from training.interop.codec import read_codec
 from training.interop.folders import write_record
 from training.interop.musicgen import decoder_config, to_musicgen
 from training.interop.sources import quiet
 from training.interop.widths import fit_widths
-from training.sampling.sampler import check_belongs, longest_frames
 from training.lm.model import Architecture
 from training.lm.patterns import delayed_steps
 from training.run.folder import find_checkpoint
+from training.sampling.config import SamplingConfig
+from training.sampling.sampler import check_belongs, longest_frames
 
 
 def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dict[str, Any]:

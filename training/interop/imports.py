@@ -25,14 +25,14 @@ from common.config import TextEncoderConfig, load_recipe
 from common.errors import AttuneError
 from common.prompts import PromptPolicy
 from common.text_encoder import complete_encoder, load_encoder_parts, text_encoder_identity
-from training.config import SamplingConfig
 from training.interop.codec import read_codec, write_codec
 from training.interop.folders import read_record
 from training.interop.musicgen import architecture, from_musicgen
 from training.interop.sources import quiet, read_config, read_weights
-from training.sampling.sampler import longest_frames
 from training.lm.model import Architecture
 from training.run.folder import as_recorded
+from training.sampling.config import SamplingConfig
+from training.sampling.sampler import longest_frames
 
 RUN = "imported"
 _LONGEST_S = 30.0

@@ -17,8 +17,8 @@ from typing import Any
 
 from common.config import Recipe
 from common.errors import AttuneError
-from training.checkpoint.save import candidates, latest_checkpoint, write_atomically
 from training.distributed import World, on_first
+from training.run.files import write_atomically
 
 _MAY_CHANGE = {
     "lm.model.size",  # what it stands for is compared
@@ -232,3 +232,52 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+class DamagedCheckpoint(AttuneError):
+    """A checkpoint that cannot be gone on from."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        self.reason = f"checkpoint {folder}: {reason}"
+        latest = folder.parent.parent / "latest"
+        super().__init__(
+            f"{self.reason}; name an earlier one in {latest} or start over with --fresh"
+        )
+
+
+def candidates(run: Path) -> list[Path]:
+    """Checkpoints to go on from, newest first: what `latest` names, and finished ones before it."""
+    try:
+        name = (run / "latest").read_text().strip()
+    except FileNotFoundError:
+        return []
+    earlier = [folder for folder in finished_checkpoints(run) if folder.name < name]
+    return [run / "checkpoints" / name, *reversed(earlier)]
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest finished checkpoint of a run, if there is one.
+
+    Raises:
+        AttuneError: `latest` names a folder that is gone.
+    """
+    found = candidates(run)
+    if not found:
+        return None
+    reason = what_is_missing(found[0])
+    if reason:
+        raise DamagedCheckpoint(found[0], reason)
+    return found[0]
+
+
+def finished_checkpoints(run: Path) -> list[Path]:
+    """Folders that were renamed when they were whole, oldest first."""
+    return sorted((run / "checkpoints").glob("step-????????"))
+
+
+def what_is_missing(folder: Path) -> str | None:
+    """What is missing in a checkpoint at first sight."""
+    if not folder.is_dir():
+        named = f"{folder.parent.parent / 'latest'} names {folder.name}"
+        return f"{named}, which is not in {folder.parent}"
+    return None if (folder / "model.json").is_file() else "has no model.json: it is not whole"

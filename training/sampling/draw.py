@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.config import SamplingConfig
-from training.sampling.decoder import Decoder, DecodingWeights, States, StaticDecoder
 from training.lm.patterns import delayed_steps, undelay
+from training.sampling.config import SamplingConfig
+from training.sampling.decoder import Decoder, DecodingWeights, States, StaticDecoder
 
 Key = int | Sequence[int]
 """Seeds the draws of one clip: what `numpy.random.default_rng` takes."""

@@ -24,8 +24,6 @@ from common.errors import AttuneError
 
 Format = Literal["wav", "flac"]
 
-PEAK_DB = -1.0
-"""Highest peak after loudness normalization, dBFS."""
 _COLUMNS = ("prompt", "caption", "text")
 _NAME_BYTES = 180
 """Of a clip's name. File systems take 255, with what is put behind it while it is written."""
@@ -193,43 +191,6 @@ def write_clip(
             with suppress(OSError):
                 left.unlink(missing_ok=True)
     return facts | {kind: str(path)}
-
-
-def integrated_loudness(wave: NDArray[np.float32], rate: int) -> float:
-    """Integrated loudness in LUFS (ITU-R BS.1770); -inf below the standard's gate of -70, as of
-    silence.
-
-    Args:
-        wave: float32 `[S]`.
-    """
-    import pyloudnorm
-
-    if not wave.any():
-        return -np.inf
-    # Clips shorter than the standard's block of 0.4 s are one block; of half a sample less, or
-    # rounding makes some of them shorter than their block.
-    meter = pyloudnorm.Meter(rate, block_size=min(0.4, (len(wave) - 0.5) / rate))
-    return float(meter.integrated_loudness(wave.astype(np.float64)))
-
-
-def at_loudness(wave: NDArray[np.float32], rate: int, target: float) -> NDArray[np.float32]:
-    """A clip at an integrated loudness (ITU-R BS.1770, LUFS), quieter where its peak would pass
-    `PEAK_DB`: nothing is clipped or bent.
-
-    Args:
-        wave: float32 `[S]`; silence stays as it is.
-    """
-    loudness = integrated_loudness(wave, rate)
-    if not np.isfinite(loudness):
-        return wave
-    gain = min(target - loudness, headroom_db(wave))
-    return (wave * 10 ** (gain / 20)).astype(np.float32)
-
-
-def headroom_db(wave: NDArray[np.float32]) -> float:
-    """Decibels between a clip's peak and `PEAK_DB`; infinite for silence."""
-    peak = float(np.abs(wave).max(initial=0.0))
-    return np.inf if peak == 0 else PEAK_DB - 20 * float(np.log10(peak))
 
 
 def slug(text: str) -> str:

@@ -24,13 +24,14 @@ from common.errors import AttuneError
 from common.prompts import PromptPolicy, normalize_prompts
 from common.streaming import StreamingDecoder
 from common.text_encoder import TextEncoder, load_text_encoder, text_encoder_identity
-from training.checkpoint.save import latest_checkpoint, load_for_inference
-from training.config import DRAWS, SamplingConfig
-from training.sampling.decoder import DecodingWeights
+from training.checkpoint.load import load_for_inference
 from training.lm.model import LanguageModel
-from training.sampling.packed import Kind, default_kind
 from training.lm.patterns import delayed_steps, undelay
+from training.run.folder import latest_checkpoint
+from training.sampling.config import DRAWS, SamplingConfig
+from training.sampling.decoder import DecodingWeights
 from training.sampling.draw import sample_codes, stream_codes
+from training.sampling.packed import Kind, default_kind
 
 LICENCE = (
     "no licence comes with this clip: what may be done with it follows from the licences of the "

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from numpy.typing import NDArray
 
 from common.config import Recipe
-from training.config import SampleConfig, SamplingConfig
+from common.page import log_spectrogram
+from training.config import SampleConfig
+from training.sampling.config import SamplingConfig
 from training.sampling.sampler import Sampler
 
 
@@ -47,20 +48,3 @@ def write_samples(
         board.add_image(f"spectrogram/{prompt}", log_spectrogram(wave), step, dataformats="HW")
         paths.append(path)
     return paths
-
-
-def log_spectrogram(wave: NDArray[np.float32], n_fft: int = 1024) -> NDArray[np.float32]:
-    """Magnitudes over 80 dB as grey values 0...1, low frequencies at the bottom.
-
-    Args:
-        wave: float32 `[S]`.
-
-    Returns:
-        float32 `[n_fft / 2 + 1, 4 S / n_fft + 1]`.
-    """
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(
-        torch.from_numpy(wave), n_fft, n_fft // 4, window=window, return_complex=True
-    ).abs()
-    level = 20 * torch.log10(spectrum / spectrum.max().clamp(min=1e-9) + 1e-9)
-    return ((level.clamp(min=-80) + 80) / 80).flip(0).numpy()

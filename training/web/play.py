@@ -29,9 +29,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.errors import AttuneError
-from training.config import SamplingConfig
-from training.web.guard import Guard, tell_invalid
+from common.page import log_spectrogram
+from training.sampling.config import SamplingConfig
 from training.sampling.sampler import Sampler
+from training.web.guard import Guard, tell_invalid
 
 KEPT = 50
 """Finished jobs that can still be heard."""
@@ -326,8 +327,6 @@ def _pcm(wave: NDArray[np.float32]) -> bytes:
 
 def _spectrogram(wave: NDArray[np.float32], rate: int) -> str:
     """A PNG as a data URI."""
-    from training.sampling.samples import log_spectrogram
-
     grey = (255 * log_spectrogram(wave)).astype(np.uint8)
     import matplotlib.image
 

@@ -16,8 +16,7 @@ from common.errors import AttuneError
 from common.schema import MANIFEST
 from common.shards import Sample, parse_sample
 from common.storage import Store
-from pipeline.datadir.commit import commit_key, committed_shards, read_commit
-from pipeline.encode.finalize import check_account
+from pipeline.datadir.commit import check_account, commit_key, committed_shards, read_commit
 from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.inspect.verify.tables import Ids, Rows, repeated, without
 

@@ -13,14 +13,15 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.storage import Store, open_store
+from pipeline.catalogs.audio_root import AudioRoot, BucketRoot
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
-from pipeline.catalogs.base import AudioRoot, BucketRoot, Catalog
+from pipeline.catalogs.base import Catalog
 from pipeline.catalogs.music import Music
 from pipeline.config import PipelineConfig
+from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.encode.finalize import finalize
 from pipeline.plan.decide import PlanTables, build_plan
-from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.text.captions import TextRules
 
 SEGMENTS = """\

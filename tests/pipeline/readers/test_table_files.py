@@ -14,9 +14,8 @@ import pytest
 from reading import catalog, read, records, refusals, write
 
 from common.errors import AttuneError
-from pipeline.catalogs import columnar
-from pipeline import rows
-from pipeline.rows import raw_of, tables
+from pipeline.catalogs import as_rows, columnar
+from pipeline.catalogs.as_rows import raw_of, tables
 from pipeline.catalogs.tables import MAX_RAW, raw_rows, read_csv, read_json_entries
 
 ROWS = "file_name,text\na.wav,A dog\nb.wav,A cat\n"
@@ -194,7 +193,7 @@ def test_raw_rows_of_long_lists_are_those_of_short_ones(
     refused = pa.array([i for i, there in enumerate(table["line"].to_pylist()) if there])
     short = raw_of(table, refused)
     assert len(short) == CLIPS and not short.null_count
-    monkeypatch.setattr(rows, "_MANY", 3)
+    monkeypatch.setattr(as_rows, "_MANY", 3)
     monkeypatch.setattr(columnar, "PIECE_BYTES", 3000)
     assert raw_of(table, refused).to_pylist() == short.to_pylist()
 

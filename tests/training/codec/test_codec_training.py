@@ -22,14 +22,14 @@ from common.codec import load_codec
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.schema import PLAN
-from training.run import precision
 from training.codec import state
 from training.codec import train as codec_train
 from training.codec.config import CodecTrainingConfig
 from training.codec.losses import MultiScaleMelLoss, si_sdr
 from training.codec.step import CodecStep
 from training.distributed import World
-from training.run.signals import StopSignals, Stopped
+from training.run import precision
+from training.run.signals import Stopped, StopSignals
 
 QUIET = Console(quiet=True)
 

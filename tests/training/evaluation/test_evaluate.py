@@ -23,8 +23,6 @@ from common.errors import AttuneError
 from common.schema import MANIFEST
 from common.storage import open_store
 from training.cli import app
-from training.evaluation.metrics.backbones.vggish import VGGish
-from training.evaluation.metrics.cache import EmbeddingCache
 from training.evaluation.clip_sets import (
     SetClip,
     cluster,
@@ -36,8 +34,10 @@ from training.evaluation.clip_sets import (
     read_reference,
     read_shards,
 )
-from training.evaluation.metrics.frechet import frechet_distance
 from training.evaluation.generated_set import generate_set
+from training.evaluation.metrics.backbones.vggish import VGGish
+from training.evaluation.metrics.cache import EmbeddingCache
+from training.evaluation.metrics.frechet import frechet_distance
 from training.evaluation.metrics.measure import Backbones, Measurer, compare, figures
 
 RATE = 16_000

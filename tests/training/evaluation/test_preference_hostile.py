@@ -14,13 +14,13 @@ import pytest
 from fastapi.testclient import TestClient
 from two_models import make_study
 
-from training.web import guard
-from training.web.serving import make_server
 from training.evaluation.preference import server
 from training.evaluation.preference.answers import Answers
-from training.web.limits import RateLimit
 from training.evaluation.preference.server import build_app
 from training.evaluation.preference.study import Study
+from training.web import guard
+from training.web.limits import RateLimit
+from training.web.serving import make_server
 
 
 @pytest.fixture

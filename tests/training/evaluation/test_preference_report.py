@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from common.errors import AttuneError
 from training.cli import app
 from training.evaluation.preference.answers import Answers
-from training.evaluation.preference.figures import _by_prompt, harmless, table_4, write_report
+from training.evaluation.preference.figures import _by_prompt, harmless, table_4
+from training.evaluation.preference.page import write_report
 from training.evaluation.preference.study import Model, Side, Study
 
 PAIRS, RATERS = 5, 4

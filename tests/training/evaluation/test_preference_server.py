@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from common.errors import AttuneError
 from training.cli import app
 from training.evaluation.preference.answers import Answers, Conflict, plain_text
-from training.web.limits import RateLimit
 from training.evaluation.preference.server import build_app
 from training.evaluation.preference.study import Study, clip_path, read_study
+from training.web.limits import RateLimit
 
 PAIRS, RATERS = 4, 3
 

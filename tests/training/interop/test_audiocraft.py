@@ -19,13 +19,14 @@ from typer.testing import CliRunner
 from common.codec import codec_identity, load_codec
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.checkpoint.save import latest_checkpoint, load_for_inference
+from training.checkpoint.load import load_for_inference
 from training.cli import app
-from training.config import SamplingConfig
 from training.interop.audiocraft import read_checkpoint
 from training.interop.transfer import import_
-from training.sampling.sampler import Sampler
 from training.lm.patterns import delay
+from training.run.folder import latest_checkpoint
+from training.sampling.config import SamplingConfig
+from training.sampling.sampler import Sampler
 
 CODEC_YAML = """
 sample_rate: 32000

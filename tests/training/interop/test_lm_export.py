@@ -32,15 +32,16 @@ from typer.testing import CliRunner
 
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
-from training.checkpoint.save import latest_checkpoint, load_for_inference
+from training.checkpoint.load import load_for_inference
 from training.cli import app
-from training.config import SamplingConfig
 from training.interop.transfer import export, import_
-from training.sampling.decoder import DecodingWeights
-from training.sampling.sampler import Sampler
 from training.lm.model import LanguageModel
 from training.lm.patterns import delay
+from training.run.folder import latest_checkpoint
+from training.sampling.config import SamplingConfig
+from training.sampling.decoder import DecodingWeights
 from training.sampling.draw import sample_codes
+from training.sampling.sampler import Sampler
 
 PROMPTS = ["dog bark", "loud rain roof far away", "bell"]
 FRAMES = 20

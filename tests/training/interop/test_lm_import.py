@@ -35,19 +35,21 @@ from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.text_encoder import text_encoder_identity
 from pipeline.config import PipelineConfig
-from training.checkpoint.save import latest_checkpoint, load_for_inference
+from training.checkpoint.load import load_for_inference
 from training.cli import app
-from training.config import LMConfig, SamplingConfig
+from training.config import LMConfig
 from training.data import ClipOrder, Loader
 from training.interop.musicgen import architecture, decoder_config, to_musicgen
 from training.interop.transfer import export, import_
-from training.sampling.decoder import DecodingWeights
-from training.sampling.sampler import Sampler
 from training.lm.losses import stream_losses
 from training.lm.model import LanguageModel
 from training.lm.patterns import delay
-from training.sampling.draw import sample_codes
+from training.run.folder import latest_checkpoint
 from training.run.log import MEASURED, read_log
+from training.sampling.config import SamplingConfig
+from training.sampling.decoder import DecodingWeights
+from training.sampling.draw import sample_codes
+from training.sampling.sampler import Sampler
 from training.train import train
 
 FRAMES = 17

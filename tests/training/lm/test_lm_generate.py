@@ -15,16 +15,17 @@ from typer.testing import CliRunner
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.checkpoint.save import latest_checkpoint, load_for_inference
+from training.checkpoint.load import load_for_inference
 from training.cli import app
-from training.config import DRAWS, SamplingConfig
-from training.sampling import sampler as generate
-from training.sampling.decoder import Decoder, DecodingWeights
-from training.sampling.sampler import Sampler, draw_key
 from training.lm.model import Architecture, LanguageModel
-from training.sampling.packed import Kind
 from training.lm.patterns import delay
+from training.run.folder import latest_checkpoint
+from training.sampling import sampler as generate
+from training.sampling.config import DRAWS, SamplingConfig
+from training.sampling.decoder import Decoder, DecodingWeights
 from training.sampling.draw import choose, sample_codes
+from training.sampling.packed import Kind
+from training.sampling.sampler import Sampler, draw_key
 from training.train import train
 
 ARCH = Architecture(d_model=32, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)

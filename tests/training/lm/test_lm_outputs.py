@@ -14,17 +14,10 @@ from typer.testing import CliRunner
 
 from common.cli import Interrupted
 from common.errors import AttuneError
+from common.loudness import PEAK_DB, at_loudness
 from training.cli import app
 from training.sampling import sampler as generate
-from training.sampling.outputs import (
-    PEAK_DB,
-    Prompt,
-    at_loudness,
-    find_place,
-    read_prompts,
-    slug,
-    write_clip,
-)
+from training.sampling.outputs import Prompt, find_place, read_prompts, slug, write_clip
 
 
 def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from pydantic import ValidationError
 
 from common.config import Recipe
 from common.shards import ShardDataset
-from training.config import SamplingConfig
-from training.sampling import packed
-from training.sampling.decoder import Decoder, DecodingWeights, StaticDecoder
-from training.sampling.sampler import Sampler
 from training.lm.model import Architecture, LanguageModel
-from training.sampling.packed import Kind, default_kind, head_kind, linear, quantize
 from training.lm.patterns import delay
+from training.sampling import packed
+from training.sampling.config import SamplingConfig
+from training.sampling.decoder import Decoder, DecodingWeights, StaticDecoder
 from training.sampling.draw import choose, gumbel_noise, sample_codes, stream_codes
+from training.sampling.packed import Kind, default_kind, head_kind, linear, quantize
+from training.sampling.sampler import Sampler
 
 ARCH = Architecture(d_model=64, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
 PLAIN = SamplingConfig(weights="fp32")

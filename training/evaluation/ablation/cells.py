@@ -26,18 +26,19 @@ from rich.console import Console
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.checkpoint.save import write_atomically
-from training.config import DRAWS, LMConfig
+from training.config import LMConfig
+from training.evaluation.agreement.clips import labelled_clips, read_curve
 from training.evaluation.agreement.judge import SoundJudge
+from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
+from training.evaluation.config import ReportConfig
+from training.evaluation.generated_set import generate_set
 from training.evaluation.metrics.backbones.backbone import file_hash
 from training.evaluation.metrics.cache import EmbeddingCache, default_cache
-from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
-from training.evaluation.agreement.clips import labelled_clips, read_curve
-from training.evaluation.config import ReportConfig
 from training.evaluation.metrics.frechet import Gaussian, frechet_distance
-from training.evaluation.generated_set import generate_set
-from training.evaluation.metrics.measure import Backbones, METHOD, Measured, Measurer
+from training.evaluation.metrics.measure import METHOD, Backbones, Measured, Measurer
 from training.evaluation.metrics.weights import SOURCES
+from training.run.files import write_atomically
+from training.sampling.config import DRAWS
 
 Hashes = tuple[tuple[str, str], ...]
 """Files of weights, with what is in them."""

@@ -22,12 +22,12 @@ from common.codec import Codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.config import SamplingConfig
-from training.evaluation.agreement.judge import Agreement, FOLDS
-from training.evaluation.config import ReportConfig
-from training.sampling.sampler import Sampler
-from training.sampling.outputs import write_clip
 from common.uris import read_source
+from training.evaluation.agreement.judge import FOLDS, Agreement
+from training.evaluation.config import ReportConfig
+from training.sampling.config import SamplingConfig
+from training.sampling.outputs import write_clip
+from training.sampling.sampler import Sampler
 
 Wave = NDArray[np.float32]
 

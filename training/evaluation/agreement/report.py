@@ -19,10 +19,8 @@ from common.codec import load_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.config import SamplingConfig
 from training.evaluation import page
 from training.evaluation.agreement import sections as report_sections
-from training.evaluation.agreement.judge import SoundJudge, measure_agreement
 from training.evaluation.agreement.clips import (
     ModelResult,
     generated_clips,
@@ -32,7 +30,9 @@ from training.evaluation.agreement.clips import (
     reconstruct,
     without_verdicts,
 )
+from training.evaluation.agreement.judge import SoundJudge, measure_agreement
 from training.evaluation.config import ReportConfig
+from training.sampling.config import SamplingConfig
 
 
 def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path:

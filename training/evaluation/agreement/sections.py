@@ -8,8 +8,8 @@ from typing import Any
 from common.config import Recipe
 from common.shards import ShardDataset, parquet_table
 from training.evaluation import page
-from training.evaluation.agreement.judge import Agreement, SoundJudge
 from training.evaluation.agreement.clips import LabelledClip, ModelResult, Wave, without_verdicts
+from training.evaluation.agreement.judge import Agreement, SoundJudge
 from training.evaluation.config import ReportConfig
 
 

@@ -10,7 +10,8 @@ from tempfile import NamedTemporaryFile
 
 import numpy as np
 
-from training.evaluation.metrics.backbones.backbone import Backbone, Embeddings, Wave, identity
+from common.audio import Wave
+from training.evaluation.metrics.backbones.backbone import Backbone, Embeddings, identity
 
 
 def default_cache() -> Path:

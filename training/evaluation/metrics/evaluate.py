@@ -16,18 +16,18 @@ import torch
 from rich.console import Console
 
 from common.errors import AttuneError
-from training.checkpoint.save import write_atomically
-from training.evaluation.metrics.cache import EmbeddingCache
 from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder
-from training.evaluation.metrics.page import write_page
+from training.evaluation.metrics.cache import EmbeddingCache
 from training.evaluation.metrics.measure import (
-    Backbones,
     HIGHER_IS_BETTER,
+    Backbones,
     Measured,
     Measurer,
     compare,
     figures,
 )
+from training.evaluation.metrics.page import write_page
+from training.run.files import write_atomically
 
 RESAMPLER = "soxr VHQ"
 

@@ -13,13 +13,13 @@ import numpy as np
 from common.audio import AudioError
 from common.codec import load_codec
 from common.errors import AttuneError
+from training.evaluation.clip_sets import Rates, SetClip, cluster, key, load_clip, shuffled
 from training.evaluation.metrics.backbones.backbone import Backbone, MissingBackbone
 from training.evaluation.metrics.backbones.clap import Clap
 from training.evaluation.metrics.backbones.latents import CodecLatents, MelStatistics
 from training.evaluation.metrics.backbones.passt import PaSST
 from training.evaluation.metrics.backbones.vggish import VGGish
 from training.evaluation.metrics.cache import EmbeddingCache
-from training.evaluation.clip_sets import Rates, SetClip, cluster, key, load_clip, shuffled
 from training.evaluation.metrics.divergence import (
     Difference,
     around,

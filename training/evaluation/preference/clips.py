@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from common.audio import AudioError, read_audio, resample
 from common.errors import AttuneError
-from training.sampling.outputs import headroom_db, integrated_loudness
+from common.loudness import headroom_db, integrated_loudness
 
 Wave = NDArray[np.float32]
 

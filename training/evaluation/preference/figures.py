@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import AttuneError
-from training.evaluation.preference.answers import Answer, Answers
+from training.evaluation.preference.answers import Answer
 from training.evaluation.preference.statistics import (
     fleiss_kappa,
     majorities,
     share,
     share_by_prompt,
 )
-from training.evaluation.preference.study import Model, Showing, Study, read_study
+from training.evaluation.preference.study import Model, Showing, Study
 
 PAPER = {"music": (48, 52), "sound effects": (33, 67)}
 """Table 4 of Shi et al. (2023): percent of answers without and with representation regularization.
@@ -30,40 +29,6 @@ _COLUMNS = (
     "rater", "position", "prompt", "seed", "left", "right", "choice", "preferred", "comment",
     "answered_at",
 )  # fmt: skip
-
-
-def write_report(folder: Path) -> dict[str, Any]:
-    """Write `report.html`, `report.json`, `answers.csv` and two plots into `report/`.
-
-    A study that is not finished is reported as it stands.
-
-    Returns:
-        The content of `report.json`.
-
-    Raises:
-        AttuneError: no study, or no answer yet.
-    """
-    from training.evaluation.preference.page import plots, write_page
-
-    study = read_study(folder)
-    database = Answers(folder, study)
-    answers = database.all()
-    database.close()
-    if not answers:
-        raise AttuneError(f"{folder}: no answers yet; `preference links {folder}` lists the links")
-    figures = find_figures(study, answers)
-    out = folder / "report"
-    try:
-        out.mkdir(exist_ok=True)
-        write_csv(out / "answers.csv", study, answers)
-        drawn = plots(figures)
-        for name, figure in drawn.items():
-            figure.savefig(out / name, dpi=200)
-        (out / "report.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-        write_page(out / "report.html", folder, study, answers, figures, drawn)
-    except OSError as error:
-        raise AttuneError(f"{out}: {error.strerror}") from error
-    return figures
 
 
 def find_figures(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:

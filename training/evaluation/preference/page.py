@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,11 +14,12 @@ import soundfile
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common.errors import AttuneError
 from common.page import legend
 from training.evaluation import page
-from training.evaluation.preference.answers import Answer
-from training.evaluation.preference.figures import PAPER
-from training.evaluation.preference.study import Study, clip_path
+from training.evaluation.preference.answers import Answer, Answers
+from training.evaluation.preference.figures import PAPER, find_figures, write_csv
+from training.evaluation.preference.study import Study, clip_path, read_study
 
 HEARD = 100
 """Prompts shown with their clips; the CSV has every answer."""
@@ -287,3 +289,36 @@ def _sources(study: Study) -> str:
         page.paragraph("What the files beside all clips of a model say alike."),
         *parts,
     )
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Write `report.html`, `report.json`, `answers.csv` and two plots into `report/`.
+
+    A study that is not finished is reported as it stands.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        AttuneError: no study, or no answer yet.
+    """
+
+    study = read_study(folder)
+    database = Answers(folder, study)
+    answers = database.all()
+    database.close()
+    if not answers:
+        raise AttuneError(f"{folder}: no answers yet; `preference links {folder}` lists the links")
+    figures = find_figures(study, answers)
+    out = folder / "report"
+    try:
+        out.mkdir(exist_ok=True)
+        write_csv(out / "answers.csv", study, answers)
+        drawn = plots(figures)
+        for name, figure in drawn.items():
+            figure.savefig(out / name, dpi=200)
+        (out / "report.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        write_page(out / "report.html", folder, study, answers, figures, drawn)
+    except OSError as error:
+        raise AttuneError(f"{out}: {error.strerror}") from error
+    return figures

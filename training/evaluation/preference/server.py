@@ -21,9 +21,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from training.evaluation.preference.answers import Answers, Conflict
-from training.web.limits import RateLimit
 from training.evaluation.preference.study import Side, Study, clip_path
 from training.web.guard import Guard, tell_invalid
+from training.web.limits import RateLimit
 
 LONGEST_COMMENT = 1000
 _ASSETS = {

@@ -16,9 +16,9 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.prompts import normalize_prompts
 from common.shards import ShardDataset
-from training.checkpoint.save import latest_checkpoint
 from training.evaluation.clip_sets import SetClip, read_folder
 from training.evaluation.generated_set import generate_set
+from training.run.folder import latest_checkpoint
 from training.sampling.outputs import read_prompts
 
 Key = tuple[str, int | None]

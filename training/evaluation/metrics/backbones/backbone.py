@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.audio import Wave
 from common.errors import AttuneError
 
-Wave = NDArray[np.float32]
 Embeddings = NDArray[np.float32]
 
 

@@ -16,12 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.evaluation.metrics.backbones.backbone import (
-    Embeddings,
-    MissingBackbone,
-    Wave,
-    file_hash,
-)
+from common.audio import Wave
+from training.evaluation.metrics.backbones.backbone import Embeddings, MissingBackbone, file_hash
 
 WINDOW_S = 10
 SHORTEST_S = 1.0

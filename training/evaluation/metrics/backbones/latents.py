@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.audio import Wave
 from common.codec import WINDOW_S, Codec
-from training.evaluation.metrics.backbones.backbone import Embeddings, Wave
 from common.mel import mel_filterbank
+from training.evaluation.metrics.backbones.backbone import Embeddings
 
 
 class CodecLatents:

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
+from common.audio import Wave
 from training.evaluation.metrics.backbones.backbone import (
     Embeddings,
     MissingBackbone,
-    Wave,
     file_hash,
     load_into,
     load_state,

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from common.audio import Wave
 from training.evaluation.metrics.backbones.backbone import (
     Embeddings,
     MissingBackbone,
-    Wave,
     file_hash,
     load_into,
     load_state,

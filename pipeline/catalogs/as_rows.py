@@ -1,0 +1,106 @@
+"""From the outcomes of a catalog reader to `ROWS` tables, and from rows back to their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from common.schema import Record
+from common.uris import local_copy, remote_uri
+from pipeline.catalogs.audio_root import AudioRoot, FoundFiles
+from pipeline.catalogs.base import Merged, Outcome, Refusal
+from pipeline.catalogs.columnar import has_plain_lines, raw_lines
+from pipeline.catalogs.tables import raw_rows
+from pipeline.rows import MERGED, ROWS, plain, refuse_where
+
+ROWS_PER_TABLE = 8192
+_MANY = 50_000
+"""Rows of one file from which its lines are looked up as columns."""
+
+
+def tables(outcomes: Iterable[Outcome], size: int = ROWS_PER_TABLE) -> Iterator[pa.Table]:
+    """The outcomes of a row-by-row reader as `ROWS` tables of at most `size` rows."""
+    iterator = iter(outcomes)
+    while batch := list(islice(iterator, size)):
+        yield pa.Table.from_pylist([_as_row(outcome) for outcome in batch], schema=ROWS)
+
+
+def _as_row(outcome: Outcome) -> dict[str, Any]:
+    file, line = split_source(outcome.source)
+    row: dict[str, Any]
+    if isinstance(outcome, Record):
+        row = outcome.as_row() | {"clip": outcome.clip or None, "stated_s": outcome.stated_s}
+        row["sample_id"] = bytes.fromhex(outcome.sample_id)
+    elif isinstance(outcome, Refusal):
+        names = ("native_id", "dataset", "group_id", "split", "stage", "reason", "detail")
+        row = {name: getattr(outcome, name) for name in names}
+        row["sample_id"] = bytes.fromhex(outcome.sample_id) if outcome.sample_id else None
+        row["clip"] = outcome.clip or None
+    else:
+        assert isinstance(outcome, Merged)
+        row = {"stage": "catalog", "reason": MERGED}
+    return row | {"file": file, "line": line}
+
+
+def split_source(source: str) -> tuple[str, int]:
+    """`FILE:LINE` -> file and line; 0 where a source is a whole file."""
+    file, _, line = source.rpartition(":")
+    return (file, int(line)) if file and line.isdigit() else (source, 0)
+
+
+def place(
+    table: pa.Table, rows: NDArray[np.int64], found: FoundFiles, stems: pa.Array, root: AudioRoot
+) -> pa.Table:
+    """Give the rows (by number) the paths that were found for their stems, or refuse them."""
+    chosen = np.zeros(len(table), bool)
+    chosen[rows] = True
+    at = table.schema.get_field_index("audio_uri")
+    uris = pc.replace_with_mask(pa.nulls(len(table), pa.string()), pa.array(chosen), found.paths)
+    table = table.set_column(at, ROWS.field("audio_uri"), uris)
+    for mask, reason, form in (
+        (found.outside, "outside_root", f"{{!r}} links to outside {root}"),
+        (found.missing, "missing_audio", f"no {{}}.* in {root}"),
+    ):
+        if mask.any():
+            refused = np.zeros(len(table), bool)
+            refused[rows[mask]] = True
+            told = [form.format(stem) for stem in stems.filter(pa.array(mask)).to_pylist()]
+            table = refuse_where(table, refused, "catalog", reason, told, over="text")
+    return table
+
+
+def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
+    """The rows at `order` as they stand in their files, which are read again for it."""
+    file, line = (plain(table[name].take(order)) for name in ("file", "line"))
+    raw = pa.nulls(len(order), pa.string())
+    for name in pc.unique(file).drop_null().to_pylist():
+        chosen = np.asarray(pc.fill_null(pc.equal(file, name), False)) & (np.asarray(line) > 0)
+        uri = remote_uri(name)
+        path = Path(name) if uri is None else local_copy(uri)
+        if chosen.any() and path.is_file():
+            lines = line.filter(pa.array(chosen))
+            # A list that long has no rows of several lines; in JSON numbers are those of entries.
+            is_listed = path.suffix.lower() != ".json" and len(lines) > _MANY
+            if is_listed and has_plain_lines(path):
+                ascending = pc.sort_indices(lines)
+                texts = raw_lines(path, lines.take(ascending)).take(pc.sort_indices(ascending))
+            else:
+                found = raw_rows(path, lines.to_pylist())
+                texts = pa.array([found.get(number) for number in lines.to_pylist()], pa.string())
+            raw = pc.replace_with_mask(raw, pa.array(chosen), texts)
+    return raw
+
+
+def rename_files(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    """Give the files of rows other names: a local copy's rows come from its bucket."""
+    column = plain(table["file"]).dictionary_encode()
+    renamed = [names.get(name, name) for name in column.dictionary.to_pylist()]
+    column = pa.DictionaryArray.from_arrays(column.indices, pa.array(renamed, pa.string()))
+    return table.set_column(table.schema.get_field_index("file"), ROWS.field("file"), column)

@@ -1,0 +1,115 @@
+"""AudioSet's ontology: names of its classes, and which class implies which."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping, Set
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from common.errors import AttuneError
+from pipeline.catalogs.tables import check_file, read_csv
+
+Ancestors = Mapping[str, Set[str]]
+"""`tag_name` of a tag -> those of everything above it in its ontology; see `ancestor_names`."""
+
+
+_NOT_WORD = re.compile(r"[^\w'&/+-]+|_")
+
+
+_AND = re.compile(r"\band\b ?")
+
+
+@lru_cache(maxsize=1 << 14)
+def tag_name(tag: str) -> str:
+    """A tag in the form that `Ancestors` is keyed by, the same for AudioSet and FSD50K.
+
+    FSD50K writes AudioSet's "Bird vocalization, bird call, bird song" as
+    `Bird_vocalization_and_bird_call_and_bird_song`, so "and" does not count.
+    """
+    return " ".join(_AND.sub("", tag_words(tag)).split())
+
+
+def ancestor_names(entries: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[str]]:
+    """`Ancestors` from the entries of AudioSet's `ontology.json` (keys id, name, child_ids).
+
+    The ontology is a graph: a class with several parents has the ancestors of all of them.  Should
+    an edited one hold a cycle, the classes on it are each other's ancestors, none its own.
+
+    Raises:
+        AttuneError: an entry lacks one of the keys.
+    """
+    names: dict[str, str] = {}
+    parents: dict[str, list[str]] = {}
+    for place, entry in enumerate(entries):
+        try:
+            names[entry["id"]] = tag_name(entry["name"])
+            for child in entry["child_ids"]:
+                parents.setdefault(child, []).append(entry["id"])
+        except (KeyError, TypeError):
+            raise AttuneError(
+                f"ontology entry {place} is not one of AudioSet's: id, name or child_ids is missing"
+            ) from None
+    above: dict[str, frozenset[str]] = {}
+    for node, name in names.items():
+        seen: set[str] = set()
+        todo = list(parents.get(node, ()))
+        while todo:
+            parent = todo.pop()
+            if parent not in seen:
+                seen.add(parent)
+                todo += parents.get(parent, ())
+        # Two classes can share a name; what lies above either is implied by it.
+        found = frozenset(names[parent] for parent in seen) - {name}
+        above[name] = above.get(name, frozenset()) | found
+    return above
+
+
+@lru_cache(maxsize=1 << 14)
+def tag_words(tag: str) -> str:
+    words = _NOT_WORD.sub(" ", html.unescape(tag).lower()).split()
+    return " ".join(word for word in words if any(map(str.isalnum, word)))
+
+
+def implied_names(names: Set[str], ancestors: Ancestors) -> set[str]:
+    """Those of the names (`tag_name`) that lie above another one, and not also below it."""
+    return {
+        name
+        for other in names
+        for name in names & ancestors.get(other, frozenset())
+        if other not in ancestors.get(name, frozenset())
+    }
+
+
+def read_class_labels(path: Path) -> dict[str, str]:
+    """Machine id -> display name, from `index,mid,display_name`."""
+    names: dict[str, str] = {}
+    for row in read_csv(path, ("index", "mid", "display_name"), skip_initial_space=True):
+        if row.error:
+            raise AttuneError(f"{row.source}: {row.error}")
+        names[row.values["mid"]] = row.values["display_name"]
+    return names
+
+
+def read_ontology(path: Path) -> list[dict[str, Any]]:
+    """The entries of AudioSet's ontology.json: `id`, `name`, `child_ids`, ...
+
+    Raises:
+        AttuneError: it is not that file.
+    """
+    check_file(path)
+    try:
+        entries = json.loads(path.read_bytes())
+        if not all(
+            isinstance(entry["name"], str) and entry["id"] and isinstance(entry["child_ids"], list)
+            for entry in entries
+        ):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise AttuneError(
+            f"{path}: not AudioSet's ontology.json (a list of entries with id, name, child_ids)"
+        ) from None
+    return list(entries)
