@@ -11,7 +11,6 @@ import http.server
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 import uuid
@@ -24,7 +23,6 @@ from urllib.parse import urlsplit
 import pytest
 
 # `in_process` serves both folders of tests.
-sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 from in_process import without_ray
 
 from common.audio import AudioError

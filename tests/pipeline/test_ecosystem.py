@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_inspect import copy_to_bucket
+from in_process import copy_to_bucket
 
 import pipeline
 from common.shards import ShardDataset

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 import yaml
 from omegaconf import OmegaConf
 from random_run import make_t5
-from test_codec_interop import RELEASED, SMALL, SMALL_BANDWIDTH, assert_same_codec, make_codec
+from released_codec import (
+    RELEASED,
+    SMALL,
+    SMALL_BANDWIDTH,
+    assert_same_codec,
+    make_codec,
+)
 from torch import Tensor, nn
 from transformers import AutoTokenizer, EncodecModel, T5EncoderModel
 from typer.testing import CliRunner

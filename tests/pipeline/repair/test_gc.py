@@ -174,7 +174,7 @@ def test_a_tar_that_comes_to_use_before_it_is_removed_stays(
     import pipeline.repair.gc
 
     clock = pipeline.repair.gc._store_clock
-    monkeypatch.setattr(pipeline.gc, "_store_clock", meanwhile)
+    monkeypatch.setattr(pipeline.repair.gc, "_store_clock", meanwhile)
     found = collect_garbage(store, 0.0, delete=True)
     assert (len(found["items"]), found["deleted"], found["bytes"]) == (1, [], 0)
     assert store.read(commit["shard_key"]) == tar
@@ -294,7 +294,7 @@ def test_looking_needs_no_catalogs(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ESC10_ROOT", raising=False)
-    recipe = Path(__file__).parents[2] / "configs" / "esc10.yaml"
+    recipe = Path(__file__).parents[3] / "configs" / "esc10.yaml"
     arguments = [command, "--config", str(recipe), f"run_dir={tmp_path}"]
     refused = CliRunner().invoke(app, arguments).exception
     assert isinstance(refused, AttuneError)

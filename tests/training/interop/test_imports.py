@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from random_run import make_run, make_t5, their_codes
+from released_codec import SMALL, SMALL_BANDWIDTH, make_codec
 from safetensors.torch import load_file, save_file
-from test_codec_interop import SMALL, SMALL_BANDWIDTH, make_codec
-from test_lm_export import PROMPTS
 from tiny_lm import make_codec as make_tiny_codec
 from tiny_lm import make_encoder, make_shards
 from transformers import (
@@ -51,6 +50,8 @@ from training.sampling.decoder import DecodingWeights
 from training.sampling.draw import sample_codes
 from training.sampling.sampler import Sampler
 from training.train import train
+
+PROMPTS = ["dog bark", "loud rain roof far away", "bell"]
 
 FRAMES = 17
 GREEDY = SamplingConfig(temperature=0.0, weights="fp32")

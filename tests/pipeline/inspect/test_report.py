@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from test_inspect import copy_to_bucket
+from in_process import copy_to_bucket
 
 from common.errors import AttuneError
 from common.storage import open_store

@@ -35,7 +35,7 @@ from training.evaluation.ablation.tables import (
 )
 from training.evaluation.metrics.weights import SOURCES
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(__file__).parents[4] / "configs"
 FILE = load_ablation(CONFIGS / "ablation.yaml")
 
 
@@ -296,7 +296,7 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_world(tmp_path)
     _give_audio(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[4]))
     path = tmp_path / "ablation.yaml"
     path.write_text(TINY)
     command = ["ablate", "--config", str(path), "--profile", "tiny", "--jobs", "1"]
@@ -361,7 +361,7 @@ def test_on_a_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     make_world(tmp_path)
     _give_audio(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[4]))
     path = tmp_path / "ablation.yaml"
     path.write_text(TINY)
     command = ["ablate", "--config", str(path), "--profile", "tiny", "--json"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.config import Recipe
+from common.storage import open_store
 from pipeline.config import PipelineConfig
 from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.datadir.text_cache import TextCache
@@ -75,3 +77,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.run.plan_resources", lambda config, say: Resources(1, 1, 0))
     monkeypatch.setattr("pipeline.run.embed", lambda plan, *rest: fill_cache(plan))
     monkeypatch.setattr("pipeline.run.encode", encode)
+
+
+def copy_to_bucket(folder: Path, uri: str) -> None:
+    store = open_store(uri)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.write(path.relative_to(folder).as_posix(), path)

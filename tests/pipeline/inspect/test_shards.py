@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from in_process import copy_to_bucket
 
 from common.codec import load_codec
 from common.errors import AttuneError
@@ -23,13 +24,6 @@ from pipeline.inspect import shards as inspect
 from pipeline.inspect.export import decode_clip, export_audio
 from pipeline.inspect.shards import shard_stats
 from pipeline.inspect.tally import DistinctCount, Histogram, smallest_by_hash
-
-
-def copy_to_bucket(folder: Path, uri: str) -> None:
-    store = open_store(uri)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            store.write(path.relative_to(folder).as_posix(), path)
 
 
 def test_statistics_are_those_of_a_plain_count(
