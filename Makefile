@@ -57,8 +57,8 @@ test: $(READY)  ## every test that takes seconds; no GPU, no network
 test-all: $(READY)  ## the heavy ones as well
 	$(PY) -m pytest $(ARGS)
 
-lint: $(READY)  ## ruff
-	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+lint: $(READY)  ## ruff, and which folder may import which
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(VENV)/bin/lint-imports --no-logo
 
 typecheck: $(READY)  ## mypy
 	$(PY) -m mypy
@@ -122,4 +122,4 @@ bench: $(READY)  ## speed, as ratios against peers: NAME=plan for one
 	$(PY) -m benchmarks $(NAME)
 
 clean:  ## remove caches; runs/ stays
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
