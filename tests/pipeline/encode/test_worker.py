@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -66,6 +67,14 @@ def test_tars_are_byte_deterministic_and_plain(tmp_path: Path) -> None:
     assert {(member.mtime, member.uid, member.mode) for member in members} == {(0, 0, 0o644)}
     with pytest.raises(ValueError, match="sorted"):
         build_tar(tmp_path / "three.tar", clips[::-1])
+
+
+def test_tars_keep_their_bytes_and_spans(tmp_path: Path) -> None:
+    """With other bytes, the same clips would get a tar of another name."""
+    spans = build_tar(tmp_path / "x.tar", [clip("a" * 32), clip("b" * 32, frames=700)])
+    assert spans == [("a" * 32, 0, 3072), ("b" * 32, 3072, 5632)]
+    digest = hashlib.sha256((tmp_path / "x.tar").read_bytes()).hexdigest()
+    assert digest == "2f8c9f030ddeaf8aa41abe2f3f209ccede5191653b5508ab1ae52183ed5765f0"
 
 
 def test_a_tar_that_does_not_read_back_is_noticed(tmp_path: Path) -> None:
