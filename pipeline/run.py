@@ -96,7 +96,7 @@ def run_pipeline(
                 f"{len(poison)} of {plan.n_shards} shards failed {config.attempts} times and are "
                 f"parked: {named}; the others are committed, run again to retry these"
             )
-    summary = finalize(plan, recipe)
+    summary = finalize(plan, recipe.name, recipe.codec.path)
     say(
         f"done: {summary['n_samples']} clips, {summary['hours']:.2f} h in {summary['n_shards']} "
         f"shards; {summary['n_rejected']} refused"

@@ -197,7 +197,7 @@ def test_remaking_any_part_gives_the_same_bytes(
     for shard in range(8):
         store.delete(f"commits/{shard:06d}.json")
     encode_all(plan, recipe)
-    finalize(plan, recipe)
+    finalize(plan, recipe.name, recipe.codec.path)
     after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert after == before
 
@@ -210,7 +210,7 @@ def test_a_torn_summary_is_written_anew(finished: Path, planned: Planned) -> Non
     with pytest.raises(AttuneError, match=r"summary\.json: is damaged"):
         (finished / "summary.json").write_bytes(whole[:50])
         ShardDataset.open(finished)
-    finalize(*planned)
+    finalize(planned[0], planned[1].name, planned[1].codec.path)
     assert (finished / "summary.json").read_bytes() == whole
 
 
@@ -225,7 +225,7 @@ def test_files_that_are_no_commits_are_none(finished: Path, planned: Planned) ->
 def test_finalize_refuses_an_unfinished_run(finished: Path, planned: Planned) -> None:
     open_store(finished).delete("commits/000003.json")
     with pytest.raises(AttuneError, match=r"no commits/000003\.json"):
-        finalize(*planned)
+        finalize(planned[0], planned[1].name, planned[1].codec.path)
 
 
 def test_a_worker_with_another_codec_refuses_to_work(planned: Planned) -> None:
