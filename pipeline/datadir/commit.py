@@ -38,8 +38,6 @@ from common.shards import MEMBERS, parse_sample
 from common.storage import Store
 
 COMMIT_VERSION = 1
-SUPERSEDED = "superseded"
-"""Folder of the commits that `retry` replaced."""
 _COMMIT_KEY = re.compile(r"commits/(\d{6,})\.json")
 _COMMIT_FIELDS = {"shard", "plan_hash", "shard_key", "sha256", "bytes", "samples", "refused"}
 _SAMPLE_FIELDS = {
@@ -136,6 +134,7 @@ def publish_shard(
         "samples": samples,
         "refused": refused,
     }
+    # Conditional: replacing a commit that another attempt made would change a shard under readers.
     if store.create(commit_key(shard), canonical_json(commit)):
         return commit
     standing = read_commit(store, shard)
@@ -145,11 +144,6 @@ def publish_shard(
 
 def commit_key(shard: int) -> str:
     return f"commits/{shard:06d}.json"
-
-
-def superseded_key(shard: int, sha256: str) -> str:
-    """Where `supersede_commit` puts a commit with this sha256."""
-    return f"{SUPERSEDED}/{shard:06d}-{sha256[:12]}.json"
 
 
 def committed_shards(store: Store) -> set[int]:
@@ -165,51 +159,18 @@ def read_commit(store: Store, shard: int) -> dict[str, Any] | None:
         AttuneError: the file is damaged.
     """
     try:
-        return parse_commit(store.read(commit_key(shard)))
+        commit = json.loads(store.read(commit_key(shard)))
+        problem = _what_lacks(commit)
     except FileNotFoundError:
         return None
     except ValueError as error:
+        problem = f"is not JSON: {error}"
+    if problem:
         raise AttuneError(
-            f"{store.uri}/{commit_key(shard)}: {error}; delete it and run again to make the "
-            "shard anew"
-        ) from error
-
-
-def parse_commit(data: bytes) -> dict[str, Any]:
-    """A commit from its bytes.
-
-    Raises:
-        ValueError: saying what is wrong with them.
-    """
-    try:
-        commit = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"is not JSON: {error}") from error
-    if problem := _what_lacks(commit):
-        raise ValueError(problem)
+            f"{store.uri}/{commit_key(shard)}: {problem}; delete it and run again to encode the "
+            "shard again"
+        )
     return dict(commit)
-
-
-def supersede_commit(store: Store, shard: int, sha256: str) -> bool:
-    """Move a commit to `superseded/`, which unmakes its shard; nothing happens to its tar.
-
-    It is copied, then deleted: killed in between, both are there and the commit counts.
-
-    Args:
-        sha256: of the commit that is meant. Any other one stays: it was made anew meanwhile.
-
-    Returns:
-        Whether it was moved.
-    """
-    try:
-        data = store.read(commit_key(shard))
-    except FileNotFoundError:
-        return False
-    if hashlib.sha256(data).hexdigest() != sha256:
-        return False
-    store.write(superseded_key(shard, sha256), data)
-    store.delete(commit_key(shard))
-    return True
 
 
 def _what_lacks(commit: Any) -> str:
