@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from in_process import without_ray
+from in_process import make_worker, without_ray
 
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
@@ -270,6 +270,10 @@ def test_killed_between_any_two_store_operations(
     want = place.fresh(tmp_path / "fresh")
     start = tmp_path / "start"
     shutil.copytree(place.data, start)
+    plan = load_plan(open_store(place.data))
+    assert plan is not None
+    worker = make_worker(plan, place.recipe)  # one for all, to load the codec once
+    monkeypatch.setattr("in_process.make_worker", lambda *plan: worker)
     killer = Killer(monkeypatch)
     shards = place.retry("missing")["shards"]
     operations = killer.done
