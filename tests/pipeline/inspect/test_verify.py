@@ -298,6 +298,14 @@ def name_another_tar(data: Path) -> str:
     return f"commits/{SHARD:06d}.json"
 
 
+def narrow_offsets(data: Path) -> str:
+    table = pq.read_table(data / "manifest.parquet")
+    place = table.schema.get_field_index("offset")
+    table = table.set_column(place, "offset", table["offset"].cast(pa.int32()))
+    pq.write_table(table, data / "manifest.parquet")
+    return "manifest.parquet"
+
+
 def tear(data: Path, name: str) -> str:
     whole = (data / name).read_bytes()
     (data / name).write_bytes(whole[: len(whole) // 2])
@@ -398,6 +406,15 @@ FAULTS |= {
         lambda d: rewrite_quarantine(d, lambda rows: rows[1].update(reason="silly")), "reason is",
     ),
     "commit naming another tar": (name_another_tar, "by its shard and sha256 it must be"),
+    "more in a tar than its commit names": (
+        lambda d: in_tar(d, lambda c, o: c.extend(b"x" * 512)) and SHARD_FILE,
+        "holds more than its commit names",
+    ),
+    "a column of another type": (narrow_offsets, "offset is .*int32.* say .*int64"),
+    "text cache torn": (
+        lambda d: tear(d, next(d.glob("text/*/*.parquet")).relative_to(d).as_posix()) and "text/",
+        "cannot be read",
+    ),
     "summary with other hours": (lambda d: rewrite_summary(d, hours=9.0), "hours is 9.0"),
     "summary with other reasons": (
         lambda d: rewrite_summary(d, rejected_by_reason={}), "rejected_by_reason is",
