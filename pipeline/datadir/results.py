@@ -13,7 +13,7 @@ and compares.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,15 +31,45 @@ FROM_ELSEWHERE = ("codebook_size", "frame_rate", "n_codebooks", "name", "text_di
 
 @dataclass
 class Results:
-    """Tables (`MANIFEST`, `REJECTS`) and totals over all shards."""
+    """Totals over the shards that were added; `first` is the manifest's first row."""
 
     plan: FrozenPlan
-    manifest: pa.Table
-    quarantine: pa.Table
+    first: dict[str, Any] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
     clips: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(
+        self, planned: list[dict[str, Any]], commit: Mapping[str, Any]
+    ) -> tuple[pa.Table, pa.Table]:
+        """Count a shard, given as its plan rows and a commit that accounts for them.
+
+        Returns:
+            Its rows of the manifest (`MANIFEST`) and of the quarantine (`REJECTS`).
+        """
+        inputs = self.plan.info["inputs"]
+        same = {name: inputs[name] for name in ("codec_id", "text_encoder_id")}
+        same["shard_key"] = commit["shard_key"]
+        by_id = {row["sample_id"]: row for row in planned}
+        rows = [by_id[sample["sample_id"]] | sample | same for sample in commit["samples"]]
+        for row in rows:
+            self.clips[row["dataset"]] += 1
+            self.seconds[row["dataset"]] += row["duration_s"]
+        self.reasons.update(str(row["reason"]) for row in commit["refused"])
+        if rows:
+            self.first = self.first or rows[0]
+            self.shards.append(
+                {
+                    "url": commit["shard_key"],
+                    "nsamples": len(rows),
+                    "filesize": commit["bytes"],
+                    "sha256": commit["sha256"],
+                }
+            )
+        tables = (rows, MANIFEST), (commit["refused"], REJECTS)
+        manifest, quarantine = (pa.Table.from_pylist(*table) for table in tables)
+        return manifest, quarantine
 
     def shard_list(self, name: str) -> dict[str, Any]:
         """The content of `shards.json`."""
@@ -76,38 +106,6 @@ class Results:
                 for name in sorted(self.clips)
             },
         }
-
-
-def collect_results(
-    plan: FrozenPlan, accounts: Iterable[tuple[list[dict[str, Any]], Mapping[str, Any]]]
-) -> Results:
-    """Sum up shards, each given as its plan rows and a commit that accounts for them."""
-    found = Results(plan, MANIFEST.empty_table(), REJECTS.empty_table())
-    ids = {name: plan.info["inputs"][name] for name in ("codec_id", "text_encoder_id")}
-    manifest, quarantine = [found.manifest], [found.quarantine]
-    for planned, commit in accounts:
-        same = ids | {"shard_key": commit["shard_key"]}
-        by_id = {row["sample_id"]: row for row in planned}
-        rows = [by_id[sample["sample_id"]] | sample | same for sample in commit["samples"]]
-        for row in rows:
-            found.clips[row["dataset"]] += 1
-            found.seconds[row["dataset"]] += row["duration_s"]
-        found.reasons.update(str(row["reason"]) for row in commit["refused"])
-        # As Arrow at once: the rows of a large corpus as Python objects would not fit into memory.
-        manifest.append(pa.Table.from_pylist(rows, MANIFEST))
-        quarantine.append(pa.Table.from_pylist(commit["refused"], REJECTS))
-        if rows:
-            found.shards.append(
-                {
-                    "url": commit["shard_key"],
-                    "nsamples": len(rows),
-                    "filesize": commit["bytes"],
-                    "sha256": commit["sha256"],
-                }
-            )
-    found.manifest = pa.concat_tables(manifest).combine_chunks()
-    found.quarantine = pa.concat_tables(quarantine).combine_chunks()
-    return found
 
 
 def remove_results(store: Store) -> None:

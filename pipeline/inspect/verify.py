@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import AttuneError
-from common.schema import RECORD
+from common.schema import MANIFEST, RECORD, REJECTS
 from common.shards import parquet_table, parse_sample, read_summary
 from common.storage import StorageError, Store
 from pipeline.datadir.commit import check_account, commit_key, committed_shards, read_commit
 from pipeline.datadir.frozen_plan import load_plan
-from pipeline.datadir.results import FROM_ELSEWHERE, collect_results
+from pipeline.datadir.results import FROM_ELSEWHERE, Results
 from pipeline.datadir.text_cache import TextCache
 
 _ROWS_AT_ONCE = 8192
@@ -100,15 +100,18 @@ def verify_shards(
                 continue
             yield planned, commit
 
+    results = Results(plan)
+    parts = [(MANIFEST.empty_table(), REJECTS.empty_table())]
     try:
-        results = collect_results(plan, accounts())
+        parts += (results.add(planned, commit) for planned, commit in accounts())
     except StorageError:
         raise
     except AttuneError as error:
         problems.append(Problem("plan/plan.parquet", str(error)))
     else:
-        problems += _table(store, "manifest.parquet", results.manifest)
-        problems += _table(store, "quarantine.parquet", results.quarantine)
+        manifest, quarantine = map(pa.concat_tables, zip(*parts, strict=True))
+        problems += _table(store, "manifest.parquet", manifest)
+        problems += _table(store, "quarantine.parquet", quarantine)
         if elsewhere:
             problems += _shard_list(store, results.shard_list(elsewhere["name"]))
             expected = results.summary(elsewhere)
