@@ -18,30 +18,23 @@ from typing import Any
 from common.cluster import check_address
 from common.config import Recipe
 from common.errors import AttuneError
+from common.shards import open_store_to_read
 from common.storage import Store, open_store
 from common.uris import remote_uri
 from pipeline.config import PipelineConfig
-from pipeline.datadir.commit import (
-    committed_shards,
-)
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
+from pipeline.datadir.commit import committed_shards
+from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan, load_plan, plan_inputs
+from pipeline.datadir.results import remove_results
 from pipeline.encode.dispatch import Dispatch, Task
 from pipeline.encode.embed import embed_chunks
 from pipeline.encode.finalize import finalize
 from pipeline.encode.resources import Resources, share_out
 from pipeline.encode.worker import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
 from pipeline.inspect.status import finished_summary
+from pipeline.plan.decide import differing_inputs, hash_inputs
 from pipeline.plan.mapping import map_on_ray
 from pipeline.progress import EmbedProgress, EncodeProgress
-from pipeline.repair.retry import (
-    Retry,
-    begin_retry,
-    choose_shards,
-    drop_derived,
-    open_plan,
-    outcome,
-    resume_retry,
-)
+from pipeline.repair.retry import Retry, choose_shards, outcome, unmake_shards
 
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """For workers: what one thread freed another may have; else each keeps what it ever needed."""
@@ -72,7 +65,6 @@ def run_pipeline(
         f"{plan.n_shards} shards, {plan.info['n_refused']} rows refused, "
         f"{plan.info['n_unique_prompts']} unique prompts"
     )
-    resume_retry(plan, say)
     summary = finished_summary(plan)
     if summary is not None:
         say("every shard is committed and the manifest is written: nothing to do")
@@ -80,7 +72,7 @@ def run_pipeline(
     committed = committed_shards(store) & set(range(plan.n_shards))
     if pending := plan.n_shards - len(committed):
         if store.exists("summary.json"):  # of commits that were deleted since
-            drop_derived(store)
+            remove_results(store)
         say(f"encoding {pending} shards ({len(committed)} are committed already)")
         with ray_session(store) as ray_name:
             resources = plan_resources(config, say)
@@ -96,7 +88,7 @@ def run_pipeline(
                 f"{len(poison)} of {plan.n_shards} shards failed {config.attempts} times and are "
                 f"parked: {named}; the others are committed, run again to retry these"
             )
-    summary = finalize(plan, recipe)
+    summary = finalize(plan, recipe.name, recipe.codec.path)
     say(
         f"done: {summary['n_samples']} clips, {summary['hours']:.2f} h in {summary['n_shards']} "
         f"shards; {summary['n_rejected']} refused"
@@ -267,7 +259,7 @@ def retry_pipeline(
     dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Make anew what was refused or failed, and bring `data_dir` to its finished state again.
+    """Encode again what was refused or failed, and bring `data_dir` back to its finished state.
 
     Args:
         reasons: of the refusals to try again; none means every reason.
@@ -277,21 +269,29 @@ def retry_pipeline(
         What was chosen (`Retry.as_dict`); after a run also what came of it (`outcome`).
 
     Raises:
-        AttuneError: as `open_plan`, `choose_shards` and `run_pipeline`.
+        AttuneError: `data_dir` holds no plan or another recipe's; and as `choose_shards` and
+            `run_pipeline`.
     """
-
-    plan = open_plan(recipe, config)
-    if not dry_run:
-        resume_retry(plan, say)
+    store = open_store_to_read(recipe.data_dir)
+    plan = load_plan(store)
+    if plan is None:
+        raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
+    inputs = plan_inputs(recipe, config)
+    if hash_inputs(inputs) != plan.plan_hash:
+        differing = differing_inputs(plan.info["inputs"], inputs)
+        raise AttuneError(
+            f"{store.uri} holds plan {plan.plan_hash}, this recipe makes plan "
+            f"{hash_inputs(inputs)}; differs: {'; '.join(differing[:6])}. Restore what differs"
+        )
     retry = choose_shards(plan, reasons)
     _tell(retry, say)
     if dry_run:
         return retry.as_dict()
-    begin_retry(plan, retry)
-    if retry.shards or retry.poison or finished_summary(plan) is None:
+    unmake_shards(plan, retry.shards)
+    if finished_summary(plan) is None:
         run_pipeline(recipe, config, say)
     for shard in retry.poison:  # committed by now, or the run would have ended with an error
-        plan.store.delete(f"poison/{shard:06d}.json")
+        store.delete(f"poison/{shard:06d}.json")
     return retry.as_dict() | outcome(plan, retry)
 
 

@@ -32,13 +32,7 @@ from common.storage import Store
 from common.text_encoder import text_encoder_identity
 from common.uris import remote_uri
 from pipeline.config import EXECUTION_ONLY, PipelineConfig
-from pipeline.datadir.commit import (
-    SUPERSEDED,
-    check_account,
-    commit_key,
-    committed_shards,
-    read_commit,
-)
+from pipeline.datadir.commit import check_account, commit_key, committed_shards, read_commit
 from pipeline.datadir.text_cache import TextCache
 from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.plan.mapping import Mapper, map_here
@@ -246,8 +240,7 @@ def ensure_plan(
 ) -> tuple[FrozenPlan, bool]:
     """The frozen plan of this recipe, made if there is none; True if it was made now.
 
-    A plan that no shard was made from yet, and none is to be made anew, is replaced when its inputs
-    differ.
+    A plan that no shard was made from yet is replaced when its inputs differ.
 
     Raises:
         AttuneError: shards were made from a plan with other inputs: both hashes and what differs;
@@ -259,12 +252,13 @@ def ensure_plan(
     if found is not None:
         if found.plan_hash == plan_hash:
             return found, False
-        if held := _what_is_made(store, found.plan_hash):
+        # Tars count too: a `retry` that was killed may have deleted every commit.
+        if store.list("commits") or store.list("shards"):
             differing = differing_inputs(found.info["inputs"], inputs)
             raise AttuneError(
-                f"{store.uri} holds {held} of plan {found.plan_hash}, this recipe makes plan "
-                f"{plan_hash}; differs: {'; '.join(differing[:6])}. Set another data_dir, or "
-                "restore what differs"
+                f"{store.uri} holds shards of plan {found.plan_hash}, this recipe makes plan "
+                f"{plan_hash}; differs: {'; '.join(differing[:6])}. Set another data_dir, restore "
+                "what differs, or delete commits/ and shards/ there to encode everything again"
             )
     tables = build_plan(
         config.catalogs,
@@ -278,23 +272,6 @@ def ensure_plan(
         # From here until the new plan.json there is no plan: a torn replacement is none.
         store.delete("plan/plan.json")
     return freeze_plan(store, tables, inputs, config)
-
-
-def _what_is_made(store: Store, plan_hash: str) -> str:
-    """What there is of a plan beside itself; empty where there is nothing.
-
-    All commits may have been moved away by a `retry` that was killed.
-    """
-    if store.list("commits"):
-        return "shards"
-    for key in ("retry.json", *(key for key, _ in store.list(SUPERSEDED))):
-        try:
-            document = json.loads(store.read(key))
-        except (FileNotFoundError, ValueError):
-            continue  # gone meanwhile, or not ours
-        if isinstance(document, dict) and document.get("plan_hash") == plan_hash:
-            return f"shards to be made anew ({key})"
-    return ""
 
 
 def freeze_plan(

@@ -194,7 +194,7 @@ def _read_commits(
     def read(entry: Entry) -> tuple[int, Taken | None]:
         shard = numbers[entry.key]
         commit = read_commit(plan.store, shard)
-        return shard, None if commit is None else take(entry, commit)  # None: superseded meanwhile
+        return shard, None if commit is None else take(entry, commit)  # None: deleted meanwhile
 
     entries = [entry for entry in plan.store.entries("commits") if entry.key in numbers]
     with ThreadPoolExecutor(_READERS) as pool:

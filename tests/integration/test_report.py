@@ -97,7 +97,7 @@ report:
     )
     for shard, rows in plan.shards():
         worker.encode_shard(shard, rows)
-    finalize(plan, recipe)
+    finalize(plan, recipe.name, recipe.codec.path)
     train(recipe)
     train(load_recipe(path, ["lm.run=without", "lm.rr.weight=0"]))
     return path

@@ -38,7 +38,7 @@ def finished(
     if "data" not in _FINISHED:  # encode once, copy for every test
         plan, recipe = planned
         encode_all(plan, recipe)
-        finalize(plan, recipe)
+        finalize(plan, recipe.name, recipe.codec.path)
         _FINISHED["data"] = tmp_path_factory.mktemp("finished") / "data"
         shutil.copytree(data, _FINISHED["data"])
     shutil.rmtree(data)

@@ -140,7 +140,7 @@ def test_audio_of_a_bucket_becomes_the_same_codes(
         if kind == "bucket":
             store.delete("audio/tone_07.wav")
         encode_all(frozen, recipe)
-        finalize(frozen, recipe)
+        finalize(frozen, recipe.name, recipe.codec.path)
         data = ShardDataset.open(str(tmp_path / kind))
         samples = [data.read(i) for i in range(len(data))]
         found[kind] = {s.record["native_id"]: s.codes.tolist() for s in samples}

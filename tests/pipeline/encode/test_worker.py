@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -66,6 +67,14 @@ def test_tars_are_byte_deterministic_and_plain(tmp_path: Path) -> None:
     assert {(member.mtime, member.uid, member.mode) for member in members} == {(0, 0, 0o644)}
     with pytest.raises(ValueError, match="sorted"):
         build_tar(tmp_path / "three.tar", clips[::-1])
+
+
+def test_tars_keep_their_bytes_and_spans(tmp_path: Path) -> None:
+    """With other bytes, the same clips would get a tar of another name."""
+    spans = build_tar(tmp_path / "x.tar", [clip("a" * 32), clip("b" * 32, frames=700)])
+    assert spans == [("a" * 32, 0, 3072), ("b" * 32, 3072, 5632)]
+    digest = hashlib.sha256((tmp_path / "x.tar").read_bytes()).hexdigest()
+    assert digest == "2f8c9f030ddeaf8aa41abe2f3f209ccede5191653b5508ab1ae52183ed5765f0"
 
 
 def test_a_tar_that_does_not_read_back_is_noticed(tmp_path: Path) -> None:
@@ -188,7 +197,7 @@ def test_remaking_any_part_gives_the_same_bytes(
     for shard in range(8):
         store.delete(f"commits/{shard:06d}.json")
     encode_all(plan, recipe)
-    finalize(plan, recipe)
+    finalize(plan, recipe.name, recipe.codec.path)
     after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert after == before
 
@@ -201,7 +210,7 @@ def test_a_torn_summary_is_written_anew(finished: Path, planned: Planned) -> Non
     with pytest.raises(AttuneError, match=r"summary\.json: is damaged"):
         (finished / "summary.json").write_bytes(whole[:50])
         ShardDataset.open(finished)
-    finalize(*planned)
+    finalize(planned[0], planned[1].name, planned[1].codec.path)
     assert (finished / "summary.json").read_bytes() == whole
 
 
@@ -216,7 +225,7 @@ def test_files_that_are_no_commits_are_none(finished: Path, planned: Planned) ->
 def test_finalize_refuses_an_unfinished_run(finished: Path, planned: Planned) -> None:
     open_store(finished).delete("commits/000003.json")
     with pytest.raises(AttuneError, match=r"no commits/000003\.json"):
-        finalize(*planned)
+        finalize(planned[0], planned[1].name, planned[1].codec.path)
 
 
 def test_a_worker_with_another_codec_refuses_to_work(planned: Planned) -> None:

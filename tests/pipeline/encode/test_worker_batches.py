@@ -46,7 +46,7 @@ def encode(recipe_path: Path, out: Path, batch: int) -> dict[str, bytes]:
     worker = make_worker(plan, recipe, batch_clips=batch)
     for shard, rows in plan.shards():
         worker.encode_shard(shard, rows)
-    finalize(plan, recipe)
+    finalize(plan, recipe.name, recipe.codec.path)
     return {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
 
 

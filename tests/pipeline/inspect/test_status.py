@@ -298,6 +298,6 @@ def test_a_run_of_which_every_clip_was_refused_says_where_they_are_named(
         refused = [row | told for row in rows.select(names).to_pylist()]
         publish_shard(plan.store, shard, plan.plan_hash, None, [], refused)
     with pytest.raises(AttuneError, match=r"refused: missing 30; .*status --refused` names them"):
-        finalize(plan, recipe)
+        finalize(plan, recipe.name, recipe.codec.path)
     named = [row["native_id"] for row in read_refused(plan.store) if row["reason"] == "missing"]
     assert sorted(named) == sorted(plan.table("plan")["native_id"].to_pylist())
