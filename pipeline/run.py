@@ -32,7 +32,7 @@ from pipeline.encode.resources import Resources, share_out
 from pipeline.encode.worker import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
 from pipeline.inspect.status import finished_summary
 from pipeline.plan.mapping import map_on_ray
-from pipeline.progress import EmbedProgress, EncodeProgress
+from pipeline.progress import EncodeProgress, Progress
 from pipeline.repair.retry import (
     Retry,
     begin_retry,
@@ -126,7 +126,7 @@ def embed(plan: FrozenPlan, recipe: Recipe, resources: Resources, attempts: int)
     missing = sum(chunk.prompts for chunk in plan.missing_chunks())
     if not missing:
         return
-    with EmbedProgress(missing) as progress:
+    with Progress("embed", missing, "prompts") as progress:
         embed_chunks(
             plan,
             recipe.text_encoder.model_copy(update={"path": on_nodes(recipe.text_encoder.path)}),

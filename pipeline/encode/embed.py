@@ -84,24 +84,23 @@ def embed_chunks(
     cpus: int,
     gpus: float,
     attempts: int,
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
     """Embed, on a running Ray, every chunk of a plan's prompts that the cache lacks.
 
     Args:
-        on_progress: hears of the prompts done and to do.
+        on_progress: called with the number of prompts done so far.
 
     Raises:
         AttuneError: the encoder cannot be loaded, or workers died on every attempt.
     """
     import ray.data
 
-    total = done = 0
+    done = 0
     for attempt in range(1, attempts + 1):
         chunks = list(plan.missing_chunks())
         if not chunks:
             return
-        total = total or sum(chunk.prompts for chunk in chunks)
         device = "cuda" if gpus else "cpu"
         # A block per chunk from the start: a repartition would be a task that waits for a CPU
         # which the actors hold.
@@ -124,7 +123,7 @@ def embed_chunks(
         try:
             for batch in embedded.iter_batches(batch_size=None):
                 done += int(sum(batch["prompts"]))
-                on_progress(done, total)
+                on_progress(done)
         except ray.exceptions.RayError as error:
             mistake = find_mistake(error)
             if mistake is not None:
