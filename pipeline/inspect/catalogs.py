@@ -16,7 +16,7 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
-from pipeline.catalogs import Catalog
+from pipeline.catalogs import CatalogEntry
 from pipeline.catalogs.as_rows import raw_of
 from pipeline.config import PipelineConfig
 from pipeline.datadir.frozen_plan import load_plan
@@ -118,7 +118,7 @@ def tell_refused(rows: Sequence[dict[str, Any]], data_dir: str) -> None:
 def _decide(
     recipe: Recipe, config: PipelineConfig, look_for_audio: bool, mapper: Mapper
 ) -> Decision:
-    catalogs: Sequence[Catalog] = config.catalogs
+    catalogs: Sequence[CatalogEntry] = config.catalogs
     if not look_for_audio:
         catalogs = [catalog.without_audio() for catalog in catalogs]
     return decide(
@@ -167,7 +167,7 @@ def _row(
     i: int,
     source: str,
     raw: str | None,
-    catalogs: Mapping[str, Catalog],
+    catalogs: Mapping[str, CatalogEntry],
     recipe: Recipe,
     config: PipelineConfig,
 ) -> dict[str, Any]:

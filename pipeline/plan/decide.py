@@ -25,7 +25,7 @@ from common.errors import AttuneError
 from common.prompts import PromptPolicy
 from common.schema import PLAN, REJECTS, SPLITS
 from common.uris import remote_uri
-from pipeline.catalogs import Catalog
+from pipeline.catalogs import Catalog, CatalogEntry
 from pipeline.catalogs.as_rows import raw_of, rename_files, tables
 from pipeline.catalogs.columnar import ColumnarCatalog, Piece
 from pipeline.config import OverlapPolicy
@@ -107,7 +107,7 @@ class PlanTables:
 
 
 def build_plan(
-    catalogs: Sequence[Catalog],
+    catalogs: Sequence[CatalogEntry],
     *,
     rules: TextRules,
     clips_per_shard: int,
@@ -136,7 +136,7 @@ def build_plan(
 
 
 def decide(
-    catalogs: Sequence[Catalog],
+    catalogs: Sequence[CatalogEntry],
     *,
     rules: TextRules,
     overlap: OverlapPolicy = "keep",
@@ -206,7 +206,7 @@ def differing_inputs(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 _NO_ROWS = assign(collect(ROWS.empty_table(), "sound", TextRules("plain")), {})
 
 
-def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Table]:
+def _read(work: tuple[int, CatalogEntry, Piece | None, TextRules]) -> Iterator[pa.Table]:
     """A part of a catalog, with its pseudo-sentences and the texts still to be normalized."""
     number, listed, piece, rules = work
     catalog = listed.fetched()
@@ -215,6 +215,7 @@ def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Tab
         assert piece is not None
         parts: Iterable[pa.Table] = [catalog.read_piece(piece)]
     else:
+        assert isinstance(catalog, Catalog)
         parts = tables(catalog.read())
     columns_told = catalog.text_columns()
     for table in parts:
@@ -227,12 +228,12 @@ def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Tab
         yield table.replace_schema_metadata({"catalog": str(number)})
 
 
-def _pieces(catalog: Catalog) -> Sequence[Piece | None]:
+def _pieces(catalog: CatalogEntry) -> Sequence[Piece | None]:
     here = catalog.fetched()
     return here.pieces() if isinstance(here, ColumnarCatalog) else [None]
 
 
-def _original_names(listed: Catalog, fetched: Catalog) -> dict[str, str]:
+def _original_names(listed: CatalogEntry, fetched: CatalogEntry) -> dict[str, str]:
     """Local copy -> the object in a bucket that it is of."""
     pairs = zip(fetched.sources(), listed.sources(), strict=True)
     return {str(a): remote_uri(b) or str(b) for a, b in pairs if a != b}

@@ -21,7 +21,7 @@ from common.storage import open_store
 from pipeline.catalogs.audiocaps import AudioCaps
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
-from pipeline.catalogs.base import Catalog, Merged, Outcome, Refusal, refuse
+from pipeline.catalogs.base import Catalog, CatalogEntry, Merged, Outcome, Refusal, refuse
 from pipeline.catalogs.bbc import Bbc
 from pipeline.catalogs.wavcaps import WavCaps
 from pipeline.config import OverlapPolicy, PipelineConfig
@@ -53,7 +53,7 @@ def clip(i: int, split: str = "train", group: str = "", dataset: str = "listed")
 
 
 def plan(
-    *catalogs: Catalog, size: int = 8, seed: int = 0, overlap: OverlapPolicy = "keep"
+    *catalogs: CatalogEntry, size: int = 8, seed: int = 0, overlap: OverlapPolicy = "keep"
 ) -> PlanTables:
     rules = TextRules(prompts="plain")
     return build_plan(catalogs, rules=rules, clips_per_shard=size, seed=seed, overlap=overlap)
