@@ -93,7 +93,6 @@ def run(
                 min_duration_s=config.min_duration_s,
                 max_duration_s=config.max_duration_s,
                 silence_dbfs=config.silence_dbfs,
-                decode_threads=config.decode_threads,
                 batch_clips=batch,
                 precision=config.precision,
                 threads=threads,

@@ -43,6 +43,8 @@ from pipeline.repair.retry import (
     resume_retry,
 )
 
+ATTEMPTS = 3
+"""Tries of one shard before it is parked as poison, and of embedding."""
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """For workers: what one thread freed another may have; else each keeps what it ever needed."""
 _OBJECT_STORE_BYTES = 200 * 2**20
@@ -88,12 +90,12 @@ def run_pipeline(
                 f"ray: {ray_name}; {resources.workers} workers of {resources.cpus} CPUs and "
                 f"{resources.gpus:g} GPUs"
             )
-            embed(plan, recipe, resources, config.attempts)
+            embed(plan, recipe, resources)
             poison = encode(plan, recipe, config, resources, committed)
         if poison:
             named = ", ".join(f"{shard:06d} ({error})" for shard, error in sorted(poison.items()))
             raise AttuneError(
-                f"{len(poison)} of {plan.n_shards} shards failed {config.attempts} times and are "
+                f"{len(poison)} of {plan.n_shards} shards failed {ATTEMPTS} times and are "
                 f"parked: {named}; the others are committed, run again to retry these"
             )
     summary = finalize(plan, recipe)
@@ -121,7 +123,7 @@ def on_nodes(path: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else path
 
 
-def embed(plan: FrozenPlan, recipe: Recipe, resources: Resources, attempts: int) -> None:
+def embed(plan: FrozenPlan, recipe: Recipe, resources: Resources) -> None:
     """Embed the prompts that the text cache lacks."""
     missing = sum(chunk.prompts for chunk in plan.missing_chunks())
     if not missing:
@@ -133,7 +135,7 @@ def embed(plan: FrozenPlan, recipe: Recipe, resources: Resources, attempts: int)
             workers=resources.workers,
             cpus=resources.cpus,
             gpus=resources.gpus,
-            attempts=attempts,
+            attempts=ATTEMPTS,
             on_progress=progress.update,
         )
 
@@ -148,7 +150,7 @@ def encode(
     """Encode every shard without a commit.
 
     Returns:
-        The poison shards: those that failed `config.attempts` times, with their last error.
+        The poison shards: those that failed `ATTEMPTS` times, with their last error.
     """
     import ray
 
@@ -162,7 +164,6 @@ def encode(
         min_duration_s=config.min_duration_s,
         max_duration_s=config.max_duration_s,
         silence_dbfs=config.silence_dbfs,
-        decode_threads=config.decode_threads,
         batch_clips=config.batch_clips,
         threads=resources.cpus,
         device="cuda" if resources.gpus else "cpu",
@@ -184,7 +185,7 @@ def encode(
         dispatch = Dispatch(
             lambda: actor_class.remote(settings),
             plan.store,
-            config.attempts,
+            ATTEMPTS,
             on_done=lambda done: progress.add(done["clips"], done["refused"], done["seconds"]),
             on_tick=progress.show,
         )

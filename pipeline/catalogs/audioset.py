@@ -56,7 +56,7 @@ class AudioSet(ColumnarCatalog):
     class_labels: CatalogPath | None = None
     """class_labels_indices.csv; not needed beside `ontology`."""
     ontology: CatalogPath | None = None
-    """ontology.json: names, and who descends from whom (for `text.tags: specific`)."""
+    """ontology.json: names, and who descends from whom; for recipes with `text.tags: specific`."""
     audio: CatalogPath | None = None
     split: Split = "train"
 

@@ -91,7 +91,7 @@ class CatalogEntry(Section):
     dataset: str
     role: Literal["encode", "hold_out"] = "encode"
     """`hold_out`: nothing of it is encoded and its audio is not looked for, but its groups stay out
-    of training and validation, whatever its split."""
+    of training and validation, whatever its split.  For benchmarks whose audio is not here."""
     name: str = ""
     """Name in manifest and reports, where two catalogs of one kind are used; default `dataset`."""
 

@@ -46,6 +46,9 @@ from pipeline.plan.mapping import Mapper, map_here
 PLAN_VERSION = 5
 """Raise when the same inputs come to mean other shards."""
 CLIPS_PER_ROW_GROUP = 8192
+PROMPTS_PER_CHUNK = 1024
+"""Unit of the text cache: prompts that are embedded and stored together.  Part of the plan's
+inputs, because an encoder's rounding depends on which prompts share its batches."""
 _HASH_KEY = b"attune.plan_hash"
 _MAKE_ANEW = (
     "delete the folder plan/ and run again: the same recipe over the same audio files makes the "
@@ -219,7 +222,8 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
         "text_encoder_id": text_encoder_identity(recipe.text_encoder),
         "text_max_length": recipe.text_encoder.max_length,
         "normalizer": normalizer_id(config.prompt_policy),
-        "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY)),
+        "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY))
+        | {"prompts_per_chunk": PROMPTS_PER_CHUNK},
         "sources": {name: _file_sha256(copy) for name, copy in sorted(sources.items())},
     }
 
@@ -317,11 +321,11 @@ def freeze_plan(
         return standing, False
     _check_commits(store, tables.plan, plan_hash, config.clips_per_shard)
     cache = TextCache(store, str(inputs["text_encoder_id"]))
-    prompts, chunks = cache.assign_chunks(tables.plan, config.prompts_per_chunk)
+    prompts, chunks = cache.assign_chunks(tables.plan, PROMPTS_PER_CHUNK)
     per_group = _shards_per_row_group(config.clips_per_shard) * config.clips_per_shard
     for name, table, row_group_size in (
         ("rejects", tables.rejects, CLIPS_PER_ROW_GROUP),
-        ("prompts", prompts, config.prompts_per_chunk),
+        ("prompts", prompts, PROMPTS_PER_CHUNK),
         ("plan", tables.plan.append_column("chunks", chunks), per_group),
     ):
         table = table.replace_schema_metadata({_HASH_KEY: plan_hash})

@@ -37,7 +37,6 @@ def make_worker(plan: FrozenPlan, recipe: Recipe, **changes: object) -> EncodeWo
         "min_duration_s": 0.5,
         "max_duration_s": 100.0,
         "silence_dbfs": -80.0,
-        "decode_threads": 2,
         "threads": 1,
         "device": "cpu",
         "audio_folders": plan.audio_folders(

@@ -90,7 +90,6 @@ report:
             min_duration_s=settings.min_duration_s,
             max_duration_s=settings.max_duration_s,
             silence_dbfs=settings.silence_dbfs,
-            decode_threads=1,
             threads=1,
             device="cpu",
         )

@@ -360,7 +360,7 @@ def test_a_long_clip_waits_alone(
     for i in range(8):
         soundfile.write(tmp_path / f"{i}.wav", np.full(16_000, 0.1 * (i + 1)), 16_000)
     rows = [{"audio_uri": f"{tmp_path}/{i}.wav", "start_s": None, "end_s": None} for i in range(8)]
-    worker = make_worker(*planned, silence_dbfs=-300.0, decode_threads=2)
+    worker = make_worker(*planned, silence_dbfs=-300.0)
     begun, seen, ahead = [], [], []
     decode = worker._decode
     monkeypatch.setattr(worker, "_decode", lambda row, rate: begun.append(row) or decode(row, rate))

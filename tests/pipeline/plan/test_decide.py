@@ -438,7 +438,7 @@ def test_a_frozen_plan_is_kept_and_another_is_refused_once_shards_exist(
 
     first, is_new = ensure()
     assert is_new and ensure() == (first, False)
-    assert ensure("pipeline.workers=7", "pipeline.attempts=9") == (first, False)
+    assert ensure("pipeline.workers=7", "pipeline.device=cpu") == (first, False)
     other, is_new = ensure("pipeline.min_duration_s=0.7")
     assert is_new and other != first  # nothing was made from the first yet
     store = open_store(tmp_path / "data")
