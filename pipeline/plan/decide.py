@@ -280,16 +280,36 @@ def _refuse_duplicates(rows: pa.Table) -> pa.Table:
 
 
 def _refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
-    """What shares its group, its clip or its audio file with a row of a stricter split is refused,
-    and what shares one with that in turn; rows that were refused before pass it on all the same.
+    """Refuse rows that share a group, a clip or an audio file with a row of a stricter split, and
+    rows that share one with those in turn.
+
+    Test (2) is stricter than valid (1), valid than train (0).  Three rows:
+
+        row  split  group_id      clip
+        A    test   artist:ann    freesound:7
+        B    train  cd:1          freesound:7
+        C    train  cd:1          freesound:8
+
+    B is the clip of A, so A holds B out.  C shares nothing with A, but it is from the same CD as B,
+    so it may sound like the test clip.  The first pass looks at group_id before it knows of B, so
+    only the second pass finds C; the third pass finds nothing more and ends the search.  Such a
+    chain may have any length: each row that is found may make further rows reachable.
+
+    Rows that were refused for other reasons (no audio, say) hold others out all the same: their
+    sound may be in the test set under another name.
 
     Args:
         held_out: bool [N]; such a row is as strict as a test row, whatever its split.
+
+    Returns:
+        The rows, and how many were refused, by `DATASET <- DATASET SPLIT`.
     """
     strict = np.where(held_out, SPLITS.index("test"), _strictness(rows))
     found: Counter[str] = Counter()
+    # Test before valid: a row that both hold out is reported as held out by test.
     for level in (2, 1):
-        # Per row the number of the row that holds it out; -1 where none does.
+        # Per row the number of the row that holds it out; -1 where none does.  The rows of the
+        # level itself hold themselves: they are where it starts.
         holder = np.where(strict == level, np.arange(len(rows)), -1)
         grows = bool((holder >= 0).any())
         while grows:
@@ -300,7 +320,7 @@ def _refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table
                 if name == "audio_uri":  # where no audio was looked for, a name in some folder
                     keys = pc.if_else(pc.match_substring_regex(keys, "^(/|s3:)"), keys, None)
                 reached = np.asarray(pc.is_in(rows[name], value_set=pc.unique(keys.drop_null())))
-                reached &= (strict < level) & (holder < 0)
+                reached &= (strict < level) & (holder < 0)  # each row once, so that it ends
                 if not reached.any():
                     continue
                 grows = True
@@ -368,7 +388,18 @@ _NOT_REFUSED = pa.array([MERGED, HELD_OUT])
 
 
 def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: int) -> pa.Table:
-    """`PLAN` from the columns of `Decision.rows`, which are used up."""
+    """`PLAN` from the columns of `Decision.rows`, which are used up.
+
+    Which shard a clip is in is random, but a function of the seed and the clip's id: the clips are
+    ranked by a hash of both, and each run of `clips_per_shard` ranks is a shard.  So every shard is
+    a fair sample of all datasets, which training wants, and the order of catalogs and rows does not
+    matter.  A clip that is added moves at most one clip across each border between two shards
+    behind it.
+
+    What is read together lies together: inside a shard clips are in the order of their ids, as in
+    its tar; a row group of plan.parquet holds whole shards (`frozen_plan`); prompts are cut into
+    chunks of the text cache in this order, so that a shard finds its own in few (`text_cache`).
+    """
     here = np.flatnonzero(pc.is_null(rows["reason"]))
     for name in rows.keys() - {*PLAN.names, "file", "line"}:
         del rows[name]
@@ -377,7 +408,7 @@ def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: in
     salt = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
     rank = np.empty(len(here), np.int64)
     rank[_argsort(_mix(words[:, 0] ^ np.uint64(salt)), words)] = np.arange(len(here))
-    # Inside a shard by sample id: the order of the members in the tar.
+    # Sorted by id first, then stably by shard: inside a shard the order by id stays.
     by_id = _argsort(words[:, 0], words)
     order = by_id[np.argsort(rank[by_id] // clips_per_shard, kind="stable")]
     number = np.arange(len(here))
