@@ -16,6 +16,7 @@ from pipeline.text.speech import SpeechPolicy
 from pipeline.text.tags import TagPolicy
 
 Task = Literal["sfx", "music"]
+Device = Literal["auto", "cpu", "cuda"]
 
 EXECUTION_ONLY = frozenset({"workers", "cpus_per_worker", "device"})
 """Keys that decide how fast shards are made, not what is in them: no part of the plan's hash."""
@@ -75,7 +76,7 @@ class PipelineConfig(Section):
     """Codec actors; 0 takes as many as the machine or cluster has room for.  For machines that are
     shared with others."""
     cpus_per_worker: int = Field(default=2, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where codec and text encoder run; `auto` takes a GPU per worker where Ray has one.  `cpu` for
     machines whose GPUs train meanwhile, `cuda` for whoever would rather stop than wait for CPUs."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from common.codec import codec_identity, resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError
-from common.prompts import normalizer_id
+from common.prompts import PromptPolicy, normalizer_id
 from common.shards import parquet_table
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
@@ -40,8 +40,7 @@ from pipeline.datadir.commit import (
     read_commit,
 )
 from pipeline.datadir.text_cache import TextCache
-from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
-from pipeline.plan.mapping import Mapper, map_here
+from pipeline.plan.decide import PlanTables, differing_inputs, hash_inputs
 
 PLAN_VERSION = 5
 """Raise when the same inputs come to mean other shards."""
@@ -187,8 +186,8 @@ class FrozenPlan:
             ) from error
 
     def _check_hash(self, name: str, schema: pa.Schema) -> None:
-        found = (schema.metadata or {}).get(_HASH_KEY, b"").decode()
-        if found and found != self.plan_hash:
+        found = (schema.metadata or {}).get(_HASH_KEY, b"(none)").decode()
+        if found != self.plan_hash:
             raise AttuneError(
                 f"{self.store.uri}/plan/{name}.parquet is of plan {found}, plan.json "
                 f"of plan {self.plan_hash}: two runs with different recipes planned there at once; "
@@ -197,7 +196,8 @@ class FrozenPlan:
 
 
 def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
-    """Everything that decides what the shards hold, as plain JSON values.
+    """Everything that decides what the shards hold, as plain JSON values: all that later stages
+    know of a recipe.
 
     Raises:
         AttuneError: a catalog file, the codec or the text encoder is missing, or the codec has
@@ -246,18 +246,26 @@ def load_plan(store: Store) -> FrozenPlan | None:
 
 
 def ensure_plan(
-    store: Store, recipe: Recipe, config: PipelineConfig, mapper: Mapper = map_here
+    store: Store,
+    inputs: dict[str, Any],
+    build: Callable[[], PlanTables],
+    *,
+    clips_per_shard: int,
+    prompt_policy: PromptPolicy,
 ) -> tuple[FrozenPlan, bool]:
-    """The frozen plan of this recipe, made if there is none; True if it was made now.
+    """The frozen plan of these inputs (`plan_inputs`), made if there is none; True if it was made
+    now.
 
     A plan that no shard was made from yet, and none is to be made anew, is replaced when its inputs
     differ.
+
+    Args:
+        build: works the tables out; called where there is no such plan.
 
     Raises:
         AttuneError: shards were made from a plan with other inputs: both hashes and what differs;
             or from one that is gone, of other inputs or of other audio files.
     """
-    inputs = plan_inputs(recipe, config)
     plan_hash = hash_inputs(inputs)
     found = load_plan(store)
     if found is not None:
@@ -270,18 +278,11 @@ def ensure_plan(
                 f"{plan_hash}; differs: {'; '.join(differing[:6])}. Set another data_dir, or "
                 "restore what differs"
             )
-    tables = build_plan(
-        config.catalogs,
-        rules=config.text_rules(recipe.seed),
-        clips_per_shard=config.clips_per_shard,
-        seed=recipe.seed,
-        overlap=config.overlap,
-        mapper=mapper,
-    )
+    tables = build()
     if found is not None:
         # From here until the new plan.json there is no plan: a torn replacement is none.
         store.delete("plan/plan.json")
-    return freeze_plan(store, tables, inputs, config)
+    return freeze_plan(store, tables, inputs, clips_per_shard, prompt_policy)
 
 
 def _what_is_made(store: Store, plan_hash: str) -> str:
@@ -305,7 +306,8 @@ def freeze_plan(
     store: Store,
     tables: PlanTables,
     inputs: dict[str, Any],
-    config: PipelineConfig,
+    clips_per_shard: int,
+    prompt_policy: PromptPolicy,
 ) -> tuple[FrozenPlan, bool]:
     """Write the plan's files, `plan.json` last; False if another run was there first.
 
@@ -319,10 +321,11 @@ def freeze_plan(
     plan_hash = hash_inputs(inputs)
     if standing := _standing(store, plan_hash):
         return standing, False
-    _check_commits(store, tables.plan, plan_hash, config.clips_per_shard)
+    _check_commits(store, tables.plan, plan_hash, clips_per_shard)
     cache = TextCache(store, str(inputs["text_encoder_id"]))
     prompts, chunks = cache.assign_chunks(tables.plan, PROMPTS_PER_CHUNK)
-    per_group = _shards_per_row_group(config.clips_per_shard) * config.clips_per_shard
+    # Whole shards to a row group: whoever reads one shard holds a few thousand rows, not the plan.
+    per_group = _shards_per_row_group(clips_per_shard) * clips_per_shard
     for name, table, row_group_size in (
         ("rejects", tables.rejects, CLIPS_PER_ROW_GROUP),
         ("prompts", prompts, PROMPTS_PER_CHUNK),
@@ -337,8 +340,8 @@ def freeze_plan(
         "n_shards": tables.n_shards,
         "n_refused": len(tables.rejects),
         "n_unique_prompts": len(prompts),
-        "clips_per_shard": config.clips_per_shard,
-        "prompt_policy": config.prompt_policy,
+        "clips_per_shard": clips_per_shard,
+        "prompt_policy": prompt_policy,
         "catalogs": {label: count.as_dict() for label, count in tables.counts.items()},
         "overlaps": tables.overlaps,
         "leakage": tables.leakage,
@@ -386,7 +389,7 @@ def _check_commits(store: Store, plan: pa.Table, plan_hash: str, clips_per_shard
                 f"{store.uri} holds shards of a plan that is gone, and this recipe with the audio "
                 f"files that are there now makes another: {error}. Set another data_dir, restore "
                 "plan/ (or recipe, catalogs and audio files as they were), or delete commits/ and "
-                "summary.json to encode everything anew"
+                "summary.json to encode everything again"
             ) from error
 
 

@@ -1,8 +1,8 @@
 """Prompt embedding: a Ray Data map over the chunks of the text cache that are not there yet.
 
 Each chunk is embedded by an actor that holds the text encoder, and written where it is made: states
-never pass through the driver.  A chunk is finished once its index is there, so a killed run goes on
-with the chunks it had not reached.
+never pass through the driver.  A chunk is finished once its index is there, so a killed run
+resumes with the chunks that it had not reached.
 """
 
 from __future__ import annotations
@@ -89,6 +89,9 @@ def embed_chunks(
     """Embed, on a running Ray, every chunk of a plan's prompts that the cache lacks.
 
     Args:
+        config: the encoder, with its path as workers find it.
+        workers: at most so many at once, each with `cpus` CPUs and `gpus` GPUs.
+        attempts: tries of whatever is left, where workers die.
         on_progress: called with the number of prompts done so far.
 
     Raises:
@@ -131,5 +134,5 @@ def embed_chunks(
             if attempt == attempts:
                 reason = " ".join(str(error).split())[:200]
                 raise AttuneError(
-                    f"embedding failed {attempts} times: {reason}; run again to go on"
+                    f"embedding failed {attempts} times: {reason}; run again to resume"
                 ) from error

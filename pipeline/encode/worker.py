@@ -2,8 +2,8 @@
 
 The unit of work and of retry.  A worker holds the codec, which has a thread to itself; files are
 decoded a few ahead of it in a small pool (libsndfile, FFmpeg and soxr release the interpreter).  It
-works on several shards at once, so that the codec goes on with the next one while a tar is read
-back and uploaded.  A bad input is refused with its reason and the shard goes on; what is not the
+works on several shards at once, so that the codec continues with the next one while a tar is read
+back and uploaded.  A bad input is refused with its reason and the shard continues; what is not the
 input's fault (storage, a lost mount, memory, the codec) is raised, and the whole shard is tried
 again.
 """

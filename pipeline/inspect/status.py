@@ -1,4 +1,4 @@
-"""Where a run stands, from its files alone: works while it runs, after a kill, and at the end.
+"""Where a run stands, only from its files: works while it runs, after a kill, and at the end.
 
 Speed is what the last ten minutes of work brought, by the times at which the store says that
 commits and text chunks were written; nobody keeps a record for it.

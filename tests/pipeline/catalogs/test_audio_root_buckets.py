@@ -19,9 +19,9 @@ from pipeline.catalogs.audioset import AudioSet
 from pipeline.catalogs.base import CatalogEntry
 from pipeline.catalogs.music import Music
 from pipeline.config import PipelineConfig
-from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.encode.finalize import finalize
 from pipeline.plan.decide import PlanTables, build_plan
+from pipeline.run import make_plan
 from pipeline.text.captions import TextRules
 
 SEGMENTS = """\
@@ -134,7 +134,7 @@ def test_audio_of_a_bucket_becomes_the_same_codes(
             f"{text}  catalogs: [{{dataset: music, catalog: '{catalog}', audio: '{audio}'}}]"
         )
         recipe = load_recipe(path)
-        frozen, _ = ensure_plan(
+        frozen, _ = make_plan(
             open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig)
         )
         if kind == "bucket":

@@ -22,13 +22,13 @@ from common.errors import AttuneError
 from common.storage import Store, open_store
 from pipeline.config import PipelineConfig
 from pipeline.datadir.commit import commit_key, committed_shards
-from pipeline.datadir.frozen_plan import ensure_plan, load_plan
+from pipeline.datadir.frozen_plan import load_plan
 from pipeline.inspect.status import read_status
 from pipeline.inspect.verify import verify_shards
 from pipeline.repair import retry
 from pipeline.repair.gc import collect_garbage
 from pipeline.repair.retry import Retry, begin_retry, resume_retry
-from pipeline.run import retry_pipeline, run_pipeline
+from pipeline.run import make_plan, retry_pipeline, run_pipeline
 
 LOST = ("tone_03.wav", "tone_17.wav")
 RESULTS = ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json")
@@ -97,7 +97,7 @@ def place(
         [f"pipeline.catalogs=[{{dataset: audiofolder, root: {corpus}, name: small}}]"],
     )
     config = recipe.section("pipeline", PipelineConfig)
-    ensure_plan(open_store(recipe.data_dir), recipe, config)
+    make_plan(open_store(recipe.data_dir), recipe, config)
     for name in LOST:
         shutil.move(corpus / name, away / name)
     place = Workplace(recipe, config, corpus, away, write_recipe)
@@ -227,7 +227,7 @@ def test_a_killed_retry_holds_its_plan(place: Workplace, killed_at: str) -> None
     assert not store.list("commits")
     other = place.config.model_copy(update={"min_duration_s": 0.6})
     with pytest.raises(AttuneError, match=rf"of plan {plan.plan_hash}, this recipe makes plan .*"):
-        ensure_plan(store, place.recipe, other)
+        make_plan(store, place.recipe, other)
     assert load_plan(store) == plan
     place.run()
     assert verify_shards(store)["problems"] == []
@@ -236,7 +236,7 @@ def test_a_killed_retry_holds_its_plan(place: Workplace, killed_at: str) -> None
         shutil.rmtree(place.data / key, ignore_errors=True)
     store.write("superseded/000000-0123456789ab.json", b'{"plan_hash":"other"}')
     store.write("retry.json", b"{")
-    assert ensure_plan(store, place.recipe, other)[1]  # nothing of the standing plan is left
+    assert make_plan(store, place.recipe, other)[1]  # nothing of the standing plan is left
 
 
 def sha256_of(place: Workplace, shard: int) -> str:
