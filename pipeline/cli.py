@@ -32,7 +32,7 @@ app.add_typer(shards_app, name="shards")
 def run(
     config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
-    """Plan, embed, encode and finalize; goes on where it was left.
+    """Plan, embed, encode and finalize; resumes where it was left.
 
     Runs on a Ray of its own, or on the cluster at RAY_ADDRESS.
     """
@@ -89,7 +89,7 @@ def status(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Say where the run stands; works at any time, from its files alone."""
+    """Say where the run stands; works at any time, as it only reads files."""
     from common.shards import open_store_to_read
     from pipeline.inspect.status import read_refused, read_status
 

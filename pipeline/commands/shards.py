@@ -82,10 +82,9 @@ def stats(
         return
     for name, row in found["datasets"].items():
         splits = ", ".join(f"{split} {number}" for split, number in row["splits"].items())
-        about = "" if row["unique_prompts_exact"] else "about "
         print(
             f"{name:<12} {row['clips']:>7} clips  {row['hours']:>8.3f} h  {row['prompts']:>7} "
-            f"prompts ({about}{row['unique_prompts']} unique)  {splits}"
+            f"prompts ({row['unique_prompts']} unique)  {splits}"
         )
         print(f"  duration   {_spread(row['duration_s'], 's', '.2f')}")
         print(f"  tokens     {_spread(row['prompt_tokens'], 'per prompt', 'g')}")

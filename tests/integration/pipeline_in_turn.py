@@ -14,7 +14,7 @@ import ray
 
 import pipeline.run
 from common.cli import run_app
-from common.config import Recipe
+from common.config import TextEncoderConfig
 from common.storage import Store
 from pipeline.cli import app
 from pipeline.datadir.frozen_plan import FrozenPlan
@@ -23,10 +23,10 @@ from pipeline.encode.embed import EmbedChunks
 from pipeline.encode.resources import Resources
 
 
-def embed(plan: FrozenPlan, recipe: Recipe, *rest: object) -> None:
+def embed(plan: FrozenPlan, encoder: TextEncoderConfig, *rest: object) -> None:
     """In place of `pipeline.run.embed`."""
     chunks = list(plan.missing_chunks())
-    embedder = EmbedChunks(plan.store.uri, recipe.text_encoder, plan.plan_hash, 1, "cpu")
+    embedder = EmbedChunks(plan.store.uri, encoder, plan.plan_hash, 1, "cpu")
     groups = [list(chunk.row_groups) for chunk in chunks]
     embedder({"chunk": [chunk.name for chunk in chunks], "row_groups": groups})
 
@@ -54,7 +54,7 @@ class InTurn:
 if __name__ == "__main__":
     ray.remote = lambda **options: lambda kind: SimpleNamespace(remote=kind)
     pipeline.run.ray_session = lambda store: nullcontext("none")  # type: ignore[assignment]
-    pipeline.run.plan_resources = lambda config, say: Resources(1, 1, 0)
+    pipeline.run.plan_resources = lambda *asked: Resources(1, 1, 0)
     pipeline.run.embed = embed  # type: ignore[assignment]
     pipeline.run.Dispatch = InTurn  # type: ignore[misc, assignment]
     run_app(app)

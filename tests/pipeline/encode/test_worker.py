@@ -34,9 +34,10 @@ from pipeline.datadir.commit import (
     publish_shard,
     read_commit,
 )
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
+from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.finalize import finalize
 from pipeline.inspect.status import finished_summary, read_status
+from pipeline.run import make_plan
 
 Planned = tuple[FrozenPlan, Recipe]
 
@@ -299,7 +300,7 @@ def test_a_lost_album_is_refused_and_a_lost_collection_is_not(
     (root / "metadata.csv").write_text(f"file_name,caption\n{rows}")
     recipe = load_recipe(write_recipe(tmp_path / "data"), [f"pipeline.catalogs.0.root={root}"])
     config = recipe.section("pipeline", PipelineConfig)
-    plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, config)
+    plan, _ = make_plan(open_store(recipe.data_dir), recipe, config)
     worker = make_worker(plan, recipe)
     fill_cache(plan)
     ((shard, planned_rows),) = plan.shards()
@@ -369,7 +370,7 @@ def test_a_long_clip_waits_alone(
     for i in range(8):
         soundfile.write(tmp_path / f"{i}.wav", np.full(16_000, 0.1 * (i + 1)), 16_000)
     rows = [{"audio_uri": f"{tmp_path}/{i}.wav", "start_s": None, "end_s": None} for i in range(8)]
-    worker = make_worker(*planned, silence_dbfs=-300.0, decode_threads=2)
+    worker = make_worker(*planned, silence_dbfs=-300.0)
     begun, seen, ahead = [], [], []
     decode = worker._decode
     monkeypatch.setattr(worker, "_decode", lambda row, rate: begun.append(row) or decode(row, rate))

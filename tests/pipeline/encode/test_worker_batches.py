@@ -14,8 +14,8 @@ from common.config import load_recipe
 from common.shards import ShardDataset
 from common.storage import open_store
 from pipeline.config import PipelineConfig
-from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.encode.finalize import finalize
+from pipeline.run import make_plan
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def even_corpus(tmp_path: Path) -> Path:
 def encode(recipe_path: Path, out: Path, batch: int) -> dict[str, bytes]:
     overrides = [f"data_dir={out}", f"pipeline.batch_clips={batch}", "pipeline.clips_per_shard=16"]
     recipe = load_recipe(recipe_path, overrides)
-    plan, _ = ensure_plan(
+    plan, _ = make_plan(
         open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig)
     )
     fill_cache(plan)

@@ -56,6 +56,7 @@ def data(tmp_path: Path) -> Path:
         },
         schema=PROMPTS,
     )
+    prompts = prompts.replace_schema_metadata({"attune.plan_hash": info["plan_hash"]})
     pq.write_table(prompts, data / "plan" / "prompts.parquet", row_group_size=700)
     return data
 

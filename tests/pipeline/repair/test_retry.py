@@ -20,12 +20,12 @@ from common.errors import AttuneError
 from common.storage import Store, open_store
 from pipeline.config import PipelineConfig
 from pipeline.datadir.commit import committed_shards
-from pipeline.datadir.frozen_plan import ensure_plan, load_plan
+from pipeline.datadir.frozen_plan import load_plan
 from pipeline.inspect.status import read_status
 from pipeline.inspect.verify import verify_shards
 from pipeline.repair.gc import collect_garbage
 from pipeline.repair.retry import unmake_shards
-from pipeline.run import retry_pipeline, run_pipeline
+from pipeline.run import make_plan, retry_pipeline, run_pipeline
 
 LOST = ("tone_03.wav", "tone_17.wav")
 RESULTS = ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json")
@@ -94,7 +94,7 @@ def place(
         [f"pipeline.catalogs=[{{dataset: audiofolder, root: {corpus}, name: small}}]"],
     )
     config = recipe.section("pipeline", PipelineConfig)
-    ensure_plan(open_store(recipe.data_dir), recipe, config)
+    make_plan(open_store(recipe.data_dir), recipe, config)
     for name in LOST:
         shutil.move(corpus / name, away / name)
     place = Workplace(recipe, config, corpus, away, write_recipe)
@@ -194,14 +194,14 @@ def test_a_killed_retry_of_every_shard_holds_its_plan(place: Workplace) -> None:
     assert not store.list("commits") and store.list("shards")
     other = place.config.model_copy(update={"min_duration_s": 0.6})
     with pytest.raises(AttuneError, match=rf"of plan {plan.plan_hash}, this recipe makes plan .*"):
-        ensure_plan(store, place.recipe, other)
+        make_plan(store, place.recipe, other)
     assert load_plan(store) == plan
     place.run()
     assert results(place.data) == want
 
     unmake_shards(plan, committed_shards(store))
     shutil.rmtree(place.data / "shards")
-    assert ensure_plan(store, place.recipe, other)[1]  # nothing of the standing plan is left
+    assert make_plan(store, place.recipe, other)[1]  # nothing of the standing plan is left
 
 
 @pytest.mark.parametrize("command", ["run", "retry"])
