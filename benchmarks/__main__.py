@@ -147,7 +147,7 @@ def bench_sampling() -> Result:
     import torch
 
     from benchmarks import sampling
-    from training.sampling.packed import default_kind
+    from training.sampling.packed import default_kind, processor_of
 
     threads = os.cpu_count() or 1
     found: dict[str, Any] = {}
@@ -161,7 +161,7 @@ def bench_sampling() -> Result:
                 (f"sampling, {size}, batch {clips}, fp32 / Hugging Face's", ratio["fp32"], aim)
             )
             for kind in ("bf16", "int8"):
-                default = kind == default_kind(torch.device("cpu"), clips)
+                default = kind == default_kind(processor_of(torch.device("cpu")), clips)
                 wanted = "at most 0.28" if default and (size, clips) == ("60M", 1) else "-"
                 name = f"  ours in {kind}{', the default' if default else ''}"
                 rows.append((name, ratio[kind], wanted))

@@ -58,6 +58,7 @@ def generate(
     from training.config import LMConfig
     from training.evaluation.metrics.backbones.backbone import file_hash
     from training.sampling.config import SamplingConfig
+    from training.sampling.draw import OVERLAP
     from training.sampling.outputs import check_folder, find_place, slug, write_clip
     from training.sampling.sampler import Sampler
 
@@ -101,8 +102,8 @@ def generate(
     )
     if seconds > trained:
         print(
-            f"longer than the {trained:g} s that it was trained for: goes on in windows of that "
-            f"length, each beginning with the last {sampling.overlap:.0%} of the one before",
+            f"longer than the {trained:g} s that it was trained for: sampled in windows of that "
+            f"length, each beginning with the last {OVERLAP:.0%} of the one before",
             file=sys.stderr,
         )
     made: dict[int, dict[str, Any]] = {}

@@ -33,11 +33,6 @@ class SamplingConfig(Section):
     `int8`: those of the layers only; the fastest for one clip on a CPU (`LOG.md`). `auto`: int8 for
     a single clip on a CPU of AVX2 or later, else bf16 on GPUs and where the processor has
     instructions for it."""
-    cuda_graphs: bool = False
-    """On GPUs, record a step once and launch it as a whole. Not measured on a GPU yet."""
-    overlap: float = Field(default=0.5, gt=0, lt=1)
-    """Of a clip that is longer than the model was trained for: share of a window of that length
-    that the next one begins with."""
     loudness: float | None = Field(default=None, ge=-70, le=0)
     """Integrated loudness of what is written, in LUFS (ITU-R BS.1770), lower where the peak would
     pass -1 dBFS; none leaves clips as the codec gives them."""

@@ -31,7 +31,7 @@ from training.run.folder import latest_checkpoint
 from training.sampling.config import DRAWS, SamplingConfig
 from training.sampling.decoder import DecodingWeights
 from training.sampling.draw import sample_codes, stream_codes
-from training.sampling.packed import Kind, default_kind
+from training.sampling.packed import Kind, default_kind, processor_of
 
 LICENCE = (
     "no licence comes with this clip: what may be done with it follows from the licences of the "
@@ -116,7 +116,7 @@ class Sampler:
         """
         if sampling.weights != "auto":
             return sampling
-        kind = default_kind(self.device, clips)
+        kind = default_kind(processor_of(self.device), clips)
         return sampling.model_copy(update={"weights": kind})
 
     def facts(self, sampling: SamplingConfig) -> dict[str, Any]:
