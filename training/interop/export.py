@@ -9,7 +9,8 @@ Three things of ours that theirs has to be told:
 - Its pipeline hands everything that the tokenizer returns to `generate`, which refuses BERT's
   `token_type_ids`: the tokenizer is saved as one that returns ids and mask alone.
 - T frames take T + K - 1 steps.  `max_new_tokens` says so; without it the pipeline draws 256.
-- Where text encoder and decoder are equally wide it has no text projection (`widths.py`).
+- Where text encoder and decoder are equally wide it has no text projection, and ours always does:
+  such a model can only be exported if its projection changes nothing (`_check_projection`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from common.codec import resolve_codec
 from common.config import Recipe
@@ -29,7 +33,6 @@ from training.interop.codec import read_codec
 from training.interop.folders import write_record
 from training.interop.musicgen import decoder_config, to_musicgen
 from training.interop.sources import quiet
-from training.interop.widths import fit_widths
 from training.lm.model import Architecture
 from training.lm.patterns import delayed_steps
 from training.run.folder import find_checkpoint
@@ -49,8 +52,8 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
         What was written, for `--json`.
 
     Raises:
-        AttuneError: damaged checkpoint, another codec or text encoder, or an encoder that
-            `MusicgenForConditionalGeneration` cannot hold.
+        AttuneError: damaged checkpoint, another codec or text encoder, or an encoder or a text
+            projection that `MusicgenForConditionalGeneration` cannot hold.
     """
     from transformers import GenerationConfig
 
@@ -67,7 +70,8 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     )
     _check_encoder(encoder, recipe.text_encoder.path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    encoder, weights, arch = fit_widths(encoder, model.state_dict(), model.arch)
+    weights, arch = model.state_dict(), model.arch
+    _check_projection(weights, arch)
     sampling = recipe.section("sampling", SamplingConfig)
     frames = longest_frames(description, codec.config.frame_rate)
     greedy = sampling.temperature == 0
@@ -100,7 +104,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
             "frame_rate": codec.config.frame_rate,
             "seconds": frames / codec.config.frame_rate,
             "frames": frames,
-            "encoder": f"{encoder.config.model_type}, width {model.arch.text_dim}",
+            "encoder": f"{encoder.config.model_type}, width {arch.text_dim}",
             "max_length": max_length,
             "sampling": sampling.model_dump(),
             "codec_card": has_card,
@@ -131,7 +135,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     }
 
 
-def compose(encoder: Any, codec: Any, weights: dict[str, Any], arch: Architecture) -> Any:
+def compose(encoder: Any, codec: Any, weights: dict[str, Tensor], arch: Architecture) -> Any:
     """A `MusicgenForConditionalGeneration` of its parts, to be saved.
 
     It is not to be run: put together from parts it has no attention implementation (transformers
@@ -187,6 +191,19 @@ def _check_encoder(encoder: Any, path: str) -> None:
             "MusicgenForConditionalGeneration (it is not among its text encoders), so this model "
             "cannot be exported"
         )
+
+
+def _check_projection(weights: dict[str, Tensor], arch: Architecture) -> None:
+    """Refuse a text projection where theirs has none; models that came from there have none."""
+    weight, bias = weights["text_projection.weight"], weights["text_projection.bias"]
+    if arch.text_dim != arch.d_model or (weight.equal(torch.eye(len(bias))) and not bias.any()):
+        return
+    raise AttuneError(
+        f"export: text encoder and decoder are equally wide ({arch.d_model}), where "
+        "MusicgenForConditionalGeneration has no text projection, and this model has learnt one; "
+        "train with another lm.model.d_model to export it (`python -m training generate` plays it "
+        "as it is)"
+    )
 
 
 def _run_config(run: Path) -> dict[str, Any]:
