@@ -30,7 +30,7 @@ import torch
 from benchmarks.lm import CLIPS, TEXT_DIM, TOKENS, Step, batch, our_step, their_step
 from benchmarks.lm_io import write_shards
 from benchmarks.musicgen import Musicgen
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.shards import ShardDataset
 from training.config import SIZES, LMConfig
 from training.data import Batch, ClipOrder, Loader
@@ -277,7 +277,7 @@ def _loader_wait(
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return f"{type(error).__name__}: {one_line(error, 120)}"
 
 
 def _wait(device: torch.device) -> None:

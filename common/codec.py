@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.bfloat16 import check_bfloat16
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.hub import hub_snapshot
 from common.seanet import FastEncoder, supports
 
@@ -140,8 +140,7 @@ def load_codec(
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"codec {path!r}: cannot load weights: {reason}") from error
+        raise AttuneError(f"codec {path!r}: cannot load weights: {one_line(error)}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()

@@ -28,7 +28,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from common.codec import resolve_codec
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.text_encoder import load_encoder_parts
 from training.interop.codec import bandwidth, build_codec, read_codec
 from training.interop.imports import Parts, check_same
@@ -119,8 +119,7 @@ class Checkpoint:
             if OmegaConf.is_config(value):
                 value = OmegaConf.to_container(value, resolve=True)
         except OmegaConfBaseException as error:
-            reason = " ".join(str(error).split())[:200]
-            raise AttuneError(f"{self.where}: xp.cfg: {key}: {reason}") from error
+            raise AttuneError(f"{self.where}: xp.cfg: {key}: {one_line(error)}") from error
         return default if value is None else value
 
     def number(self, key: str) -> int:
@@ -177,8 +176,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tree = yaml.safe_load(text) if isinstance(text, str) else text
         config = OmegaConf.create(tree)
     except (YAMLError, ValueError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{path}: xp.cfg is not YAML: {reason}") from error
+        raise AttuneError(f"{path}: xp.cfg is not YAML: {one_line(error)}") from error
     if not isinstance(tree, dict) or not isinstance(config, DictConfig):
         raise AttuneError(
             f"{path}: has no xp.cfg, the configuration that says how its weights are put together"

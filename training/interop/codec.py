@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common.codec import codec_identity, load_codec
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from training.interop.folders import write_record
 from training.interop.sources import quiet, read_config, read_weights
 
@@ -72,8 +72,9 @@ def build_codec(settings: dict[str, Any], weights: dict[str, Tensor], where: str
     try:
         model: Any = EncodecModel(EncodecConfig.from_dict(plain))
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{where}: no EncodecModel has such a configuration: {reason}") from error
+        raise AttuneError(
+            f"{where}: no EncodecModel has such a configuration: {one_line(error)}"
+        ) from error
     expected = model.state_dict()
     state = canonical_names(weights)
     for name in expected:

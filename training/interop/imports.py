@@ -22,7 +22,7 @@ from torch import Tensor
 
 from common.codec import codec_identity, load_codec, resolve_codec
 from common.config import TextEncoderConfig, load_recipe
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.prompts import PromptPolicy
 from common.text_encoder import complete_encoder, load_encoder_parts, text_encoder_identity
 from training.interop.codec import read_codec, write_codec
@@ -80,8 +80,7 @@ def read_musicgen(folder: Path, where: str, codec: str = "", text_encoder: str =
     try:
         config = MusicgenConfig.from_dict(settings)
     except (TypeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{where}: config.json is not MusicGen's: {reason}") from error
+        raise AttuneError(f"{where}: config.json is not MusicGen's: {one_line(error)}") from error
     inner: Any = config.text_encoder
     width = getattr(inner, "hidden_size", None)
     if not isinstance(width, int):
@@ -208,8 +207,9 @@ def _read_encoder(folder: Path, config: Any, where: str) -> Any:
                 None, config=config, state_dict=state, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{where}: its text encoder cannot be loaded: {reason}") from error
+        raise AttuneError(
+            f"{where}: its text encoder cannot be loaded: {one_line(error)}"
+        ) from error
     complete_encoder(model, loaded["missing_keys"], f"{where}: its text encoder")
     model.config.name_or_path = ""
     return model.eval().requires_grad_(False)
@@ -224,8 +224,7 @@ def _read_tokenizer(folder: Path, where: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{where}: its tokenizer cannot be loaded: {reason}") from error
+        raise AttuneError(f"{where}: its tokenizer cannot be loaded: {one_line(error)}") from error
 
 
 def check_same(given: Any, inside: Any, what: str, where: str) -> None:
