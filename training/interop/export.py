@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from common.codec import resolve_codec
 from common.config import Recipe
@@ -33,7 +32,7 @@ from training.interop.codec import read_codec
 from training.interop.folders import write_record
 from training.interop.musicgen import decoder_config, to_musicgen
 from training.interop.sources import quiet
-from training.lm.model import Architecture
+from training.lm.model import LanguageModel
 from training.lm.patterns import delayed_steps
 from training.run.folder import find_checkpoint
 from training.sampling.config import SamplingConfig
@@ -59,7 +58,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
 
     run, checkpoint = find_checkpoint(source)
     model, description = load_for_inference(checkpoint, raw)
-    check_belongs(recipe, description, checkpoint)
+    check_belongs(recipe.codec.path, recipe.text_encoder, description, checkpoint)
     codec_folder = resolve_codec(recipe.codec.path)
     codec = read_codec(codec_folder)
     max_length = recipe.text_encoder.max_length
@@ -70,12 +69,12 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     )
     _check_encoder(encoder, recipe.text_encoder.path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    weights, arch = model.state_dict(), model.arch
-    _check_projection(weights, arch)
+    _check_projection(model)
+    arch = model.arch
     sampling = recipe.section("sampling", SamplingConfig)
     frames = longest_frames(description, codec.config.frame_rate)
     greedy = sampling.temperature == 0
-    composite = compose(encoder, codec, weights, arch)
+    composite = compose(encoder, codec, model)
     composite.generation_config = GenerationConfig(
         do_sample=not greedy,
         guidance_scale=max(sampling.cfg, 1.0),  # theirs guides above 1 alone
@@ -109,7 +108,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
             "sampling": sampling.model_dump(),
             "codec_card": has_card,
         },
-        data_section(recipe, run_config),
+        data_section(recipe.data_dir, run_config),
         metrics_section(description, run, checkpoint, Path(recipe.run_dir), raw),
     )
     (to / "README.md").write_text(card, encoding="utf-8")
@@ -135,7 +134,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     }
 
 
-def compose(encoder: Any, codec: Any, weights: dict[str, Tensor], arch: Architecture) -> Any:
+def compose(encoder: Any, codec: Any, model: LanguageModel) -> Any:
     """A `MusicgenForConditionalGeneration` of its parts, to be saved.
 
     It is not to be run: put together from parts it has no attention implementation (transformers
@@ -143,7 +142,7 @@ def compose(encoder: Any, codec: Any, weights: dict[str, Tensor], arch: Architec
 
     Args:
         encoder, codec: Hugging Face's models.
-        weights: of our `LanguageModel`; the projection is left out if the widths are equal.
+        model: whose text projection is left out if the widths are equal.
     """
     from transformers import (
         MusicgenConfig,
@@ -151,7 +150,7 @@ def compose(encoder: Any, codec: Any, weights: dict[str, Tensor], arch: Architec
         MusicgenForConditionalGeneration,
     )
 
-    decoder = decoder_config(arch)
+    decoder = decoder_config(model.arch)
     for part in (encoder, codec):
         part.config.name_or_path = ""  # a path on this machine
     config = MusicgenConfig(
@@ -160,7 +159,7 @@ def compose(encoder: Any, codec: Any, weights: dict[str, Tensor], arch: Architec
     composite: Any = MusicgenForConditionalGeneration(
         config, text_encoder=encoder, audio_encoder=codec, decoder=MusicgenForCausalLM(decoder)
     )
-    theirs = to_musicgen(weights, arch)
+    theirs = to_musicgen(model.state_dict(), model.arch)
     if not hasattr(composite, "enc_to_dec_proj"):
         theirs = {k: v for k, v in theirs.items() if not k.startswith("enc_to_dec_proj.")}
     missing, unexpected = composite.load_state_dict(theirs, strict=False)
@@ -193,13 +192,14 @@ def _check_encoder(encoder: Any, path: str) -> None:
         )
 
 
-def _check_projection(weights: dict[str, Tensor], arch: Architecture) -> None:
+def _check_projection(model: LanguageModel) -> None:
     """Refuse a text projection where theirs has none; models that came from there have none."""
-    weight, bias = weights["text_projection.weight"], weights["text_projection.bias"]
-    if arch.text_dim != arch.d_model or (weight.equal(torch.eye(len(bias))) and not bias.any()):
+    weight, bias = model.text_projection.weight, model.text_projection.bias
+    width, text_width = weight.shape
+    if text_width != width or (weight.equal(torch.eye(width)) and not bias.any()):
         return
     raise AttuneError(
-        f"export: text encoder and decoder are equally wide ({arch.d_model}), where "
+        f"export: text encoder and decoder are equally wide ({width}), where "
         "MusicgenForConditionalGeneration has no text projection, and this model has learnt one; "
         "train with another lm.model.d_model to export it (`python -m training generate` plays it "
         "as it is)"

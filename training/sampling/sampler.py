@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.codec import Codec, codec_identity, load_codec
-from common.config import Recipe
+from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError
 from common.prompts import PromptPolicy, normalize_prompts
 from common.streaming import StreamingDecoder
@@ -94,7 +94,7 @@ class Sampler:
         if checkpoint is None:
             raise AttuneError(f"{run}: no trained model there; run `python -m training lm` first")
         model, description = load_for_inference(checkpoint)
-        check_belongs(recipe, description, checkpoint)
+        check_belongs(recipe.codec.path, recipe.text_encoder, description, checkpoint)
         device = torch.device(device)
         codec = load_codec(recipe.codec.path, device)
         encoder = load_text_encoder(recipe.text_encoder, device)
@@ -316,23 +316,21 @@ def longest_frames(description: dict[str, Any], frame_rate: float) -> int:
     return math.ceil(round(seconds * frame_rate, 6))
 
 
-def check_belongs(recipe: Recipe, description: dict[str, Any], checkpoint: Path) -> None:
+def check_belongs(
+    codec: str, encoder: TextEncoderConfig, description: dict[str, Any], checkpoint: Path
+) -> None:
     """Refuse another codec or text encoder than the model was trained with.
 
     Args:
+        codec, encoder: as in the recipe.
         description: the checkpoint's `model.json`.
 
     Raises:
         AttuneError: naming both sides.
     """
     for what, key, found, where in (
-        ("codec", "codec_id", codec_identity(recipe.codec.path), recipe.codec.path),
-        (
-            "text encoder",
-            "text_encoder_id",
-            text_encoder_identity(recipe.text_encoder),
-            recipe.text_encoder.path,
-        ),
+        ("codec", "codec_id", codec_identity(codec), codec),
+        ("text encoder", "text_encoder_id", text_encoder_identity(encoder), encoder.path),
     ):
         if description[key] != found:
             raise AttuneError(
