@@ -239,7 +239,7 @@ def _measure(
         }
     except torch.OutOfMemoryError:
         return {"clips": clips, "error": f"{clips} clips do not fit"}
-    except Exception as error:  # a kernel that cannot be had costs its variant alone
+    except Exception as error:  # a kernel that cannot be had costs only its variant
         return {"clips": clips, "error": one_line(f"{type(error).__name__}: {error}", 120)}
     finally:
         step = batches = None  # type: ignore[assignment]

@@ -128,7 +128,7 @@ def load_codec(
             f"codec {path!r}: only mono codecs without input normalization or chunking are "
             "supported (the paper's 16 and 32 kHz ones)"
         )
-    loader: Any = EncodecModel  # typed as if it always returned a model alone
+    loader: Any = EncodecModel  # typed as if it only returned a model
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -242,7 +242,7 @@ class Codec:
         return self.model.decoder(latents)[:, 0]
 
     def encode_clips(self, wavs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.int16]]:
-        """Clips of one length, at most `WINDOW_S`, in one batch, which costs less than each alone.
+        """Clips of one length, at most `WINDOW_S`, in one batch, which costs less than one by one.
 
         The codes are those of `encode_track` but for rounding (less than 0.1% of them differ); on
         one machine they are a function of the whole batch.

@@ -191,7 +191,7 @@ def _beginning(path: Path, rate: int) -> NDArray[np.float32]:
 
 
 def _wanted(given: list[str], file: Path | None, n: int, seed: int) -> list[Prompt]:
-    """A job per clip, its seed decided; names told apart."""
+    """A job per clip, with its seed and a name of its own."""
     prompts = [Prompt(text) for text in given] + (read_prompts(file) if file else [])
     if not prompts:
         raise AttuneError("nothing to generate: give --prompt TEXT or --prompts FILE")

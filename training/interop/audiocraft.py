@@ -148,7 +148,7 @@ class Checkpoint:
 
 
 def is_audiocraft(path: Path) -> bool:
-    """Whether a source is a checkpoint of audiocraft's, or a folder of them alone."""
+    """Whether a source is a checkpoint of audiocraft's, or a folder of nothing else."""
     if path.is_dir():
         known = any((path / name).is_file() for name in AUDIOCRAFT_FILES)
         return known and not (path / "config.json").is_file()
@@ -239,7 +239,7 @@ def read_lm(path: Path, codec: str = "", text_encoder: str = "") -> Parts:
     """
     file = path / _LM if path.is_dir() else path
     if not file.is_file():
-        raise AttuneError(f"{path}: has no {_LM}; --only codec takes its {_CODEC} alone")
+        raise AttuneError(f"{path}: has no {_LM}; --only codec takes only its {_CODEC}")
     lm = read_checkpoint(file)
     lm.check(_LM_IS)
     n_codebooks = lm.number("transformer_lm.n_q")

@@ -53,7 +53,7 @@ tags: [musicgen, text-to-audio]
 
 # {description.get("recipe", "model")}: text to audio
 
-A decoder of MusicGen's architecture over the codes of an EnCodec, told by a text encoder:
+A decoder of MusicGen's architecture over the codes of an EnCodec, conditioned on a text encoder:
 `MusicgenForConditionalGeneration`, written by `python -m training export`.
 
 | | |

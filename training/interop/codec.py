@@ -60,8 +60,8 @@ def read_codec(folder: Path, where: str = "") -> Any:
 def build_codec(settings: dict[str, Any], weights: dict[str, Tensor], where: str) -> Any:
     """An `EncodecModel` of these weights, whatever way they spell weight norm.
 
-    What only codebook training reads may be missing: it is then such that training goes on from
-    the codebooks as they are.
+    What only codebook training reads may be missing: it is then filled in so that training
+    resumes from the codebooks as they are.
 
     Raises:
         AttuneError: weights are missing, too many, or of other shapes.

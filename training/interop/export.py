@@ -4,10 +4,10 @@ Written is a complete `MusicgenForConditionalGeneration`: decoder, codec and tex
 safetensors file, configurations, tokenizer, feature extractor, generation settings, a model card,
 and `attune.json`, from which `import` makes the same run again.
 
-Three things of ours that theirs has to be told:
+What differs over there, and what the export does about it:
 
 - Its pipeline hands everything that the tokenizer returns to `generate`, which refuses BERT's
-  `token_type_ids`: the tokenizer is saved as one that returns ids and mask alone.
+  `token_type_ids`: the tokenizer is saved as one that only returns ids and mask.
 - T frames take T + K - 1 steps.  `max_new_tokens` says so; without it the pipeline draws 256.
 - Where text encoder and decoder are equally wide it has no text projection, and ours always does:
   such a model can only be exported if its projection changes nothing (`_check_projection`).
@@ -77,7 +77,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     composite = compose(encoder, codec, model)
     composite.generation_config = GenerationConfig(
         do_sample=not greedy,
-        guidance_scale=max(sampling.cfg, 1.0),  # theirs guides above 1 alone
+        guidance_scale=max(sampling.cfg, 1.0),  # theirs guides only above 1
         top_k=None if greedy else min(sampling.top_k, arch.codebook_size),
         top_p=None if greedy or sampling.top_p == 1 else sampling.top_p,
         temperature=None if greedy else sampling.temperature,

@@ -68,7 +68,7 @@ def staged(to: Path, replace: bool) -> Iterator[Path]:
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f"{to.name}.partial-", dir=to.parent))
-        # Below: what `mkdtemp` makes is its owner's alone.
+        # Below: only its owner may read what `mkdtemp` makes.
         new, old = room / "new", room / "old"
         new.mkdir()
         yield new

@@ -105,7 +105,7 @@ def load_pickle(path: Path) -> Any:
         if "omegaconf" in str(error):
             raise AttuneError(
                 f"{path}: its configuration is a pickled omegaconf object, and reading one can run "
-                "code; where you trust the file, write it anew with audiocraft.utils.export "
+                "code; where you trust the file, convert it with audiocraft.utils.export "
                 "(export_encodec or export_lm), which stores the configuration as text"
             ) from error
         raise AttuneError(

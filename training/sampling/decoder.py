@@ -55,13 +55,13 @@ class DecodingWeights:
         # Row of the embedding table where each stream's codes begin.
         self.rows = torch.arange(arch.n_codebooks, device=self.device) * (arch.codebook_size + 1)
 
-    def expect(self, rows: int, told: int) -> None:
-        """Get ready for steps of this many rows, of which `told` have a text."""
+    def expect(self, rows: int, prompted: int) -> None:
+        """Get ready for steps of this many rows, of which `prompted` have a text."""
         for block in self.blocks:
             for product in (block.qkv, block.out, block.ff_in, block.ff_out):
                 product.expect(rows)
             for product in (block.cross_q, block.cross_out):
-                product.expect(told)
+                product.expect(prompted)
         self.head.expect(rows)
 
 
@@ -110,12 +110,14 @@ class Decoder:
         self._weights = weights
         self._copies = 2 if guided else 1
         self._step = 0
-        told = list(states) + ([negative] * len(states) if guided and negative is not None else [])
-        self._told = len(told)
-        self._cross = _cross_attentions(weights, told)
+        prompted = list(states)
+        if guided and negative is not None:
+            prompted += [negative] * len(states)
+        self._prompted = len(prompted)
+        self._cross = _cross_attentions(weights, prompted)
         self._shape = (len(states) * self._copies, arch.n_heads, arch.d_model // arch.n_heads)
         rows, heads, width = self._shape
-        weights.expect(rows, self._told)
+        weights.expect(rows, self._prompted)
         # Keys and values of every layer, row and head.
         shape = (arch.n_layers, rows * heads, 2, steps, width)
         self._cache = torch.zeros(shape, dtype=weights.cached, device=weights.device)
@@ -144,7 +146,7 @@ class Decoder:
         x = F.embedding(columns + weights.rows[:, None], weights.model.embedding.weight).sum(1)
         # [rows x n, d] from here on.
         x = torch.cat([(x + positions).flatten(0, 1)] * self._copies)
-        told = self._told * count
+        prompted = self._prompted * count
         # Views of all layers at once: small operations are what a step spends its time on.
         new = self._cache[:, :, :, begin:end].unbind(0)
         keys = self._cache[:, :, 0, :end].transpose(2, 3).unbind(0)
@@ -157,7 +159,7 @@ class Decoder:
             x = block.out.plus(x, _by_step(y, rows, weights.dtype))
             # Only the rows with text: for the others cross-attention adds exactly zero.
             # In place: `plus` has just made `x`, nobody else has it.
-            has_text = x[:told]
+            has_text = x[:prompted]
             has_text.add_(self._cross[i](has_text, count))
             x = block.ff_out.plus(x, block.ff_in(block.norm_ff(x)))
         last = x if count == 1 else x.view(rows, count, -1)[:, -1]

@@ -118,8 +118,8 @@ def stream_codes(
                 columns = torch.where(streams < step - begin, columns, arch.special)
         logits = decoder.step(columns)
         if guided:
-            told, untold = logits.chunk(2)
-            logits = torch.lerp(untold, told, sampling.cfg)
+            conditional, unconditional = logits.chunk(2)
+            logits = torch.lerp(unconditional, conditional, sampling.cfg)
         codes = choose(logits, draws[:, step], sampling.top_k, sampling.temperature, sampling.top_p)
         if not every[step]:
             codes = torch.where(drawn[step], codes, grid[:, :, step])
@@ -160,7 +160,7 @@ def choose(
 ) -> Tensor:
     """Sampling of the likeliest codes by the Gumbel-max trick: logits plus noise, and the best.
 
-    A code's noise depends on the draw and the code alone.  So what rounding, a batch or smaller
+    A code's noise depends only on the draw and the code.  So what rounding, a batch or smaller
     weights change in the logits changes a choice only where two codes are about to win; inverting
     the cumulative distribution, where every code shifts those after it, changes twenty times as
     many (`LOG.md`).
@@ -192,7 +192,7 @@ def choose(
 def gumbel_noise(draws: Tensor, codes: Tensor) -> Tensor:
     """Noise of the standard Gumbel distribution: a hash of draw and code, alike on all devices.
 
-    A generator would have to draw for all codes, in order, what is used for the likeliest alone.
+    A generator would have to draw for all codes, in order; only the likeliest need noise.
 
     Args:
         draws: int64 `[B, K]` in 0...2^32 - 1.

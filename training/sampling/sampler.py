@@ -162,10 +162,10 @@ class Sampler:
         Args:
             prompts: as a user writes them, or, if `normalized`, in training form already.
             duration_s: seconds of each clip; past what the model was trained for (`trained_s`) it
-                goes on in sliding windows.
+                is sampled in sliding windows.
             seeds: one per clip.
             sampling: how codes are drawn; the defaults if None.
-            report: told about each step.
+            report: called after each step.
             normalized: take the prompts as they are, e.g. those of the shards: pseudo-sentences
                 of tags are in training form without having been lemmatized.
             continue_from: waveform float32 `[S]` at the codec's rate that every clip begins with.
@@ -312,7 +312,7 @@ class _Jobs:
 
 def longest_frames(description: dict[str, Any], frame_rate: float) -> int:
     """Frames of the longest clip that a model was trained on, by its `model.json`."""
-    seconds = float(description.get("trained_s", description["segment_s"]))
+    seconds = float(description["trained_s"])
     return math.ceil(round(seconds * frame_rate, 6))
 
 
