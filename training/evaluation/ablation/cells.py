@@ -30,7 +30,6 @@ from training.config import LMConfig
 from training.evaluation.agreement.clips import labelled_clips, read_curve
 from training.evaluation.agreement.judge import SoundJudge
 from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
-from training.evaluation.config import ReportConfig
 from training.evaluation.generated_set import generate_set
 from training.evaluation.metrics.backbones.backbone import file_hash
 from training.evaluation.metrics.cache import EmbeddingCache, default_cache
@@ -239,7 +238,7 @@ def _measurer(
 
 @lru_cache(maxsize=2)
 def _judge(data_dir: str, sample_rate: int) -> SoundJudge:
-    train = labelled_clips(ShardDataset.open(data_dir), sample_rate, ReportConfig(), held_out=False)
+    train = labelled_clips(ShardDataset.open(data_dir), sample_rate)
     return SoundJudge(sample_rate).fit(
         [clip.wave for clip in train], [clip.label for clip in train], [c.group for c in train]
     )

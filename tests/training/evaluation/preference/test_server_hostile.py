@@ -111,7 +111,7 @@ def test_no_path_leads_out(client: TestClient, place: tuple[Path, Study]) -> Non
     for path in (
         "/api/clips/..%2f..%2fstudy.json", "/api/clips/../study.json", "/api/clips/%2e%2e",
         "/api/clips/....//study.json", "/api/clips/%00", "/study.json", "/../study.json",
-        "/clips", "/answers.sqlite", "/preference.js/../../study.json", "/docs", "/openapi.json",
+        "/clips", "/answers.sqlite", "/listen.js/../../study.json", "/docs", "/openapi.json",
         "/api/clips/", "/favicon.ico", "/api/clips/" + "a" * 5000,
     ):  # fmt: skip
         answer = client.get(path, headers=_bearer(place[1]))

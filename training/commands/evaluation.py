@@ -1,4 +1,4 @@
-"""`report`, `evaluate`, `weights`: what came of it."""
+"""The commands `report`, `evaluate` and `weights`: how good trained models are."""
 
 from __future__ import annotations
 
