@@ -29,8 +29,8 @@ def spectrogram(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float
     """
     window = 2 * round(0.032 * sample_rate)
     hop = max(window // 4, -(-len(wave) // FRAMES))
-    padded = np.pad(np.asarray(wave, np.float64), window // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][:FRAMES]
+    whole = np.pad(np.asarray(wave, np.float64), (0, max(0, window - len(wave))))
+    frames = np.lib.stride_tricks.sliding_window_view(whole, window)[::hop]
     power = np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)) ** 2
     mel = mel_filterbank(sample_rate, window, BANDS) @ power.T
     level = 10 * np.log10(mel / max(mel.max(), 1e-12) + 1e-9)  # silence: -90 dB everywhere

@@ -255,6 +255,6 @@ def _losses(config: CodecTrainingConfig) -> str:
     text += ", balanced" if config.balancer else ", not balanced"
     if not weights.use_discriminator:
         return f"{text}; no adversarial part"
-    judge = config.discriminator
-    windows = "/".join(str(window) for window in judge.windows)
-    return f"{text}; STFT discriminator of {judge.filters} filters, windows {windows}"
+    wanted = config.discriminator
+    windows = "/".join(str(window) for window in wanted.windows)
+    return f"{text}; STFT discriminator of {wanted.filters} filters, windows {windows}"

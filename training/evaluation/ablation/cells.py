@@ -37,7 +37,8 @@ from training.evaluation.metrics.frechet import Gaussian, frechet_distance
 from training.evaluation.metrics.measure import METHOD, Backbones, Measured, Measurer
 from training.evaluation.metrics.weights import SOURCES
 from training.run.files import write_atomically
-from training.sampling.config import DRAWS
+from training.sampling.config import DRAWS, SamplingConfig
+from training.sampling.sampler import Sampler
 
 Hashes = tuple[tuple[str, str], ...]
 """Files of weights, with what is in them."""
@@ -134,11 +135,13 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     )  # fmt: skip
     quiet = Console(file=io.StringIO())
     prompts = [clip for clip in shuffled(reference.clips) if clip.prompts]
+    sampler = Sampler.load(recipe, run, cell.device)
+    sampling = recipe.section("sampling", SamplingConfig)
     clips: list[SetClip] = []
     for i in range(cell.clips_per_prompt):
         made = generate_set(
-            recipe, run, prompts, run.parent / "evaluated" / cell.name, quiet,
-            cell.device, seed=i * SEEDS_APART,
+            sampler, sampling, prompts, run.parent / "evaluated" / cell.name, quiet,
+            seed=i * SEEDS_APART,
         )  # fmt: skip
         # Files of a prompt's clips have the same name in each of the folders.
         clips += [replace(c, name=f"{i}/{c.name}") for c in read_folder(made).clips]

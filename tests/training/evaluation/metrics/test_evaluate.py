@@ -39,6 +39,8 @@ from training.evaluation.metrics.backbones.vggish import VGGish
 from training.evaluation.metrics.cache import EmbeddingCache
 from training.evaluation.metrics.frechet import frechet_distance
 from training.evaluation.metrics.measure import Backbones, Measurer, compare, figures
+from training.sampling.config import SamplingConfig
+from training.sampling.sampler import Sampler
 
 RATE = 16_000
 LEVELS = (0.01, 0.02, 0.04, 0.08)
@@ -363,13 +365,19 @@ def test_loudness_is_taken_out_where_one_is_given(tmp_path: Path):
         assert value < most and (loudness is not None or value > 1)
 
 
+def _generate(recipe: Recipe, run: Path, prompts: list[SetClip], out: Path, seed: int = 0) -> Path:
+    sampling = recipe.section("sampling", SamplingConfig)
+    sampler = Sampler.load(recipe, run)
+    return generate_set(sampler, sampling, prompts, out, Console(quiet=True), seed)
+
+
 def test_no_clip_of_a_run_is_made_twice(tmp_path: Path, tiny_root: Path, tiny_run: Path):
     """Real clips often share a prompt; the same prompt and seed would give the same clip."""
     recipe = load_recipe(tiny_root / "recipe.yaml", ["sampling.weights=fp32"])
     # In training form the first three are one.
     texts = ("dog", "The dogs", "A dog!", "rain")
     prompts = [SetClip(f"{i}", "", prompts=(text,)) for i, text in enumerate(texts)]
-    folder = generate_set(recipe, tiny_run, prompts, tmp_path, Console(quiet=True), seed=5)
+    folder = _generate(recipe, tiny_run, prompts, tmp_path, seed=5)
     clips = read_folder(folder).clips
     assert sorted((c.facts["prompt"], c.facts["seed"], c.facts["reference"]) for c in clips) == [
         ("A dog!", 7, "2"), ("The dogs", 6, "1"), ("dog", 5, "0"), ("rain", 5, "3"),
@@ -387,7 +395,7 @@ def test_a_prompt_told_in_two_forms_is_asked_for_once(
     _write(tmp_path / "real", "b", _sound("dog", 1), normalized_prompt="rain fall")
     real = read_folder(tmp_path / "real").clips
     assert [clip.prompts for clip in real] == [("A dog is barking",), ("rain fall",)]
-    folder = generate_set(recipe, tiny_run, real, tmp_path / "made", Console(quiet=True))
+    folder = _generate(recipe, tiny_run, real, tmp_path / "made")
     made = read_folder(folder).clips
     assert sorted((c.facts["reference"], c.prompt) for c in made) == [
         ("a.wav", "A dog is barking"), ("b.wav", "rain fall"),
@@ -406,7 +414,7 @@ def test_clap_hears_the_caption_that_a_prompt_was_made_of(
         SetClip("1", "", prompts=("rain",), normalized=True, captions=("It thunders.",)),
         SetClip("2", "", prompts=("dog",), normalized=True),
     ]
-    folder = generate_set(recipe, tiny_run, prompts, tmp_path, Console(quiet=True))
+    folder = _generate(recipe, tiny_run, prompts, tmp_path)
     found = {clip.facts["reference"]: clip for clip in read_folder(folder).clips}
     assert [found[name].text for name in "012"] == ["A dog barks.", "rain", "dog"]
     assert [found[name].prompt for name in "012"] == ["dog bark", "rain", "dog"]
