@@ -99,12 +99,12 @@ def draft(order: Order, recipe: Recipe | None) -> Draft:
     Raises:
         AttuneError: a side that is not there, or no prompts.
     """
-    a, b = (find_origin(side, recipe and recipe.run_dir) for side in (order.a, order.b))
+    run_dir, data_dir = (recipe.run_dir, recipe.data_dir) if recipe else (None, None)
+    a, b = (find_origin(side, run_dir) for side in (order.a, order.b))
     if (a.run or Path(a.folder)).resolve() == (b.run or Path(b.folder)).resolve():
         raise AttuneError(f"--a and --b are the same: {order.a}; name two models")
     if a.name == b.name:
         a, b = Origin(order.a, a.run, a.clips, a.folder), Origin(order.b, b.run, b.clips, b.folder)
-    data_dir = recipe and recipe.data_dir
     wanted = wanted_pairs(
         a, b, data_dir, order.prompts, order.split, order.pairs, order.clip_seed
     )  # fmt: skip
