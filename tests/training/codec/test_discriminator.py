@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from training.codec.discriminator import (
-    Judged,
     MultiScaleDiscriminator,
+    Verdict,
     WindowDiscriminator,
     adversarial_loss,
     discriminator_loss,
@@ -54,8 +54,8 @@ def test_dilated_layers_see_frames_far_away_and_bins_nearby():
 
 
 def test_hinge_losses_by_hand():
-    real = Judged([torch.tensor([2.0, 0.5]), torch.tensor([[-1.0]])], [])
-    fake = Judged([torch.tensor([-3.0, 0.0]), torch.tensor([[1.0]])], [])
+    real = Verdict([torch.tensor([2.0, 0.5]), torch.tensor([[-1.0]])], [])
+    fake = Verdict([torch.tensor([-3.0, 0.0]), torch.tensor([[1.0]])], [])
     # (0 + .5) / 2 + (0 + 1) / 2 and 2 + 2
     assert float(discriminator_loss(real, fake)) == pytest.approx((0.75 + 4) / 2)
     # (4 + 1) / 2 and 0
@@ -63,15 +63,15 @@ def test_hinge_losses_by_hand():
 
 
 def test_feature_matching_is_relative_and_moves_the_generator_alone():
-    real = Judged([], [torch.tensor([1.0, -3.0]).requires_grad_(), torch.tensor([10.0])])
-    fake = Judged([], [torch.tensor([2.0, -3.0]).requires_grad_(), torch.tensor([5.0])])
+    real = Verdict([], [torch.tensor([1.0, -3.0]).requires_grad_(), torch.tensor([10.0])])
+    fake = Verdict([], [torch.tensor([2.0, -3.0]).requires_grad_(), torch.tensor([5.0])])
     levels = feature_levels(real)
     assert levels.tolist() == [2.0, 10.0] and not levels.requires_grad
     loss = feature_loss(real, fake, levels)
     assert float(loss.detach()) == pytest.approx((0.5 / 2 + 5 / 10) / 2)
     loss.backward()
     assert real.features[0].grad is None and fake.features[0].grad is not None
-    silent = Judged([], [torch.zeros(2), torch.zeros(1)])
+    silent = Verdict([], [torch.zeros(2), torch.zeros(1)])
     assert torch.isfinite(feature_loss(silent, fake, feature_levels(silent)))
 
 
