@@ -7,7 +7,6 @@ import io
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from html_tags import Tags
 from in_process import copy_to_bucket
 
 from common.errors import AttuneError
@@ -26,35 +26,6 @@ from pipeline.inspect.plots import stacked
 from pipeline.inspect.tally import Histogram, WordCount
 
 EVIL = '<script>alert(1)</script> & "quoted" <img src=x onerror=alert(2)> $\\frac{a'
-
-
-class Tags(HTMLParser):
-    """Tags with their attributes, text, and whether every tag is closed."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def sources(self) -> list[str]:
-        return [str(a[k]) for _, a in self.tags for k in ("src", "href", "srcset") if k in a]
 
 
 def rewrite(finished: Path, change: Callable[[int, dict[str, Any]], object]) -> None:
