@@ -1,10 +1,10 @@
-"""`python -m training`: train, generate, judge, export and import."""
+"""`python -m training`: train, generate, evaluate, export and import."""
 
 from __future__ import annotations
 
 import typer
 
-from training.commands import ablate, generate, judge, preference, train, transfer
+from training.commands import ablate, evaluation, generate, preference, train, transfer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,9 +15,9 @@ app = typer.Typer(
 for command in (
     train.lm,
     train.codec,
-    judge.report,
-    judge.evaluate,
-    judge.weights,
+    evaluation.report,
+    evaluation.evaluate,
+    evaluation.weights,
     ablate.ablate,
     generate.generate,
     generate.play,

@@ -149,7 +149,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: totals, plots, clips to listen to."""
     from pipeline.inspect.export import check_target, write_file
-    from pipeline.inspect.report import build_report
+    from pipeline.inspect.page import build_report
 
     recipe = load_recipe(config, overrides or [])
     path = check_target(out, force=True)

@@ -290,7 +290,9 @@ def test_a_slow_link_is_given_the_time_that_it_takes(study: Path, server: Server
     size = next((study / "clips").iterdir()).stat().st_size
 
     def hurried(route: Any) -> None:
-        script = (Path(__file__).parents[2] / "training/assets/preference.js").read_text()
+        script = (
+            Path(__file__).parents[2] / "training/evaluation/preference/listen.js"
+        ).read_text()
         assert "GIVE_UP_S = 15" in script
         script = script.replace("GIVE_UP_S = 15", "GIVE_UP_S = 1")
         route.fulfill(body=script, content_type="text/javascript")
@@ -300,7 +302,7 @@ def test_a_slow_link_is_given_the_time_that_it_takes(study: Path, server: Server
         page = browser.new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        page.route("**/preference.js", hurried)
+        page.route("**/listen.js", hurried)
         page.goto(link.replace(":8401", f":{port}"))
         page.wait_for_selector("#play-left[aria-disabled=false]", timeout=20_000)
         assert sum("/api/clips/" in url for url in asked) == 2, "a sound was asked for again"

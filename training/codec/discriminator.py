@@ -20,7 +20,7 @@ _DILATIONS = (1, 2, 4)
 """Over frames, of the layers that halve the bins."""
 
 
-class Judged(NamedTuple):
+class Verdict(NamedTuple):
     """What the discriminator makes of a batch."""
 
     logits: list[Tensor]
@@ -84,17 +84,17 @@ class MultiScaleDiscriminator(nn.Module):
         super().__init__()
         self.scales = nn.ModuleList(WindowDiscriminator(window, filters) for window in windows)
 
-    def forward(self, wav: Tensor) -> Judged:
-        """Judge waveforms [B, S] of at least one window."""
+    def forward(self, wav: Tensor) -> Verdict:
+        """Verdict on waveforms [B, S] of at least one window."""
         logits, features = [], []
         for scale in self.scales:
-            verdict, maps = scale(wav)
-            logits.append(verdict)
+            scores, maps = scale(wav)
+            logits.append(scores)
             features += maps
-        return Judged(logits, features)
+        return Verdict(logits, features)
 
 
-def discriminator_loss(real: Judged, fake: Judged) -> Tensor:
+def discriminator_loss(real: Verdict, fake: Verdict) -> Tensor:
     """Hinge: mean over windows of max(0, 1 - D(x)) + max(0, 1 + D(x^)).
 
     2 where nothing is told apart, 0 where everything is, by a margin.
@@ -106,17 +106,17 @@ def discriminator_loss(real: Judged, fake: Judged) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def adversarial_loss(fake: Judged) -> Tensor:
+def adversarial_loss(fake: Verdict) -> Tensor:
     """The generator's hinge: mean over windows of max(0, 1 - D(x^))."""
     return torch.stack([F.relu(1 - logits.float()).mean() for logits in fake.logits]).mean()
 
 
-def feature_levels(real: Judged) -> Tensor:
+def feature_levels(real: Verdict) -> Tensor:
     """Mean magnitude of each feature map [windows x layers], without gradient."""
     return torch.stack([feature.detach().float().abs().mean() for feature in real.features])
 
 
-def feature_loss(real: Judged, fake: Judged, levels: Tensor) -> Tensor:
+def feature_loss(real: Verdict, fake: Verdict, levels: Tensor) -> Tensor:
     """Relative feature matching (EnCodec, equation 2 of section 3.4): mean over windows and layers
     of the L1 distance between feature maps, each relative to the real ones' level.
 

@@ -30,7 +30,7 @@ class Guards:
         """Whether the discriminator is not to be updated."""
         self._uses = torch.zeros(n_codebooks, codebook_size, dtype=torch.int64)
         self._losses = torch.zeros(2, dtype=torch.float64)  # discriminator, adversarial
-        self._quantized = self._judged = self._low = 0
+        self._quantized = self._compared = self._low = 0
         self._adversarial_before = 0.0
 
     def observe(
@@ -57,7 +57,7 @@ class Guards:
         if "discriminator" in losses and "adversarial" in losses:
             found = torch.stack([losses["discriminator"], losses["adversarial"]]).double()
             self._losses = self._losses.to(found.device) + found
-            self._judged += 1
+            self._compared += 1
         if step % self.config.window:
             return [], {}
         lines, row = [], {}
@@ -66,12 +66,12 @@ class Guards:
             used, perplexity = usage(self._uses)
             row = {"window_used": used, "window_perplexity": perplexity}
             lines += self._look_at_usage(step, used[0], perplexity[0])
-        if self._judged == self.config.window:
-            judge, adversarial = (self._losses / self._judged).tolist()
-            lines += self._look_at_discriminator(step, judge, adversarial)
+        if self._compared == self.config.window:
+            own, adversarial = (self._losses / self._compared).tolist()
+            lines += self._look_at_discriminator(step, own, adversarial)
         self._uses = torch.zeros_like(self._uses)
         self._losses = torch.zeros_like(self._losses)
-        self._quantized = self._judged = 0
+        self._quantized = self._compared = 0
         return lines, row
 
     def _look_at_usage(self, step: int, used: float, perplexity: float) -> list[str]:
@@ -93,28 +93,28 @@ class Guards:
             )
         return [f"{what}; {self._low} in a row"]
 
-    def _look_at_discriminator(self, step: int, judge: float, adversarial: float) -> list[str]:
+    def _look_at_discriminator(self, step: int, own: float, adversarial: float) -> list[str]:
         config = self.config
         before, self._adversarial_before = self._adversarial_before, adversarial
         figures = (
-            f"over {config.window} steps its loss was {judge:.3f}, the generator's adversarial "
+            f"over {config.window} steps its loss was {own:.3f}, the generator's adversarial "
             f"loss {adversarial:.2f} (before: {before:.2f})"
         )
         growing = (
             before > 0 and adversarial > MARGIN and adversarial > config.adversarial_growth * before
         )
         if not self.resting:
-            self.resting = judge < config.discriminator_floor or growing
+            self.resting = own < config.discriminator_floor or growing
             if self.resting:
                 return [f"step {step}: the discriminator runs away, it rests: {figures}"]
-        elif judge >= 2 * config.discriminator_floor and not growing:
+        elif own >= 2 * config.discriminator_floor and not growing:
             self.resting = False
             return [f"step {step}: the discriminator goes on learning: {figures}"]
         return []
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps; `load` takes it."""
-        numbers = [self._quantized, self._judged, self._low, int(self.resting)]
+        numbers = [self._quantized, self._compared, self._low, int(self.resting)]
         return {
             "uses": self._uses,
             "losses": self._losses,
@@ -124,6 +124,6 @@ class Guards:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self._uses, self._losses = state["uses"], state["losses"]
-        self._quantized, self._judged, self._low, resting = state["numbers"].tolist()
+        self._quantized, self._compared, self._low, resting = state["numbers"].tolist()
         self.resting = bool(resting)
         self._adversarial_before = float(state["adversarial_before"])

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common.config import Recipe
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
-from training.codec.report import report_page, show_examples
+from training.codec.page import report_page, show_examples
 from training.codec.state import CHECKPOINT
 from training.codec.validation import Validation
 from training.distributed import World, on_first
@@ -214,12 +214,11 @@ def save_codec(
             f"| stream | codes used | perplexity |\n|---|---|---|\n{usage}\n\n"
             f"## Settings\n\n```json\n{json.dumps(settings, indent=2)}\n```\n"
         )
-        footer = (
-            f"Trained with python -m training codec --config {recipe.source_file}; data: {data}."
-        )
-        (partial / "report.html").write_text(
-            report_page(recipe, config, found, read_log(run), footer), encoding="utf-8"
-        )
+        html = report_page(
+            recipe.name, str(recipe.source_file), recipe.sample_rate, config, found, read_log(run),
+            data,
+        )  # fmt: skip
+        (partial / "report.html").write_text(html, encoding="utf-8")
         (run / "validation.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
@@ -256,6 +255,6 @@ def _losses(config: CodecTrainingConfig) -> str:
     text += ", balanced" if config.balancer else ", not balanced"
     if not weights.use_discriminator:
         return f"{text}; no adversarial part"
-    judge = config.discriminator
-    windows = "/".join(str(window) for window in judge.windows)
-    return f"{text}; STFT discriminator of {judge.filters} filters, windows {windows}"
+    wanted = config.discriminator
+    windows = "/".join(str(window) for window in wanted.windows)
+    return f"{text}; STFT discriminator of {wanted.filters} filters, windows {windows}"

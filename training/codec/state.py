@@ -60,8 +60,8 @@ class CodecState:
         self.discriminator_optimizer: torch.optim.Adam | None = None
         if config.losses.use_discriminator:
             wanted = config.discriminator
-            judge = MultiScaleDiscriminator(wanted.windows, wanted.filters)
-            self.discriminator = judge.to(device)
+            made = MultiScaleDiscriminator(wanted.windows, wanted.filters)
+            self.discriminator = made.to(device)
             self.discriminator_optimizer = torch.optim.Adam(
                 self.discriminator.parameters(), lr=wanted.learning_rate, betas=config.betas
             )

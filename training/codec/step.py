@@ -24,7 +24,7 @@ from common.bfloat16 import WrongBfloat16, check_bfloat16
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import (
-    Judged,
+    Verdict,
     adversarial_loss,
     discriminator_loss,
     feature_levels,
@@ -176,8 +176,8 @@ class CodecStep:
         # 2. Losses of the waveform, and their gradients with respect to it.
         estimate = decoded.detach().requires_grad_()
         update = self._updates_discriminator(step)
-        judged = self._judge(target, estimate, step, update)
-        waveform = self._waveform_losses(target, estimate, judged)
+        verdicts = self._verdicts(target, estimate, step, update)
+        waveform = self._waveform_losses(target, estimate, verdicts)
         gradient, norms = self._gradient(waveform, estimate)
 
         # 3. Back through decoder and encoder.
@@ -190,8 +190,8 @@ class CodecStep:
         torch.autograd.backward(ends, gradients)
         average_gradients(state.model, self.world)
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
-        if judged is not None:
-            losses["discriminator"] = discriminator_loss(*judged)
+        if verdicts is not None:
+            losses["discriminator"] = discriminator_loss(*verdicts)
         found = self._of_global_batch(losses)
         check_finite(found | {"gradient": norm}, step)
 
@@ -199,7 +199,7 @@ class CodecStep:
         set_learning_rate(state.optimizer, rate)
         state.optimizer.step()
         state.average.update()
-        if judged is not None and update:
+        if verdicts is not None and update:
             self._update_discriminator(losses["discriminator"], rate)
         return Outcome(found, norms, norm.detach(), quantized)
 
@@ -212,9 +212,9 @@ class CodecStep:
         wanted = draw < self.config.discriminator.update_probability
         return bool(wanted) and not self.state.guards.resting
 
-    def _judge(
+    def _verdicts(
         self, target: Tensor, estimate: Tensor, step: int, update: bool
-    ) -> tuple[Judged, Judged] | None:
+    ) -> tuple[Verdict, Verdict] | None:
         """The discriminator on real and decoded waveforms; None while it has no say."""
         discriminator = self.state.discriminator
         if discriminator is None or step < self.config.discriminator.start_step:
@@ -225,7 +225,7 @@ class CodecStep:
             return real, discriminator(estimate)
 
     def _waveform_losses(
-        self, target: Tensor, estimate: Tensor, judged: tuple[Judged, Judged] | None
+        self, target: Tensor, estimate: Tensor, verdicts: tuple[Verdict, Verdict] | None
     ) -> dict[str, Tensor]:
         """Those in use, before weighting, of this process's part."""
         wanted = self.config.losses.of_waveforms
@@ -234,8 +234,8 @@ class CodecStep:
             losses["time"] = F.l1_loss(estimate, target)
         if "mel" in wanted:
             losses["mel"] = self.mel_loss(estimate, target)
-        if judged is not None:
-            real, fake = judged
+        if verdicts is not None:
+            real, fake = verdicts
             if "adversarial" in wanted:
                 losses["adversarial"] = adversarial_loss(fake)
             if "feature" in wanted:

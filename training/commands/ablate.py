@@ -47,7 +47,7 @@ def ablate(
     """
     from training.evaluation.ablation.cells import read_cell
     from training.evaluation.ablation.config import load_ablation
-    from training.evaluation.ablation.report import write_report
+    from training.evaluation.ablation.page import write_report
     from training.evaluation.ablation.run import cells_of, run_cells
     from training.evaluation.metrics.weights import default_weights
 

@@ -25,13 +25,4 @@ class ReportConfig(Section):
     """Trained models: {name in the report: folder below run_dir}. The first is compared with the
     others."""
     clips_per_class: int = Field(default=4, ge=1)
-    """Generated per model and class, with seeds 0, 1, ..."""
-    max_classes: int = Field(default=20, ge=2)
-    """The most frequent classes among clips with exactly one tag and no caption."""
-    min_clips: int = Field(default=5, ge=5)
-    """A class needs this many training clips, from five source recordings or more (five folds of
-    cross-validation by recording)."""
-    duration_s: float = Field(default=3.0, gt=0)
-    """Seconds of each generated clip."""
-    listed_reconstructions: int = Field(default=16, ge=0)
-    """Held-out clips shown beside their reconstructions."""
+    """Generated per model and class, with seeds 0, 1, ..., of `sampling.duration_s` each."""

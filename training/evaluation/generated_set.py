@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from common.config import Recipe
 from common.errors import AttuneError
 from training.evaluation.clip_sets import SetClip
 from training.evaluation.metrics.backbones.backbone import file_hash
@@ -23,12 +22,11 @@ _CHUNK = 4
 
 
 def generate_set(
-    recipe: Recipe,
-    run: Path,
+    sampler: Sampler,
+    sampling: SamplingConfig,
     prompts: Sequence[SetClip],
     out: Path,
     console: Console,
-    device: str = "cpu",
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     longest_s: float = float("inf"),
@@ -41,20 +39,18 @@ def generate_set(
         seed: of a clip's first prompt; further ones, and clips whose prompt was there before, get
             the next seeds.
         seeds: one per clip, in place of `seed`, and taken as they are.
-        longest_s: of a clip, whatever the recipe samples.
+        longest_s: of a clip, whatever `sampling` says.
 
     Returns:
         The folder with a wav and a JSON per prompt, and nothing else.
 
     Raises:
-        AttuneError: no trained model, or no prompts.
+        AttuneError: no prompts.
     """
     if not any(clip.prompts for clip in prompts):
         raise AttuneError(
             "the reference tells no prompts: name shards, a --preset, or a folder with sidecars"
         )
-    sampling = recipe.section("sampling", SamplingConfig)
-    sampler = Sampler.load(recipe, run, device)
     wanted = _wanted(sampler, prompts, seed, seeds)
     sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
     seconds = min(sampling.duration_s, sampler.trained_s, longest_s)

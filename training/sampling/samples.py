@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from common.config import Recipe
-from common.page import log_spectrogram
+from common.spectrogram import spectrogram
 from training.config import SampleConfig
 from training.sampling.config import SamplingConfig
 from training.sampling.sampler import Sampler
@@ -45,6 +45,7 @@ def write_samples(
         path = folder / f"{i:02d}.wav"
         soundfile.write(path, wave, rate, subtype="PCM_16")
         board.add_audio(f"sample/{prompt}", wave, step, rate)
-        board.add_image(f"spectrogram/{prompt}", log_spectrogram(wave), step, dataformats="HW")
+        picture = spectrogram(wave, rate)
+        board.add_image(f"spectrogram/{prompt}", picture, step, dataformats="HW")
         paths.append(path)
     return paths

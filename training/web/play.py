@@ -6,8 +6,6 @@ The page and its requests stay on this machine unless the server is told to list
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import queue
 import secrets
@@ -17,22 +15,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.errors import AttuneError
-from common.page import log_spectrogram
+from common.page import spectrogram_picture
 from training.sampling.config import SamplingConfig
 from training.sampling.sampler import Sampler
-from training.web.guard import Guard, tell_invalid
+from training.web.access import RequestFilter, refuse_invalid
+from training.web.files import add_page
 
 KEPT = 50
 """Finished jobs that can still be heard."""
@@ -180,7 +178,7 @@ class Studio:
                         take.chunks.append(chunk)
                         job.spent_s = time.monotonic() - began
                         job.tell()
-                    take.spectrogram = _spectrogram(np.concatenate(take.chunks), take.rate)
+                    take.spectrogram = spectrogram_picture(np.concatenate(take.chunks), take.rate)
                 job.state = "done"
             except Exception as error:  # one bad clip must not end the thread
                 known = isinstance(error, AttuneError)
@@ -205,22 +203,14 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost.
-    app.add_middleware(Guard, policy="style-src 'self' 'unsafe-inline'; media-src 'self'")
-    files = resources.files("training") / "assets"
+    app.add_middleware(RequestFilter, policy="style-src 'self'; media-src 'self'")
+    add_page(app, __package__, "play")
 
-    app.add_exception_handler(RequestValidationError, tell_invalid)
+    app.add_exception_handler(RequestValidationError, refuse_invalid)
 
     @app.exception_handler(AttuneError)
     async def refused(request: Request, error: AttuneError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 422)
-
-    @app.get("/")
-    def page() -> HTMLResponse:
-        return HTMLResponse((files / "play.html").read_text())
-
-    @app.get("/play.js")
-    def script() -> Response:
-        return Response((files / "play.js").read_text(), media_type="text/javascript")
 
     @app.get("/api/models")
     def models() -> dict[str, Any]:
@@ -323,13 +313,3 @@ def _header(rate: int, samples: int) -> bytes:
 
 def _pcm(wave: NDArray[np.float32]) -> bytes:
     return (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
-
-
-def _spectrogram(wave: NDArray[np.float32], rate: int) -> str:
-    """A PNG as a data URI."""
-    grey = (255 * log_spectrogram(wave)).astype(np.uint8)
-    import matplotlib.image
-
-    file = io.BytesIO()
-    matplotlib.image.imsave(file, grey, cmap="magma", format="png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from training.codec.discriminator import (
-    Judged,
     MultiScaleDiscriminator,
+    Verdict,
     WindowDiscriminator,
     adversarial_loss,
     discriminator_loss,
@@ -21,15 +21,15 @@ def _noise(*shape: int, seed: int = 0) -> Tensor:
 
 def test_every_window_gives_logits_and_five_feature_maps():
     torch.manual_seed(0)
-    judged = MultiScaleDiscriminator((512, 128), filters=3)(_noise(2, 4000))
+    verdict = MultiScaleDiscriminator((512, 128), filters=3)(_noise(2, 4000))
     frames = {window: (4000 - window) // (window // 4) + 1 for window in (512, 128)}
-    assert [tuple(x.shape) for x in judged.logits] == [
+    assert [tuple(x.shape) for x in verdict.logits] == [
         (2, 1, frames[512], 33),
         (2, 1, frames[128], 9),
     ]
     bins = [257, 129, 65, 33, 33, 65, 33, 17, 9, 9]
     windows = [512] * 5 + [128] * 5
-    assert [tuple(x.shape) for x in judged.features] == [
+    assert [tuple(x.shape) for x in verdict.features] == [
         (2, 3, frames[window], count) for window, count in zip(windows, bins, strict=True)
     ]
 
@@ -54,8 +54,8 @@ def test_dilated_layers_see_frames_far_away_and_bins_nearby():
 
 
 def test_hinge_losses_by_hand():
-    real = Judged([torch.tensor([2.0, 0.5]), torch.tensor([[-1.0]])], [])
-    fake = Judged([torch.tensor([-3.0, 0.0]), torch.tensor([[1.0]])], [])
+    real = Verdict([torch.tensor([2.0, 0.5]), torch.tensor([[-1.0]])], [])
+    fake = Verdict([torch.tensor([-3.0, 0.0]), torch.tensor([[1.0]])], [])
     # (0 + .5) / 2 + (0 + 1) / 2 and 2 + 2
     assert float(discriminator_loss(real, fake)) == pytest.approx((0.75 + 4) / 2)
     # (4 + 1) / 2 and 0
@@ -63,28 +63,28 @@ def test_hinge_losses_by_hand():
 
 
 def test_feature_matching_is_relative_and_moves_the_generator_alone():
-    real = Judged([], [torch.tensor([1.0, -3.0]).requires_grad_(), torch.tensor([10.0])])
-    fake = Judged([], [torch.tensor([2.0, -3.0]).requires_grad_(), torch.tensor([5.0])])
+    real = Verdict([], [torch.tensor([1.0, -3.0]).requires_grad_(), torch.tensor([10.0])])
+    fake = Verdict([], [torch.tensor([2.0, -3.0]).requires_grad_(), torch.tensor([5.0])])
     levels = feature_levels(real)
     assert levels.tolist() == [2.0, 10.0] and not levels.requires_grad
     loss = feature_loss(real, fake, levels)
     assert float(loss.detach()) == pytest.approx((0.5 / 2 + 5 / 10) / 2)
     loss.backward()
     assert real.features[0].grad is None and fake.features[0].grad is not None
-    silent = Judged([], [torch.zeros(2), torch.zeros(1)])
+    silent = Verdict([], [torch.zeros(2), torch.zeros(1)])
     assert torch.isfinite(feature_loss(silent, fake, feature_levels(silent)))
 
 
 def test_it_learns_to_tell_noise_from_tones():
     torch.manual_seed(0)
-    judge = MultiScaleDiscriminator((256, 64), filters=4)
-    optimizer = torch.optim.Adam(judge.parameters(), 1e-2, (0.5, 0.9))
+    discriminator = MultiScaleDiscriminator((256, 64), filters=4)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2, (0.5, 0.9))
     phase = torch.arange(4000) / 16_000 * 6.283
     first = last = 0.0
     for step in range(30):
         real = 0.1 * torch.sin(phase * (300 + 40 * step)).repeat(2, 1)
         fake = 0.1 * _noise(2, 4000, seed=step)
-        loss = discriminator_loss(judge(real), judge(fake))
+        loss = discriminator_loss(discriminator(real), discriminator(fake))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -113,10 +113,10 @@ def test_it_computes_what_encodecs_does():
                 layer.weight = source.conv.weight.detach()  # its own form of weight norm, folded
                 layer.bias.copy_(source.conv.bias)
         wav = 0.1 * _noise(2, 8000)
-        judged = ours(wav)
+        verdict = ours(wav)
         logits, features = theirs(wav[:, None])
-    for mine, other in zip(judged.logits, logits, strict=True):
+    for mine, other in zip(verdict.logits, logits, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
     flat = [feature for maps in features for feature in maps]
-    for mine, other in zip(judged.features, flat, strict=True):
+    for mine, other in zip(verdict.features, flat, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)

@@ -40,8 +40,8 @@ def _batch() -> Tensor:
 
 def _gradient(step_fn: CodecStep, step: int = 0) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     estimate = (_batch().flip(0) * 0.5).requires_grad_()
-    judged = step_fn._judge(_batch(), estimate, step, update=False)
-    losses = step_fn._waveform_losses(_batch(), estimate, judged)
+    verdicts = step_fn._verdicts(_batch(), estimate, step, update=False)
+    losses = step_fn._waveform_losses(_batch(), estimate, verdicts)
     gradient, _ = step_fn._gradient(losses, estimate)
     return gradient, losses, estimate
 
@@ -102,11 +102,11 @@ def test_the_discriminator_gets_no_gradient_of_the_generators_losses():
     discriminator = step_fn.state.discriminator
     assert discriminator is not None
     seen: list[Tensor] = []
-    judge = discriminator.forward
+    forward = discriminator.forward
 
     def listen(wav: Tensor) -> Any:
         seen.append(wav.detach().clone())
-        return judge(wav)
+        return forward(wav)
 
     discriminator.forward = listen  # type: ignore[method-assign]
     fresh = _step(discriminator=SMALL["discriminator"]).state.discriminator

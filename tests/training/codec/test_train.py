@@ -193,7 +193,7 @@ def test_validation_on_the_way_and_the_report_show_originals_and_reconstructions
     assert [event.step for event in events.Audio("original/1")] == [5]
     assert len(events.Images("spectrogram_reconstruction/0")) == 3
     page = (out / "report.html").read_text()
-    assert page.count("<audio") == 4 and page.count("log-mel spectrogram") == 4
+    assert page.count("<audio") == 4 and page.count("mel spectrogram") == 4
     figures = json.loads((tmp_path / "codec.run" / "validation.json").read_text())
     assert f"{figures['si_sdr_db']:.2f}" in page and f"{figures['used'][3]:.1%}" in page
 

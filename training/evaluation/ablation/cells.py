@@ -30,7 +30,6 @@ from training.config import LMConfig
 from training.evaluation.agreement.clips import labelled_clips, read_curve
 from training.evaluation.agreement.judge import SoundJudge
 from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
-from training.evaluation.config import ReportConfig
 from training.evaluation.generated_set import generate_set
 from training.evaluation.metrics.backbones.backbone import file_hash
 from training.evaluation.metrics.cache import EmbeddingCache, default_cache
@@ -38,7 +37,8 @@ from training.evaluation.metrics.frechet import Gaussian, frechet_distance
 from training.evaluation.metrics.measure import METHOD, Backbones, Measured, Measurer
 from training.evaluation.metrics.weights import SOURCES
 from training.run.files import write_atomically
-from training.sampling.config import DRAWS
+from training.sampling.config import DRAWS, SamplingConfig
+from training.sampling.sampler import Sampler
 
 Hashes = tuple[tuple[str, str], ...]
 """Files of weights, with what is in them."""
@@ -135,11 +135,13 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     )  # fmt: skip
     quiet = Console(file=io.StringIO())
     prompts = [clip for clip in shuffled(reference.clips) if clip.prompts]
+    sampler = Sampler.load(recipe, run, cell.device)
+    sampling = recipe.section("sampling", SamplingConfig)
     clips: list[SetClip] = []
     for i in range(cell.clips_per_prompt):
         made = generate_set(
-            recipe, run, prompts, run.parent / "evaluated" / cell.name, quiet,
-            cell.device, seed=i * SEEDS_APART,
+            sampler, sampling, prompts, run.parent / "evaluated" / cell.name, quiet,
+            seed=i * SEEDS_APART,
         )  # fmt: skip
         # Files of a prompt's clips have the same name in each of the folders.
         clips += [replace(c, name=f"{i}/{c.name}") for c in read_folder(made).clips]
@@ -239,7 +241,7 @@ def _measurer(
 
 @lru_cache(maxsize=2)
 def _judge(data_dir: str, sample_rate: int) -> SoundJudge:
-    train = labelled_clips(ShardDataset.open(data_dir), sample_rate, ReportConfig(), held_out=False)
+    train = labelled_clips(ShardDataset.open(data_dir), sample_rate)
     return SoundJudge(sample_rate).fit(
         [clip.wave for clip in train], [clip.label for clip in train], [c.group for c in train]
     )

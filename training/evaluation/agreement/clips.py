@@ -13,23 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import binomtest
 
-from common.audio import AudioError, resample
+from common.audio import AudioError, Wave, resample
 from common.codec import Codec
-from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.uris import read_source
 from training.evaluation.agreement.judge import FOLDS, Agreement
-from training.evaluation.config import ReportConfig
 from training.sampling.config import SamplingConfig
 from training.sampling.outputs import write_clip
 from training.sampling.sampler import Sampler
 
-Wave = NDArray[np.float32]
+MAX_CLASSES = 20
+"""Only the most frequent classes are judged."""
+MIN_CLIPS = 5
+"""A class needs this many training clips."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,13 @@ class ModelResult:
 
 
 def labelled_clips(
-    dataset: ShardDataset, sample_rate: int, config: ReportConfig, held_out: bool
+    dataset: ShardDataset, sample_rate: int, held_out: bool = False
 ) -> list[LabelledClip]:
     """Real clips of one known class: exactly one tag, no caption.
 
     Args:
         dataset: the shards' manifest says where the source audio lies.
         sample_rate: Hz of the returned waveforms.
-        config: how many classes, how many clips each at least.
         held_out: rows of the other splits instead of `train`.
 
     Raises:
@@ -99,12 +98,12 @@ def labelled_clips(
         enough = [
             name
             for name, count in counts.most_common()
-            if count >= config.min_clips and len(groups[name]) >= FOLDS
+            if count >= MIN_CLIPS and len(groups[name]) >= FOLDS
         ]
-        frequent = set(enough[: config.max_classes])
+        frequent = set(enough[:MAX_CLASSES])
         if len(frequent) < 2:
             raise AttuneError(
-                f"report: needs two classes with at least {config.min_clips} training clips of "
+                f"report: needs two classes with at least {MIN_CLIPS} training clips of "
                 f"exactly one tag and no caption, from {FOLDS} source recordings or more (the "
                 f"judge's cross-validation keeps a recording together); found {len(frequent)}"
             )
@@ -134,26 +133,31 @@ def reconstruct(dataset: ShardDataset, codec: Codec, clip: LabelledClip) -> Wave
 
 
 def generated_clips(
-    recipe: Recipe,
-    run: str,
+    sampler: Sampler,
+    folder: Path,
     prompts: dict[str, str],
-    config: ReportConfig,
+    clips_per_class: int,
     sampling: SamplingConfig,
     console: Console,
-) -> tuple[list[GeneratedClip], str]:
-    """Clips of a model for every class, from disk where this checkpoint made them already."""
-    sampler = Sampler.load(recipe, Path(recipe.run_dir) / run)
-    folder = Path(recipe.run_dir) / "samples" / run
+) -> list[GeneratedClip]:
+    """Clips of a model for every class, from disk where this checkpoint made them already.
+
+    Args:
+        folder: where the clips are kept.
+        prompts: {class: what the model is asked for}.
+        clips_per_class: how many, with seeds 0, 1, ...
+    """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [
         (label, prompt, seed)
         for label, prompt in sorted(prompts.items())
-        for seed in range(config.clips_per_class)
+        for seed in range(clips_per_class)
     ]
     sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
+    seconds = sampling.duration_s
     made_by = sampler.facts(sampling) | {
-        "duration_s": config.duration_s,
-        "sample_rate": recipe.sample_rate,
+        "duration_s": seconds,
+        "sample_rate": sampler.codec.sample_rate,
         "saved": sampler.checkpoint.stat().st_mtime_ns,
     }
     paths = [folder / f"{_slug(label)}-seed{seed}.wav" for label, _, seed in wanted]
@@ -166,21 +170,20 @@ def generated_clips(
         trained = sampler.trained_s
         windows = f", in windows of the {trained:g} s that it was trained on"
         console.print(
-            f"{run}: generating {len(missing)} clips of {config.duration_s:g} s"
-            + windows * (config.duration_s > trained)
+            f"{folder.name}: generating {len(missing)} clips of {seconds:g} s"
+            + windows * (seconds > trained)
         )
         texts = [wanted[index][1] for index in missing]
         seeds = [wanted[index][2] for index in missing]
-        waves, _ = sampler.generate(texts, config.duration_s, seeds, sampling, normalized=True)
+        waves, _ = sampler.generate(texts, seconds, seeds, sampling, normalized=True)
         for index, wave in zip(missing, waves, strict=True):
             _, prompt, seed = wanted[index]
             facts = made_by | _prompt_facts(prompt, seed)
             write_clip(folder, paths[index].stem, wave, facts, "wav")
-    clips = [
+    return [
         GeneratedClip(label, prompt, seed, path, soundfile.read(path, dtype="float32")[0])
         for (label, prompt, seed), path in zip(wanted, paths, strict=True)
     ]
-    return clips, f"{sampler.checkpoint} (step {sampler.description['step']})"
 
 
 def read_curve(run: Path) -> list[dict[str, Any]]:

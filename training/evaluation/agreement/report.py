@@ -8,19 +8,15 @@ Generated clips are kept beside it, and made again only for another checkpoint o
 from __future__ import annotations
 
 import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from common.codec import load_codec
 from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.evaluation import page
-from training.evaluation.agreement import sections as report_sections
 from training.evaluation.agreement.clips import (
     ModelResult,
     generated_clips,
@@ -31,8 +27,10 @@ from training.evaluation.agreement.clips import (
     without_verdicts,
 )
 from training.evaluation.agreement.judge import SoundJudge, measure_agreement
+from training.evaluation.agreement.page import build_page
 from training.evaluation.config import ReportConfig
 from training.sampling.config import SamplingConfig
+from training.sampling.sampler import Sampler
 
 
 def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path:
@@ -54,11 +52,11 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
         )
 
     # 1. A judge, fitted on real training clips.
-    train = labelled_clips(dataset, recipe.sample_rate, config, held_out=False)
+    train = labelled_clips(dataset, recipe.sample_rate)
     classes = sorted({clip.label for clip in train})
     held_out = [
         clip
-        for clip in labelled_clips(dataset, recipe.sample_rate, config, held_out=True)
+        for clip in labelled_clips(dataset, recipe.sample_rate, held_out=True)
         if clip.label in classes
     ]
     judge = SoundJudge(recipe.sample_rate).fit(
@@ -85,7 +83,11 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
     prompts = {clip.label: clip.prompt for clip in reversed(train)}
     results = []
     for name, run in config.runs.items():
-        clips, checkpoint = generated_clips(recipe, run, prompts, config, sampling, console)
+        sampler = Sampler.load(recipe, out / run)
+        checkpoint = f"{sampler.checkpoint} (step {sampler.description['step']})"
+        clips = generated_clips(
+            sampler, out / "samples" / run, prompts, config.clips_per_class, sampling, console
+        )
         judged = judge.judge([clip.wave for clip in clips])
         agreement = measure_agreement(judged, [clip.label for clip in clips])
         results.append(ModelResult(name, checkpoint, clips, agreement, read_curve(out / run)))
@@ -114,24 +116,9 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
         },
         "comparison": [paired_comparison(results[0], other) for other in results[1:]],
     }
-    sections = [
-        report_sections.summary_section(figures, results),
-        report_sections.data_section(recipe, dataset),
-        report_sections.codec_section(
-            codec_clips, reconstructions, codec_agreement, figures["codec"], config, recipe
-        ),
-        report_sections.curves_section(results),
-        report_sections.models_section(results, judge, classes, figures, recipe),
-        report_sections.clips_section(results, train, classes, recipe),
-    ]
-    html = page.page(
-        f"Attune: {recipe.name}",
-        "From catalogs to audio in one run: what came in, what was refused, what the codec keeps, "
-        "how training went, and whether the generated clips sound like their prompts.",
-        sections,
-        f"Made {date.today().isoformat()} by `python -m training report --config "
-        f"{recipe.source_file}`, torch {torch.__version__}. Players hold MP3 copies; the wav files "
-        "and how each was made lie in the run folder.",
+    kept = list(zip(codec_clips, reconstructions, codec_agreement.judged, strict=True))
+    html = build_page(
+        figures, dataset, train, kept, results, recipe.sample_rate, str(recipe.source_file)
     )
     (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n")
     target = out / "report.html"

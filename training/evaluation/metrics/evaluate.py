@@ -26,7 +26,7 @@ from training.evaluation.metrics.measure import (
     compare,
     figures,
 )
-from training.evaluation.metrics.page import write_page
+from training.evaluation.metrics.page import build_page
 from training.run.files import write_atomically
 
 RESAMPLER = "soxr VHQ"
@@ -126,7 +126,8 @@ def evaluate(
         }
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
-    write_page(out / "metrics.html", document, measured[0], pairs[0], settings.loudness)
+    html = build_page(document, measured[0], pairs[0], settings.loudness)
+    (out / "metrics.html").write_text(html)
     return document
 
 

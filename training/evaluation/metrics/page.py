@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from common import page
 from common.audio import AudioError, resample
-from training.evaluation import page
 from training.evaluation.clip_sets import SetClip, load_clip
 from training.evaluation.metrics.measure import HIGHER_IS_BETTER, Measured
 
@@ -30,40 +30,52 @@ NAMES = {
 }
 
 
-def write_page(
-    path: Path,
+def build_page(
     document: dict[str, Any],
     measured: Measured,
     pairs: dict[str, SetClip],
     loudness: float | None,
-) -> None:
-    """Write the page from the content of `metrics.json`.
+) -> str:
+    """The page as HTML.
 
     Args:
+        document: the content of `metrics.json`.
         measured: the target's clips.
-        pairs: {name: the real clip}, heard beside a worst one.
+        pairs: {name: the real clip}, to hear beside one of the worst.
         loudness: of players, as measured.
     """
-    sections = [_figures(document), _left_out(document)]
-    if "comparison" in document:
-        sections.append(_comparison(document["comparison"]))
-    sections += [
-        _worst(document, measured, pairs, loudness), _all(document), _cards(document),
-    ]  # fmt: skip
-    card = document["card"]
-    path.write_text(
-        page.page(
-            f"Attune: {Path(document['target']).name} measured",
-            f"{document['clips']} clips of {document['target']} against "
-            f"{document['reference_clips']} real ones ({document['reference']}).",
-            [section for section in sections if section],
-            f"Made {card['date']} by `python -m training evaluate`. Players hold MP3 copies.",
-        )
+    rows = document["per_clip"]
+    scores = sorted({name for row in rows for name in row} - {"name", "prompt", "seed"})
+    card = {k: v for k, v in document["card"].items() if k != "reference_missing"}
+    return page.render(
+        __package__,
+        "page.html",
+        name=Path(document["target"]).name,
+        document=document,
+        metrics=[_measured(metric, row) for metric, row in document["metrics"].items()],
+        left_out=_left_out(document),
+        comparison=document.get("comparison"),
+        count=_count,
+        differences=_differences(document.get("comparison", {}).get("differences", {})),
+        worst=_worst(rows[:WORST], measured, pairs, loudness),
+        scores=scores,
+        listed=[
+            (row["prompt"] or row["name"], str(row["seed"]), *(_number(row.get(s)) for s in scores))
+            for row in rows[:LISTED]
+        ],
+        card=[(key, _text(value)) for key, value in card.items()],
+        cards={NAMES.get(metric, metric): facts for metric, facts in document["cards"].items()},
     )
 
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}g}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value[:10]) or "none"
+    return str(value)
 
 
 def _interval(row: dict[str, Any]) -> str:
@@ -77,42 +89,23 @@ def _count(row: dict[str, Any]) -> str:
     return f"{clips}" if clusters == clips else f"{clips} in {clusters} clusters"
 
 
-def _infinity(row: dict[str, Any]) -> str:
+def _measured(metric: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table of figures."""
     found = row.get("infinity")
-    return "" if found is None else f"{_number(found['value'])} (r² {found['r2']:.2f})"
-
-
-def _figures(document: dict[str, Any]) -> str:
-    rows = []
-    for metric, row in document["metrics"].items():
-        thin = row.get("embeddings", 1e9) <= row.get("dimensions", 0)
-        rows.append(
-            (
-                NAMES.get(metric, metric),
-                _number(row["value"]),
-                _interval(row),
-                _count(row),
-                "higher" if metric in HIGHER_IS_BETTER else "lower",
-                _infinity(row),
-                "fewer embeddings than dimensions: compare only at this N" if thin else "",
-            )
-        )
-    header = ("metric", "value", "95% interval", "N", "better", "at infinite N", "note")
-    return page.section(
-        "Figures",
-        page.table(header, rows),
-        page.paragraph(
-            "Intervals are bootstrapped over the generated clips; the real ones stay. Clips that "
-            "answer to one real clip (of one prompt, where no real clip is known) are a cluster: "
-            "drawn together, as they are hard or easy together. KL takes both clips at the "
-            "generated one's rate, if that is lower. A "
-            "Fréchet distance is larger with fewer clips: compare it at the same N, or at infinite "
-            "N, which a line through random subsets over 1/N gives (r² near 1 where it holds)."
-        ),
+    thin = row.get("embeddings", 1e9) <= row.get("dimensions", 0)
+    return (
+        NAMES.get(metric, metric),
+        _number(row["value"]),
+        _interval(row),
+        _count(row),
+        "higher" if metric in HIGHER_IS_BETTER else "lower",
+        "" if found is None else f"{_number(found['value'])} (r² {found['r2']:.2f})",
+        "fewer embeddings than dimensions: compare only at this N" if thin else "",
     )
 
 
-def _left_out(document: dict[str, Any]) -> str:
+def _left_out(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Metrics and clips that could not be measured, and why."""
     reasons: dict[str, list[str]] = {}
     for metric, why in document["missing"].items():
         reasons.setdefault(why, []).append(NAMES.get(metric, metric))
@@ -124,90 +117,45 @@ def _left_out(document: dict[str, Any]) -> str:
     ]
     if lacking := document["card"]["reference_missing"]:
         rows.append((f"{len(lacking)} clips of the list", "no audio: " + ", ".join(lacking)))
-    return page.section("Left out", page.table(("what", "why"), rows)) if rows else ""
+    return rows
 
 
-def _comparison(comparison: dict[str, Any]) -> str:
-    rows = []
-    for metric, row in comparison["differences"].items():
-        verdict = f"{row['better']} is better" if row["more_than_noise"] else "no more than noise"
-        rows.append(
-            (
-                NAMES.get(metric, metric),
-                f"{row['value']:+.4g}",
-                _interval(row),
-                f"{row['p_value']:.2g}",
-                verdict,
-            )
+def _differences(differences: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of the comparison of two models."""
+    return [
+        (
+            NAMES.get(metric, metric),
+            f"{row['value']:+.4g}",
+            _interval(row),
+            f"{row['p_value']:.2g}",
+            f"{row['better']} is better" if row["more_than_noise"] else "no more than noise",
         )
-    return page.section(
-        "Compared",
-        page.paragraph(
-            f"First: {comparison['first']}. Second: {comparison['second']}. Over the "
-            f"clips that both have (N = {_count(comparison)}), resampled in pairs: second minus "
-            "first."
-        ),
-        page.table(("metric", "difference", "95% interval", "p", "verdict"), rows),
-        page.paragraph(
-            "It speaks of these prompts and of one training run each, not of what other runs of "
-            "the same recipes would give. Of twenty true ties one is called a difference."
-        ),
-    )
+        for metric, row in differences.items()
+    ]
 
 
 def _worst(
-    document: dict[str, Any],
+    rows: list[dict[str, Any]],
     measured: Measured,
     pairs: dict[str, SetClip],
     loudness: float | None,
-) -> str:
+) -> list[tuple[object, ...]]:
+    """The prompt, the generated clip and the real one."""
     clips = {clip.name: clip for clip in measured.clips}
-    rows = []
-    for row in document["per_clip"][:WORST]:
+    found: list[tuple[object, ...]] = []
+    for row in rows:
+        name = row["name"]
         scores = ", ".join(f"{k} {_number(row[k], 3)}" for k in measured.scores if k in row)
-        real = pairs.get(row["name"])
-        rows.append(
-            (
-                row["prompt"] or row["name"],
-                _heard(clips[row["name"]], loudness, scores),
-                "" if real is None else _heard(real, loudness, "real"),
-            )
-        )
-    return page.section(f"The worst {len(rows)}", page.table(("prompt", "clip", "real"), rows))
+        real = _heard(pairs[name], loudness, "real") if name in pairs else ""
+        found.append((row["prompt"] or name, _heard(clips[name], loudness, scores), real))
+    return found
 
 
 def _heard(clip: SetClip, loudness: float | None, note: str) -> object:
+    """A clip of a minute at most, or why it cannot be read."""
     try:
         wave, rate = load_clip(clip, loudness)
     except AudioError as error:
         return str(error)
     shown = min(rate, _RATE)
     return page.clip(resample(wave, rate, shown)[: 60 * shown], shown, note)
-
-
-def _all(document: dict[str, Any]) -> str:
-    rows = document["per_clip"]
-    scores = sorted({name for row in rows for name in row} - {"name", "prompt", "seed"})
-    table = page.table(
-        ("prompt", "seed", *scores),
-        [
-            (row["prompt"] or row["name"], str(row["seed"]), *(_number(row.get(s)) for s in scores))
-            for row in rows[:LISTED]
-        ],
-    )
-    more = f", the worst {LISTED} of {len(rows)}" if len(rows) > LISTED else ""
-    return page.section(f"Every clip{more}", table)
-
-
-def _cards(document: dict[str, Any]) -> str:
-    def told(value: Any) -> str:
-        if isinstance(value, list):
-            return ", ".join(str(v) for v in value[:10]) or "none"
-        return str(value)
-
-    card = {k: v for k, v in document["card"].items() if k != "reference_missing"}
-    parts = [page.table(("what", "value"), [(k, told(v)) for k, v in card.items()])]
-    for metric, facts in document["cards"].items():
-        line = ", ".join(f"{k} {v}" for k, v in facts.items())
-        parts.append(page.paragraph(f"{NAMES.get(metric, metric)}: {line}."))
-    return page.section("Metric card", *parts)

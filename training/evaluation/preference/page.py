@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ import soundfile
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common import page
 from common.errors import AttuneError
-from common.page import legend
-from training.evaluation import page
 from training.evaluation.preference.answers import Answer, Answers
 from training.evaluation.preference.figures import PAPER, find_figures, write_csv
 from training.evaluation.preference.study import Study, clip_path, read_study
@@ -29,42 +27,37 @@ _TALLEST = 30.0
 """Inches of the plot."""
 
 
-def write_page(
-    path: Path,
+def build_page(
     folder: Path,
     study: Study,
     answers: Sequence[Answer],
     figures: dict[str, Any],
     drawn: dict[str, Figure],
-) -> None:
-    """Write the page.
+) -> str:
+    """The page as HTML.
 
     Args:
         folder: of the study.
         figures: the content of `report.json`.
         drawn: what `plots` gives; closed here.
     """
-    sections = [
-        _summary(figures),
-        _preference(figures, drawn),
-        _table_4(figures),
-        _trust(figures),
-        _prompts(folder, study, figures),
-        _comments(study, answers),
-        _sources(study),
-    ]
-    path.write_text(
-        page.page(
-            f"Attune: {study.a.name} or {study.b.name}?",
-            f"Raters heard a clip of each model for the same prompt, did not know which was which, "
-            f"and said which has better quality and matches the prompt better. "
-            f"{figures['answers']} of {study.answers} answers ({len(study.pairs)} prompts, "
-            f"{len(study.raters)} raters).",
-            [section for section in sections if section],
-            f"Prepared {study.created[:10]} by `python -m training preference prepare`, seed "
-            f"{study.seed}. Players hold MP3 copies; raters heard the wav files in clips/.",
-        ),
-        encoding="utf-8",
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in figures["table_4"].splitlines()
+    )
+    return page.render(
+        __package__,
+        "page.html",
+        study=study,
+        figures=figures,
+        percent=_percent,
+        p=_p,
+        share=page.picture(drawn["preference.png"]),
+        by_prompt=page.picture(drawn["prompts.png"]),
+        table_4=(header, rows),
+        prompts=[_heard(folder, study, row) for row in figures["prompts"][:HEARD]],
+        comments=_comments(study, answers),
+        sources=_sources(study),
     )
 
 
@@ -127,137 +120,17 @@ def _p(value: float) -> str:
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
-def _summary(figures: dict[str, Any]) -> str:
-    kappa = figures["agreement"]["value"]
-    return page.key_figures(
-        {
-            f"prefer A: {figures['a']}": f"{figures['preference']['a']['share']:.0%}",
-            f"prefer B: {figures['b']}": f"{figures['preference']['b']['share']:.0%}",
-            "one vote per prompt, sign test": _p(figures["majorities"]["p_value"]),
-            "Fleiss' kappa of the raters": "undefined" if kappa is None else f"{kappa:.2f}",
-        }
-    )
+def _heard(folder: Path, study: Study, row: dict[str, Any]) -> tuple[str, list[page.Clip]]:
+    """A prompt, and the clips of both models."""
+    pair, clips = study.pairs[row["pair"]], []
+    for side, name in (("A", pair.a), ("B", pair.b)):
+        wave, rate = soundfile.read(clip_path(folder, name), dtype="float32")
+        clips.append(page.clip(wave, rate, f"{side}: {row[side.lower()]} answers"))
+    return pair.prompt + ("" if pair.seed is None else f" (seed {pair.seed})"), clips
 
 
-def _preference(figures: dict[str, Any], drawn: dict[str, Figure]) -> str:
-    found, by_prompt, votes = (figures[k] for k in ("preference", "by_prompt", "majorities"))
-    rows = [
-        (
-            f"{side.upper()}: {figures[side]}",
-            found[side]["hits"],
-            _percent(by_prompt[side]),
-            _percent(found[side]),
-        )
-        for side in ("a", "b")
-    ]
-    noise = votes["p_value"] >= 0.05
-    undrawn = by_prompt["a"]["low"] is None
-    header = ("model", "answers", "share, with 95% interval", "if answers were independent")
-    return page.section(
-        "Which one is preferred?",
-        page.table(header, rows),
-        page.paragraph(
-            f"With one vote per prompt, most raters prefer A for {votes['a']} prompts, B for "
-            f"{votes['b']}, and {votes['tied']} are tied; two-sided sign test "
-            f"{_p(votes['p_value'])}. "
-            + ("That is no more than noise. " if noise else "That is more than noise. ")
-            + (
-                "There is no interval: all prompts have the same share, so none can be drawn."
-                if undrawn
-                else "The interval is a bootstrap over prompts."
-            )
-        ),
-        page.paragraph(
-            f"Against one half over all answers, two-sided exact binomial test: "
-            f"{_p(found['a']['p_value'])}; the last column has Clopper and Pearson's intervals. "
-            "Both take every answer for a draw of its own, which answers to one prompt, or of one "
-            "rater, are not: where they go together, interval and p are too small, so nothing is "
-            "concluded from them."
-        ),
-        legend([f"A: {figures['a']}", f"B: {figures['b']}"]),
-        '<div class="plots">',
-        page.figure(drawn["preference.png"], "Share of answers that prefer A, with its interval"),
-        page.figure(drawn["prompts.png"], "Answers that prefer A and B, by prompt"),
-        "</div>",
-    )
-
-
-def _table_4(figures: dict[str, Any]) -> str:
-    header, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in figures["table_4"].splitlines()
-    )
-    return page.section(
-        "Beside Table 4 of the paper",
-        page.table(header, rows),
-        page.paragraph(
-            "A stands where the paper has the model with representation regularization, B where "
-            "it has the one without. As Markdown:"
-        ),
-        f'<div class="scroll"><pre>{escape(figures["table_4"])}</pre></div>',
-    )
-
-
-def _trust(figures: dict[str, Any]) -> str:
-    agreement, left = figures["agreement"], figures["sides"]["left_chosen"]
-    if agreement["value"] is None:
-        told = f"Fleiss' kappa is undefined: {agreement['why']}."
-    else:
-        told = (
-            f"Two raters of a pair agree {agreement['observed']:.1%} of the time, where chance "
-            f"would give {agreement['chance']:.1%}: Fleiss' kappa {agreement['value']:.2f} over "
-            f"{agreement['prompts']} pairs (1: always, 0: as by chance)."
-        )
-    rows = [
-        (
-            str(row["rater"]),
-            row["answers"],
-            row["a"],
-            row["b"],
-            row["left"],
-            "" if row["p_left"] is None else f"{row['p_left']:.2g}",
-        )
-        for row in figures["raters"]
-    ]
-    biased = left["p_value"] < 0.05
-    return page.section(
-        "Can the answers be trusted?",
-        page.paragraph(told),
-        page.paragraph(
-            f"A was on the left in {figures['sides']['a_was_left']} of {figures['answers']} "
-            f"answers. Raters chose the left {_percent(left)} of the time, {_p(left['p_value'])}: "
-            + ("they lean to one side. " if biased else "no leaning to one side that shows. ")
-            + "Sides are balanced, so a leaning makes the two models more alike, not one of "
-            "them better."
-        ),
-        page.table(("rater", "answers", "for A", "for B", "left", "p of left"), rows),
-    )
-
-
-def _prompts(folder: Path, study: Study, figures: dict[str, Any]) -> str:
-    cards = []
-    for number, row in enumerate(figures["prompts"][:HEARD], 1):
-        pair = study.pairs[row["pair"]]
-        clips = []
-        for side, name in (("A", pair.a), ("B", pair.b)):
-            wave, rate = soundfile.read(clip_path(folder, name), dtype="float32")
-            clips.append(page.clip(wave, rate, f"{side}: {row[side.lower()]} answers"))
-        seed = "" if pair.seed is None else f" (seed {pair.seed})"
-        cards.append(
-            f"<div><h4>{number}. {escape(pair.prompt + seed)}</h4>{clips[0]}<br>{clips[1]}</div>"
-        )
-    more = len(figures["prompts"]) - len(cards)
-    return page.section(
-        "Every prompt, the clearest for A first",
-        page.paragraph(
-            "As raters heard them: one rate, one length, one loudness in each pair."
-            + (f" {more} more prompts are in report.json." if more else "")
-        ),
-        f'<div class="clips">{"".join(cards)}</div>',
-    )
-
-
-def _comments(study: Study, answers: Sequence[Answer]) -> str:
+def _comments(study: Study, answers: Sequence[Answer]) -> list[tuple[str, str]]:
+    """Each comment, after what its rater had heard and chosen."""
     rows = []
     for answer in answers:
         if answer.comment:
@@ -269,26 +142,17 @@ def _comments(study: Study, answers: Sequence[Answer]) -> str:
                 f"{showing.model(answer.choice).upper()} (A was sound {a_was}, B sound {b_was})"
             )
             rows.append((about, answer.comment))
-    return page.section("Comments", page.table(("answer", "comment"), rows)) if rows else ""
+    return rows
 
 
-def _sources(study: Study) -> str:
+def _sources(study: Study) -> dict[str, Any]:
+    """Facts of the clips in which the models differ, and those that are the same for both."""
     a, b = ({"clips from": side.clips} | side.facts for side in (study.a, study.b))
-    alike = [name for name in a if name in b and a[name] == b[name]]
-    rows = [
-        (name, str(a.get(name, "")), str(b.get(name, "")))
-        for name in dict.fromkeys([*a, *b])
-        if name not in alike
+    alike = {name: value for name, value in a.items() if name in b and b[name] == value}
+    differ = [
+        (name, str(a.get(name, "")), str(b.get(name, ""))) for name in a | b if name not in alike
     ]
-    parts = [page.table(("what", f"A: {study.a.name}", f"B: {study.b.name}"), rows)]
-    if alike:
-        told = "; ".join(f"{name} {a[name]}" for name in alike if a[name] not in ("", None))
-        parts.append(page.paragraph(f"The same for both: {told}."))
-    return page.section(
-        "How the clips were made",
-        page.paragraph("What the files beside all clips of a model say alike."),
-        *parts,
-    )
+    return {"differ": differ, "alike": {k: v for k, v in alike.items() if v not in ("", None)}}
 
 
 def write_report(folder: Path) -> dict[str, Any]:
@@ -302,7 +166,6 @@ def write_report(folder: Path) -> dict[str, Any]:
     Raises:
         AttuneError: no study, or no answer yet.
     """
-
     study = read_study(folder)
     database = Answers(folder, study)
     answers = database.all()
@@ -318,7 +181,8 @@ def write_report(folder: Path) -> dict[str, Any]:
         for name, figure in drawn.items():
             figure.savefig(out / name, dpi=200)
         (out / "report.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-        write_page(out / "report.html", folder, study, answers, figures, drawn)
+        html = build_page(folder, study, answers, figures, drawn)
+        (out / "report.html").write_text(html, encoding="utf-8")
     except OSError as error:
         raise AttuneError(f"{out}: {error.strerror}") from error
     return figures

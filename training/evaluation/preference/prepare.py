@@ -39,6 +39,8 @@ from training.evaluation.preference.study import (
     clip_path,
     write_study,
 )
+from training.sampling.config import SamplingConfig
+from training.sampling.sampler import Sampler
 
 _TOKEN_BYTES = 24
 _NAME_BYTES = 16
@@ -97,13 +99,14 @@ def draft(order: Order, recipe: Recipe | None) -> Draft:
     Raises:
         AttuneError: a side that is not there, or no prompts.
     """
-    a, b = find_origin(order.a, recipe), find_origin(order.b, recipe)
+    run_dir, data_dir = (recipe.run_dir, recipe.data_dir) if recipe else (None, None)
+    a, b = (find_origin(side, run_dir) for side in (order.a, order.b))
     if (a.run or Path(a.folder)).resolve() == (b.run or Path(b.folder)).resolve():
         raise AttuneError(f"--a and --b are the same: {order.a}; name two models")
     if a.name == b.name:
         a, b = Origin(order.a, a.run, a.clips, a.folder), Origin(order.b, b.run, b.clips, b.folder)
     wanted = wanted_pairs(
-        a, b, recipe, order.prompts, order.split, order.pairs, order.clip_seed
+        a, b, data_dir, order.prompts, order.split, order.pairs, order.clip_seed
     )  # fmt: skip
     return Draft(a, b, wanted)
 
@@ -122,10 +125,11 @@ def prepare(
     """
     check_free(out)
     plan = draft(order, recipe)
-    sides = [
-        make_clips(origin, plan.wanted, recipe, console, order.device)
-        for origin in (plan.a, plan.b)
-    ]
+    sampling = recipe.section("sampling", SamplingConfig) if recipe else SamplingConfig()
+    sides = []
+    for origin in (plan.a, plan.b):
+        sampler = Sampler.load(recipe, origin.run, order.device) if recipe and origin.run else None
+        sides.append(make_clips(origin, plan.wanted, sampler, sampling, console))
     found, alone = match(sides[0][0], sides[1][0], plan.wanted, order.pairs)
     notes = []
     if alone:

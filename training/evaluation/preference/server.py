@@ -9,7 +9,6 @@ file would bring along (time, name, hash); the two of a pair have the same lengt
 from __future__ import annotations
 
 import hashlib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from training.evaluation.preference.answers import Answers, Conflict
 from training.evaluation.preference.study import Side, Study, clip_path
-from training.web.guard import Guard, tell_invalid
+from training.web.access import RequestFilter, refuse_invalid
+from training.web.files import add_page
 from training.web.limits import RateLimit
 
 LONGEST_COMMENT = 1000
-_ASSETS = {
-    "/": ("preference.html", "text/html"),
-    "/preference.js": ("preference.js", "text/javascript"),
-    "/preference.css": ("preference.css", "text/css"),
-}
 
 
 class Reply(BaseModel):
@@ -83,18 +78,17 @@ def build_app(folder: Path, study: Study, answers: Answers, hosts: list[str]) ->
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost.
-    app.add_middleware(Guard, policy="style-src 'self'; media-src blob:")
+    app.add_middleware(RequestFilter, policy="style-src 'self'; media-src blob:")
     raters = Raters(study)
     known = Depends(raters.identify)
 
-    app.add_exception_handler(RequestValidationError, tell_invalid)
+    app.add_exception_handler(RequestValidationError, refuse_invalid)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
-    for path, (name, kind) in _ASSETS.items():
-        app.add_api_route(path, _asset(name, kind), methods=["GET"])
+    add_page(app, __package__, "listen")
 
     def standing(rater: int) -> dict[str, Any]:
         """How far a rater is, and the pair that comes next."""
@@ -139,15 +133,6 @@ def build_app(folder: Path, study: Study, answers: Answers, hosts: list[str]) ->
         raise HTTPException(404, "no such clip")
 
     return app
-
-
-def _asset(name: str, kind: str) -> Any:
-    content = (resources.files("training") / "assets" / name).read_bytes()
-
-    def asset() -> Response:
-        return Response(content, media_type=kind)
-
-    return asset
 
 
 def _hash(token: str) -> str:

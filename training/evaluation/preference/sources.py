@@ -12,14 +12,15 @@ from typing import Any
 import pyarrow.compute as pc
 from rich.console import Console
 
-from common.config import Recipe
 from common.errors import AttuneError
 from common.prompts import normalize_prompts
 from common.shards import ShardDataset
 from training.evaluation.clip_sets import SetClip, read_folder
 from training.evaluation.generated_set import generate_set
 from training.run.folder import latest_checkpoint
+from training.sampling.config import SamplingConfig
 from training.sampling.outputs import read_prompts
+from training.sampling.sampler import Sampler
 
 Key = tuple[str, int | None]
 """Prompt and seed."""
@@ -60,25 +61,26 @@ class Found:
     b: SetClip
 
 
-def find_origin(spec: str, recipe: Recipe | None) -> Origin:
+def find_origin(spec: str, run_dir: str | None) -> Origin:
     """Tell runs from folders.
 
     Args:
-        spec: a folder of clips, a run's folder, or the name of a run of the recipe.
+        spec: a folder of clips, a run's folder, or the name of a run in `run_dir`.
+        run_dir: of the recipe; None without one.
 
     Raises:
         AttuneError: neither, a folder without usable sidecars, or a run without a recipe.
     """
     path = Path(spec)
     name = path.name or str(path.resolve().name)
-    if not path.exists() and recipe is not None:
-        path = Path(recipe.run_dir) / spec
+    if not path.exists() and run_dir is not None:
+        path = Path(run_dir) / spec
     if latest_checkpoint(path) is not None:
-        if recipe is None:
+        if run_dir is None:
             raise AttuneError(f"{spec} is a trained run: --config names its recipe")
         return Origin(name, path)
     if not path.is_dir():
-        hint = "" if recipe else "; a run by its name needs --config"
+        hint = "" if run_dir else "; a run by its name needs --config"
         raise AttuneError(f"{spec}: neither a trained run nor a folder of clips{hint}")
     clips: dict[Key, SetClip] = {}
     for clip in read_folder(path).clips:
@@ -95,7 +97,7 @@ def find_origin(spec: str, recipe: Recipe | None) -> Origin:
 def wanted_pairs(
     a: Origin,
     b: Origin,
-    recipe: Recipe | None,
+    data_dir: str | None,
     prompts: Path | None,
     split: str,
     pairs: int,
@@ -104,11 +106,12 @@ def wanted_pairs(
     """What runs are asked for.  Nothing where both sides are folders: their clips tell.
 
     A run beside a folder is asked for the folder's prompts and seeds.  Two runs get those of the
-    file, or else the prompts of the recipe's split: the first prompt of a clip, each once, in an
+    file, or else the prompts of the shards' split: the first prompt of a clip, each once, in an
     order without meaning that stays the same; where there are fewer than `pairs`, they come again
     with the next seed.
 
     Args:
+        data_dir: the recipe's shards; None without a recipe.
         seed: of clips whose prompt comes without one.
 
     Raises:
@@ -133,8 +136,8 @@ def wanted_pairs(
         if not asked:
             raise AttuneError(f"prompts {prompts}: holds no prompt")
         return [Wanted(text, own, text, False) for text, own in asked[:pairs]]
-    assert recipe is not None
-    shown = split_prompts(recipe, split)
+    assert data_dir is not None
+    shown = split_prompts(data_dir, split)
     texts = [text for text, _ in _shuffled([(text, 0) for text in shown])]
     return [
         Wanted(text, seed + i // len(texts), shown[text], True)
@@ -142,7 +145,7 @@ def wanted_pairs(
     ]
 
 
-def split_prompts(recipe: Recipe, split: str) -> dict[str, str]:
+def split_prompts(data_dir: str, split: str) -> dict[str, str]:
     """First prompts of a split's clips: {as the model was trained: as a person wrote it}.
 
     The second is the caption that the prompt was made of, and the prompt itself where there is
@@ -151,13 +154,13 @@ def split_prompts(recipe: Recipe, split: str) -> dict[str, str]:
     Raises:
         AttuneError: no shards, or none of that split.
     """
-    dataset = ShardDataset.open(recipe.data_dir)
+    dataset = ShardDataset.open(data_dir)
     manifest = dataset.manifest
     rows = manifest.filter(pc.equal(manifest["split"], split))
     if not len(rows):
         found = sorted({str(name) for name in manifest["split"].unique().to_pylist()})
         raise AttuneError(
-            f"{recipe.data_dir}: no clips in split {split!r}; --split takes {', '.join(found)}"
+            f"{data_dir}: no clips in split {split!r}; --split takes {', '.join(found)}"
         )
     policy = dataset.summary["prompt_policy"]
     shown: dict[str, str] = {}
@@ -171,19 +174,26 @@ def split_prompts(recipe: Recipe, split: str) -> dict[str, str]:
 
 
 def make_clips(
-    origin: Origin, wanted: Sequence[Wanted], recipe: Recipe | None, console: Console, device: str
+    origin: Origin,
+    wanted: Sequence[Wanted],
+    sampler: Sampler | None,
+    sampling: SamplingConfig,
+    console: Console,
 ) -> tuple[dict[Key, SetClip], str]:
-    """A side's clips by prompt and seed, and the folder they lie in; a run makes what it lacks."""
-    if origin.run is None:
+    """A side's clips by prompt and seed, and the folder they lie in; a run makes what it lacks.
+
+    Args:
+        sampler: of the side's run; None for a folder.
+    """
+    if origin.run is None or sampler is None:
         return origin.clips, origin.folder
-    assert recipe is not None
     asked = [
         SetClip(f"{job.prompt}/{job.seed}", "", prompts=(job.prompt,), normalized=job.normalized)
         for job in wanted
     ]
     made = origin.run.parent / "evaluated" / origin.run.name
     seeds = [job.seed for job in wanted]
-    folder = generate_set(recipe, origin.run, asked, made, console, device, seeds=seeds)
+    folder = generate_set(sampler, sampling, asked, made, console, seeds=seeds)
     return {_key(clip, folder): clip for clip in read_folder(folder).clips}, str(folder)
 
 

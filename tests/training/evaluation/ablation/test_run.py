@@ -21,9 +21,7 @@ from training.cli import app
 from training.config import LMConfig
 from training.evaluation.ablation import cells
 from training.evaluation.ablation.config import load_ablation
-from training.evaluation.ablation.run import cells_of
-from training.evaluation.ablation.statistics import holm, paired_test, summarize
-from training.evaluation.ablation.tables import (
+from training.evaluation.ablation.paper_tables import (
     NONE,
     Results,
     as_csv,
@@ -33,6 +31,8 @@ from training.evaluation.ablation.tables import (
     tables,
     verdicts,
 )
+from training.evaluation.ablation.run import cells_of
+from training.evaluation.ablation.statistics import holm, paired_test, summarize
 from training.evaluation.metrics.weights import SOURCES
 
 CONFIGS = Path(__file__).parents[4] / "configs"

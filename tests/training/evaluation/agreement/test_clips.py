@@ -12,7 +12,6 @@ import pytest
 from common.errors import AttuneError
 from common.schema import MANIFEST
 from training.evaluation.agreement import clips
-from training.evaluation.config import ReportConfig
 
 
 def _dataset(groups: dict[str, int]) -> Any:
@@ -35,9 +34,10 @@ def _dataset(groups: dict[str, int]) -> Any:
 
 def test_classes_of_few_recordings_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "read_source", lambda *_: (np.zeros(160, np.float32), 16_000))
+    monkeypatch.setattr(clips, "MAX_CLASSES", 2)
     dataset = _dataset({"bell": 10, "dog": 5, "rain": 4})
     # The places go to classes that can be judged.
-    found = clips.labelled_clips(dataset, 16_000, ReportConfig(max_classes=2), held_out=False)
+    found = clips.labelled_clips(dataset, 16_000)
     assert {clip.label for clip in found} == {"bell", "dog"}
     with pytest.raises(AttuneError, match=r"from 5 source recordings or more .*; found 1"):
-        clips.labelled_clips(_dataset({"bell": 10, "rain": 4}), 16_000, ReportConfig(), False)
+        clips.labelled_clips(_dataset({"bell": 10, "rain": 4}), 16_000)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+from html_tags import Tags
 from two_models import make_study
 from typer.testing import CliRunner
 
@@ -115,32 +115,17 @@ def test_cells_that_spreadsheets_would_run() -> None:
         assert harmless(cell) == cell
 
 
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_is_whole_and_comments_are_text(place: tuple[Path, Study]) -> None:
     folder, study = place
     write_report(folder)
-    page = _Tags()
-    page.feed((folder / "report" / "report.html").read_text())
-    tags = [tag for tag, _ in page.found]
+    page = Tags((folder / "report" / "report.html").read_text())
+    tags = [tag for tag, _ in page.tags]
     assert tags.count("audio") == 2 * PAIRS
     assert "script" not in tags and EVIL in page.text
-    sources = [about["src"] for _, about in page.found if "src" in about]
-    assert all(source and source.startswith("data:") for source in sources)
-    policy = next(about["content"] for tag, about in page.found if "http-equiv" in about)
+    assert all(source.startswith("data:") for source in page.sources())
+    policy = next(about["content"] for tag, about in page.tags if "http-equiv" in about)
     assert policy and "default-src 'none'" in policy
-    assert all(about.get("alt") for tag, about in page.found if tag == "img")
+    assert all(about.get("alt") for tag, about in page.tags if tag == "img")
     for words in ("Fleiss' kappa 0.33", "50.0% [27.2%, 72.8%]", "10 of 20 answers", "p = 1"):
         assert words in page.text, words
     tokens = [rater.token for rater in study.raters]
@@ -167,8 +152,7 @@ def test_the_verdict_is_that_of_prompts(tmp_path: Path) -> None:
         low, high = by_prompt[side]["low"], by_prompt[other]["high"]
         assert low == pytest.approx(1 - high, abs=0.02)
         assert low < found["preference"][side]["low"]
-    page = _Tags()
-    page.feed((folder / "report" / "report.html").read_text())
+    page = Tags((folder / "report" / "report.html").read_text())
     assert "That is no more than noise." in page.text and "That is more than" not in page.text
     assert "one vote per prompt, sign test" in page.text and "bootstrap over prompts" in page.text
     assert f"80.0% [{by_prompt['a']['low']:.1%}, {by_prompt['a']['high']:.1%}]" in page.text

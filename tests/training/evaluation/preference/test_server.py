@@ -157,7 +157,7 @@ def test_what_a_rater_is_sent_does_not_name_the_models(
     client: TestClient, get: Callable[..., dict], place: tuple[Path, Study]
 ) -> None:
     study = place[1]
-    texts = [client.get(path).text for path in ("/", "/preference.js", "/preference.css")]
+    texts = [client.get(path).text for path in ("/", "/listen.js", "/style.css")]
     texts += [str(get(rater)) for rater in range(RATERS)]
     secrets = {study.a.name, study.b.name, study.id, study.a.clips, study.b.clips}
     secrets |= {name for pair in study.pairs for name in (pair.a, pair.b)}
@@ -168,7 +168,7 @@ def test_what_a_rater_is_sent_does_not_name_the_models(
 
 def test_a_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     for path, kind in (
-        ("/", "text/html"), ("/preference.js", "text/javascript"), ("/preference.css", "text/css")
+        ("/", "text/html"), ("/listen.js", "text/javascript"), ("/style.css", "text/css")
     ):  # fmt: skip
         answer = client.get(path)
         assert answer.headers["content-type"].startswith(kind)

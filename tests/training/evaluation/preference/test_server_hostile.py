@@ -18,7 +18,7 @@ from training.evaluation.preference import server
 from training.evaluation.preference.answers import Answers
 from training.evaluation.preference.server import build_app
 from training.evaluation.preference.study import Study
-from training.web import guard
+from training.web import access
 from training.web.limits import RateLimit
 from training.web.serving import make_server
 
@@ -111,7 +111,7 @@ def test_no_path_leads_out(client: TestClient, place: tuple[Path, Study]) -> Non
     for path in (
         "/api/clips/..%2f..%2fstudy.json", "/api/clips/../study.json", "/api/clips/%2e%2e",
         "/api/clips/....//study.json", "/api/clips/%00", "/study.json", "/../study.json",
-        "/clips", "/answers.sqlite", "/preference.js/../../study.json", "/docs", "/openapi.json",
+        "/clips", "/answers.sqlite", "/listen.js/../../study.json", "/docs", "/openapi.json",
         "/api/clips/", "/favicon.ico", "/api/clips/" + "a" * 5000,
     ):  # fmt: skip
         answer = client.get(path, headers=_bearer(place[1]))
@@ -249,7 +249,7 @@ def test_a_huge_body_is_not_read_whether_it_says_so_or_not(
 def test_a_body_that_does_not_arrive_is_given_up(
     port: int, place: tuple[Path, Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "SLOWEST_S", 0.3)
+    monkeypatch.setattr(access, "SLOWEST_S", 0.3)
     began = time.monotonic()
     answer = _talk(port, _head(place[1], b"Content-Length: 100"), b"{")
     assert answer.startswith(b"HTTP/1.1 408") and time.monotonic() - began < 10

@@ -11,7 +11,7 @@ from typing import Any
 
 from common import page
 from training.evaluation.ablation.config import AblationConfig, Profile
-from training.evaluation.ablation.tables import (
+from training.evaluation.ablation.paper_tables import (
     Results,
     as_csv,
     latex,
@@ -44,33 +44,23 @@ def write_report(
     results = Results.of(config, profile, cells)
     made, lines, notes = tables(results), verdicts(results), _notes(profile, cells, failed)
     text = "\n".join(map(markdown, made))
-    told = "\n".join(f"- {line}" for line in [*lines, *notes])
-    (out / "tables.md").write_text(f"{text}\n{told}\n")
+    listed = "\n".join(f"- {line}" for line in [*lines, *notes])
+    (out / "tables.md").write_text(f"{text}\n{listed}\n")
     (out / "tables.tex").write_text("\n".join(map(latex, made)))
     (out / "results.csv").write_text(as_csv(results))
-    sections = [
-        page.section(f"Table {one.number}. {one.title}", page.table(one.header, one.rows))
-        for one in made
-    ]
-    compared = "rr minus the same without, seeds in pairs, 95% intervals and tests of Student's t:"
-    sections.append(page.section("Did rr help?", *map(page.paragraph, [compared, *lines])))
-    if (drawn := plot(results)) is not None:
+    drawn = plot(results)
+    if drawn is not None:
         drawn.savefig(out / "ablation.png", dpi=150)
-        shown = page.figure(drawn, "Figures of every row")
-        about = (
-            "Dots: seeds; diamonds and bars: mean and s.d.; dashed: the baseline's mean; orange: "
-            "the two rows that are tested."
-        )
-        sections.insert(0, page.section("All rows", shown, page.paragraph(about)))
-    sections.append(page.section("What it stands on", *map(page.paragraph, notes)))
-    (out / "ablation.html").write_text(
-        page.page(
-            "Attune: ablation",
-            "Rows of Table 1 from runs of one's own, beside the paper's figures.",
-            sections,
-            f"Every cell with its log lies in {out / 'cells'}.",
-        )
+    html = page.render(
+        __package__,
+        "page.html",
+        tables=made,
+        verdicts=lines,
+        notes=notes,
+        plot="" if drawn is None else page.picture(drawn),
+        cells=out / "cells",
     )
+    (out / "ablation.html").write_text(html)
     document = {
         "cells": list(cells),
         "failed": dict(failed),
@@ -89,8 +79,8 @@ def _notes(
         f"Mean \u00b1 s.d. over {len(profile.seeds)} seeds (fewer where a cell is missing); "
         f"{cells[0]['clips']} generated clips per seed against {cells[0]['reference_clips']} real "
         f"ones: {cells[0]['reference']}. {date.today().isoformat()}.",
-        f"The paper's figures: {_PAPER_ON[profile.task]}; they compare with ours on the same clips "
-        "alone.",
+        f"The paper's figures: {_PAPER_ON[profile.task]}; they compare with ours only on the same "
+        "clips.",
         *(f"No figure: {why}" for why in missing),
         *(f"Missing: {name}: {why}" for name, why in failed.items()),
     ]

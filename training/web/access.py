@@ -1,4 +1,4 @@
-"""What every request to a page of ours passes first, and what every answer carries."""
+"""Which requests may reach a served page, and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class RequestFilter:
     """Refuses other pages' requests and large or slow bodies; adds the headers."""
 
     def __init__(self, app: ASGIApp, policy: str) -> None:
@@ -74,7 +74,7 @@ class Guard:
         await self._app(scope, receive_again, send_with_headers)
 
 
-async def tell_invalid(request: Request, error: Exception) -> JSONResponse:
+async def refuse_invalid(request: Request, error: Exception) -> JSONResponse:
     """For requests whose fields are wrong: the first one, in a line."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]

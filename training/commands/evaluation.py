@@ -1,4 +1,4 @@
-"""`report`, `evaluate`, `weights`: what came of it."""
+"""The commands `report`, `evaluate` and `weights`: how good trained models are."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def evaluate(
     from training.evaluation.metrics.evaluate import evaluate as measure
     from training.evaluation.metrics.weights import default_weights
     from training.run.folder import latest_checkpoint
+    from training.sampling.config import SamplingConfig
     from training.sampling.outputs import check_folder
+    from training.sampling.sampler import Sampler
 
     if not reference:
         raise AttuneError("--reference is missing: a folder of real clips, or of shards")
@@ -130,9 +132,9 @@ def evaluate(
             prompts = [clip for clip in shuffled(real.clips) if clip.prompts][:clips]
             made = path.parent / "evaluated" / path.name
             longest = float("inf") if preset is None else PRESET_S
-            path = generate_set(
-                recipe, path, prompts, made, console, device, seed, longest_s=longest
-            )
+            sampler = Sampler.load(recipe, path, device)
+            sampling = recipe.section("sampling", SamplingConfig)
+            path = generate_set(sampler, sampling, prompts, made, console, seed, longest_s=longest)
         folders.append(path)
     result = out or folders[0] / "evaluation"
     if folders[0].is_dir():

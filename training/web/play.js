@@ -23,7 +23,7 @@ async function setUp() {
   runs.forEach((run, index) => {
     const box = element("input", { type: "checkbox", name: "run", value: run.name, checked: index < 2 });
     byId("runs").append(
-      element("label", {}, box, `${run.name} (step ${run.step}, trained on ${run.trained_s} s)`));
+      element("label", { className: "choice" }, box, `${run.name} (step ${run.step}, trained on ${run.trained_s} s)`));
   });
   byId("form").addEventListener("submit", order);
 }
