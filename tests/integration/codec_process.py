@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from float64 import compute_in_float64
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -43,8 +44,7 @@ class WatchedStep(CodecStep):
 
 
 def main(path: str, folder: str, overrides: list[str]) -> None:
-    # oneDNN's convolutions of two clips round otherwise than those of four, PyTorch's own do not.
-    torch.backends.mkldnn.enabled = False
+    compute_in_float64()
     recipe = load_recipe(path, overrides)
     codec_train.CodecStep = WatchedStep  # type: ignore[misc]
     section = recipe.section("codec_training", CodecTrainingConfig)
