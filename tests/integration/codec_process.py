@@ -6,7 +6,6 @@ weights and all gradients of every step; and proves that processes that differ a
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from training.codec import train as codec_train
 from training.codec.config import CodecTrainingConfig
 from training.codec.state import CodecState, check_alike
 from training.codec.step import CodecStep
-from training.distributed import World, sum_over_processes
+from training.distributed import World, leave
 
 held: dict[str, torch.Tensor] = {}
 states: list[tuple[CodecState, World]] = []
@@ -59,9 +58,7 @@ def main(path: str, folder: str, overrides: list[str]) -> None:
         print("alike", flush=True)
     except AttuneError as error:
         print(error, flush=True)
-    sum_over_processes(torch.zeros(1), world)  # nobody leaves while another is still at work
-    # gloo's threads now and then abort a process that takes itself down in good order.
-    os._exit(0)
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One undisturbed run of the pipeline, for other runs to be compared with."""
+"""One undisturbed run of the pipeline, and a tiny world for training, for those below."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pipeline_process import run_to_end
+from tiny_lm import make_world
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +19,11 @@ def calm_run(recipe_text: Callable[..., str], tmp_path_factory: pytest.TempPathF
     printed = run_to_end("run", "--config", str(recipe), script=["pipeline_in_turn.py"])
     assert "30 clips in 8 shards" in printed and "ray: none" in printed
     return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny world (`make_world`) that a module's training runs share."""
+    root = tmp_path_factory.mktemp("tiny")
+    make_world(root)
+    return root

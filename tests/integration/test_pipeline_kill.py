@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pipeline_process import kill_tree, marked_processes, rest, run_to_end, start_pipeline
+from pipeline_process import content, kill_tree, marked_processes, rest, run_to_end, start_pipeline
 
 from common.storage import open_store
 from pipeline.inspect.verify import verify_shards
@@ -38,10 +38,6 @@ def kill_when(recipe: Path, condition: Callable[[], bool], *script: str) -> None
     while (alive := marked_processes(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not alive, "processes of Ray outlived the driver"
-
-
-def content(data: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(data)): p.read_bytes() for p in data.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.heavy)])

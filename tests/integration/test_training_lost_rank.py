@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from pipeline_process import finish
-from tiny_lm import make_world
 from training_process import (
     assert_same_checkpoint,
     command,
@@ -26,13 +25,6 @@ from training_process import (
 
 STEPS = 300
 OVERRIDES = (f"lm.steps={STEPS}", "lm.checkpoint_every=50")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    make_world(root)
-    return root
 
 
 @pytest.mark.heavy

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from pipeline_process import finish
-from tiny_lm import make_world
 from training_process import (
     assert_same_checkpoint,
     command,
@@ -28,13 +27,6 @@ from training.train import train
 STEPS = 40
 OVERRIDES = (f"lm.steps={STEPS}", "lm.checkpoint_every=1000", "lm.optim.lr=1e-3")
 HANDLED = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    make_world(root)
-    return root
 
 
 def _saved(run: Path) -> int:

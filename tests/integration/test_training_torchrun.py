@@ -18,7 +18,6 @@ import pytest
 import torch
 from pipeline_process import finish
 from safetensors.torch import load_file
-from tiny_lm import make_world
 from training_process import run_program, run_to_end, started, under_torchrun
 
 from common.config import load_recipe
@@ -27,13 +26,6 @@ from training.run.log import read_log
 from training.train import train
 
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    make_world(root)
-    return root
 
 
 def _train(root: Path, processes: int, run: str, *overrides: str) -> list[dict]:
