@@ -9,7 +9,6 @@ and grows with the steps as weights drift apart.  After 12 steps 1e-4 leaves roo
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 import torch
 from pipeline_process import finish
 from safetensors.torch import load_file
-from training_process import run_program, run_to_end, started, under_torchrun
+from training_process import free_port, run_program, run_to_end, started, under_torchrun
 
 from common.config import load_recipe
 from training import distributed
@@ -74,13 +73,10 @@ def test_two_launchers_as_of_two_nodes_follow_one_process(root: Path, sharding: 
     """The command that `make` starts on every node: here both are this machine."""
     heavy = ["lm.rr.weight=30", "lm.cfg.dropout=0.5", "lm.checkpoint_every=6"]
     one = _train(root, 1, f"alone-{sharding}", *heavy)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     asked = [f"lm.run=nodes-{sharding}", f"lm.sharding={sharding}", *heavy]
     line = subprocess.run(
         ["make", "-s", "-n", "READY=", "train-sfx", f"CONFIG={root}/recipe.yaml", "NNODES=2",
-         "NPROC=2", f"RDZV=127.0.0.1:{port}", f"ARGS={' '.join(asked)}"],
+         "NPROC=2", f"RDZV=127.0.0.1:{free_port()}", f"ARGS={' '.join(asked)}"],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert line[0].endswith("torchrun")
