@@ -1,6 +1,8 @@
 """Writes the gradients of one step without text, whole, from however many processes this runs on.
 
-python gradient_process.py RECIPE OUT [OVERRIDE ...]
+python gradient_process.py RECIPE FOLDER OVERRIDES...
+
+OVERRIDES are several with commas between; for each there is a step, and FOLDER/NUMBER.safetensors.
 """
 
 from __future__ import annotations
@@ -40,14 +42,16 @@ def prepare(
     return config, world, model, loader, TrainingStep(model, config, model.arch, world, 0)
 
 
-def main(path: str, out: str, overrides: list[str]) -> None:
-    _, world, model, loader, step = prepare(path, overrides)
-    row = step(loader.batch(0), 0).row(world)
-    fill_missing_gradients(model)
-    gradients = {name: full(p.grad).contiguous() for name, p in model.named_parameters()}
-    if world.is_first:
-        keys = {"loss", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm", "contrastive"}
-        save_file(gradients | {key: torch.tensor(row[key]) for key in keys & row.keys()}, out)
+def main(path: str, folder: str, steps: list[str]) -> None:
+    for number, overrides in enumerate(steps):
+        _, world, model, loader, step = prepare(path, overrides.split(","))
+        row = step(loader.batch(0), 0).row(world)
+        fill_missing_gradients(model)
+        gradients = {name: full(p.grad).contiguous() for name, p in model.named_parameters()}
+        if world.is_first:
+            keys = {"loss", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm", "contrastive"}
+            found = {key: torch.tensor(row[key]) for key in keys & row.keys()}
+            save_file(gradients | found, f"{folder}/{number}.safetensors")
     leave(0)
 
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,24 @@ import torch
 from torch import Tensor
 
 from common.config import load_recipe
-from common.shards import ShardDataset
 from training.config import LMConfig
-from training.data import Batch, ClipOrder, Loader, dropped_text
+from training.data import Batch, dropped_text
 from training.distributed import World, parallelize
 from training.lm.model import Architecture, LanguageModel
 from training.preflight import forward_again, memory
 from training.run.log import read_log
 from training.step import TrainingStep
-from training.train import architecture, train
+from training.train import train
 
 ONE = World(0, 1, torch.device("cpu"))
 KEYS = ("loss", "loss_per_stream", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm")
 
 
 @pytest.fixture(scope="module")
-def world(tiny_root: Path) -> tuple[LanguageModel, Batch]:
-    recipe = load_recipe(tiny_root / "recipe.yaml")
-    dataset = ShardDataset.open(recipe.data_dir)
-    model = LanguageModel(architecture(recipe.section("lm", LMConfig), dataset.summary))
-    model.initialize(1)
-    order = ClipOrder(dataset, "train", 0)
-    loader = Loader(dataset, order, segment_s=0.4, seed=0, batch_size=7)
-    return model, loader.batch(0)
+def world(
+    model_and_batch: Callable[[int], tuple[LanguageModel, Batch]],
+) -> tuple[LanguageModel, Batch]:
+    return model_and_batch(7)
 
 
 def _step(
