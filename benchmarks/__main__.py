@@ -123,10 +123,10 @@ def bench_lm() -> Result:
             ("  ours in bf16 / theirs in fp32", ratios["bf16 to their fp32"], "at most 0.33"),
         ]
         for side in ("ours", "theirs"):
-            told = ", ".join(f"{shares[f'{side} {p}']:.2f}" for p in lm.PRECISIONS)
-            rows.append((f"  share of the matmul peak, {side}: fp32, medium, bf16", told, "-"))
-        told = f"{loss['first']:.2f} -> {loss['last']:.2f}"
-        rows.append((f"  loss over {lm.COMPARED} steps", told, "-"))
+            text = ", ".join(f"{shares[f'{side} {p}']:.2f}" for p in lm.PRECISIONS)
+            rows.append((f"  share of the matmul peak, {side}: fp32, medium, bf16", text, "-"))
+        text = f"{loss['first']:.2f} -> {loss['last']:.2f}"
+        rows.append((f"  loss over {lm.COMPARED} steps", text, "-"))
         for key, bound in (("fp32", "1e-4"), ("medium", "1e-4"), ("bf16 to their fp32", "2e-2")):
             apart = f"{loss[f'apart {key}']:.1e}"
             rows.append((f"    largest difference, {key}", apart, f"at most {bound}"))
@@ -147,7 +147,7 @@ def bench_sampling() -> Result:
     import torch
 
     from benchmarks import sampling
-    from training.sampling.packed import default_kind
+    from training.sampling.packed import default_kind, processor_of
 
     threads = os.cpu_count() or 1
     found: dict[str, Any] = {}
@@ -161,15 +161,15 @@ def bench_sampling() -> Result:
                 (f"sampling, {size}, batch {clips}, fp32 / Hugging Face's", ratio["fp32"], aim)
             )
             for kind in ("bf16", "int8"):
-                default = kind == default_kind(torch.device("cpu"), clips)
+                default = kind == default_kind(processor_of(torch.device("cpu")), clips)
                 wanted = "at most 0.28" if default and (size, clips) == ("60M", 1) else "-"
                 name = f"  ours in {kind}{', the default' if default else ''}"
                 rows.append((name, ratio[kind], wanted))
-            told = ", ".join(f"{value:.0f}" for value in speed.values())
-            rows.append((f"  frames/s: {', '.join(speed)}", told, "-"))
+            text = ", ".join(f"{value:.0f}" for value in speed.values())
+            rows.append((f"  frames/s: {', '.join(speed)}", text, "-"))
     costs = found["ms_per_step_at_frame"] = sampling.step_costs("60M", threads)
-    told = ", ".join(f"{at}: {ms:.1f}" for at, ms in costs.items())
-    rows.append(("ms per step of 60M, fp32, batch 1, at frame", told, "flat but for attention"))
+    text = ", ".join(f"{at}: {ms:.1f}" for at, ms in costs.items())
+    rows.append(("ms per step of 60M, fp32, batch 1, at frame", text, "flat but for attention"))
     return found, rows
 
 
@@ -184,8 +184,8 @@ def bench_lm_gpu() -> Result:
     found = lm_gpu.run()
     rows: list[tuple[str, object, str]] = []
     for name, one in found["variants"].items():
-        told = one.get("error") or f"{one['mfu']:.1%}"
-        rows.append((f"300M on {found['device']}, {name}: MFU", told, "at least 50%"))
+        text = one.get("error") or f"{one['mfu']:.1%}"
+        rows.append((f"300M on {found['device']}, {name}: MFU", text, "at least 50%"))
     rows += [
         ("  tokens/s of the best / Hugging Face's", found["tokens_per_s_to_hugging_face"], "-"),
         ("  waiting for data", f"{found['loader_wait']:.2%}", "below 2%"),
@@ -223,8 +223,8 @@ def bench(
     rows: list[tuple[str, object, str]] = []
     for name in names or BENCHMARKS:
         print(f"{name} ...", flush=True)
-        results[name], told = BENCHMARKS[name]()
-        rows += told
+        results[name], lines = BENCHMARKS[name]()
+        rows += lines
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=2) + "\n")
     print(f"\n{results['date']}, {machine}")

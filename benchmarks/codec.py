@@ -4,8 +4,8 @@
 
 Waveform to codes by `common.codec`, by transformers' `EncodecModel` and, where it is installed
 (extra `bench`), by `encodec`, all with the same random weights, taking turns.  The same encoder in
-bfloat16 takes turns as well; the share of codes that it changes is told for these weights and, as
-random weights say little about that, for the shipped codec on the embedded corpus.
+bfloat16 takes turns as well.  The share of codes that it changes is reported for these weights and,
+as random weights say little about that, for the shipped codec on the embedded corpus.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ average of the weights, which theirs has not either).
 
 Seconds are those of the wall, or with one thread those of the processor, which hold on a machine
 that is busy with other work.  The machine's matmul peak is measured between the turns.  What the
-loader gives and what a checkpoint costs is told in units of these steps (`benchmarks/lm_io.py`).
+loader gives and what a checkpoint costs is reported in units of these steps (`lm_io.py`).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ import torch
 from benchmarks.lm import CLIPS, TEXT_DIM, TOKENS, Step, batch, our_step, their_step
 from benchmarks.lm_io import write_shards
 from benchmarks.musicgen import Musicgen
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.shards import ShardDataset
 from training.config import SIZES, LMConfig
 from training.data import Batch, ClipOrder, Loader
@@ -83,7 +83,10 @@ def run(
         try:
             fits = clips or _largest(_ours(arch, where, backend, False), arch, frames, where)
         except Exception as error:
-            found[f"ours, {backend}"] = {"clips": clips, "error": _one_line(error)}
+            found[f"ours, {backend}"] = {
+                "clips": clips,
+                "error": one_line(f"{type(error).__name__}: {error}", 120),
+            }
             continue
         for compiled in (False, True):
             title = f"ours, {backend}" + (", compiled" if compiled else "")
@@ -236,8 +239,8 @@ def _measure(
         }
     except torch.OutOfMemoryError:
         return {"clips": clips, "error": f"{clips} clips do not fit"}
-    except Exception as error:  # a kernel that cannot be had costs its variant alone
-        return {"clips": clips, "error": _one_line(error)}
+    except Exception as error:  # a kernel that cannot be had costs only its variant
+        return {"clips": clips, "error": one_line(f"{type(error).__name__}: {error}", 120)}
     finally:
         step = batches = None  # type: ignore[assignment]
         _tidy(device)
@@ -274,10 +277,6 @@ def _loader_wait(
         del step
         _tidy(device)
         return share
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def _wait(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.plan [--rows 2000000] [--segments FILE --class-labels FILE]
 
-Time is told as a multiple of what `csv.reader` alone takes over the same file, in the same run;
+Time is reported as a multiple of what `csv.reader` alone takes over the same file, in the same run;
 memory as the peak of all processes together.  Without `--segments` the list is generated after the
 statistics of AudioSet's balanced list (see `write_segments`).
 """

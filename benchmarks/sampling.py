@@ -8,8 +8,8 @@ process, taking turns; the best round counts.  Theirs is `MusicgenForConditional
 as it comes (fp32), without the codec, and with one small layer for a text encoder.  Ours is what
 `training.sampling.sampler` runs, with its weights as fp32, bf16 and int8.
 
-How many codes smaller weights change is told of a trained model: each step's choice, with the same
-draw after the same codes, against the choice with fp32 weights.
+How many codes smaller weights change is reported for a trained model: each step's choice, with the
+same draw after the same codes, against the choice with fp32 weights.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def agreement(
     frames: int,
     sampling: SamplingConfig = SAMPLING,
 ) -> dict[str, dict[str, float]]:
-    """Share of codes that stay the same, by kind of weights: sampled, and the likeliest alone."""
+    """Share of codes that stay the same, by kind of weights: sampled, and the likeliest only."""
     arch: Architecture = model.arch
     steps = delayed_steps(frames, arch.n_codebooks)
     keys = list(range(len(states)))
@@ -172,8 +172,8 @@ def agreement(
         decoder = Decoder(DecodingWeights(model, kind), states, steps, guided=True)
         column = torch.full_like(grid[:, :, 0], arch.special)
         for step in range(steps):
-            told, untold = decoder.step(column).chunk(2)
-            logits = torch.lerp(untold, told, sampling.cfg)
+            conditional, unconditional = decoder.step(column).chunk(2)
+            logits = torch.lerp(unconditional, conditional, sampling.cfg)
             drawn = choose(logits, draws[:, step], sampling.top_k, sampling.temperature)
             chosen.setdefault(f"{kind} sampled", []).append(drawn)
             chosen.setdefault(f"{kind} likeliest", []).append(logits.argmax(-1))
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=("tiny", "60M"), default=["tiny", "60M"])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--config", help="tell how smaller weights change a trained run's codes")
+    parser.add_argument("--config", help="count how smaller weights change a trained run's codes")
     parser.add_argument("--run", default="", help="of that recipe (default: lm.run)")
     options = parser.parse_args()
     if options.config:

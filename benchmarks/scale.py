@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,14 +176,17 @@ def _run(recipe_file: Path) -> dict[str, Any]:
 
     StandInWorker.__name__ = "EncodeWorker"  # how its process is called
     embedded = 0
-    update = module.EmbedProgress.update
+    embed_chunks = module.embed_chunks
 
-    def count(self: Any, done: int, total: int | None = None) -> None:
-        nonlocal embedded
-        embedded = done
-        update(self, done, total)
+    def count(*args: Any, on_progress: Callable[[int], None], **settings: Any) -> None:
+        def note(done: int) -> None:
+            nonlocal embedded
+            embedded = done
+            on_progress(done)
 
-    module.EmbedProgress.update = count  # type: ignore[method-assign]
+        embed_chunks(*args, on_progress=note, **settings)
+
+    module.embed_chunks = count
     module.EncodeWorker = StandInWorker  # type: ignore[misc]
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     recipe = load_recipe(recipe_file)

@@ -66,9 +66,9 @@ def run(
     from common.config import load_recipe
     from common.storage import open_store
     from pipeline.config import PipelineConfig
-    from pipeline.datadir.frozen_plan import ensure_plan
     from pipeline.datadir.text_cache import TextCache
     from pipeline.encode.worker import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
+    from pipeline.run import make_plan
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +78,7 @@ def run(
         recipe_file = _write_recipe(folder, audio, files, codec, threads, batch, precision)
         recipe = load_recipe(recipe_file)
         config = recipe.section("pipeline", PipelineConfig)
-        plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, config)
+        plan, _ = make_plan(open_store(recipe.data_dir), recipe, config)
         cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
         for chunk in list(plan.missing_chunks()):
             prompts = plan.prompts_of(chunk.name, chunk.row_groups)
@@ -93,7 +93,6 @@ def run(
                 min_duration_s=config.min_duration_s,
                 max_duration_s=config.max_duration_s,
                 silence_dbfs=config.silence_dbfs,
-                decode_threads=config.decode_threads,
                 batch_clips=batch,
                 precision=config.precision,
                 threads=threads,

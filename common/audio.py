@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 
 Waveform = npt.NDArray[np.float32]
 
+AUDIO_EXTENSIONS = frozenset({
+    ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac",
+    ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpga", ".oga", ".ogg",
+    ".ogv", ".opus", ".ra", ".snd", ".w64", ".wav", ".wave", ".webm", ".wma", ".wv",
+})  # fmt: skip
+"""Endings (lower case) of the files that a search of folders takes for audio: metadata, text and
+pictures may lie beside them."""
+
 _BLOCK_VALUES = 1 << 22
 """Decoded at a time: what a header announces is not allocated before it is there."""
 _MAX_SAMPLES_PER_BYTE = 10_000

@@ -2,8 +2,8 @@
 
 Met with oneDNN on Intel's AMX (PyTorch 2.11): strided convolutions of 8 to 16 channels whose
 kernels are twice their stride give noise, and so do the gradients of LSTMs 1024 wide.  Rounding
-alone is a few parts in a hundred of a network's output or of one weight's gradient; so whoever asks
-for bfloat16 has it tried once, tensor by tensor, and is refused where it is noise.
+only changes a network's output or one weight's gradient by a few percent.  So where bfloat16 is
+asked for it is tried once, tensor by tensor, and refused where it is noise.
 """
 
 from __future__ import annotations

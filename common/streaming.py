@@ -1,9 +1,9 @@
 """A codec's decoder that is fed codes bit by bit and gives the waveform of one whole pass.
 
 EnCodec's decoder is a convolution over frames, an LSTM, and convolutions that widen frames to
-samples.  The LSTM goes on from its state; convolutions see a few frames on either side, so a chunk
-is decoded with its neighbours and waits for those to come.  What comes out differs from a whole
-pass by rounding alone (1e-5 of full scale, tested).
+samples.  The LSTM continues from its state.  Convolutions see a few frames on either side, so a
+chunk is decoded with its neighbours and waits for those to come.  The result differs from a whole
+pass only by rounding (1e-5 of full scale, tested).
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 _PAD_MULTIPLE = 8
+PROMPTS_PER_BATCH = 64
 
 
 class TextEncoder:
@@ -76,8 +77,8 @@ class TextEncoder:
         # Prompts of like length share a batch: less padding, the same result.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         states: list[np.ndarray | None] = [None] * len(tokens)
-        for start in range(0, len(order), self._config.batch_size):
-            chunk = order[start : start + self._config.batch_size]
+        for start in range(0, len(order), PROMPTS_PER_BATCH):
+            chunk = order[start : start + PROMPTS_PER_BATCH]
             for i, state in zip(chunk, self._forward([tokens[i] for i in chunk]), strict=True):
                 states[i] = state
         done = [state for state in states if state is not None]

@@ -32,7 +32,7 @@ app.add_typer(shards_app, name="shards")
 def run(
     config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
-    """Plan, embed, encode and finalize; goes on where it was left.
+    """Plan, embed, encode and finalize; resumes where it was left.
 
     Runs on a Ray of its own, or on the cluster at RAY_ADDRESS.
     """
@@ -89,7 +89,7 @@ def status(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Say where the run stands; works at any time, from its files alone."""
+    """Say where the run stands; works at any time, as it only reads files."""
     from common.shards import open_store_to_read
     from pipeline.inspect.status import read_refused, read_status
 
@@ -117,7 +117,7 @@ def retry(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to retry.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Encode anew the shards with clips that were refused, or that failed on every attempt.
+    """Encode again the shards with clips that were refused, or that failed on every attempt.
 
     For audio that was restored since. Without --reason: refusals of every reason.
     """
@@ -135,7 +135,10 @@ def retry(
             + (f", refused again: {refused}" if refused else "")
         )
         for sample_id in found["lost"]:
-            say(f"sample {sample_id} was accepted before and is refused now; see superseded/")
+            say(
+                f"sample {sample_id} was accepted before and is refused now; "
+                "`python -m pipeline status --refused` says why"
+            )
 
 
 @app.command()
@@ -150,7 +153,8 @@ def gc(
 ) -> None:
     """List what no commit or plan names: orphan tars, unused text chunks, stale poison files.
 
-    A finished run's orphans are removed at any age; what retry replaced stays for --older-than.
+    A finished run's orphans are removed at any age, the tars that retry replaced among them: wait
+    for a training that was started before the retry.
     """
     from common.shards import open_store_to_read
     from pipeline.repair.gc import collect_garbage, parse_age

@@ -16,8 +16,9 @@ from pipeline.text.speech import SpeechPolicy
 from pipeline.text.tags import TagPolicy
 
 Task = Literal["sfx", "music"]
+Device = Literal["auto", "cpu", "cuda"]
 
-EXECUTION_ONLY = frozenset({"workers", "cpus_per_worker", "decode_threads", "attempts", "device"})
+EXECUTION_ONLY = frozenset({"workers", "cpus_per_worker", "device"})
 """Keys that decide how fast shards are made, not what is in them: no part of the plan's hash."""
 
 
@@ -25,16 +26,20 @@ class TextConfig(Section):
     """How catalog text becomes prompts; None takes the task's own default."""
 
     policy: PromptPolicy | None = None
-    """`lemmas` (sfx) or `plain` (music); see `common.prompts`."""
+    """`lemmas` (sfx) or `plain` (music); see `common.prompts`.  For whoever wants sentences as
+    people wrote them in an sfx model, or has text that is not English."""
     tags: TagPolicy = "unique"
-    """How tags become a pseudo-sentence; see `pipeline.text.tags`."""
+    """How tags become a pseudo-sentence; see `pipeline.text.tags`.  For catalogs with an ontology:
+    `specific` leaves out the tags that other tags imply."""
     speech: SpeechPolicy | None = None
     """Which clips are refused for speech: `term` (sfx) or `keep` (music); see
     `pipeline.text.speech`."""
     speech_terms: tuple[str, ...] = ()
-    """Words of your own that count as speech beside the policy's."""
+    """Words of your own that count as speech beside the policy's; for catalogs in which people name
+    it otherwise (a language, a profession)."""
     music_variants: int = Field(default=4, ge=1, le=64)
-    """Prompts drawn per music track from its description, genre, tempo and tags."""
+    """Prompts drawn per music track from its description, genre, tempo and tags; more for few
+    tracks with rich metadata, fewer for many tracks, as each prompt is embedded and stored."""
 
 
 class PipelineConfig(Section):
@@ -44,35 +49,36 @@ class PipelineConfig(Section):
     catalogs: list[AnyCatalog] = Field(min_length=1)
     text: TextConfig = TextConfig()
     overlap: OverlapPolicy = "keep"
-    """Clips that two datasets share: `keep` both or `merge` them; see `pipeline.plan.overlap`."""
+    """Clips that two datasets share: `keep` both or `merge` them; see `pipeline.plan.overlap`.  For
+    recipes that list AudioSet beside AudioCaps, MusicCaps or WavCaps, whose clips are its own."""
     clips_per_shard: int = Field(default=512, ge=1)
     min_duration_s: float = Field(default=0.5, ge=0)
-    """Shorter clips are refused, seconds."""
+    """Shorter clips are refused, seconds; for collections of very short sounds (clicks, hits)."""
     max_duration_s: float = Field(default=7200.0, gt=0)
+    """Longer clips are refused, seconds; for collections with broadcasts or whole days of field
+    recording, which one should cut first."""
     silence_dbfs: float = -80.0
-    """Clips whose peak stays at or below this are refused."""
+    """Clips whose peak stays at or below this are refused; higher for scraped collections, in which
+    silence is seldom digital."""
     max_clipped_share: float = Field(default=1.0, ge=0, le=1)
-    """Clips of which a larger share of the values is at full scale are refused."""
+    """Clips of which a larger share of the values is at full scale are refused; for collections of
+    unknown quality."""
     max_dc_offset: float = Field(default=1.0, ge=0, le=1)
-    """Clips with a larger constant offset, of full scale, are refused."""
+    """Clips with a larger constant offset, of full scale, are refused; for old field recordings."""
     batch_clips: int = Field(default=1, ge=1)
-    """Clips of one length that the codec encodes together: faster; by rounding, fewer than 0.1% of
-    the codes differ from those of a clip by itself."""
+    """Clips of one length that the codec encodes together; for GPUs and datasets of equally long
+    clips.  Faster; by rounding, fewer than 0.1% of the codes differ from those of a single clip."""
     precision: Precision = "float32"
-    """Of the codec's encoder: `bfloat16` takes about half the time, a few percent of the codes
-    differ, and some processors' is wrong and refused; see `common.codec`."""
-    prompts_per_chunk: int = Field(default=1024, ge=1)
-    """Unit of the text cache: prompts embedded and stored together."""
+    """Of the codec's encoder.  For large datasets: `bfloat16` takes half the time, a few percent
+    of the codes differ, and some processors' is wrong and refused; see `common.codec`."""
 
     workers: int = Field(default=0, ge=0)
-    """Codec actors; 0 takes as many as the machine or cluster has room for."""
+    """Codec actors; 0 takes as many as the machine or cluster has room for.  For machines that are
+    shared with others."""
     cpus_per_worker: int = Field(default=2, ge=1)
-    decode_threads: int = Field(default=2, ge=1)
-    """Files decoded beside the codec, per worker."""
-    attempts: int = Field(default=3, ge=1)
-    """Tries of one shard before it is parked as poison."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where codec and text encoder run; `auto` takes a GPU per worker where Ray has one."""
+    device: Device = "auto"
+    """Where codec and text encoder run; `auto` takes a GPU per worker where Ray has one.  `cpu` for
+    machines whose GPUs train meanwhile, `cuda` for whoever would rather stop than wait for CPUs."""
 
     @field_validator("catalogs")
     @classmethod

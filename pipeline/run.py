@@ -1,8 +1,8 @@
-"""`pipeline run`: plan, embed, encode, finalize; each step goes on where it was left.
+"""`pipeline run`: plan, embed, encode, finalize; each step resumes where it was left.
 
 The driver holds no audio and no codes: it hands plan rows to codec actors and waits for their
-accounts.  Which clip goes into which shard is the plan's business alone, so restarts, retries and
-the number of workers change nothing in the result.
+accounts.  Only the plan decides which clip goes into which shard, so restarts, retries and the
+number of workers change nothing in the result.
 """
 
 from __future__ import annotations
@@ -10,39 +10,35 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from common.cluster import check_address
-from common.config import Recipe
+from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError
+from common.shards import open_store_to_read
 from common.storage import Store, open_store
 from common.uris import remote_uri
-from pipeline.config import PipelineConfig
-from pipeline.datadir.commit import (
-    committed_shards,
-)
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
+from pipeline.catalogs import CatalogEntry
+from pipeline.config import Device, PipelineConfig
+from pipeline.datadir.commit import committed_shards
+from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan, load_plan, plan_inputs
+from pipeline.datadir.results import remove_results
 from pipeline.encode.dispatch import Dispatch, Task
 from pipeline.encode.embed import embed_chunks
 from pipeline.encode.finalize import finalize
 from pipeline.encode.resources import Resources, share_out
 from pipeline.encode.worker import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
 from pipeline.inspect.status import finished_summary
-from pipeline.plan.mapping import map_on_ray
-from pipeline.progress import EmbedProgress, EncodeProgress
-from pipeline.repair.retry import (
-    Retry,
-    begin_retry,
-    choose_shards,
-    drop_derived,
-    open_plan,
-    outcome,
-    resume_retry,
-)
+from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
+from pipeline.plan.mapping import map_here, map_on_ray
+from pipeline.progress import EncodeProgress, Progress
+from pipeline.repair.retry import Retry, choose_shards, outcome, unmake_shards
 
+ATTEMPTS = 3
+"""Tries of one shard before it is parked as poison, and of embedding."""
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """For workers: what one thread freed another may have; else each keeps what it ever needed."""
 _OBJECT_STORE_BYTES = 200 * 2**20
@@ -72,7 +68,6 @@ def run_pipeline(
         f"{plan.n_shards} shards, {plan.info['n_refused']} rows refused, "
         f"{plan.info['n_unique_prompts']} unique prompts"
     )
-    resume_retry(plan, say)
     summary = finished_summary(plan)
     if summary is not None:
         say("every shard is committed and the manifest is written: nothing to do")
@@ -80,23 +75,24 @@ def run_pipeline(
     committed = committed_shards(store) & set(range(plan.n_shards))
     if pending := plan.n_shards - len(committed):
         if store.exists("summary.json"):  # of commits that were deleted since
-            drop_derived(store)
+            remove_results(store)
         say(f"encoding {pending} shards ({len(committed)} are committed already)")
         with ray_session(store) as ray_name:
-            resources = plan_resources(config, say)
+            resources = plan_resources(config.workers, config.cpus_per_worker, config.device, say)
             say(
                 f"ray: {ray_name}; {resources.workers} workers of {resources.cpus} CPUs and "
                 f"{resources.gpus:g} GPUs"
             )
-            embed(plan, recipe, resources, config.attempts)
-            poison = encode(plan, recipe, config, resources, committed)
+            embed(plan, recipe.text_encoder, resources)
+            settings = encode_settings(plan, recipe, config, resources)
+            poison = encode(plan, settings, resources, committed)
         if poison:
             named = ", ".join(f"{shard:06d} ({error})" for shard, error in sorted(poison.items()))
             raise AttuneError(
-                f"{len(poison)} of {plan.n_shards} shards failed {config.attempts} times and are "
+                f"{len(poison)} of {plan.n_shards} shards failed {ATTEMPTS} times and are "
                 f"parked: {named}; the others are committed, run again to retry these"
             )
-    summary = finalize(plan, recipe)
+    summary = finalize(plan, recipe.name, recipe.codec.path)
     say(
         f"done: {summary['n_samples']} clips, {summary['hours']:.2f} h in {summary['n_shards']} "
         f"shards; {summary['n_rejected']} refused"
@@ -108,10 +104,26 @@ def run_pipeline(
 def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[FrozenPlan, bool]:
     """The frozen plan of a recipe, as `ensure_plan`: worked out on the cluster at `RAY_ADDRESS`,
     else in this process."""
-    if os.environ.get("RAY_ADDRESS"):
-        with ray_session(store):
-            return ensure_plan(store, recipe, config, map_on_ray)
-    return ensure_plan(store, recipe, config)
+
+    def build() -> PlanTables:
+        on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+        with ray_session(store) if on_cluster else nullcontext():
+            return build_plan(
+                config.catalogs,
+                rules=config.text_rules(recipe.seed),
+                clips_per_shard=config.clips_per_shard,
+                seed=recipe.seed,
+                overlap=config.overlap,
+                mapper=map_on_ray if on_cluster else map_here,
+            )
+
+    return ensure_plan(
+        store,
+        plan_inputs(recipe, config),
+        build,
+        clips_per_shard=config.clips_per_shard,
+        prompt_policy=config.prompt_policy,
+    )
 
 
 def on_nodes(path: str) -> str:
@@ -121,56 +133,56 @@ def on_nodes(path: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else path
 
 
-def embed(plan: FrozenPlan, recipe: Recipe, resources: Resources, attempts: int) -> None:
+def embed(plan: FrozenPlan, encoder: TextEncoderConfig, resources: Resources) -> None:
     """Embed the prompts that the text cache lacks."""
     missing = sum(chunk.prompts for chunk in plan.missing_chunks())
     if not missing:
         return
-    with EmbedProgress(missing) as progress:
+    with Progress("embed", missing, "prompts") as progress:
         embed_chunks(
             plan,
-            recipe.text_encoder.model_copy(update={"path": on_nodes(recipe.text_encoder.path)}),
+            encoder.model_copy(update={"path": on_nodes(encoder.path)}),
             workers=resources.workers,
             cpus=resources.cpus,
             gpus=resources.gpus,
-            attempts=attempts,
+            attempts=ATTEMPTS,
             on_progress=progress.update,
         )
 
 
-def encode(
-    plan: FrozenPlan,
-    recipe: Recipe,
-    config: PipelineConfig,
-    resources: Resources,
-    committed: set[int],
-) -> dict[int, str]:
-    """Encode every shard without a commit.
-
-    Returns:
-        The poison shards: those that failed `config.attempts` times, with their last error.
-    """
-    import ray
-
-    inputs = plan.info["inputs"]
-    settings = EncodeSettings(
+def encode_settings(
+    plan: FrozenPlan, recipe: Recipe, config: PipelineConfig, resources: Resources
+) -> EncodeSettings:
+    """What the workers of a run need to know."""
+    return EncodeSettings(
         data_dir=plan.store.uri,
         plan_hash=plan.plan_hash,
         codec=on_nodes(recipe.codec.path),
-        codec_id=inputs["codec_id"],
-        text_encoder_id=inputs["text_encoder_id"],
+        codec_id=plan.info["inputs"]["codec_id"],
+        text_encoder_id=plan.info["inputs"]["text_encoder_id"],
         min_duration_s=config.min_duration_s,
         max_duration_s=config.max_duration_s,
         silence_dbfs=config.silence_dbfs,
-        decode_threads=config.decode_threads,
         batch_clips=config.batch_clips,
         threads=resources.cpus,
         device="cuda" if resources.gpus else "cpu",
         precision=config.precision,
         max_clipped_share=config.max_clipped_share,
         max_dc_offset=config.max_dc_offset,
-        audio_folders=plan.audio_folders(audio_roots(config)),
+        audio_folders=plan.audio_folders(audio_roots(config.catalogs)),
     )
+
+
+def encode(
+    plan: FrozenPlan, settings: EncodeSettings, resources: Resources, committed: set[int]
+) -> dict[int, str]:
+    """Encode every shard without a commit.
+
+    Returns:
+        The poison shards: those that failed `ATTEMPTS` times, with their last error.
+    """
+    import ray
+
     remote: Any = ray.remote  # typed without max_concurrency
     actor_class = remote(
         num_cpus=resources.cpus,
@@ -184,30 +196,31 @@ def encode(
         dispatch = Dispatch(
             lambda: actor_class.remote(settings),
             plan.store,
-            config.attempts,
+            ATTEMPTS,
             on_done=lambda done: progress.add(done["clips"], done["refused"], done["seconds"]),
             on_tick=progress.show,
         )
         return dispatch.run(tasks, min(resources.workers, plan.n_shards - len(committed)))
 
 
-def audio_roots(config: PipelineConfig) -> list[str]:
+def audio_roots(catalogs: Sequence[CatalogEntry]) -> list[str]:
     """The folders on a disk that the catalogs have their audio below, as the plan writes them."""
-    named = (
-        getattr(catalog, name, None) for catalog in config.catalogs for name in ("audio", "root")
-    )
+    named = (getattr(catalog, name, None) for catalog in catalogs for name in ("audio", "root"))
     folders = [str(path.absolute()) for path in named if path and remote_uri(path) is None]
     return [*folders, *map(os.path.normpath, folders)]
 
 
-def plan_resources(config: PipelineConfig, say: Callable[[str], None]) -> Resources:
+def plan_resources(
+    workers: int, cpus_per_worker: int, device: Device, say: Callable[[str], None]
+) -> Resources:
     """Share out what the running Ray has; says so when it is less than was asked for."""
     import ray
 
-    resources = share_out([node["Resources"] for node in ray.nodes() if node["Alive"]], config)
-    if config.workers > resources.workers:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = share_out(nodes, workers, cpus_per_worker, device)
+    if workers > resources.workers:
         say(
-            f"pipeline.workers is {config.workers}, Ray has room for {resources.workers} of "
+            f"pipeline.workers is {workers}, Ray has room for {resources.workers} of "
             f"{resources.cpus} CPUs: taking {resources.workers}"
         )
     return resources
@@ -267,7 +280,7 @@ def retry_pipeline(
     dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Make anew what was refused or failed, and bring `data_dir` to its finished state again.
+    """Encode again what was refused or failed, and bring `data_dir` back to its finished state.
 
     Args:
         reasons: of the refusals to try again; none means every reason.
@@ -277,21 +290,29 @@ def retry_pipeline(
         What was chosen (`Retry.as_dict`); after a run also what came of it (`outcome`).
 
     Raises:
-        AttuneError: as `open_plan`, `choose_shards` and `run_pipeline`.
+        AttuneError: `data_dir` holds no plan or another recipe's; and as `choose_shards` and
+            `run_pipeline`.
     """
-
-    plan = open_plan(recipe, config)
-    if not dry_run:
-        resume_retry(plan, say)
+    store = open_store_to_read(recipe.data_dir)
+    plan = load_plan(store)
+    if plan is None:
+        raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
+    inputs = plan_inputs(recipe, config)
+    if hash_inputs(inputs) != plan.plan_hash:
+        differing = differing_inputs(plan.info["inputs"], inputs)
+        raise AttuneError(
+            f"{store.uri} holds plan {plan.plan_hash}, this recipe makes plan "
+            f"{hash_inputs(inputs)}; differs: {'; '.join(differing[:6])}. Restore what differs"
+        )
     retry = choose_shards(plan, reasons)
     _tell(retry, say)
     if dry_run:
         return retry.as_dict()
-    begin_retry(plan, retry)
-    if retry.shards or retry.poison or finished_summary(plan) is None:
+    unmake_shards(plan, retry.shards)
+    if finished_summary(plan) is None:
         run_pipeline(recipe, config, say)
     for shard in retry.poison:  # committed by now, or the run would have ended with an error
-        plan.store.delete(f"poison/{shard:06d}.json")
+        store.delete(f"poison/{shard:06d}.json")
     return retry.as_dict() | outcome(plan, retry)
 
 

@@ -1,11 +1,11 @@
 """Batches from shards, in an order that nothing but the seed decides.
 
 Position p of a run (p = step x global batch + place in the batch) lies in epoch p // N at index
-p % N.  What comes there is a function of (seed, epoch) alone, and which prompt and which crop are
+p % N.  What comes there is a function of (seed, epoch) only, and which prompt and which crop are
 functions of (seed, epoch, sample, how often the sample came before in the epoch).  So the state of
-the loader is one number, worker luck plays no part, and a run may go on with another number of
-processes.  Batches run on across the end of an
-epoch: every clip comes once per epoch, and every process makes the same number of steps.
+the loader is one number, nothing depends on which thread is faster, and a run may resume with
+another number of processes.  Batches continue across the end of an epoch: every clip comes once per
+epoch, and every process makes the same number of steps.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Batch:
     replaced: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; pinned ones are copied while the CPU goes on."""
+        """The same batch on a device; pinned ones are copied while the CPU continues."""
         if device.type == "cpu":
             return self
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -332,7 +332,7 @@ def dropped_text(
 ) -> NDArray[np.bool_]:
     """Which clips of a global batch train without text: bool `[batch_size]`.
 
-    A function of (seed, step), so that all processes agree and a resumed run goes on alike.
+    A function of (seed, step), so that all processes agree and a resumed run repeats them.
     """
     rng = _rng(seed, "cfg", step)
     if granularity == "batch":

@@ -13,7 +13,7 @@ from pydantic import Field
 from pipeline.catalogs.audiocaps import AudioCaps
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
-from pipeline.catalogs.base import Catalog
+from pipeline.catalogs.base import Catalog, CatalogEntry
 from pipeline.catalogs.bbc import Bbc
 from pipeline.catalogs.clotho import Clotho
 from pipeline.catalogs.esc50 import Esc50
@@ -24,7 +24,7 @@ from pipeline.catalogs.musiccaps import MusicCaps
 from pipeline.catalogs.vggsound import VggSound
 from pipeline.catalogs.wavcaps import WavCaps
 
-CATALOGS: tuple[type[Catalog], ...] = (
+CATALOGS: tuple[type[CatalogEntry], ...] = (
     AudioSet, AudioCaps, Clotho, VggSound, Fsd50k, Bbc, FreeToUse, WavCaps, Esc50, Music, MusicCaps,
     AudioFolder,
 )  # fmt: skip
@@ -46,4 +46,4 @@ AnyCatalog = Annotated[
 ]
 """A catalog entry of a recipe, told apart by its `dataset` key."""
 
-__all__ = ["CATALOGS", "AnyCatalog", "Catalog"]
+__all__ = ["CATALOGS", "AnyCatalog", "Catalog", "CatalogEntry"]

@@ -13,15 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
 from common.storage import open_store
-
-AUDIO_EXTENSIONS = frozenset({
-    ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac",
-    ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpga", ".oga", ".ogg",
-    ".ogv", ".opus", ".ra", ".snd", ".w64", ".wav", ".wave", ".webm", ".wma", ".wv",
-})  # fmt: skip
-"""What `AudioRoot.by_stem` takes for audio; metadata, text and pictures may lie beside it."""
 
 
 @dataclass(frozen=True)

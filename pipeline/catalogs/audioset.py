@@ -2,14 +2,14 @@
 
 Audio lies in one folder as `YTID.ext`, `Y<YTID>.ext` or `YTID_START.ext` (START in whole seconds or
 milliseconds), each file holding the segment alone.  The lists have up to two million rows: lines in
-the form that Google wrote go through Arrow as columns, every other line through `csv` on its own.
+the form that Google wrote are cut by Arrow, all others by the csv module, to the same columns.
 """
 
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -19,15 +19,9 @@ import pyarrow.compute as pc
 from pydantic import model_validator
 
 from common.errors import AttuneError
-from common.schema import Record, sample_digests
-from pipeline.catalogs.as_rows import place, tables
-from pipeline.catalogs.base import (
-    CatalogPath,
-    Outcome,
-    Refusal,
-    Split,
-    locate_stem,
-)
+from common.schema import sample_digests
+from pipeline.catalogs.as_rows import place, split_source
+from pipeline.catalogs.base import CatalogPath, Split
 from pipeline.catalogs.columnar import (
     WHOLE,
     ColumnarCatalog,
@@ -38,13 +32,19 @@ from pipeline.catalogs.columnar import (
 )
 from pipeline.catalogs.ontology import Ancestors, ancestor_names, read_class_labels, read_ontology
 from pipeline.catalogs.tables import Row, check_file, read_csv
-from pipeline.rows import ROWS, constant, is_in, no_values, plain
+from pipeline.rows import ROWS, constant, is_in, no_values, plain, refuse_where
 
 _HEADER = ("ytid", "start_seconds", "end_seconds", "positive_labels")
 _LINE = (
     r'^(?P<ytid>[^,"\s#][^,"\s]*), *(?P<start>[0-9]+(?:\.[0-9]+)?), *'
     r'(?P<end>[0-9]+(?:\.[0-9]+)?), *"(?P<labels>[^,"\s]+(?:,[^,"\s]+)*)"\r?$'
 )
+_FIELDS = pa.schema(
+    [*((name, pa.string()) for name in _HEADER), ("line", pa.int32()), ("error", pa.string())]
+)
+"""A row as text; `error` says what is wrong with its line as a whole."""
+_LONGEST_S = 1e9
+"""Times past it are no times: in milliseconds they are integers of 64 bits."""
 _SPREADSHEET = "the file was saved by a spreadsheet; take the original list"
 
 
@@ -56,7 +56,7 @@ class AudioSet(ColumnarCatalog):
     class_labels: CatalogPath | None = None
     """class_labels_indices.csv; not needed beside `ontology`."""
     ontology: CatalogPath | None = None
-    """ontology.json: names, and who descends from whom (for `text.tags: specific`)."""
+    """ontology.json: names, and who descends from whom; for recipes with `text.tags: specific`."""
     audio: CatalogPath | None = None
     split: Split = "train"
 
@@ -84,145 +84,89 @@ class AudioSet(ColumnarCatalog):
     def ancestors(self) -> Ancestors | None:
         return ancestor_names(read_ontology(self.ontology)) if self.ontology else None
 
-    def read(self) -> Iterator[Outcome]:
-        """Row by row, as the other catalogs: the reference for what the columns hold."""
-        root = self.open_audio(self.audio)
-        for outcome in self._rows():
-            if isinstance(outcome, Record):
-                youtube_id, _, start = outcome.clip.removeprefix("youtube:").partition("@")
-                outcome = locate_stem(outcome, root, *_stems(youtube_id, start))
-            yield outcome
-
-    def _rows(self) -> Iterator[Record | Refusal]:
-        names = self.label_names()
-        for row in read_csv(self.segments, _HEADER, header=_HEADER, skip_initial_space=True):
-            if not _is_header(row):
-                yield self._outcome(row, names)
-
     def pieces(self) -> list[Piece]:
         check_file(self.segments)
         return list(line_pieces(self.segments)) if has_plain_lines(self.segments) else [WHOLE]
 
     def read_piece(self, piece: Piece) -> pa.Table:
-        if piece == WHOLE:
-            return pa.concat_tables([ROWS.empty_table(), *tables(self._rows())])
+        fields = self._fields(piece)
         names = self.label_names()
-        lines = pa.array(piece_lines(self.segments, piece), pa.string())
-        numbers = pa.array(np.arange(len(lines), dtype=np.int32) + piece.first_line)
-        parsed = pc.extract_regex(lines, _LINE)
-        odd = np.asarray(pc.is_null(parsed))
-        start, end = (
-            np.asarray(pc.cast(pc.if_else(pc.is_null(parsed), "0", parsed.field(i)), pa.float64()))
-            for i in (1, 2)
-        )
-        encoded = pc.if_else(pc.is_null(parsed), None, parsed.field(3)).dictionary_encode()
-        combinations = [
-            [names.get(mid) for mid in labels.split(",")]
-            for labels in encoded.dictionary.to_pylist()
-        ]
-        unknown = pa.array([None in tags for tags in combinations], pa.bool_())
-        odd |= np.asarray(unknown.take(encoded.indices).fill_null(False)) | (start >= end)
-        usual = pa.array(~odd)
-        table = self._columns(
-            parsed.field(0).filter(usual),
-            start[~odd],
-            end[~odd],
-            pa.array(combinations, pa.list_(pa.string())).take(encoded.indices.filter(usual)),
-            numbers.filter(usual),
-        )
-        if not odd.any():
-            return table
-        slow = tables(self._odd_lines(lines.filter(pa.array(odd)), numbers.filter(pa.array(odd))))
-        return pa.concat_tables([table, *slow]).sort_by("line")
-
-    def _columns(
-        self,
-        youtube_id: pa.Array,
-        start: np.ndarray,
-        end: np.ndarray,
-        tags: pa.Array,
-        line: pa.Array,
-    ) -> pa.Table:
-        n = len(youtube_id)
-        join = pc.binary_join_element_wise
-        times = [
-            pa.array(np.rint(seconds * 1000).astype(np.int64)).cast(pa.string())
-            for seconds in (start, end)
-        ]
-        native = join(youtube_id, *times, "_")
+        youtube_id, start_text, end_text, labels = (plain(fields[name]) for name in _HEADER)
+        # Two million rows have a hundred thousand different combinations of labels.
+        labels = labels.dictionary_encode()
+        mids = [[mid for mid in text.split(",") if mid] for text in labels.dictionary.to_pylist()]
+        tags = pa.array([[names.get(mid) for mid in row] for row in mids], pa.list_(pa.string()))
+        unknown = pa.array([not names.keys() >= set(row) for row in mids], pa.bool_())
+        start, end = _seconds(start_text), _seconds(end_text)
+        bad = ~((start >= 0) & (start < end) & (end < _LONGEST_S))  # NaN is bad too
+        bad |= np.asarray(unknown.take(labels.indices)) | np.asarray(pc.is_valid(fields["error"]))
+        bad |= np.asarray(pc.match_substring_regex(youtube_id, "^(#NAME|$)"))
+        problems = [self._problem(row, names) for row in fields.filter(pa.array(bad)).to_pylist()]
+        start, end, good = np.where(bad, 0, start), np.where(bad, 0, end), pa.array(~bad)
+        n, join = len(fields), pc.binary_join_element_wise
+        native = join(youtube_id, _text(np.rint(start * 1000)), _text(np.rint(end * 1000)), "_")
         group = join("youtube:", youtube_id, "")
-        floor = pa.array(start.astype(np.int64)).cast(pa.string())
-        columns = {
+        of_good = {
             "sample_id": sample_digests(self.label, native),
-            "dataset": constant(self.label, n),
-            "native_id": native,
-            "group_id": group,
-            "split": constant(self.split, n),
-            "tags": tags,
+            "tags": tags.take(labels.indices),
             "captions": pa.ListArray.from_arrays(np.zeros(n + 1, np.int32), pa.array([], "str")),
-            "file": constant(str(self.segments), n),
-            "line": line,
-            "clip": join(group, floor, "@"),
+            "clip": join(group, _text(start), "@"),
             "stated_s": pa.array((end - start).astype(np.float32)),
         }
-        return pa.table(
+        columns = {
+            "dataset": constant(self.label, n),
+            "native_id": pc.if_else(good, native, youtube_id),
+            "group_id": group,
+            "split": constant(self.split, n),
+            "file": constant(str(self.segments), n),
+            "line": plain(fields["line"]),
+            **{name: pc.if_else(good, column, None) for name, column in of_good.items()},
+        }
+        rows = pa.table(
             {field.name: columns.get(field.name, no_values(field.type, n)) for field in ROWS},
             schema=ROWS,
         )
+        return refuse_where(rows, bad, "catalog", "malformed_row", problems)
 
-    def _odd_lines(self, lines: pa.Array, numbers: pa.Array) -> Iterator[Outcome]:
-        names = self.label_names()
-        for line, number in zip(lines.to_pylist(), numbers.to_pylist(), strict=True):
-            source = f"{self.segments}:{number}"
-            if not line.strip() or line.startswith("# "):
-                continue
-            try:
-                (fields,) = csv.reader([line.rstrip("\r")], skipinitialspace=True, strict=True)
-            except (csv.Error, ValueError) as error:
-                raise AttuneError(f"{source}: not valid CSV: {error}") from error
-            if fields[0].startswith("# "):
-                continue
-            problem = "" if len(fields) == 4 else f"expected 4 fields, found {len(fields)}"
-            row = Row(source, dict(zip(_HEADER, fields, strict=False)), problem)
-            if not _is_header(row):
-                yield self._outcome(row, names)
+    def _fields(self, piece: Piece) -> pa.Table:
+        """The rows of a piece as text, `_FIELDS`; lines in Google's form without the csv module."""
+        if piece == WHOLE:
+            rows = read_csv(self.segments, _HEADER, header=_HEADER, skip_initial_space=True)
+            return _as_fields(rows)
+        lines = pa.array(piece_lines(self.segments, piece), pa.string())
+        numbers = pa.array(np.arange(len(lines), dtype=np.int32) + piece.first_line)
+        parsed = pc.extract_regex(lines, _LINE)
+        usual = pc.is_valid(parsed)
+        found = parsed.filter(usual).flatten()
+        nothing = no_values(pa.string(), len(found[0]))
+        table = pa.table([*found, numbers.filter(usual), nothing], schema=_FIELDS)
+        odd = (column.filter(pc.invert(usual)).to_pylist() for column in (lines, numbers))
+        rows = (row for line, number in zip(*odd, strict=True) for row in self._row(line, number))
+        return pa.concat_tables([table, _as_fields(rows)]).sort_by("line")
 
-    def _outcome(self, row: Row, names: Mapping[str, str]) -> Record | Refusal:
-        youtube_id = row.values.get("ytid", "")
-        problem = row.error
-        start = end = 0.0
-        mids: list[str] = []
-        if not problem:
-            mids = [mid for mid in row.values["positive_labels"].split(",") if mid]
-            unknown = [mid for mid in mids if mid not in names]
-            if unknown:
-                listed = self.class_labels or self.ontology
-                assert listed is not None
-                problem = f"label {unknown[0]!r} is not in {listed.name}"
-            try:
-                start, end = float(row.values["start_seconds"]), float(row.values["end_seconds"])
-                if not 0 <= start < end < math.inf:
-                    raise ValueError
-            except ValueError:
-                problem = f"times {row.values['start_seconds']!r}, {row.values['end_seconds']!r}"
-        if not youtube_id or youtube_id.startswith("#NAME"):
-            problem = f"id {youtube_id!r}: {_SPREADSHEET}"
-        if problem:
-            return Refusal(
-                self.label, youtube_id, row.source, "catalog", "malformed_row", problem,
-                group_id=f"youtube:{youtube_id}", split=self.split,
-            )  # fmt: skip
-        return Record(
-            dataset=self.label,
-            native_id=f"{youtube_id}_{round(start * 1000)}_{round(end * 1000)}",
-            group_id=f"youtube:{youtube_id}",
-            split=self.split,
-            audio_uri="",
-            source=row.source,
-            tags=[names[mid] for mid in mids],
-            clip=f"youtube:{youtube_id}@{int(start)}",
-            stated_s=end - start,
-        )
+    def _row(self, line: str, number: int) -> Iterator[Row]:
+        """A line by the csv module, as `read_csv`; nothing for blank lines and comments."""
+        source = f"{self.segments}:{number}"
+        try:
+            text = [line.rstrip("\r")] if line.strip() else []
+            for fields in csv.reader(text, skipinitialspace=True, strict=True):
+                if fields and not fields[0].startswith("# "):
+                    problem = "" if len(fields) == 4 else f"expected 4 fields, found {len(fields)}"
+                    yield Row(source, dict(zip(_HEADER, fields, strict=False)), problem)
+        except (csv.Error, ValueError) as error:
+            raise AttuneError(f"{source}: not valid CSV: {error}") from error
+
+    def _problem(self, row: Mapping[str, str], names: Mapping[str, str]) -> str:
+        """What is wrong with a row (`_FIELDS`) that is no segment."""
+        if not row["ytid"] or row["ytid"].startswith("#NAME"):
+            return f"id {row['ytid']!r}: {_SPREADSHEET}"
+        unknown = [mid for mid in row["positive_labels"].split(",") if mid and mid not in names]
+        start, end = _seconds(pa.array([row["start_seconds"], row["end_seconds"]]))
+        if unknown and 0 <= start < end < _LONGEST_S:
+            listed = self.class_labels or self.ontology
+            assert listed is not None
+            return row["error"] or f"label {unknown[0]!r} is not in {listed.name}"
+        return row["error"] or f"times {row['start_seconds']!r}, {row['end_seconds']!r}"
 
     def locate(self, table: pa.Table) -> pa.Table:
         root = self.open_audio(self.audio)
@@ -238,11 +182,29 @@ class AudioSet(ColumnarCatalog):
         return place(table, here, found, youtube_id, root)
 
 
-def _stems(youtube_id: str, start: str) -> tuple[str, ...]:
-    """Names (without extension) that a segment's file may have, best first."""
-    return youtube_id, f"Y{youtube_id}", f"{youtube_id}_{start}", f"{youtube_id}_{start}000"
+def _as_fields(rows: Iterable[Row]) -> pa.Table:
+    """`_FIELDS` without header rows, which copies have that went through other tools."""
+    return pa.Table.from_pylist(
+        [
+            {name: row.values.get(name, "") for name in _HEADER}
+            | {"line": split_source(row.source)[1], "error": row.error or None}
+            for row in rows
+            if str(row.values.get("ytid")).lstrip("# ").lower() != "ytid"
+        ],
+        schema=_FIELDS,
+    )
 
 
-def _is_header(row: Row) -> bool:
-    """A header row that is no comment, as in copies that went through other tools."""
-    return str(row.values.get("ytid")).lstrip("# ").lower() == "ytid"
+def _seconds(texts: pa.Array) -> np.ndarray:
+    """Float64; NaN for what is no number."""
+    usual = pc.match_substring_regex(texts, r"^[0-9]+(\.[0-9]+)?$")
+    seconds = np.array(pc.cast(pc.if_else(usual, texts, "nan"), pa.float64()))
+    for i in np.flatnonzero(~np.asarray(usual)):
+        with suppress(ValueError):
+            seconds[i] = float(texts[int(i)].as_py())
+    return seconds
+
+
+def _text(numbers: np.ndarray) -> pa.Array:
+    """Numbers as text, without what comes after the point."""
+    return pa.array(numbers.astype(np.int64)).cast(pa.string())

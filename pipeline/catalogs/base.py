@@ -78,8 +78,8 @@ def refuse(record: Record, stage: str, reason: str, detail: str) -> Refusal:
     )  # fmt: skip
 
 
-class Catalog(Section):
-    """Base of the readers; a subclass adds `dataset: Literal[...]`, its paths, and `read`."""
+class CatalogEntry(Section):
+    """A catalog as a recipe lists it; base of the readers, by row or by column."""
 
     text_kind: ClassVar[Literal["sound", "music"]] = "sound"
     """`sound`: captions, else tags, become prompts. `music`: variants of description and fields."""
@@ -91,7 +91,7 @@ class Catalog(Section):
     dataset: str
     role: Literal["encode", "hold_out"] = "encode"
     """`hold_out`: nothing of it is encoded and its audio is not looked for, but its groups stay out
-    of training and validation, whatever its split."""
+    of training and validation, whatever its split.  For benchmarks whose audio is not here."""
     name: str = ""
     """Name in manifest and reports, where two catalogs of one kind are used; default `dataset`."""
 
@@ -171,6 +171,10 @@ class Catalog(Section):
     @abstractmethod
     def sources(self) -> list[Path]:
         """The catalog's own files: their content is part of the plan's hash."""
+
+
+class Catalog(CatalogEntry):
+    """A reader by row; a subclass adds `dataset: Literal[...]`, its paths, `sources`, `read`."""
 
     @abstractmethod
     def read(self) -> Iterator[Outcome]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import AttuneError
-from pipeline.catalogs.base import Catalog
+from pipeline.catalogs.base import CatalogEntry
 from pipeline.catalogs.tables import MAX_RAW
 
 PIECE_BYTES = 4 << 20
@@ -33,8 +33,8 @@ class Piece:
 WHOLE = Piece(0, 0, 1)
 
 
-class ColumnarCatalog(Catalog):
-    """Base of such readers; every method gives what `read` gives, as `ROWS` tables."""
+class ColumnarCatalog(CatalogEntry):
+    """Base of such readers: `ROWS` tables with one row per catalog row."""
 
     @abstractmethod
     def pieces(self) -> list[Piece]:

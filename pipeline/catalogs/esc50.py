@@ -24,6 +24,7 @@ class Esc50(Catalog):
     dataset: Literal["esc50"] = "esc50"
     root: CatalogPath
     test_fold: int = Field(default=5, ge=1, le=5)
+    """For whoever reports ESC-50's five-fold cross-validation: one run per fold."""
 
     def sources(self) -> list[Path]:
         return [self.root / "meta" / "esc50.csv"]

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
 from common.schema import Record
-from pipeline.catalogs.audio_root import AUDIO_EXTENSIONS, AudioRoot
+from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate, refuse
 from pipeline.catalogs.riff import WavText, read_wav_text
 from pipeline.catalogs.tables import Row, read_table

@@ -46,10 +46,11 @@ class Fsd50k(Catalog):
     ontology: CatalogPath | None = None
     """AudioSet's ontology.json, for the names and for `labels: specific`."""
     labels: Literal["all", "specific"] = "all"
-    """`specific`: without the labels that are ancestors of another label of the clip."""
+    """`specific`: without the labels that are ancestors of another label of the clip, for short
+    prompts."""
     audio: CatalogPath | None = None
     split: Split | None = None
-    """For every row, whatever the list says."""
+    """For every row, whatever the list says; for whoever trains on the evaluation clips too."""
 
     @model_validator(mode="after")
     def _specific_needs_the_graph(self) -> Self:

@@ -31,7 +31,7 @@ class MusicCaps(Catalog):
     class_labels: CatalogPath | None = None
     """AudioSet's class_labels_indices.csv: its labels become tags too, behind the aspects."""
     balanced_only: bool = False
-    """Only the genre-balanced subset of 1000 clips."""
+    """Only the genre-balanced subset of 1000 clips; for figures beside papers that use it."""
     audio: CatalogPath | None = None
     split: Split = "test"
 

@@ -9,7 +9,7 @@ import os
 import re
 from typing import Any
 
-from pipeline.catalogs.audio_root import AUDIO_EXTENSIONS
+from common.audio import AUDIO_EXTENSIONS
 
 _MAX_LIST = 20_000
 """Characters of a list literal that are looked at."""

@@ -26,7 +26,7 @@ ConfigAnywhere = Annotated[
     str | None, typer.Option("--config", help="Recipe file; or simply the first argument.")
 ]
 NoAudioOption = Annotated[
-    bool, typer.Option("--no-audio", help="Read the metadata alone; do not look for audio files.")
+    bool, typer.Option("--no-audio", help="Only read the metadata; do not look for audio files.")
 ]
 
 
@@ -41,7 +41,8 @@ def check(
     from pipeline.inspect.catalogs import check_catalogs
 
     recipe, settings = _load(config, overrides)
-    found = check_catalogs(recipe, settings, look_for_audio=not no_audio)
+    rules = settings.text_rules(recipe.seed)
+    found = check_catalogs(settings.catalogs, rules, settings.overlap, look_for_audio=not no_audio)
     if json:
         print_json(found)
         return
@@ -64,11 +65,12 @@ def show(
     from pipeline.inspect.catalogs import find_rows, tell_refused
 
     recipe, settings = _load(config, overrides)
-    rows = find_rows(recipe, settings, clip, look_for_audio=not no_audio)
+    rules = settings.text_rules(recipe.seed)
+    rows = find_rows(settings.catalogs, rules, settings.overlap, clip, look_for_audio=not no_audio)
     try:
         tell_refused(rows, recipe.data_dir)
-    except StorageError as error:  # the catalogs are told without it
-        print(f"note: not told what encoding refused: {error}", file=sys.stderr)
+    except StorageError as error:  # the catalogs can be shown without it
+        print(f"note: what encoding refused is not shown: {error}", file=sys.stderr)
     if json:
         print_json(rows)
         return

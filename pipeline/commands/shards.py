@@ -82,10 +82,9 @@ def stats(
         return
     for name, row in found["datasets"].items():
         splits = ", ".join(f"{split} {number}" for split, number in row["splits"].items())
-        about = "" if row["unique_prompts_exact"] else "about "
         print(
             f"{name:<12} {row['clips']:>7} clips  {row['hours']:>8.3f} h  {row['prompts']:>7} "
-            f"prompts ({about}{row['unique_prompts']} unique)  {splits}"
+            f"prompts ({row['unique_prompts']} unique)  {splits}"
         )
         print(f"  duration   {_spread(row['duration_s'], 's', '.2f')}")
         print(f"  tokens     {_spread(row['prompt_tokens'], 'per prompt', 'g')}")
@@ -180,17 +179,12 @@ def _shards(stage: str) -> Iterator[Callable[[int, int], None]]:
 
 @shards_app.command("verify")
 def verify(
-    config: ConfigOption,
-    overrides: OverridesArgument = None,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Also each record, text state, header and total.")
-    ] = False,
-    json: JsonOption = False,
+    config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
-    """Check commits, tars, every sample and the manifest; exit 1 and name what is wrong."""
+    """Check commits, tars, every sample, the manifest and totals; exit 1 and name what is wrong."""
     store = _store(config, overrides)
     with _shards("verify") as tell:
-        found = verify_shards(store, deep, tell)
+        found = verify_shards(store, tell)
     if json:
         print_json(found)
     else:
@@ -198,9 +192,7 @@ def verify(
             where = " ".join(str(problem[key]) for key in ("where", "sample_id") if problem[key])
             print(f"{where}: {problem['problem']}")
         print(
-            f"{found['shards']} shards, {found['samples']} samples"
-            + (f" ({found['states']} with the text cache's states)" if deep else "")
-            + ": "
+            f"{found['shards']} shards, {found['samples']} samples: "
             + (f"{len(found['problems'])} problems" if found["problems"] else "all well")
             + (f"; {len(found['orphans'])} orphan tars" if found["orphans"] else "")
         )

@@ -1,16 +1,21 @@
-"""The commit protocol: a shard is there when `commits/NNNNNN.json` says so, and not before.
+"""The commit protocol: a shard exists once `commits/NNNNNN.json` exists, and not before.
 
-1. The tar is built on local scratch, byte-deterministic: members sorted, mtime 0, ASCII keys.
-2. It is read back and every sample parsed.
-3. It is published as `shards/NNNNNN-<sha12>.tar`: the name is its content, so a torn or repeated
-   upload can only ever be replaced by itself.
-4. `commits/NNNNNN.json` is created last and conditionally: of several attempts the first wins, and
-   the tar of a loser stays behind as an orphan that no reader looks at.
+Workers and drivers can be killed at any moment, and two attempts at one shard can run at the same
+time (a worker that was taken for dead may still be writing).  The order of operations makes both
+harmless:
 
-A shard of which every clip was refused commits too, without a tar.
+1. Build the tar on local scratch, byte-deterministic: members sorted, mtime 0, ASCII keys.
+2. Read it back and parse every sample, so that a bad disk is noticed before anything is published.
+3. Publish the tar as `shards/NNNNNN-<sha12>.tar`.  The tar comes first because a commit must never
+   name bytes that are not there.  Its name contains its hash, so two attempts can only overwrite
+   each other with the same bytes.
+4. Create `commits/NNNNNN.json` last, and only if there is none yet.  This single operation makes
+   the shard exist: readers find the whole shard or nothing.  The first attempt wins.  A losing
+   attempt leaves a tar that no commit names, which no reader looks at and `gc` removes.
 
-A commit is never changed.  `retry` moves it to `superseded/NNNNNN-<sha12>.json`, which unmakes the
-shard: the next run encodes it as one that never was.
+A killed attempt therefore leaves at most such a tar, and the next run encodes the shard again.  A
+shard whose clips were all refused gets a commit without a tar.  A commit is never changed, only
+deleted (by `retry`, or by hand); deleting it is atomic too, and the next run encodes that shard.
 """
 
 from __future__ import annotations
@@ -19,7 +24,6 @@ import hashlib
 import io
 import json
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,8 +38,6 @@ from common.shards import MEMBERS, parse_sample
 from common.storage import Store
 
 COMMIT_VERSION = 1
-SUPERSEDED = "superseded"
-"""Folder of the commits that `retry` replaced."""
 _COMMIT_KEY = re.compile(r"commits/(\d{6,})\.json")
 _COMMIT_FIELDS = {"shard", "plan_hash", "shard_key", "sha256", "bytes", "samples", "refused"}
 _SAMPLE_FIELDS = {
@@ -64,22 +66,24 @@ def build_tar(path: Path, clips: Iterable[EncodedClip]) -> list[tuple[str, int, 
         `(sample_id, offset, length)` per clip: the bytes of its members, headers and padding
         included.
     """
+    # Imported here: webdataset imports torch (3 s), which only workers need, and they have it.
+    from webdataset.writer import TarWriter
+
     spans: list[tuple[str, int, int]] = []
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    # No names of users, no times: the same clips give the same bytes on every machine.
+    plain = {"user": "", "group": "", "mode": 0o644, "mtime": 0, "encoder": False}
+    with path.open("wb") as file, TarWriter(file, **plain) as tar:
         for clip in clips:
             if spans and spans[-1][0] >= clip.sample_id:
                 raise ValueError(f"{clip.sample_id} after {spans[-1][0]}: clips must be sorted")
-            start = tar.offset
             contents = (
                 _npy_bytes(clip.codes, "<i2"),
                 canonical_json(clip.record),
                 _npy_bytes(clip.text, "<f2"),
             )
-            for extension, data in zip(MEMBERS, contents, strict=True):
-                member = tarfile.TarInfo(f"{clip.sample_id}.{extension}")
-                member.size = len(data)  # mtime, uid and gid are 0, mode 0644, by default
-                tar.addfile(member, io.BytesIO(data))
-            spans.append((clip.sample_id, start, tar.offset - start))
+            start = tar.tarstream.offset
+            tar.write({"__key__": clip.sample_id} | dict(zip(MEMBERS, contents, strict=True)))
+            spans.append((clip.sample_id, start, tar.tarstream.offset - start))
     return spans
 
 
@@ -130,6 +134,7 @@ def publish_shard(
         "samples": samples,
         "refused": refused,
     }
+    # Conditional: replacing a commit that another attempt made would change a shard under readers.
     if store.create(commit_key(shard), canonical_json(commit)):
         return commit
     standing = read_commit(store, shard)
@@ -139,11 +144,6 @@ def publish_shard(
 
 def commit_key(shard: int) -> str:
     return f"commits/{shard:06d}.json"
-
-
-def superseded_key(shard: int, sha256: str) -> str:
-    """Where `supersede_commit` puts a commit with this sha256."""
-    return f"{SUPERSEDED}/{shard:06d}-{sha256[:12]}.json"
 
 
 def committed_shards(store: Store) -> set[int]:
@@ -159,51 +159,18 @@ def read_commit(store: Store, shard: int) -> dict[str, Any] | None:
         AttuneError: the file is damaged.
     """
     try:
-        return parse_commit(store.read(commit_key(shard)))
+        commit = json.loads(store.read(commit_key(shard)))
+        problem = _what_lacks(commit)
     except FileNotFoundError:
         return None
     except ValueError as error:
+        problem = f"is not JSON: {error}"
+    if problem:
         raise AttuneError(
-            f"{store.uri}/{commit_key(shard)}: {error}; delete it and run again to make the "
-            "shard anew"
-        ) from error
-
-
-def parse_commit(data: bytes) -> dict[str, Any]:
-    """A commit from its bytes.
-
-    Raises:
-        ValueError: saying what is wrong with them.
-    """
-    try:
-        commit = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"is not JSON: {error}") from error
-    if problem := _what_lacks(commit):
-        raise ValueError(problem)
+            f"{store.uri}/{commit_key(shard)}: {problem}; delete it and run again to encode the "
+            "shard again"
+        )
     return dict(commit)
-
-
-def supersede_commit(store: Store, shard: int, sha256: str) -> bool:
-    """Move a commit to `superseded/`, which unmakes its shard; nothing happens to its tar.
-
-    It is copied, then deleted: killed in between, both are there and the commit counts.
-
-    Args:
-        sha256: of the commit that is meant. Any other one stays: it was made anew meanwhile.
-
-    Returns:
-        Whether it was moved.
-    """
-    try:
-        data = store.read(commit_key(shard))
-    except FileNotFoundError:
-        return False
-    if hashlib.sha256(data).hexdigest() != sha256:
-        return False
-    store.write(superseded_key(shard, sha256), data)
-    store.delete(commit_key(shard))
-    return True
 
 
 def _what_lacks(commit: Any) -> str:

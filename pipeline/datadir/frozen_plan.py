@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,26 +26,22 @@ import pyarrow.parquet as pq
 from common.codec import codec_identity, resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError
-from common.prompts import normalizer_id
+from common.prompts import PromptPolicy, normalizer_id
 from common.shards import parquet_table
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
 from common.uris import remote_uri
 from pipeline.config import EXECUTION_ONLY, PipelineConfig
-from pipeline.datadir.commit import (
-    SUPERSEDED,
-    check_account,
-    commit_key,
-    committed_shards,
-    read_commit,
-)
+from pipeline.datadir.commit import check_account, commit_key, committed_shards, read_commit
 from pipeline.datadir.text_cache import TextCache
-from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
-from pipeline.plan.mapping import Mapper, map_here
+from pipeline.plan.decide import PlanTables, differing_inputs, hash_inputs
 
 PLAN_VERSION = 5
 """Raise when the same inputs come to mean other shards."""
 CLIPS_PER_ROW_GROUP = 8192
+PROMPTS_PER_CHUNK = 1024
+"""Unit of the text cache: prompts that are embedded and stored together.  Part of the plan's
+inputs, because an encoder's rounding depends on which prompts share its batches."""
 _HASH_KEY = b"attune.plan_hash"
 _MAKE_ANEW = (
     "delete the folder plan/ and run again: the same recipe over the same audio files makes the "
@@ -184,8 +180,8 @@ class FrozenPlan:
             ) from error
 
     def _check_hash(self, name: str, schema: pa.Schema) -> None:
-        found = (schema.metadata or {}).get(_HASH_KEY, b"").decode()
-        if found and found != self.plan_hash:
+        found = (schema.metadata or {}).get(_HASH_KEY, b"(none)").decode()
+        if found != self.plan_hash:
             raise AttuneError(
                 f"{self.store.uri}/plan/{name}.parquet is of plan {found}, plan.json "
                 f"of plan {self.plan_hash}: two runs with different recipes planned there at once; "
@@ -194,7 +190,8 @@ class FrozenPlan:
 
 
 def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
-    """Everything that decides what the shards hold, as plain JSON values.
+    """Everything that decides what the shards hold, as plain JSON values: all that later stages
+    know of a recipe.
 
     Raises:
         AttuneError: a catalog file, the codec or the text encoder is missing, or the codec has
@@ -219,7 +216,8 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
         "text_encoder_id": text_encoder_identity(recipe.text_encoder),
         "text_max_length": recipe.text_encoder.max_length,
         "normalizer": normalizer_id(config.prompt_policy),
-        "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY)),
+        "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY))
+        | {"prompts_per_chunk": PROMPTS_PER_CHUNK},
         "sources": {name: _file_sha256(copy) for name, copy in sorted(sources.items())},
     }
 
@@ -242,66 +240,51 @@ def load_plan(store: Store) -> FrozenPlan | None:
 
 
 def ensure_plan(
-    store: Store, recipe: Recipe, config: PipelineConfig, mapper: Mapper = map_here
+    store: Store,
+    inputs: dict[str, Any],
+    build: Callable[[], PlanTables],
+    *,
+    clips_per_shard: int,
+    prompt_policy: PromptPolicy,
 ) -> tuple[FrozenPlan, bool]:
-    """The frozen plan of this recipe, made if there is none; True if it was made now.
+    """The frozen plan of these inputs (`plan_inputs`), made if there is none; True if it was made
+    now.
 
-    A plan that no shard was made from yet, and none is to be made anew, is replaced when its inputs
-    differ.
+    A plan that no shard was made from yet is replaced when its inputs differ.
+
+    Args:
+        build: works the tables out; called where there is no such plan.
 
     Raises:
         AttuneError: shards were made from a plan with other inputs: both hashes and what differs;
             or from one that is gone, of other inputs or of other audio files.
     """
-    inputs = plan_inputs(recipe, config)
     plan_hash = hash_inputs(inputs)
     found = load_plan(store)
     if found is not None:
         if found.plan_hash == plan_hash:
             return found, False
-        if held := _what_is_made(store, found.plan_hash):
+        # Tars count too: a `retry` that was killed may have deleted every commit.
+        if store.list("commits") or store.list("shards"):
             differing = differing_inputs(found.info["inputs"], inputs)
             raise AttuneError(
-                f"{store.uri} holds {held} of plan {found.plan_hash}, this recipe makes plan "
-                f"{plan_hash}; differs: {'; '.join(differing[:6])}. Set another data_dir, or "
-                "restore what differs"
+                f"{store.uri} holds shards of plan {found.plan_hash}, this recipe makes plan "
+                f"{plan_hash}; differs: {'; '.join(differing[:6])}. Set another data_dir, restore "
+                "what differs, or delete commits/ and shards/ there to encode everything again"
             )
-    tables = build_plan(
-        config.catalogs,
-        rules=config.text_rules(recipe.seed),
-        clips_per_shard=config.clips_per_shard,
-        seed=recipe.seed,
-        overlap=config.overlap,
-        mapper=mapper,
-    )
+    tables = build()
     if found is not None:
         # From here until the new plan.json there is no plan: a torn replacement is none.
         store.delete("plan/plan.json")
-    return freeze_plan(store, tables, inputs, config)
-
-
-def _what_is_made(store: Store, plan_hash: str) -> str:
-    """What there is of a plan beside itself; empty where there is nothing.
-
-    All commits may have been moved away by a `retry` that was killed.
-    """
-    if store.list("commits"):
-        return "shards"
-    for key in ("retry.json", *(key for key, _ in store.list(SUPERSEDED))):
-        try:
-            document = json.loads(store.read(key))
-        except (FileNotFoundError, ValueError):
-            continue  # gone meanwhile, or not ours
-        if isinstance(document, dict) and document.get("plan_hash") == plan_hash:
-            return f"shards to be made anew ({key})"
-    return ""
+    return freeze_plan(store, tables, inputs, clips_per_shard, prompt_policy)
 
 
 def freeze_plan(
     store: Store,
     tables: PlanTables,
     inputs: dict[str, Any],
-    config: PipelineConfig,
+    clips_per_shard: int,
+    prompt_policy: PromptPolicy,
 ) -> tuple[FrozenPlan, bool]:
     """Write the plan's files, `plan.json` last; False if another run was there first.
 
@@ -315,13 +298,14 @@ def freeze_plan(
     plan_hash = hash_inputs(inputs)
     if standing := _standing(store, plan_hash):
         return standing, False
-    _check_commits(store, tables.plan, plan_hash, config.clips_per_shard)
+    _check_commits(store, tables.plan, plan_hash, clips_per_shard)
     cache = TextCache(store, str(inputs["text_encoder_id"]))
-    prompts, chunks = cache.assign_chunks(tables.plan, config.prompts_per_chunk)
-    per_group = _shards_per_row_group(config.clips_per_shard) * config.clips_per_shard
+    prompts, chunks = cache.assign_chunks(tables.plan, PROMPTS_PER_CHUNK)
+    # Whole shards to a row group: whoever reads one shard holds a few thousand rows, not the plan.
+    per_group = _shards_per_row_group(clips_per_shard) * clips_per_shard
     for name, table, row_group_size in (
         ("rejects", tables.rejects, CLIPS_PER_ROW_GROUP),
-        ("prompts", prompts, config.prompts_per_chunk),
+        ("prompts", prompts, PROMPTS_PER_CHUNK),
         ("plan", tables.plan.append_column("chunks", chunks), per_group),
     ):
         table = table.replace_schema_metadata({_HASH_KEY: plan_hash})
@@ -333,8 +317,8 @@ def freeze_plan(
         "n_shards": tables.n_shards,
         "n_refused": len(tables.rejects),
         "n_unique_prompts": len(prompts),
-        "clips_per_shard": config.clips_per_shard,
-        "prompt_policy": config.prompt_policy,
+        "clips_per_shard": clips_per_shard,
+        "prompt_policy": prompt_policy,
         "catalogs": {label: count.as_dict() for label, count in tables.counts.items()},
         "overlaps": tables.overlaps,
         "leakage": tables.leakage,
@@ -382,7 +366,7 @@ def _check_commits(store: Store, plan: pa.Table, plan_hash: str, clips_per_shard
                 f"{store.uri} holds shards of a plan that is gone, and this recipe with the audio "
                 f"files that are there now makes another: {error}. Set another data_dir, restore "
                 "plan/ (or recipe, catalogs and audio files as they were), or delete commits/ and "
-                "summary.json to encode everything anew"
+                "summary.json to encode everything again"
             ) from error
 
 

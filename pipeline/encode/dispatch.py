@@ -1,9 +1,16 @@
-"""Shards to codec actors: a bounded number under way, every failure counted against who caused it.
+"""Shards to codec actors: a bounded number under way, every failure counted against its cause.
 
-An actor works on a few shards at once, so that its codec never waits for the end of one.  Dies its
-process, then which of them killed it is not known: each is tried again alone, on an actor that has
-nothing else, and only what dies alone, or fails by an exception of its own, counts as an attempt.
-A shard that fails on every attempt is parked as poison; the others go on.
+An actor works on a few shards at once, so that its codec never waits for the end of one.  When its
+process dies, all of them fail with the same error, and Ray does not say which one was the cause:
+
+    actor 1 has shards 7 and 8; a file in 8 crashes the decoder, the process dies
+    7 fails, 8 fails             neither is blamed; both wait to be tried alone
+    7 alone on an idle actor     committed: it was innocent
+    8 alone on an idle actor     the process dies again: the first attempt that counts against 8
+    8 alone, twice more          dies each time: parked as poison, and the run carries on without it
+
+So an attempt counts against a shard in two cases: its process died while it was the only shard
+there, or the call raised an exception of its own (the process lives, so Ray knows whose it is).
 """
 
 from __future__ import annotations
@@ -117,8 +124,11 @@ class Dispatch:
         self._starting[worker.actor.is_ready.remote()] = worker
 
     def _free(self) -> _Worker | None:
-        """Who gets the next shard: the one with the fewest; for what must be alone, one that has
-        none.  While such a shard waits, nobody else gets any: it would wait for ever."""
+        """The worker that gets the next shard: the one with the fewest shards.
+
+        A shard that must be alone needs a worker without any.  While one waits, no worker gets a
+        second shard, or none would ever become idle.
+        """
         most = 0 if self._again else SHARDS_AT_ONCE - 1
         free = [w for w in self._workers if len(w.tasks) <= most and not w.alone]
         return min(free, key=lambda worker: len(worker.tasks), default=None)
@@ -149,6 +159,8 @@ class Dispatch:
         import ray
 
         worker, task = self._running.pop(reference)
+        # Of a dead worker's shards the last one to be reported is not alone: the others were
+        # there when it died, and were taken off `tasks` a moment ago.
         was_alone = worker.alone or (len(worker.tasks) == 1 and not worker.is_dead)
         worker.tasks.discard(task.shard)
         worker.alone = False

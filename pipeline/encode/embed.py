@@ -1,8 +1,8 @@
 """Prompt embedding: a Ray Data map over the chunks of the text cache that are not there yet.
 
 Each chunk is embedded by an actor that holds the text encoder, and written where it is made: states
-never pass through the driver.  A chunk is finished once its index is there, so a killed run goes on
-with the chunks it had not reached.
+never pass through the driver.  A chunk is finished once its index is there, so a killed run
+resumes with the chunks that it had not reached.
 """
 
 from __future__ import annotations
@@ -84,24 +84,26 @@ def embed_chunks(
     cpus: int,
     gpus: float,
     attempts: int,
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
     """Embed, on a running Ray, every chunk of a plan's prompts that the cache lacks.
 
     Args:
-        on_progress: hears of the prompts done and to do.
+        config: the encoder, with its path as workers find it.
+        workers: at most so many at once, each with `cpus` CPUs and `gpus` GPUs.
+        attempts: tries of whatever is left, where workers die.
+        on_progress: called with the number of prompts done so far.
 
     Raises:
         AttuneError: the encoder cannot be loaded, or workers died on every attempt.
     """
     import ray.data
 
-    total = done = 0
+    done = 0
     for attempt in range(1, attempts + 1):
         chunks = list(plan.missing_chunks())
         if not chunks:
             return
-        total = total or sum(chunk.prompts for chunk in chunks)
         device = "cuda" if gpus else "cpu"
         # A block per chunk from the start: a repartition would be a task that waits for a CPU
         # which the actors hold.
@@ -124,7 +126,7 @@ def embed_chunks(
         try:
             for batch in embedded.iter_batches(batch_size=None):
                 done += int(sum(batch["prompts"]))
-                on_progress(done, total)
+                on_progress(done)
         except ray.exceptions.RayError as error:
             mistake = find_mistake(error)
             if mistake is not None:
@@ -132,5 +134,5 @@ def embed_chunks(
             if attempt == attempts:
                 reason = " ".join(str(error).split())[:200]
                 raise AttuneError(
-                    f"embedding failed {attempts} times: {reason}; run again to go on"
+                    f"embedding failed {attempts} times: {reason}; run again to resume"
                 ) from error

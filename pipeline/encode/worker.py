@@ -2,8 +2,8 @@
 
 The unit of work and of retry.  A worker holds the codec, which has a thread to itself; files are
 decoded a few ahead of it in a small pool (libsndfile, FFmpeg and soxr release the interpreter).  It
-works on several shards at once, so that the codec goes on with the next one while a tar is read
-back and uploaded.  A bad input is refused with its reason and the shard goes on; what is not the
+works on several shards at once, so that the codec continues with the next one while a tar is read
+back and uploaded.  A bad input is refused with its reason and the shard continues; what is not the
 input's fault (storage, a lost mount, memory, the codec) is raised, and the whole shard is tried
 again.
 """
@@ -36,6 +36,8 @@ from pipeline.datadir.text_cache import TextCache
 
 SHARDS_AT_ONCE = 2
 """Of one worker."""
+_DECODERS = 2
+"""Files that are decoded at a time beside the codec, per worker."""
 _HELD_BYTES = 256 * 2**20
 """Decoded audio that may wait for the codec, per shard; a clip that is longer waits alone."""
 
@@ -54,7 +56,6 @@ class EncodeSettings:
     min_duration_s: float
     max_duration_s: float
     silence_dbfs: float
-    decode_threads: int
     threads: int
     """Torch threads of the codec."""
     device: str
@@ -74,7 +75,7 @@ class EncodeWorker:
         self.settings = settings
         self.store = open_store(settings.data_dir)
         self.cache = TextCache(self.store, settings.text_encoder_id)
-        self.decoders = ThreadPoolExecutor(settings.decode_threads)
+        self.decoders = ThreadPoolExecutor(_DECODERS)
         # One thread: OpenMP keeps a team of threads for each that computes, and more than one
         # team on the same cores slow each other down.
         self.codec_thread = ThreadPoolExecutor(1)
@@ -258,7 +259,7 @@ class EncodeWorker:
         def submit() -> None:
             # One at least; more while they are few and small: what is not decoded yet is taken to
             # be as large as the largest before it.
-            most = 2 * self.settings.decode_threads if largest else self.settings.decode_threads
+            most = 2 * _DECODERS if largest else _DECODERS
             while not ahead or (
                 len(ahead) < most
                 and sum(_bytes_of(future, largest) for _, future in ahead) <= _HELD_BYTES

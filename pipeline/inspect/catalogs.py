@@ -12,25 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config import Recipe
 from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
-from pipeline.catalogs import Catalog
+from pipeline.catalogs import CatalogEntry
 from pipeline.catalogs.as_rows import raw_of
-from pipeline.config import PipelineConfig
+from pipeline.config import OverlapPolicy
 from pipeline.datadir.frozen_plan import load_plan
 from pipeline.inspect.status import refused_while_encoding
 from pipeline.plan.decide import Decision, decide
-from pipeline.plan.mapping import Mapper, map_here
 from pipeline.rows import hex_ids, is_in, plain, sources_of
-from pipeline.text.captions import explain
+from pipeline.text.captions import TextRules, explain
 
 _EXAMPLES = 3
 
 
 def check_catalogs(
-    recipe: Recipe, config: PipelineConfig, *, look_for_audio: bool, mapper: Mapper = map_here
+    catalogs: Sequence[CatalogEntry],
+    rules: TextRules,
+    overlap: OverlapPolicy,
+    *,
+    look_for_audio: bool,
 ) -> dict[str, Any]:
     """Read all catalogs of a recipe and account for every row.
 
@@ -43,7 +45,7 @@ def check_catalogs(
     Raises:
         AttuneError: a catalog cannot be read.
     """
-    decision = _decide(recipe, config, look_for_audio, mapper)
+    decision = _decide(catalogs, rules, overlap, look_for_audio)
     datasets = {}
     for label, count in decision.counts.items():
         own = decision.rows.filter(pc.equal(plain(decision.rows["dataset"]), label))
@@ -58,7 +60,12 @@ def check_catalogs(
 
 
 def find_rows(
-    recipe: Recipe, config: PipelineConfig, wanted: str, *, look_for_audio: bool
+    catalogs: Sequence[CatalogEntry],
+    rules: TextRules,
+    overlap: OverlapPolicy,
+    wanted: str,
+    *,
+    look_for_audio: bool,
 ) -> list[dict[str, Any]]:
     """Every catalog row of a clip, and what became of it.
 
@@ -73,7 +80,7 @@ def find_rows(
     Raises:
         AttuneError: there is no such row.
     """
-    rows = _decide(recipe, config, look_for_audio, map_here).rows
+    rows = _decide(catalogs, rules, overlap, look_for_audio).rows
     here = np.asarray(pc.fill_null(pc.equal(rows["native_id"], wanted), False))
     group = pc.fill_null(pc.equal(rows["group_id"], wanted), False)
     suffix = pc.fill_null(pc.ends_with(rows["group_id"], f":{wanted}"), False)
@@ -92,9 +99,9 @@ def find_rows(
     table = rows.take(order)
     sources = sources_of(table["file"], table["line"]).to_pylist()
     raws = raw_of(table, pa.array(range(len(table)))).to_pylist()
-    catalogs = {catalog.label: catalog for catalog in reversed(config.catalogs)}
+    by_label = {catalog.label: catalog for catalog in reversed(catalogs)}
     return [
-        _row(table, i, source, raw, catalogs, recipe, config)
+        _row(table, i, source, raw, by_label, rules)
         for i, (source, raw) in enumerate(zip(sources, raws, strict=True))
     ]
 
@@ -116,14 +123,11 @@ def tell_refused(rows: Sequence[dict[str, Any]], data_dir: str) -> None:
 
 
 def _decide(
-    recipe: Recipe, config: PipelineConfig, look_for_audio: bool, mapper: Mapper
+    catalogs: Sequence[CatalogEntry], rules: TextRules, overlap: OverlapPolicy, look_for_audio: bool
 ) -> Decision:
-    catalogs: Sequence[Catalog] = config.catalogs
     if not look_for_audio:
         catalogs = [catalog.without_audio() for catalog in catalogs]
-    return decide(
-        catalogs, rules=config.text_rules(recipe.seed), overlap=config.overlap, mapper=mapper
-    )
+    return decide(catalogs, rules=rules, overlap=overlap)
 
 
 def _contents(rows: pa.Table) -> dict[str, Any]:
@@ -167,15 +171,14 @@ def _row(
     i: int,
     source: str,
     raw: str | None,
-    catalogs: Mapping[str, Catalog],
-    recipe: Recipe,
-    config: PipelineConfig,
+    catalogs: Mapping[str, CatalogEntry],
+    rules: TextRules,
 ) -> dict[str, Any]:
     row = table.slice(i, 1).to_pylist()[0]
     steps: list[tuple[str, str]] = []
     if row["native_id"] and row["stage"] != "catalog" and row["dataset"] in catalogs:
         catalog = catalogs[row["dataset"]]
-        rules = replace(config.text_rules(recipe.seed), ancestors=catalog.ancestors())
+        rules = replace(rules, ancestors=catalog.ancestors())
         steps = explain(_record(row, source), catalog.text_kind, rules)
     reason = row["reason"]
     return {

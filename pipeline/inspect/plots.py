@@ -41,9 +41,7 @@ def spectrogram(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float
 def stacked(series: Mapping[str, Histogram], x_label: str, y_label: str) -> Figure:
     """Histograms on top of each other, in `COLOURS`; a long tail makes the axis logarithmic."""
     step = next(iter(series.values())).step
-    whole = Histogram(step)
-    for histogram in series.values():
-        whole.merge(histogram)
+    whole = Histogram(np.concatenate([histogram.values for histogram in series.values()]), step)
     wide = whole.least > 0 and whole.most > 6 * whole.quantile(0.5)
     if wide and step < 1:  # whole numbers would leave gaps between narrow bins
         edges = np.geomspace(whole.least * 0.98, whole.most * 1.02, 41)
@@ -54,8 +52,7 @@ def stacked(series: Mapping[str, Histogram], x_label: str, y_label: str) -> Figu
     plot, axis = _axes()
     bottom = np.zeros(len(edges) - 1)
     for colour, histogram in zip(page.COLOURS, series.values(), strict=False):
-        at = np.arange(len(histogram.counts)) * histogram.step
-        heights, _ = np.histogram(at, edges, weights=histogram.counts)
+        heights, _ = np.histogram(histogram.steps * step, edges)
         axis.bar(edges[:-1], heights, np.diff(edges), bottom, align="edge", color=colour)
         bottom += heights
     if wide:

@@ -24,8 +24,15 @@ from common.shards import ShardDataset, read_summary
 from common.storage import Store
 from pipeline.inspect.export import decode_clip, load_shard_codec
 from pipeline.inspect.plots import FLOOR_DB, code_shares, spectrogram_plot, stacked
-from pipeline.inspect.shards import CodeCounts, count_codes, table_batches, tally_manifest
-from pipeline.inspect.tally import Tally, WordCount, codebook_usage, smallest_by_hash
+from pipeline.inspect.shards import CodeCounts, count_codes, read_columns
+from pipeline.inspect.tally import (
+    TALLIED,
+    Tally,
+    by_dataset,
+    codebook_usage,
+    frequent_words,
+    smallest_by_hash,
+)
 
 MAX_BYTES = 8 * 2**20
 """No report is larger."""
@@ -67,16 +74,17 @@ def build_report(
     """
     summary = read_summary(store)
     codec = load_shard_codec(store, codec_path, summary) if clips else None
-    words = WordCount()
-    tallies = tally_manifest(store, words.add)
+    manifest = read_columns(store, TALLIED)
+    tallies = by_dataset(manifest)
+    prompts = pc.list_flatten(manifest["prompts"]).to_pylist()
     codes = count_codes(store, summary, sample, seed, tell)
     refusals = count_refusals(store)
     by_hours = sorted(tallies, key=lambda name: (-tallies[name].durations.total, name))
     sections = [
-        _totals(summary, tallies, refusals),
+        _totals(summary, Tally(manifest), len(tallies), refusals),
         _datasets(tallies, by_hours),
         _lengths(tallies, by_hours),
-        _words(words),
+        _words(frequent_words(prompts, _WORDS)),
         _codes(codes, summary, seed),
         _refusals(refusals),
     ]
@@ -102,9 +110,8 @@ def count_refusals(store: Store) -> Counter[tuple[str, str]]:
     """How many clips were refused, by (stage, reason): while planning, and while encoding."""
     found: Counter[tuple[str, str]] = Counter()
     for key in ("plan/rejects.parquet", "quarantine.parquet"):
-        for batch in table_batches(store, ("stage", "reason"), key):
-            stages, reasons = batch["stage"].to_pylist(), batch["reason"].to_pylist()
-            found.update(zip(stages, reasons, strict=True))
+        rows = read_columns(store, ("stage", "reason"), key)
+        found.update(zip(rows["stage"].to_pylist(), rows["reason"].to_pylist(), strict=True))
     return found
 
 
@@ -113,35 +120,30 @@ def draw_clips(store: Store, datasets: Sequence[str], per_dataset: int, seed: in
 
     Where there are more datasets than clips, the first ones are heard.
     """
+    manifest = read_columns(store, MANIFEST.names)
     drawn: dict[str, list[str]] = {}
-    for batch in table_batches(store, ("sample_id", "dataset")):
-        for name in pc.unique(batch["dataset"]).to_pylist():
-            ids = batch.filter(pc.equal(batch["dataset"], name))["sample_id"].to_pylist()
-            drawn[name] = smallest_by_hash(chain(drawn.get(name, []), ids), per_dataset, seed)
+    for name in datasets:
+        rows = manifest.filter(pc.equal(manifest["dataset"], name))
+        drawn[name] = smallest_by_hash(rows["sample_id"].to_pylist(), per_dataset, seed)
     turns = [drawn[name][turn : turn + 1] for turn in range(per_dataset) for name in datasets]
     chosen = list(chain.from_iterable(turns))[:MAX_CLIPS]
-    wanted = pa.array(chosen, pa.string())
-    found = [
-        batch.filter(pc.is_in(batch["sample_id"], wanted))
-        for batch in table_batches(store, MANIFEST.names)
-    ]
-    rows = pa.Table.from_batches(found, MANIFEST)
-    return rows.take(pc.index_in(wanted, rows["sample_id"].combine_chunks()))
+    ids = manifest["sample_id"].combine_chunks()
+    return manifest.take(pc.index_in(pa.array(chosen, pa.string()), ids))
 
 
 def _totals(
     summary: Mapping[str, Any],
-    tallies: Mapping[str, Tally],
+    whole: Tally,
+    n_datasets: int,
     refusals: Counter[tuple[str, str]],
 ) -> str:
-    whole = Tally.sum(tallies.values())
     return page.key_figures(
         {
             "clips": f"{whole.clips:,}",
             "hours": f"{whole.durations.total / 3600:,.2f}",
-            "datasets": f"{len(tallies):,}",
+            "datasets": f"{n_datasets:,}",
             "prompts": f"{whole.prompts:,}",
-            "different prompts": ("" if whole.unique.exact else "~") + f"{int(whole.unique):,}",
+            "different prompts": f"{whole.unique:,}",
             "shards": f"{summary['n_shards']:,}",
             "rows refused": f"{refusals.total():,}",
         }
@@ -159,7 +161,7 @@ def _datasets(tallies: Mapping[str, Tally], by_hours: Sequence[str]) -> str:
                 tally.clips,
                 tally.durations.total / 3600,
                 tally.prompts,
-                int(tally.unique),
+                tally.unique,
                 tally.durations.quantile(0.5),
                 page.Html(f'<span class="whole">{escape(splits)}</span>'),
             )
@@ -202,14 +204,13 @@ def _lengths(tallies: Mapping[str, Tally], by_hours: Sequence[str]) -> str:
     )
 
 
-def _words(words: WordCount) -> str:
-    note = " Rare words were dropped on the way." if words.forgot else ""
+def _words(words: Mapping[str, int]) -> str:
     return page.section(
         "Words",
         page.paragraph(
-            f"The {_WORDS} most frequent words of all prompts, and how often each comes.{note}"
+            f"The {_WORDS} most frequent words of all prompts, and how often each comes."
         ),
-        page.bars(words.top(_WORDS)),
+        page.bars(words),
     )
 
 
@@ -320,7 +321,7 @@ def _series(tallies: Mapping[str, Tally], by_hours: Sequence[str]) -> Iterable[t
     own = len(page.COLOURS) if len(by_hours) <= len(page.COLOURS) else len(page.COLOURS) - 1
     yield from ((name, tallies[name]) for name in by_hours[:own])
     if rest := by_hours[own:]:
-        yield f"{len(rest)} others", Tally.sum(tallies[name] for name in rest)
+        yield f"{len(rest)} others", Tally(pa.concat_tables(tallies[name].rows for name in rest))
 
 
 def _largest(rows: Mapping[str, Any], number: int) -> dict[str, Any]:

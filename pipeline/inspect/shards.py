@@ -1,15 +1,13 @@
 """What is in the shards: listings, one sample, statistics.
 
-Everything here reads the manifest batch by batch and the tars a few clips at a time, so that memory
-does not grow with the number of shards.
+Columns of the manifest are read whole, as training does; the tars a few clips at a time.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,10 +21,17 @@ from common.schema import MANIFEST
 from common.shards import Sample, ShardDataset, parse_sample, read_summary
 from common.storage import Store
 from pipeline.datadir.commit import committed_shards, read_commit
-from pipeline.inspect.tally import Tally, codebook_usage, smallest_by_hash
+from pipeline.inspect.tally import (
+    TALLIED,
+    Tally,
+    by_dataset,
+    codebook_usage,
+    smallest_by_hash,
+)
 
-_ROWS_PER_BATCH = 8192
 _CLIPS_PER_READ = 64
+_CLIP = ("sample_id", "dataset", "shard", "shard_key", "offset", "length")
+"""Columns of the manifest that say where a clip lies."""
 
 
 def list_shards(store: Store) -> list[dict[str, Any]]:
@@ -52,19 +57,16 @@ def list_shards(store: Store) -> list[dict[str, Any]]:
     return rows
 
 
-def table_batches(
-    store: Store, columns: Sequence[str], key: str = "manifest.parquet"
-) -> Iterator[pa.RecordBatch]:
-    """Columns of a table of a finished run, a few thousand rows at a time.
-
-    The manifest's rows come by shard and position.
+def read_columns(store: Store, columns: Sequence[str], key: str = "manifest.parquet") -> pa.Table:
+    """Columns of a table of a finished run; the manifest's rows come by shard and position.
 
     Raises:
         AttuneError: the run is not finished, or the table is damaged.
     """
     try:
         with store.open(key) as source:
-            yield from pq.ParquetFile(source).iter_batches(_ROWS_PER_BATCH, columns=list(columns))
+            # Without threads, for the reason that `common.shards.parquet_table` gives.
+            return pq.ParquetFile(source).read(columns=list(columns), use_threads=False)
     except FileNotFoundError:
         raise AttuneError(
             f"{store.uri}: no {key} there; run `python -m pipeline run` to the end first"
@@ -80,17 +82,12 @@ def find_sample(store: Store, sample_id: str) -> tuple[dict[str, Any], Sample]:
     Raises:
         AttuneError: no sample, or several, begin so.
     """
-    matches = 0
-    found: pa.RecordBatch | None = None
-    for batch in table_batches(store, MANIFEST.names):
-        hits = batch.filter(pc.starts_with(batch["sample_id"], sample_id))
-        matches += len(hits)
-        found = hits if len(hits) else found
-    if found is None or matches != 1:
-        what = "is no sample" if matches == 0 else f"are {matches} samples"
+    manifest = read_columns(store, MANIFEST.names)
+    found = manifest.filter(pc.starts_with(manifest["sample_id"], sample_id))
+    if len(found) != 1:
+        what = f"are {len(found)} samples" if len(found) else "is no sample"
         raise AttuneError(f"{store.uri}: there {what} whose id begins with {sample_id!r}")
-    dataset = ShardDataset(store, pa.Table.from_batches([found]), {})
-    return found.to_pylist()[0], dataset.read(0)
+    return found.to_pylist()[0], ShardDataset(store, found, {}).read(0)
 
 
 def show_sample(store: Store, sample_id: str) -> dict[str, Any]:
@@ -117,32 +114,31 @@ def shard_stats(
 
     Args:
         sample: take the codes from this many shards, drawn by `seed`; None: from all of them.
-            Everything but the codebooks' figures comes from the manifest, always whole.
+            Everything but the codebooks' figures is from the whole manifest.
         tell: called with the number of shards whose codes were read, and of all.
 
     Raises:
         AttuneError: the run is not finished, or what it wrote is damaged.
     """
     summary = read_summary(store)
-    datasets = tally_manifest(store)
+    manifest = read_columns(store, TALLIED)
+    whole, datasets = Tally(manifest), by_dataset(manifest)
     codes = count_codes(store, summary, sample, seed, tell)
-    whole = Tally.sum(datasets.values())
-    licenses: Counter[str] = Counter()
-    seconds: defaultdict[str, float] = defaultdict(float)
+    clips: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
     for tally in datasets.values():
-        licenses.update(tally.licenses)
-        for name, duration in tally.license_seconds.items():
-            seconds[name] += duration
+        clips.update(tally.licenses)
+        seconds.update(tally.license_seconds)
     return {
         "n_samples": whole.clips,
         "hours": summary["hours"],
         "datasets": {
-            name: {**tally.figures(), "codebooks": codebook_usage(codes.counts.get(name))}
+            name: {**tally.figures(), "codebooks": codebook_usage(codes.counts.get(name, ()))}
             for name, tally in sorted(datasets.items())
         },
         "duration_s": whole.durations.figures(),
         "prompt_tokens": whole.tokens.figures() | {"histogram": whole.tokens.bars()},
-        "codebooks": codebook_usage(sum(codes.counts.values(), start=np.zeros((), np.int64))),
+        "codebooks": codebook_usage(np.sum([*codes.counts.values()], axis=0)),
         "codebook_size": summary["codebook_size"],
         "codes_from": {
             "shards": codes.shards,
@@ -151,32 +147,11 @@ def shard_stats(
             "seed": seed if codes.shards < codes.of_shards else None,
         },
         "licenses": {
-            name: {"clips": clips, "hours": round(seconds[name] / 3600, 6)}
-            for name, clips in licenses.most_common()
+            name: {"clips": number, "hours": round(seconds[name] / 3600, 6)}
+            for name, number in clips.most_common()
         },
         "rejected_by_reason": summary["rejected_by_reason"],
     }
-
-
-def tally_manifest(
-    store: Store, on_prompts: Callable[[list[str]], None] | None = None
-) -> dict[str, Tally]:
-    """One pass over the manifest: a tally per dataset.
-
-    Args:
-        on_prompts: is handed the prompts of each batch.
-    """
-    tallies: dict[str, Tally] = {}
-    columns = (
-        "dataset", "split", "prompts", "prompt_tokens", "duration_s", "license", "license_url",
-    )  # fmt: skip
-    for batch in table_batches(store, columns):
-        for name in pc.unique(batch["dataset"]).to_pylist():
-            rows = batch.filter(pc.equal(batch["dataset"], name))
-            tallies.setdefault(name, Tally()).add(rows)
-        if on_prompts is not None:
-            on_prompts(pc.list_flatten(batch["prompts"]).to_pylist())
-    return tallies
 
 
 @dataclass
@@ -205,57 +180,38 @@ def count_codes(
     Raises:
         AttuneError: a sample cannot be read, or holds codes that its codec does not have.
     """
-    of_shards = sum(1 for _ in _shard_numbers(store))
-    chosen = None
+    clips = read_columns(store, _CLIP)
+    shards: list[int] = pc.unique(clips["shard"]).to_pylist()
+    of_shards = len(shards)
     if sample is not None:
-        drawn = smallest_by_hash((str(shard) for shard in _shard_numbers(store)), sample, seed)
-        chosen = {int(shard) for shard in drawn}
-    wanted = of_shards if chosen is None else len(chosen)
+        drawn = set(smallest_by_hash(map(str, shards), sample, seed))
+        shards = [shard for shard in shards if str(shard) in drawn]
     size = int(summary["codebook_size"])
-    found = CodeCounts({}, 0, 0, of_shards)
-    last = None
-    for row, clip in _read_clips(store, chosen):
-        codes = clip.codes
-        if codes.size and not 0 <= codes.min() <= codes.max() < size:
-            raise AttuneError(
-                f"{store.uri}/{row['shard_key']}: sample {clip.sample_id} has codes outside "
-                f"0..{size - 1}; see `python -m pipeline shards verify`"
-            )
-        empty = np.zeros((int(summary["n_codebooks"]), size), np.int64)
-        counts = found.counts.setdefault(row["dataset"], empty)
-        for stream, values in enumerate(codes):
-            counts[stream] += np.bincount(values, minlength=size)
-        found.clips += 1
-        if row["shard"] != last:
-            if tell:
-                tell(found.shards, wanted)
-            found.shards += 1
-            last = row["shard"]
-    if tell:
-        tell(wanted, wanted)
-    return found
+    counts: dict[str, npt.NDArray[np.int64]] = {}
+    n_clips = 0
+    for done, shard in enumerate(shards):
+        for row, clip in _read_clips(store, clips.filter(pc.equal(clips["shard"], shard))):
+            codes = clip.codes
+            if codes.size and not 0 <= codes.min() <= codes.max() < size:
+                raise AttuneError(
+                    f"{store.uri}/{row['shard_key']}: sample {clip.sample_id} has codes outside "
+                    f"0..{size - 1}; see `python -m pipeline shards verify`"
+                )
+            empty = np.zeros((int(summary["n_codebooks"]), size), np.int64)
+            of_dataset = counts.setdefault(row["dataset"], empty)
+            for stream, values in enumerate(codes):
+                of_dataset[stream] += np.bincount(values, minlength=size)
+            n_clips += 1
+        if tell:
+            tell(done + 1, len(shards))
+    return CodeCounts(counts, n_clips, len(shards), of_shards)
 
 
-def _shard_numbers(store: Store) -> Iterator[int]:
-    """The shards that hold clips, each once."""
-    last = None
-    for batch in table_batches(store, ["shard"]):
-        for shard in pc.unique(batch["shard"]).to_pylist():
-            if shard != last:
-                yield shard
-            last = shard
-
-
-def _read_clips(store: Store, shards: set[int] | None) -> Iterator[tuple[dict[str, Any], Sample]]:
-    """Manifest row and content of each clip of these shards (None: of all)."""
-    columns = ("sample_id", "dataset", "shard", "shard_key", "offset", "length")
-    for batch in table_batches(store, columns):
-        if shards is not None:
-            batch = batch.filter(pc.is_in(batch["shard"], pa.array(sorted(shards), pa.int32())))
-        for key, group in groupby(batch.to_pylist(), lambda row: row["shard_key"]):
-            rows = list(group)
-            for start in range(0, len(rows), _CLIPS_PER_READ):
-                yield from _read_some(store, key, rows[start : start + _CLIPS_PER_READ])
+def _read_clips(store: Store, clips: pa.Table) -> Iterator[tuple[dict[str, Any], Sample]]:
+    """Manifest row and content of each clip of one shard."""
+    for start in range(0, len(clips), _CLIPS_PER_READ):
+        rows = clips.slice(start, _CLIPS_PER_READ).to_pylist()
+        yield from _read_some(store, rows[0]["shard_key"], rows)
 
 
 def _read_some(

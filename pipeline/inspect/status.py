@@ -1,4 +1,4 @@
-"""Where a run stands, from its files alone: works while it runs, after a kill, and at the end.
+"""Where a run stands, only from its files: works while it runs, after a kill, and at the end.
 
 Speed is what the last ten minutes of work brought, by the times at which the store says that
 commits and text chunks were written; nobody keeps a record for it.
@@ -19,7 +19,7 @@ from common.storage import Entry, Store
 from pipeline.datadir.commit import commit_key, committed_shards, read_commit
 from pipeline.datadir.frozen_plan import FrozenPlan, load_plan
 from pipeline.datadir.text_cache import TextCache
-from pipeline.inspect.shards import table_batches
+from pipeline.inspect.shards import read_columns
 
 _RECENT = timedelta(minutes=10)
 _SLOW = timedelta(hours=1)
@@ -110,8 +110,7 @@ def refused_while_encoding(plan: FrozenPlan) -> Iterator[dict[str, Any]]:
     store = plan.store
     # The commits say the same; of a large run they are many.
     if finished_summary(plan) is not None and store.exists("quarantine.parquet"):
-        for batch in table_batches(store, _REFUSAL, "quarantine.parquet"):
-            yield from batch.to_pylist()
+        yield from read_columns(store, _REFUSAL, "quarantine.parquet").to_pylist()
         return
     shards = _read_commits(plan, lambda entry, commit: commit["refused"])
     for shard in sorted(shards):
@@ -194,7 +193,7 @@ def _read_commits(
     def read(entry: Entry) -> tuple[int, Taken | None]:
         shard = numbers[entry.key]
         commit = read_commit(plan.store, shard)
-        return shard, None if commit is None else take(entry, commit)  # None: superseded meanwhile
+        return shard, None if commit is None else take(entry, commit)  # None: deleted meanwhile
 
     entries = [entry for entry in plan.store.entries("commits") if entry.key in numbers]
     with ThreadPoolExecutor(_READERS) as pool:

@@ -25,7 +25,7 @@ from common.errors import AttuneError
 from common.prompts import PromptPolicy
 from common.schema import PLAN, REJECTS, SPLITS
 from common.uris import remote_uri
-from pipeline.catalogs import Catalog
+from pipeline.catalogs import Catalog, CatalogEntry
 from pipeline.catalogs.as_rows import raw_of, rename_files, tables
 from pipeline.catalogs.columnar import ColumnarCatalog, Piece
 from pipeline.config import OverlapPolicy
@@ -107,7 +107,7 @@ class PlanTables:
 
 
 def build_plan(
-    catalogs: Sequence[Catalog],
+    catalogs: Sequence[CatalogEntry],
     *,
     rules: TextRules,
     clips_per_shard: int,
@@ -136,7 +136,7 @@ def build_plan(
 
 
 def decide(
-    catalogs: Sequence[Catalog],
+    catalogs: Sequence[CatalogEntry],
     *,
     rules: TextRules,
     overlap: OverlapPolicy = "keep",
@@ -206,7 +206,7 @@ def differing_inputs(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 _NO_ROWS = assign(collect(ROWS.empty_table(), "sound", TextRules("plain")), {})
 
 
-def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Table]:
+def _read(work: tuple[int, CatalogEntry, Piece | None, TextRules]) -> Iterator[pa.Table]:
     """A part of a catalog, with its pseudo-sentences and the texts still to be normalized."""
     number, listed, piece, rules = work
     catalog = listed.fetched()
@@ -215,6 +215,7 @@ def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Tab
         assert piece is not None
         parts: Iterable[pa.Table] = [catalog.read_piece(piece)]
     else:
+        assert isinstance(catalog, Catalog)
         parts = tables(catalog.read())
     columns_told = catalog.text_columns()
     for table in parts:
@@ -227,12 +228,12 @@ def _read(work: tuple[int, Catalog, Piece | None, TextRules]) -> Iterator[pa.Tab
         yield table.replace_schema_metadata({"catalog": str(number)})
 
 
-def _pieces(catalog: Catalog) -> Sequence[Piece | None]:
+def _pieces(catalog: CatalogEntry) -> Sequence[Piece | None]:
     here = catalog.fetched()
     return here.pieces() if isinstance(here, ColumnarCatalog) else [None]
 
 
-def _original_names(listed: Catalog, fetched: Catalog) -> dict[str, str]:
+def _original_names(listed: CatalogEntry, fetched: CatalogEntry) -> dict[str, str]:
     """Local copy -> the object in a bucket that it is of."""
     pairs = zip(fetched.sources(), listed.sources(), strict=True)
     return {str(a): remote_uri(b) or str(b) for a, b in pairs if a != b}
@@ -279,16 +280,36 @@ def _refuse_duplicates(rows: pa.Table) -> pa.Table:
 
 
 def _refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
-    """What shares its group, its clip or its audio file with a row of a stricter split is refused,
-    and what shares one with that in turn; rows that were refused before pass it on all the same.
+    """Refuse rows that share a group, a clip or an audio file with a row of a stricter split, and
+    rows that share one with those in turn.
+
+    Test (2) is stricter than valid (1), valid than train (0).  Three rows:
+
+        row  split  group_id      clip
+        A    test   artist:ann    freesound:7
+        B    train  cd:1          freesound:7
+        C    train  cd:1          freesound:8
+
+    B is the clip of A, so A holds B out.  C shares nothing with A, but it is from the same CD as B,
+    so it may sound like the test clip.  The first pass looks at group_id before it knows of B, so
+    only the second pass finds C; the third pass finds nothing more and ends the search.  Such a
+    chain may have any length: each row that is found may make further rows reachable.
+
+    Rows that were refused for other reasons (no audio, say) hold others out all the same: their
+    sound may be in the test set under another name.
 
     Args:
         held_out: bool [N]; such a row is as strict as a test row, whatever its split.
+
+    Returns:
+        The rows, and how many were refused, by `DATASET <- DATASET SPLIT`.
     """
     strict = np.where(held_out, SPLITS.index("test"), _strictness(rows))
     found: Counter[str] = Counter()
+    # Test before valid: a row that both hold out is reported as held out by test.
     for level in (2, 1):
-        # Per row the number of the row that holds it out; -1 where none does.
+        # Per row the number of the row that holds it out; -1 where none does.  The rows of the
+        # level itself hold themselves: they are where it starts.
         holder = np.where(strict == level, np.arange(len(rows)), -1)
         grows = bool((holder >= 0).any())
         while grows:
@@ -299,7 +320,7 @@ def _refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table
                 if name == "audio_uri":  # where no audio was looked for, a name in some folder
                     keys = pc.if_else(pc.match_substring_regex(keys, "^(/|s3:)"), keys, None)
                 reached = np.asarray(pc.is_in(rows[name], value_set=pc.unique(keys.drop_null())))
-                reached &= (strict < level) & (holder < 0)
+                reached &= (strict < level) & (holder < 0)  # each row once, so that it ends
                 if not reached.any():
                     continue
                 grows = True
@@ -367,7 +388,18 @@ _NOT_REFUSED = pa.array([MERGED, HELD_OUT])
 
 
 def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: int) -> pa.Table:
-    """`PLAN` from the columns of `Decision.rows`, which are used up."""
+    """`PLAN` from the columns of `Decision.rows`, which are used up.
+
+    Which shard a clip is in is random, but a function of the seed and the clip's id: the clips are
+    ranked by a hash of both, and each run of `clips_per_shard` ranks is a shard.  So every shard is
+    a fair sample of all datasets, which training wants, and the order of catalogs and rows does not
+    matter.  A clip that is added moves at most one clip across each border between two shards
+    behind it.
+
+    What is read together lies together: inside a shard clips are in the order of their ids, as in
+    its tar; a row group of plan.parquet holds whole shards (`frozen_plan`); prompts are cut into
+    chunks of the text cache in this order, so that a shard finds its own in few (`text_cache`).
+    """
     here = np.flatnonzero(pc.is_null(rows["reason"]))
     for name in rows.keys() - {*PLAN.names, "file", "line"}:
         del rows[name]
@@ -376,7 +408,7 @@ def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: in
     salt = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
     rank = np.empty(len(here), np.int64)
     rank[_argsort(_mix(words[:, 0] ^ np.uint64(salt)), words)] = np.arange(len(here))
-    # Inside a shard by sample id: the order of the members in the tar.
+    # Sorted by id first, then stably by shard: inside a shard the order by id stays.
     by_id = _argsort(words[:, 0], words)
     order = by_id[np.argsort(rank[by_id] // clips_per_shard, kind="stable")]
     number = np.arange(len(here))

@@ -1,24 +1,23 @@
 """`gc`: what lies in `data_dir` and is named by nothing, and its removal.
 
-    tar         shards/NNNNNN-<sha12>.tar that no commit names: a killed or beaten attempt
-    superseded  superseded/*.json, the commits that `retry` replaced; tars that only they name
-    text        text/<encoder>/<chunk>: of another text encoder than the plan's, or a chunk that
-                plan/prompts.parquet does not name.  A cache: another plan could still have used it.
-                States and index go together
-    poison      poison/NNNNNN.json of a shard that is committed by now, or that no plan has
-    partial     NAME#1 on a local disk: a write that was killed before its rename
-    probe       clock/*: left by a gc that was killed
+    tar      shards/NNNNNN-<sha12>.tar that no commit names: of an attempt that was killed or came
+             second, or of a shard that `retry` encoded again
+    text     text/<encoder>/<chunk>: of another text encoder than the plan's, or a chunk that
+             plan/prompts.parquet does not name.  A cache: another plan could still have used it.
+             States and index go together
+    poison   poison/NNNNNN.json of a shard that is committed by now, or that no plan has
+    partial  NAME#1 on a local disk: a write that was killed before its rename
+    probe    clock/*: left by a gc that was killed
 
 Anything else is not ours and stays.  Parts of killed multipart uploads to S3 are in no listing; a
 lifecycle rule of the bucket removes them.
 
 Two things keep what is in use.  A running driver publishes a tar before the commit that names it,
 so what is younger than `older_than` stays, unless the run is finished: then whoever still encodes
-loses against the commits that stand.  (What `retry` superseded stays that long in any case, counted
-from the retry: a training that opened the folder before it reads those tars.)  And tars are listed
-before the commits, so that one which is committed in between counts as named.  Where a commit is
-gone and `summary.json` stands, the manifest still names the shard's tar: it stays until the next
-`run`.
+loses against the commits that stand.  And tars are listed before the commits, so that one which is
+committed in between counts as named.  Where a commit is gone and `summary.json` stands, the
+manifest still names the shard's tar: it stays until the next `run`.  (A training that was started
+before a `retry` still reads the tars that it replaced: `gc` cannot know, and the user must wait.)
 
 Ages are by the store's own clock on both sides: `last_modified` of an object that is written and
 looked up for the purpose, minus that of the object in question.
@@ -37,8 +36,9 @@ from typing import Any
 
 from common.errors import AttuneError
 from common.storage import Entry, Store
-from pipeline.datadir.commit import SUPERSEDED, committed_shards, parse_commit, read_commit
+from pipeline.datadir.commit import committed_shards, read_commit
 from pipeline.datadir.frozen_plan import FrozenPlan, load_plan
+from pipeline.datadir.results import RESULTS
 from pipeline.inspect.status import finished_summary
 
 _TAR = re.compile(r"shards/(\d{6,})-[0-9a-f]{12}\.tar")
@@ -46,8 +46,7 @@ _CHUNK = re.compile(r"text/([0-9a-f]+)/([0-9a-f]+)\.(?:f16|parquet)")
 _POISON = re.compile(r"poison/(\d{6,})\.json")
 _PARTIAL = re.compile(r".+#\d+")
 """How obstore names a file until it is whole."""
-_FOLDERS = ("plan", "text", "shards", "commits", "poison", SUPERSEDED, "clock")
-_FILES = ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json", "retry.json")
+_FOLDERS = ("plan", "text", "shards", "commits", "poison", "clock")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -86,8 +85,7 @@ def collect_garbage(store: Store, older_than_s: float, delete: bool = False) -> 
     items = []
     for kind, entry, why in sorted(found, key=lambda item: item[1].key):
         age = max(0.0, (now - entry.modified).total_seconds())
-        exempt = finished and kind != "superseded"
-        kept = age < older_than_s and not exempt
+        kept = age < older_than_s and not finished
         items.append(Garbage(kind, entry.key, entry.size, round(age, 3), why, kept))
     sizes = {item.key: item.bytes for item in items if not item.kept}
     deleted: list[str] = []
@@ -121,19 +119,12 @@ def _find(store: Store, plan: FrozenPlan) -> Iterator[tuple[str, Entry, str]]:
     listed = [(entry, _TAR.fullmatch(entry.key)) for entry in store.entries("shards")]
     tars = [(entry, int(match[1])) for entry, match in listed if match]
     committed = committed_shards(store)  # after the tars: see above
-    named = {commit["shard_key"] for commit in _commits(store, committed)}
-    superseded = _superseded(store)
+    commits = (read_commit(store, shard) for shard in sorted(committed))
+    named = {commit["shard_key"] for commit in commits if commit}  # None: deleted meanwhile
     lost = set(range(plan.n_shards)) - committed if store.exists("summary.json") else set()
     for tar, shard in tars:
-        if tar.key in named or shard in lost:
-            continue
-        if since := superseded.get(tar.key):
-            entry = tar._replace(modified=max(tar.modified, since))
-            yield "superseded", entry, "only a commit that retry replaced names it"
-        else:
+        if tar.key not in named and shard not in lost:
             yield "tar", tar, "no commit names it"
-    for entry in store.entries(SUPERSEDED):
-        yield "superseded", entry, "a commit that retry replaced"
     yield from _text(store, plan)
     for entry in store.entries("poison"):
         if match := _POISON.fullmatch(entry.key):
@@ -146,28 +137,6 @@ def _find(store: Store, plan: FrozenPlan) -> Iterator[tuple[str, Entry, str]]:
         yield "probe", entry, "left by a gc that was killed"
     for entry in _partial_files(store):
         yield "partial", entry, "a write that never ended"
-
-
-def _commits(store: Store, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
-    for shard in sorted(shards):
-        commit = read_commit(store, shard)
-        if commit is not None:  # superseded meanwhile
-            yield commit
-
-
-def _superseded(store: Store) -> dict[str, datetime]:
-    """Tars that superseded commits name, and when they were superseded."""
-    tars: dict[str, datetime] = {}
-    for entry in store.entries(SUPERSEDED):
-        try:
-            commit = parse_commit(store.read(entry.key))
-        except (FileNotFoundError, ValueError):
-            continue  # gone meanwhile, or not ours
-        if commit["shard_key"]:
-            tars[commit["shard_key"]] = max(
-                entry.modified, tars.get(commit["shard_key"], entry.modified)
-            )
-    return tars
 
 
 def _text(store: Store, plan: FrozenPlan) -> Iterator[tuple[str, Entry, str]]:
@@ -195,7 +164,7 @@ def _partial_files(store: Store) -> Iterator[Entry]:
     if "://" in store.uri:
         return
     root = Path(store.uri)
-    places = [root.glob(f"{name}#*") for name in _FILES]
+    places = [root.glob(f"{name}#*") for name in RESULTS]
     places += [(root / folder).rglob("*#*") for folder in _FOLDERS]
     for place in places:
         for path in place:

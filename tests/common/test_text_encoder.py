@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_lm import make_encoder
 
+from common import text_encoder
 from common.config import TextEncoderConfig
 from common.errors import AttuneError
 from common.text_encoder import TextEncoder, load_text_encoder, text_encoder_identity
@@ -20,9 +22,11 @@ PROMPTS = ["dog bark park", "rain", "siren wail distant city street night traffi
 
 
 @pytest.fixture(scope="module")
-def encoder() -> TextEncoder:
+def encoder() -> Iterator[TextEncoder]:
     torch.set_num_threads(1)
-    return load_text_encoder(TextEncoderConfig(path=MINILM, batch_size=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_encoder, "PROMPTS_PER_BATCH", 3)
+        yield load_text_encoder(TextEncoderConfig(path=MINILM))
 
 
 def _folder(path: str) -> Path:

@@ -40,11 +40,10 @@ def make_worker(plan: FrozenPlan, recipe: Recipe, **changes: object) -> EncodeWo
         "min_duration_s": 0.5,
         "max_duration_s": 100.0,
         "silence_dbfs": -80.0,
-        "decode_threads": 2,
         "threads": 1,
         "device": "cpu",
         "audio_folders": plan.audio_folders(
-            audio_roots(recipe.section("pipeline", PipelineConfig))
+            audio_roots(recipe.section("pipeline", PipelineConfig).catalogs)
         ),
     }
     return EncodeWorker(EncodeSettings(**(settings | changes)))  # type: ignore[arg-type]
@@ -76,15 +75,15 @@ def without_ray(
     """`run_pipeline` in this process: its own order of steps, with the stages called directly."""
 
     def encode(
-        plan: FrozenPlan, recipe: Recipe, config: object, resources: object, committed: set[int]
+        plan: FrozenPlan, settings: EncodeSettings, resources: object, committed: set[int]
     ) -> dict[int, str]:
-        worker = make_worker(plan, recipe)
+        worker = EncodeWorker(settings)
         for shard, rows in plan.shards(skip=committed):
             worker.encode_shard(shard, rows)
         return {}
 
     monkeypatch.setattr("pipeline.run.ray_session", lambda store: nullcontext("none"))
-    monkeypatch.setattr("pipeline.run.plan_resources", lambda config, say: Resources(1, 1, 0))
+    monkeypatch.setattr("pipeline.run.plan_resources", lambda *asked: Resources(1, 1, 0))
     monkeypatch.setattr("pipeline.run.embed", embed)
     monkeypatch.setattr("pipeline.run.encode", encode)
 

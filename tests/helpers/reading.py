@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from pydantic import TypeAdapter
 
 from common.schema import Record
-from pipeline.catalogs import AnyCatalog, Catalog
+from pipeline.catalogs import AnyCatalog
 from pipeline.catalogs.base import Merged, Outcome, Refusal
+from pipeline.catalogs.columnar import ColumnarCatalog
 
 
-def catalog(**values: object) -> Catalog:
-    made: Catalog = TypeAdapter(AnyCatalog).validate_python(values)
-    return made
+def catalog(**values: object) -> Any:
+    """A `Catalog`, or for AudioSet a `ColumnarCatalog`."""
+    return TypeAdapter(AnyCatalog).validate_python(values)
+
+
+def outcomes_of(made: ColumnarCatalog) -> list[Outcome]:
+    """The rows of a reader by column as those by row give them."""
+    table = made.locate(pa.concat_tables([made.read_piece(piece) for piece in made.pieces()]))
+    outcomes: list[Outcome] = []
+    for row in table.to_pylist():
+        values = {name: row[name] for name in ("dataset", "native_id", "group_id", "split")}
+        values |= {"source": f"{row['file']}:{row['line']}", "clip": row["clip"] or ""}
+        if row["reason"] is not None:
+            why = {name: row[name] for name in ("stage", "reason", "detail")}
+            outcomes.append(Refusal(**values, **why))
+        else:
+            more = {name: row[name] for name in ("audio_uri", "tags", "captions", "stated_s")}
+            outcomes.append(Record(**values, **more, sample_id=row["sample_id"].hex()))
+    return outcomes
 
 
 def touch(folder: Path, *names: str) -> Path:

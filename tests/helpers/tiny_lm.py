@@ -26,7 +26,7 @@ from common.schema import MANIFEST
 from common.text_encoder import load_text_encoder, resolve_text_encoder
 
 SOUNDS = ["dog", "rain", "siren", "bell", "engine", "bird", "clock", "wave"]
-SIZES = {"n_codebooks": 4, "codebook_size": 16, "text_dim": 32}
+SIZES = {"n_codebooks": 4, "codebook_size": 16, "text_dim": 24}
 
 RECIPE = """
 name: tiny
@@ -86,7 +86,7 @@ def make_codec(folder: Path, seed: int = 0) -> None:
 
 
 def make_encoder(folder: Path) -> None:
-    """A random BERT of width 32 with a real tokenizer."""
+    """A random BERT of width 24 with a real tokenizer."""
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     torch.manual_seed(0)

@@ -9,16 +9,16 @@ import pytest
 from in_process import without_ray
 
 from common.cli import run_app
-from common.config import Recipe
+from common.config import TextEncoderConfig
 from pipeline.cli import app
 from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.embed import EmbedChunks
 
 
-def embed(plan: FrozenPlan, recipe: Recipe, *rest: object) -> None:
+def embed(plan: FrozenPlan, encoder: TextEncoderConfig, *rest: object) -> None:
     """In place of `pipeline.run.embed`."""
     chunks = list(plan.missing_chunks())
-    embedder = EmbedChunks(plan.store.uri, recipe.text_encoder, plan.plan_hash, 1, "cpu")
+    embedder = EmbedChunks(plan.store.uri, encoder, plan.plan_hash, 1, "cpu")
     groups = [list(chunk.row_groups) for chunk in chunks]
     embedder({"chunk": [chunk.name for chunk in chunks], "row_groups": groups})
 

@@ -59,12 +59,13 @@ def test_a_shard_that_kills_its_worker_is_parked_and_the_rest_goes_on(
     stack: ExitStack,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    recipe = load_recipe(write_recipe(tmp_path / "data"), ["pipeline.attempts=2"])
+    recipe = load_recipe(write_recipe(tmp_path / "data"))
     config = recipe.section("pipeline", PipelineConfig)
     # Workers cannot import a test module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     # One Ray for both runs, and none for the prompts: this is about workers alone.
     monkeypatch.setattr(run_module, "embed", embed)
+    monkeypatch.setattr(run_module, "ATTEMPTS", 2)
     session = stack.enter_context(ray_session(open_store(recipe.data_dir)))
     monkeypatch.setattr(run_module, "ray_session", lambda store: nullcontext(session))
     monkeypatch.setattr(run_module, "EncodeWorker", LightWorker)

@@ -12,7 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from common.errors import AttuneError
-from pipeline.catalogs import Catalog, columnar
+from pipeline.catalogs import CatalogEntry, columnar
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
 from pipeline.plan.decide import PlanTables, build_plan
@@ -21,7 +21,7 @@ from pipeline.text.captions import TextRules
 
 
 @pytest.fixture
-def catalogs(tmp_path: Path, small_corpus: Path) -> list[Catalog]:
+def catalogs(tmp_path: Path, small_corpus: Path) -> list[CatalogEntry]:
     labels = ["Dog", "Rain", "Speech", "Bell, ringing", "Wind"]
     (tmp_path / "labels.csv").write_text(
         "index,mid,display_name\n" + "".join(f'{i},/m/{i},"{x}"\n' for i, x in enumerate(labels))
@@ -45,13 +45,13 @@ def catalogs(tmp_path: Path, small_corpus: Path) -> list[Catalog]:
     ]
 
 
-def plan(catalogs: list[Catalog], mapper: Mapper) -> PlanTables:
+def plan(catalogs: list[CatalogEntry], mapper: Mapper) -> PlanTables:
     rules = TextRules(prompts="lemmas")
     return build_plan(catalogs, rules=rules, clips_per_shard=16, seed=0, mapper=mapper)
 
 
 def test_the_plan_does_not_depend_on_nodes_or_pieces(
-    catalogs: list[Catalog], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    catalogs: list[CatalogEntry], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = plan(catalogs, map_here)
     assert len(expected.plan) > 50 and len(expected.rejects) > 100
@@ -69,7 +69,7 @@ def test_the_plan_does_not_depend_on_nodes_or_pieces(
 
 
 def test_a_mistake_in_a_catalog_is_one_line_from_a_node_as_well(
-    catalogs: list[Catalog], cluster: Cluster
+    catalogs: list[CatalogEntry], cluster: Cluster
 ) -> None:
     with (catalogs[1].sources()[0]).open("rb") as file:
         assert b"file_name" in file.readline()

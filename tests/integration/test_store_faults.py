@@ -241,7 +241,7 @@ def test_faults_on_the_way_change_nothing(
     assert proxy.faults.total() > 10, proxy.faults
     proxy.choose = nothing
     assert results(open_store(s3_url)) == calm
-    assert verify_shards(open_store(s3_url), deep=True)["problems"] == []
+    assert verify_shards(open_store(s3_url))["problems"] == []
 
 
 OPERATIONS: dict[str, Callable[[Store], object]] = {
@@ -427,6 +427,6 @@ def test_two_drivers_at_once_make_one_right_manifest(
     if not rate:
         assert all(sorted(pair) == [False, True] for pair in answers.values()), answers
     proxy.choose = nothing
-    found = verify_shards(open_store(s3_url), deep=True)
+    found = verify_shards(open_store(s3_url))
     assert (found["problems"], found["orphans"]) == ([], [])
     assert results(open_store(s3_url)) == calm

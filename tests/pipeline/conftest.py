@@ -14,15 +14,16 @@ from common.config import Recipe, load_recipe
 from common.storage import open_store
 from pipeline.cli import app
 from pipeline.config import PipelineConfig
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
+from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.finalize import finalize
+from pipeline.run import make_plan
 
 
 @pytest.fixture
 def planned(write_recipe: Callable[..., Path], tmp_path: Path) -> tuple[FrozenPlan, Recipe]:
     recipe = load_recipe(write_recipe(tmp_path / "data"))
     config = recipe.section("pipeline", PipelineConfig)
-    plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, config)
+    plan, _ = make_plan(open_store(recipe.data_dir), recipe, config)
     return plan, recipe
 
 
@@ -38,7 +39,7 @@ def finished(
     if "data" not in _FINISHED:  # encode once, copy for every test
         plan, recipe = planned
         encode_all(plan, recipe)
-        finalize(plan, recipe)
+        finalize(plan, recipe.name, recipe.codec.path)
         _FINISHED["data"] = tmp_path_factory.mktemp("finished") / "data"
         shutil.copytree(data, _FINISHED["data"])
     shutil.rmtree(data)

@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
 from common.schema import PLAN
 from common.storage import open_store
-
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".m4a", ".mp4", ".webm", ".opus"}
 
 SOURCES = pa.schema([PLAN.field(name) for name in ("audio_uri", "start_s", "end_s")])
 """A clip: a path or `s3://bucket/key`, and the part of it in seconds, null for start or end."""
@@ -57,7 +56,7 @@ def _files(entry: str) -> pa.Table:
         )
     else:
         raise AttuneError(f"codec training: {entry}: no such folder of audio")
-    names = sorted(str(path) for path in found if path.suffix.lower() in SUFFIXES)
+    names = sorted(str(path) for path in found if path.suffix.lower() in AUDIO_EXTENSIONS)
     nothing = pa.nulls(len(names), pa.float64())
     return pa.table([pa.array(names, pa.string()), nothing, nothing], schema=SOURCES)
 

@@ -58,6 +58,7 @@ def generate(
     from training.config import LMConfig
     from training.evaluation.metrics.backbones.backbone import file_hash
     from training.sampling.config import SamplingConfig
+    from training.sampling.draw import OVERLAP
     from training.sampling.outputs import check_folder, find_place, slug, write_clip
     from training.sampling.sampler import Sampler
 
@@ -101,8 +102,8 @@ def generate(
     )
     if seconds > trained:
         print(
-            f"longer than the {trained:g} s that it was trained for: goes on in windows of that "
-            f"length, each beginning with the last {sampling.overlap:.0%} of the one before",
+            f"longer than the {trained:g} s that it was trained for: sampled in windows of that "
+            f"length, each beginning with the last {OVERLAP:.0%} of the one before",
             file=sys.stderr,
         )
     made: dict[int, dict[str, Any]] = {}
@@ -190,7 +191,7 @@ def _beginning(path: Path, rate: int) -> NDArray[np.float32]:
 
 
 def _wanted(given: list[str], file: Path | None, n: int, seed: int) -> list[Prompt]:
-    """A job per clip, its seed decided; names told apart."""
+    """A job per clip, with its seed and a name of its own."""
     prompts = [Prompt(text) for text in given] + (read_prompts(file) if file else [])
     if not prompts:
         raise AttuneError("nothing to generate: give --prompt TEXT or --prompts FILE")

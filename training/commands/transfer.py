@@ -47,7 +47,7 @@ def import_command(
         ),
     ],
     to: Annotated[Path, typer.Option("--to", help="Folder to write; new or empty.")],
-    only: Annotated[str, typer.Option("--only", help="codec: take the codec alone.")] = "",
+    only: Annotated[str, typer.Option("--only", help="codec: take only the codec.")] = "",
     codec: Annotated[
         str, typer.Option("--codec", help="Use this codec, not a copy of the one inside.")
     ] = "",

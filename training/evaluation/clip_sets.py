@@ -13,14 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.audio import AudioError, Wave, resample
+from common.audio import AUDIO_EXTENSIONS, AudioError, Wave, resample
 from common.errors import AttuneError
 from common.loudness import at_loudness
 from common.shards import ShardDataset
 from common.uris import read_source
 from training.evaluation.config import Captions, Preset
-
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".aif", ".mp4", ".webm")
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,9 @@ def read_folder(folder: Path) -> ClipSet:
     """
     if not folder.is_dir():
         raise AttuneError(f"{folder}: no such folder of clips")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if _is_audio(p) and p.is_file())
     if not found:
-        raise AttuneError(f"{folder}: no audio files there ({', '.join(AUDIO)})")
+        raise AttuneError(f"{folder}: no audio files there ({', '.join(sorted(AUDIO_EXTENSIONS))})")
     clips = []
     for path in found:
         facts = _sidecar(path.with_suffix(".json"))
@@ -153,7 +151,7 @@ def read_preset(preset: Preset, listed: Path, audio: Path, captions: Captions) -
         )
     if not audio.is_dir():
         raise AttuneError(f"{audio}: no such folder; --reference is where {preset}'s audio lies")
-    files = {p.stem: p for p in sorted(audio.rglob("*")) if p.suffix.lower() in AUDIO}
+    files = {p.stem: p for p in sorted(audio.rglob("*")) if _is_audio(p)}
     clips, missing = [], []
     for name, (youtube_id, texts) in grouped.items():
         path = next((files[s] for s in (name, youtube_id, f"Y{youtube_id}") if s in files), None)
@@ -275,7 +273,11 @@ def shuffled(clips: Sequence[SetClip], with_reference: bool = True) -> list[SetC
 
 
 def _stem(name: str) -> str:
-    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in AUDIO else name
+    return name[: -len(Path(name).suffix)] if _is_audio(Path(name)) else name
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_EXTENSIONS
 
 
 def _text(facts: dict[str, Any], name: str) -> str | None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from common.codec import resolve_codec
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.text_encoder import load_encoder_parts
 from training.interop.codec import bandwidth, build_codec, read_codec
 from training.interop.imports import Parts, check_same
@@ -119,8 +119,7 @@ class Checkpoint:
             if OmegaConf.is_config(value):
                 value = OmegaConf.to_container(value, resolve=True)
         except OmegaConfBaseException as error:
-            reason = " ".join(str(error).split())[:200]
-            raise AttuneError(f"{self.where}: xp.cfg: {key}: {reason}") from error
+            raise AttuneError(f"{self.where}: xp.cfg: {key}: {one_line(error)}") from error
         return default if value is None else value
 
     def number(self, key: str) -> int:
@@ -149,7 +148,7 @@ class Checkpoint:
 
 
 def is_audiocraft(path: Path) -> bool:
-    """Whether a source is a checkpoint of audiocraft's, or a folder of them alone."""
+    """Whether a source is a checkpoint of audiocraft's, or a folder of nothing else."""
     if path.is_dir():
         known = any((path / name).is_file() for name in AUDIOCRAFT_FILES)
         return known and not (path / "config.json").is_file()
@@ -177,8 +176,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tree = yaml.safe_load(text) if isinstance(text, str) else text
         config = OmegaConf.create(tree)
     except (YAMLError, ValueError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{path}: xp.cfg is not YAML: {reason}") from error
+        raise AttuneError(f"{path}: xp.cfg is not YAML: {one_line(error)}") from error
     if not isinstance(tree, dict) or not isinstance(config, DictConfig):
         raise AttuneError(
             f"{path}: has no xp.cfg, the configuration that says how its weights are put together"
@@ -241,7 +239,7 @@ def read_lm(path: Path, codec: str = "", text_encoder: str = "") -> Parts:
     """
     file = path / _LM if path.is_dir() else path
     if not file.is_file():
-        raise AttuneError(f"{path}: has no {_LM}; --only codec takes its {_CODEC} alone")
+        raise AttuneError(f"{path}: has no {_LM}; --only codec takes only its {_CODEC}")
     lm = read_checkpoint(file)
     lm.check(_LM_IS)
     n_codebooks = lm.number("transformer_lm.n_q")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.config import Recipe
 from common.errors import AttuneError
 from common.prompts import normalize_prompts
 from common.shards import ShardDataset
@@ -54,7 +53,7 @@ tags: [musicgen, text-to-audio]
 
 # {description.get("recipe", "model")}: text to audio
 
-A decoder of MusicGen's architecture over the codes of an EnCodec, told by a text encoder:
+A decoder of MusicGen's architecture over the codes of an EnCodec, conditioned on a text encoder:
 `MusicgenForConditionalGeneration`, written by `python -m training export`.
 
 | | |
@@ -112,18 +111,18 @@ def left_behind(sampling: dict[str, Any]) -> list[str]:
     return found
 
 
-def data_section(recipe: Recipe, run_config: dict[str, Any]) -> str:
+def data_section(data_dir: str, run_config: dict[str, Any]) -> str:
     """Data sets, samples, hours and licences of what was trained on, if the shards can be read."""
     if "imported" in run_config:
         return f"The weights were imported from {run_config['imported']['from']}: see there."
     try:
-        dataset = ShardDataset.open(recipe.data_dir)
+        dataset = ShardDataset.open(data_dir)
     except AttuneError as error:
         return f"Unknown: the shards could not be read when this was written ({error})."
     trained = run_config.get("plan_hash")
     if not trained or dataset.summary.get("plan_hash") != trained:
         return (
-            f"Unknown: what lies in {recipe.data_dir} is not what the run was started with "
+            f"Unknown: what lies in {data_dir} is not what the run was started with "
             f"(plan {dataset.summary.get('plan_hash')}, trained on {trained})."
         )
     weights = run_config.get("lm", {}).get("datasets", {})

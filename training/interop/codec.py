@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common.codec import codec_identity, load_codec
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from training.interop.folders import write_record
 from training.interop.sources import quiet, read_config, read_weights
 
@@ -60,8 +60,8 @@ def read_codec(folder: Path, where: str = "") -> Any:
 def build_codec(settings: dict[str, Any], weights: dict[str, Tensor], where: str) -> Any:
     """An `EncodecModel` of these weights, whatever way they spell weight norm.
 
-    What only codebook training reads may be missing: it is then such that training goes on from
-    the codebooks as they are.
+    What only codebook training reads may be missing: it is then filled in so that training
+    resumes from the codebooks as they are.
 
     Raises:
         AttuneError: weights are missing, too many, or of other shapes.
@@ -72,8 +72,9 @@ def build_codec(settings: dict[str, Any], weights: dict[str, Tensor], where: str
     try:
         model: Any = EncodecModel(EncodecConfig.from_dict(plain))
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{where}: no EncodecModel has such a configuration: {reason}") from error
+        raise AttuneError(
+            f"{where}: no EncodecModel has such a configuration: {one_line(error)}"
+        ) from error
     expected = model.state_dict()
     state = canonical_names(weights)
     for name in expected:

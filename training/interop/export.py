@@ -4,12 +4,13 @@ Written is a complete `MusicgenForConditionalGeneration`: decoder, codec and tex
 safetensors file, configurations, tokenizer, feature extractor, generation settings, a model card,
 and `attune.json`, from which `import` makes the same run again.
 
-Three things of ours that theirs has to be told:
+What differs over there, and what the export does about it:
 
 - Its pipeline hands everything that the tokenizer returns to `generate`, which refuses BERT's
-  `token_type_ids`: the tokenizer is saved as one that returns ids and mask alone.
+  `token_type_ids`: the tokenizer is saved as one that only returns ids and mask.
 - T frames take T + K - 1 steps.  `max_new_tokens` says so; without it the pipeline draws 256.
-- Where text encoder and decoder are equally wide it has no text projection (`widths.py`).
+- Where text encoder and decoder are equally wide it has no text projection, and ours always does:
+  such a model can only be exported if its projection changes nothing (`_check_projection`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from common.codec import resolve_codec
 from common.config import Recipe
@@ -29,8 +32,7 @@ from training.interop.codec import read_codec
 from training.interop.folders import write_record
 from training.interop.musicgen import decoder_config, to_musicgen
 from training.interop.sources import quiet
-from training.interop.widths import fit_widths
-from training.lm.model import Architecture
+from training.lm.model import LanguageModel
 from training.lm.patterns import delayed_steps
 from training.run.folder import find_checkpoint
 from training.sampling.config import SamplingConfig
@@ -49,14 +51,14 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
         What was written, for `--json`.
 
     Raises:
-        AttuneError: damaged checkpoint, another codec or text encoder, or an encoder that
-            `MusicgenForConditionalGeneration` cannot hold.
+        AttuneError: damaged checkpoint, another codec or text encoder, or an encoder or a text
+            projection that `MusicgenForConditionalGeneration` cannot hold.
     """
     from transformers import GenerationConfig
 
     run, checkpoint = find_checkpoint(source)
     model, description = load_for_inference(checkpoint, raw)
-    check_belongs(recipe, description, checkpoint)
+    check_belongs(recipe.codec.path, recipe.text_encoder, description, checkpoint)
     codec_folder = resolve_codec(recipe.codec.path)
     codec = read_codec(codec_folder)
     max_length = recipe.text_encoder.max_length
@@ -67,14 +69,15 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     )
     _check_encoder(encoder, recipe.text_encoder.path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    encoder, weights, arch = fit_widths(encoder, model.state_dict(), model.arch)
+    _check_projection(model)
+    arch = model.arch
     sampling = recipe.section("sampling", SamplingConfig)
     frames = longest_frames(description, codec.config.frame_rate)
     greedy = sampling.temperature == 0
-    composite = compose(encoder, codec, weights, arch)
+    composite = compose(encoder, codec, model)
     composite.generation_config = GenerationConfig(
         do_sample=not greedy,
-        guidance_scale=max(sampling.cfg, 1.0),  # theirs guides above 1 alone
+        guidance_scale=max(sampling.cfg, 1.0),  # theirs guides only above 1
         top_k=None if greedy else min(sampling.top_k, arch.codebook_size),
         top_p=None if greedy or sampling.top_p == 1 else sampling.top_p,
         temperature=None if greedy else sampling.temperature,
@@ -100,12 +103,12 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
             "frame_rate": codec.config.frame_rate,
             "seconds": frames / codec.config.frame_rate,
             "frames": frames,
-            "encoder": f"{encoder.config.model_type}, width {model.arch.text_dim}",
+            "encoder": f"{encoder.config.model_type}, width {arch.text_dim}",
             "max_length": max_length,
             "sampling": sampling.model_dump(),
             "codec_card": has_card,
         },
-        data_section(recipe, run_config),
+        data_section(recipe.data_dir, run_config),
         metrics_section(description, run, checkpoint, Path(recipe.run_dir), raw),
     )
     (to / "README.md").write_text(card, encoding="utf-8")
@@ -131,7 +134,7 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     }
 
 
-def compose(encoder: Any, codec: Any, weights: dict[str, Any], arch: Architecture) -> Any:
+def compose(encoder: Any, codec: Any, model: LanguageModel) -> Any:
     """A `MusicgenForConditionalGeneration` of its parts, to be saved.
 
     It is not to be run: put together from parts it has no attention implementation (transformers
@@ -139,7 +142,7 @@ def compose(encoder: Any, codec: Any, weights: dict[str, Any], arch: Architectur
 
     Args:
         encoder, codec: Hugging Face's models.
-        weights: of our `LanguageModel`; the projection is left out if the widths are equal.
+        model: whose text projection is left out if the widths are equal.
     """
     from transformers import (
         MusicgenConfig,
@@ -147,7 +150,7 @@ def compose(encoder: Any, codec: Any, weights: dict[str, Any], arch: Architectur
         MusicgenForConditionalGeneration,
     )
 
-    decoder = decoder_config(arch)
+    decoder = decoder_config(model.arch)
     for part in (encoder, codec):
         part.config.name_or_path = ""  # a path on this machine
     config = MusicgenConfig(
@@ -156,7 +159,7 @@ def compose(encoder: Any, codec: Any, weights: dict[str, Any], arch: Architectur
     composite: Any = MusicgenForConditionalGeneration(
         config, text_encoder=encoder, audio_encoder=codec, decoder=MusicgenForCausalLM(decoder)
     )
-    theirs = to_musicgen(weights, arch)
+    theirs = to_musicgen(model.state_dict(), model.arch)
     if not hasattr(composite, "enc_to_dec_proj"):
         theirs = {k: v for k, v in theirs.items() if not k.startswith("enc_to_dec_proj.")}
     missing, unexpected = composite.load_state_dict(theirs, strict=False)
@@ -187,6 +190,20 @@ def _check_encoder(encoder: Any, path: str) -> None:
             "MusicgenForConditionalGeneration (it is not among its text encoders), so this model "
             "cannot be exported"
         )
+
+
+def _check_projection(model: LanguageModel) -> None:
+    """Refuse a text projection where theirs has none; models that came from there have none."""
+    weight, bias = model.text_projection.weight, model.text_projection.bias
+    width, text_width = weight.shape
+    if text_width != width or (weight.equal(torch.eye(width)) and not bias.any()):
+        return
+    raise AttuneError(
+        f"export: text encoder and decoder are equally wide ({width}), where "
+        "MusicgenForConditionalGeneration has no text projection, and this model has learnt one; "
+        "train with another lm.model.d_model to export it (`python -m training generate` plays it "
+        "as it is)"
+    )
 
 
 def _run_config(run: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from training.run.files import as_any_file
 
 RECORD = "attune.json"
@@ -68,7 +68,7 @@ def staged(to: Path, replace: bool) -> Iterator[Path]:
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f"{to.name}.partial-", dir=to.parent))
-        # Below: what `mkdtemp` makes is its owner's alone.
+        # Below: only its owner may read what `mkdtemp` makes.
         new, old = room / "new", room / "old"
         new.mkdir()
         yield new
@@ -81,7 +81,7 @@ def staged(to: Path, replace: bool) -> Iterator[Path]:
         new.rename(to)
         replaced = True
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise AttuneError(f"--to {to}: cannot be written: {reason}") from error
     finally:
         if room is not None:

@@ -9,7 +9,6 @@ TO/imported/         a run's folder with one checkpoint of averaged weights, wit
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from common.codec import codec_identity, load_codec, resolve_codec
 from common.config import TextEncoderConfig, load_recipe
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.prompts import PromptPolicy
 from common.text_encoder import complete_encoder, load_encoder_parts, text_encoder_identity
 from training.interop.codec import read_codec, write_codec
@@ -32,6 +31,7 @@ from training.interop.sources import quiet, read_config, read_weights
 from training.lm.model import Architecture
 from training.run.folder import as_recorded
 from training.sampling.config import SamplingConfig
+from training.sampling.outputs import slug
 from training.sampling.sampler import longest_frames
 
 RUN = "imported"
@@ -69,7 +69,7 @@ def read_musicgen(folder: Path, where: str, codec: str = "", text_encoder: str =
         folder: as Hugging Face's library writes it, or an export of ours.
         where: how messages name it.
         codec, text_encoder: to be used from where they lie, in place of copies of those inside:
-            so shards made with them go on to fit.  Their weights must be the same.
+            so shards made with them still fit.  Their weights must be the same.
 
     Raises:
         AttuneError: another architecture, missing weights, or another codec or text encoder.
@@ -80,8 +80,7 @@ def read_musicgen(folder: Path, where: str, codec: str = "", text_encoder: str =
     try:
         config = MusicgenConfig.from_dict(settings)
     except (TypeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{where}: config.json is not MusicGen's: {reason}") from error
+        raise AttuneError(f"{where}: config.json is not MusicGen's: {one_line(error)}") from error
     inner: Any = config.text_encoder
     width = getattr(inner, "hidden_size", None)
     if not isinstance(width, int):
@@ -99,9 +98,9 @@ def read_musicgen(folder: Path, where: str, codec: str = "", text_encoder: str =
     if text_encoder:
         given, _ = load_encoder_parts(text_encoder)
         check_same(given, encoder, f"text encoder {text_encoder}", where)
-    told = _generation(folder)
+    generation = _generation(folder)
     rate = inside.config.frame_rate
-    longest = _longest_frames(told, arch, rate) / rate
+    longest = _longest_frames(generation, arch, rate) / rate
     record = _checked_record(folder)
     description = {
         "prompt_policy": "plain",
@@ -110,7 +109,7 @@ def read_musicgen(folder: Path, where: str, codec: str = "", text_encoder: str =
         "step": 0,
     } | record["description"]
     max_length = record["max_length"] or max(2, min(int(tokenizer.model_max_length), _MAX_TOKENS))
-    sampling = record["sampling"] or _sampling(told)
+    sampling = record["sampling"] or _sampling(generation)
     return Parts(
         arch,
         from_musicgen(theirs, arch, where),
@@ -163,7 +162,7 @@ def write_parts(parts: Parts, partial: Path, to: Path, origin: str) -> dict[str,
         "text_encoder_id": text_encoder_identity(encoder_here),
         "sample_rate": codec.sample_rate,
         "frame_rate": codec.frame_rate,
-        "recipe": _slug(origin),
+        "recipe": slug(Path(origin.rstrip("/")).name),
         "run": RUN,
         "imported_from": origin,
     } | parts.description
@@ -208,8 +207,9 @@ def _read_encoder(folder: Path, config: Any, where: str) -> Any:
                 None, config=config, state_dict=state, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{where}: its text encoder cannot be loaded: {reason}") from error
+        raise AttuneError(
+            f"{where}: its text encoder cannot be loaded: {one_line(error)}"
+        ) from error
     complete_encoder(model, loaded["missing_keys"], f"{where}: its text encoder")
     model.config.name_or_path = ""
     return model.eval().requires_grad_(False)
@@ -224,8 +224,7 @@ def _read_tokenizer(folder: Path, where: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{where}: its tokenizer cannot be loaded: {reason}") from error
+        raise AttuneError(f"{where}: its tokenizer cannot be loaded: {one_line(error)}") from error
 
 
 def check_same(given: Any, inside: Any, what: str, where: str) -> None:
@@ -275,21 +274,21 @@ def _generation(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _longest_frames(told: dict[str, Any], arch: Architecture, rate: float) -> int:
+def _longest_frames(generation: dict[str, Any], arch: Architecture, rate: float) -> int:
     """Frames of the longest clip that the generation settings draw by default."""
-    if isinstance(told.get("max_new_tokens"), int):
-        return max(1, told["max_new_tokens"] - arch.n_codebooks + 1)
-    if isinstance(told.get("max_length"), int):
-        return max(1, told["max_length"])  # MusicGen's 1500: 30 s, without the delay
+    if isinstance(generation.get("max_new_tokens"), int):
+        return max(1, generation["max_new_tokens"] - arch.n_codebooks + 1)
+    if isinstance(generation.get("max_length"), int):
+        return max(1, generation["max_length"])  # MusicGen's 1500: 30 s, without the delay
     return round(_LONGEST_S * rate)
 
 
-def _sampling(told: dict[str, Any]) -> dict[str, Any]:
+def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
     found = {
-        "cfg": told.get("guidance_scale"),
-        "top_k": told.get("top_k"),
-        "top_p": told.get("top_p"),
-        "temperature": told.get("temperature"),
+        "cfg": generation.get("guidance_scale"),
+        "top_k": generation.get("top_k"),
+        "top_p": generation.get("top_p"),
+        "temperature": generation.get("temperature"),
     }
     return {key: value for key, value in found.items() if value}
 
@@ -332,8 +331,3 @@ def _recipe_text(
         "# `policy` keeps prompts in the form that the model knows; batch, steps and learning rate "
         f"are for some hours\n# of audio, and `--dry-run` says what they take.\n{text}"
     )
-
-
-def _slug(origin: str) -> str:
-    name = Path(origin.rstrip("/")).name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or RUN

@@ -9,7 +9,8 @@ Both compute the same function; what differs is how weights are cut up:
     cross_attention.kv  fused               encoder_attn.{k,v}_proj
     text_projection                         enc_to_dec_proj; none where widths are equal
 
-Theirs has no projection where the text encoder is as wide as the decoder (`widths.py`).
+Theirs has no projection where the text encoder is as wide as the decoder: an import gets one that
+changes nothing, and an export must have such a one.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.hub import hub_snapshot
 
 AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")
@@ -105,17 +105,15 @@ def load_pickle(path: Path) -> Any:
         if "omegaconf" in str(error):
             raise AttuneError(
                 f"{path}: its configuration is a pickled omegaconf object, and reading one can run "
-                "code; where you trust the file, write it anew with audiocraft.utils.export "
+                "code; where you trust the file, convert it with audiocraft.utils.export "
                 "(export_encodec or export_lm), which stores the configuration as text"
             ) from error
         raise AttuneError(
             f"{path}: not a checkpoint of tensors and plain values, and reading anything else can "
-            f"run code: {' '.join(str(error).split())[:200]}"
+            f"run code: {one_line(error)}"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise AttuneError(
-            f"{path}: cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise AttuneError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def import_(
     Args:
         source: folder, file or hub id: Hugging Face's folders, checkpoints of audiocraft's.
         to: folder to write, new or empty.
-        part: `codec` takes the codec alone.
+        part: `codec` takes only the codec.
         codec, text_encoder: to be used from where they lie, in place of copies of those inside.
 
     Returns:

@@ -97,7 +97,12 @@ def _matmul(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 class _CausalProducts(torch.autograd.Function):
     """Causal attention by batched products over blocks of queries, each with the keys up to its
-    end: of S x S scores about half are never computed."""
+    end: of S x S scores about half are never computed.
+
+    Written by hand, backward pass included, because it is measured (`LOG.md`: forward and backward
+    of the tiny model's attention on a CPU, ms): fp32 10.4 against SDPA's 14.8, "medium" 11.6
+    against 21.3, bf16 6.4 to 6.8 against 8.1 to 9.8 for products of the whole square.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -126,8 +126,8 @@ def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """CLAP's loss (Elizalde et al. 2022, the paper's [29]; the paper tried it, section 2): of all
     prompts of the batch, which one belongs to a clip, and of all clips, which one to a prompt?
 
-    Prompts that occur twice in a batch are not told apart: each is its own clip's answer alone, as
-    in CLAP.
+    A prompt that occurs twice in a batch counts as two different ones, as in CLAP: the right answer
+    for a clip is only its own.
 
     Args:
         audio: `[B, D]`, clips mapped into the common space.

@@ -128,7 +128,7 @@ class Block(nn.Module):
 
 
 class ContrastiveHead(nn.Module):
-    """Maps pooled clips and prompts into a common space, for `contrastive_loss` in training alone.
+    """Maps pooled clips and prompts into a common space, in training only (`contrastive_loss`).
 
     The paper does not describe its own; this one is that of LAION's CLAP (Wu et al. 2023, section
     2): two layers with a ReLU between them on either side, and a learnt temperature that begins at

@@ -19,28 +19,26 @@ class SamplingConfig(Section):
     cfg: float = Field(default=3.0, ge=0, allow_inf_nan=False)
     """Guidance coefficient: 1 is plain conditional sampling, 0 unconditional."""
     negative_prompt: str = ""
-    """Guidance leads away from this instead of from no text."""
+    """Guidance leads away from this prompt instead of from no text: for a sound that should not be
+    heard in any clip, such as "music"."""
     top_k: int = Field(default=250, ge=1)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Of the top k, the fewest likeliest codes whose probabilities reach this; 1 takes all."""
+    """Of the top k, the fewest likeliest codes whose probabilities reach this; 1 takes all. For
+    models imported from Hugging Face whose settings have it (`interop.imports`)."""
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """0 takes the likeliest code."""
     batch_size: int = Field(default=16, ge=1)
-    """Clips generated together."""
+    """Clips generated together: fewer where a GPU's memory runs out, more for long lists of
+    prompts."""
     weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """What the model's weights are read as. `fp32`: exact, and a clip is the same whatever it is
     generated with. `bf16`: 1.2 to 1.5 times as fast where the processor has instructions for it.
     `int8`: those of the layers only; the fastest for one clip on a CPU (`LOG.md`). `auto`: int8 for
     a single clip on a CPU of AVX2 or later, else bf16 on GPUs and where the processor has
     instructions for it."""
-    cuda_graphs: bool = False
-    """On GPUs, record a step once and launch it as a whole. Not measured on a GPU yet."""
-    overlap: float = Field(default=0.5, gt=0, lt=1)
-    """Of a clip that is longer than the model was trained for: share of a window of that length
-    that the next one begins with."""
     loudness: float | None = Field(default=None, ge=-70, le=0)
-    """Integrated loudness of what is written, in LUFS (ITU-R BS.1770), lower where the peak would
-    pass -1 dBFS; none leaves clips as the codec gives them."""
+    """Integrated loudness of the files in LUFS (ITU-R BS.1770), lower where the peak would pass -1
+    dBFS: for clips that are heard one after another. None leaves clips as the codec gives them."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> SamplingConfig:

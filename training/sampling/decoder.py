@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.lm.model import Block, LanguageModel
-from training.sampling.packed import Kind, Linear, head_kind, linear
+from training.sampling.packed import Kind, Linear, Processor, head_kind, linear, processor_of
 
 States = Sequence[NDArray[np.float16]]
 """Text states `[L_i, text_dim]` of each clip's prompt."""
@@ -32,35 +31,42 @@ class DecodingWeights:
         model: whose weights they are, which must not change afterwards: norms, embeddings and the
             text projection stay its own, other weights may.
         kind: of the linear layers.
+        processor: that the layouts are chosen for; the one that has the model if None.
     """
 
-    def __init__(self, model: LanguageModel, kind: Kind = "fp32") -> None:
+    def __init__(
+        self, model: LanguageModel, kind: Kind = "fp32", processor: Processor | None = None
+    ) -> None:
         self.model = model
         self.kind: Kind = kind
         self.device = model.head.weight.device
+        self.processor = processor or processor_of(self.device)
         self.dtype = _products(kind)
         self.cached = _cached(self.dtype, self.device)
-        self.blocks = [_Block(block, kind) for block in model.blocks if isinstance(block, Block)]
-        head = head_kind(kind, self.device)
+        self.blocks = [
+            _Block(block, partial(linear, kind=kind, processor=self.processor), self.dtype)
+            for block in model.blocks
+            if isinstance(block, Block)
+        ]
+        head = head_kind(kind, self.processor)
         self.norm = _Norm(model.norm, _products(head))
-        self.head = linear(model.head.weight, head)
+        self.head = linear(model.head.weight, head, processor=self.processor)
         arch = model.arch
         # Row of the embedding table where each stream's codes begin.
         self.rows = torch.arange(arch.n_codebooks, device=self.device) * (arch.codebook_size + 1)
 
-    def expect(self, rows: int, told: int) -> None:
-        """Get ready for steps of this many rows, of which `told` have a text."""
+    def expect(self, rows: int, prompted: int) -> None:
+        """Get ready for steps of this many rows, of which `prompted` have a text."""
         for block in self.blocks:
             for product in (block.qkv, block.out, block.ff_in, block.ff_out):
                 product.expect(rows)
             for product in (block.cross_q, block.cross_out):
-                product.expect(told)
+                product.expect(prompted)
         self.head.expect(rows)
 
 
 class _Block:
-    def __init__(self, block: Block, kind: Kind) -> None:
-        dtype = _products(kind)
+    def __init__(self, block: Block, lay_out: Callable[..., Linear], dtype: torch.dtype) -> None:
         self.norm_self, self.norm_ff = _Norm(block.norm_self, dtype), _Norm(block.norm_ff, dtype)
         self.norm_cross = block.norm_cross
         self.cross = block.cross_attention
@@ -69,12 +75,12 @@ class _Block:
         width = qkv.shape[1]
         qkv[:width] *= (width // self.cross.n_heads) ** -0.5
         by_head = qkv.view(3, self.cross.n_heads, -1, width).transpose(0, 1)
-        self.qkv: Linear = linear(by_head.reshape(-1, width), kind)
-        self.out: Linear = linear(block.self_attention.out.weight, kind)
-        self.cross_q: Linear = linear(self.queries(), kind)
-        self.cross_out: Linear = linear(self.cross.out.weight, kind)
-        self.ff_in: Linear = linear(block.ff_in.weight, kind, gelu=True)
-        self.ff_out: Linear = linear(block.ff_out.weight, kind)
+        self.qkv = lay_out(by_head.reshape(-1, width))
+        self.out = lay_out(block.self_attention.out.weight)
+        self.cross_q = lay_out(self.queries())
+        self.cross_out = lay_out(self.cross.out.weight)
+        self.ff_in = lay_out(block.ff_in.weight, gelu=True)
+        self.ff_out = lay_out(block.ff_out.weight)
 
     def queries(self) -> Tensor:
         """Weights `[d, d]` of cross-attention's scaled queries."""
@@ -104,12 +110,14 @@ class Decoder:
         self._weights = weights
         self._copies = 2 if guided else 1
         self._step = 0
-        told = list(states) + ([negative] * len(states) if guided and negative is not None else [])
-        self._told = len(told)
-        self._cross = _cross_attentions(weights, told)
+        prompted = list(states)
+        if guided and negative is not None:
+            prompted += [negative] * len(states)
+        self._prompted = len(prompted)
+        self._cross = _cross_attentions(weights, prompted)
         self._shape = (len(states) * self._copies, arch.n_heads, arch.d_model // arch.n_heads)
         rows, heads, width = self._shape
-        weights.expect(rows, self._told)
+        weights.expect(rows, self._prompted)
         # Keys and values of every layer, row and head.
         shape = (arch.n_layers, rows * heads, 2, steps, width)
         self._cache = torch.zeros(shape, dtype=weights.cached, device=weights.device)
@@ -132,115 +140,31 @@ class Decoder:
             ahead = torch.full(
                 (count, end), float("-inf"), dtype=self._cache.dtype, device=columns.device
             ).triu(begin + 1)
-        positions = self._weights.model.positions(begin, count, columns.device)
-        # Views of all layers at once: small operations are what a step spends its time on.
-        new = self._cache[:, :, :, begin:end].unbind(0)
-        return self._layers(columns, positions, lambda i, kv: new[i].copy_(kv), end, ahead)
-
-    def _layers(
-        self,
-        columns: Tensor,
-        positions: Tensor,
-        write: Callable[[int, Tensor], object],
-        end: int,
-        ahead: Tensor | None,
-    ) -> Tensor:
-        """All of a step.
-
-        Args:
-            write: puts a layer's keys and values `[rows x H, 2, n, D]` into the cache.
-            end: of the cache, as far as it is attended to.
-            ahead: what hides steps to come, `[n, end]`.
-        """
         weights, arch = self._weights, self._weights.model.arch
         rows, heads, width = self._shape
-        count = columns.shape[-1]
+        positions = weights.model.positions(begin, count, columns.device)
         x = F.embedding(columns + weights.rows[:, None], weights.model.embedding.weight).sum(1)
         # [rows x n, d] from here on.
         x = torch.cat([(x + positions).flatten(0, 1)] * self._copies)
-        told = self._told * count
+        prompted = self._prompted * count
+        # Views of all layers at once: small operations are what a step spends its time on.
+        new = self._cache[:, :, :, begin:end].unbind(0)
         keys = self._cache[:, :, 0, :end].transpose(2, 3).unbind(0)
         values = self._cache[:, :, 1, :end].unbind(0)
         for i, block in enumerate(weights.blocks):
             qkv = block.qkv(block.norm_self(x)).view(rows, count, heads, 3, width)
             qkv = qkv.permute(0, 2, 3, 1, 4).flatten(0, 1)
-            write(i, qkv[:, 1:])
+            new[i].copy_(qkv[:, 1:])
             y = _attention(qkv[:, 0], keys[i], values[i], ahead)
             x = block.out.plus(x, _by_step(y, rows, weights.dtype))
             # Only the rows with text: for the others cross-attention adds exactly zero.
             # In place: `plus` has just made `x`, nobody else has it.
-            has_text = x[:told]
+            has_text = x[:prompted]
             has_text.add_(self._cross[i](has_text, count))
             x = block.ff_out.plus(x, block.ff_in(block.norm_ff(x)))
         last = x if count == 1 else x.view(rows, count, -1)[:, -1]
         logits = weights.head(weights.norm(last)).view(rows, arch.n_codebooks, arch.codebook_size)
         return logits.float()
-
-
-class StaticDecoder(Decoder):
-    """The same steps in shapes that stay the same: every single column attends to the whole cache,
-    what is to come hidden.  More work per step, but on a GPU all of it can be recorded once as a
-    CUDA graph and launched at once; without, launching the kernels takes longer than running them.
-    """
-
-    def __init__(
-        self,
-        weights: DecodingWeights,
-        states: States,
-        steps: int,
-        guided: bool,
-        negative: NDArray[np.float16] | None = None,
-    ) -> None:
-        super().__init__(weights, states, steps, guided, negative)
-        device = weights.device
-        self._places = torch.arange(steps, device=device)
-        self._at = torch.zeros(1, dtype=torch.long, device=device)
-        self._positions = weights.model.positions(0, steps, device)
-        self._column: Tensor | None = None
-        self._graph: Any = None
-        self._logits = torch.empty(0)
-
-    def step(self, columns: Tensor) -> Tensor:
-        if columns.ndim == 3:
-            return super().step(columns)
-        self._at.fill_(self._step)
-        self._step += 1
-        if self._cache.device.type != "cuda":
-            return self._one(columns)
-        # Streams and graphs are the current device's, which may be another GPU.
-        with torch.cuda.device(self._cache.device):
-            if self._column is None:
-                self._column = columns.clone()
-                self._record(self._column)
-            self._column.copy_(columns)
-            self._graph.replay()
-        return self._logits
-
-    def _one(self, column: Tensor) -> Tensor:
-        ahead = torch.zeros(len(self._places), dtype=self._cache.dtype, device=column.device)
-        ahead = ahead.masked_fill(self._places > self._at, float("-inf"))[None]
-        layers = self._cache.unbind(0)
-        positions = self._positions.index_select(0, self._at)
-        return self._layers(
-            column[:, :, None],
-            positions,
-            lambda i, kv: layers[i].index_copy_(2, self._at, kv.to(self._cache.dtype)),
-            len(self._places),
-            ahead,
-        )
-
-    def _record(self, column: Tensor) -> None:
-        # Warm up on a side stream, as recording wants it; the step at hand is written again.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self._one(column)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # PyTorch's own stream for it stays that of the first device that ever recorded.
-        with torch.cuda.graph(self._graph, stream=stream):
-            self._logits = self._one(column)
 
 
 class _CrossAttention:

@@ -3,7 +3,7 @@
 Codes lie on one grid `[B, K, S]` of delayed steps from the first to the last.  What is known
 beforehand (a clip to continue) is laid on it and read, not drawn.  A clip longer than the model was
 trained for is decoded in windows: when one is full the next begins at position 0 with the steps of
-its last `overlap`, as if the clip began there.
+its last half (`OVERLAP`), as if the clip began there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from training.lm.patterns import delayed_steps, undelay
 from training.sampling.config import SamplingConfig
-from training.sampling.decoder import Decoder, DecodingWeights, States, StaticDecoder
+from training.sampling.decoder import Decoder, DecodingWeights, States
+
+OVERLAP = 0.5
+"""Share of a window that the next one begins with."""
 
 Key = int | Sequence[int]
 """Seeds the draws of one clip: what `numpy.random.default_rng` takes."""
@@ -71,7 +74,7 @@ def stream_codes(
         states: text states `[L_i, D]` of each clip's prompt.
         keys: one per clip.
         frames: T, those of the prefix included.
-        sampling: guidance, top-k, top-p, temperature, overlap of windows.
+        sampling: guidance, top-k, top-p, temperature.
         negative: text states `[L, D]` that guidance leads away from, instead of no text.
         prefix: codes that the clips begin with, int64 `[B, K, P]`, P < T.
         window: longest stretch in frames that is decoded in one piece; 0 for any length.
@@ -98,8 +101,7 @@ def stream_codes(
     guided = sampling.cfg != 1.0
     whole = not window or frames <= window
     room = steps if whole else window
-    kept = max(1, min(room - 1, round(sampling.overlap * room)))
-    kind = StaticDecoder if sampling.cuda_graphs and device.type == "cuda" else Decoder
+    kept = max(1, min(room - 1, round(OVERLAP * room)))
     begin, decoder = 0, None
     for step in range(known, steps):
         if decoder is not None and step - begin >= room:
@@ -107,7 +109,7 @@ def stream_codes(
         if decoder is None:
             begin = step - kept if step >= room else 0
             size = min(room, steps - begin)
-            decoder = kind(weights, states, size, guided, negative)
+            decoder = Decoder(weights, states, size, guided, negative)
             columns = _columns(grid, begin, step, arch.special)
         else:
             columns = grid[:, :, step - 1]
@@ -116,8 +118,8 @@ def stream_codes(
                 columns = torch.where(streams < step - begin, columns, arch.special)
         logits = decoder.step(columns)
         if guided:
-            told, untold = logits.chunk(2)
-            logits = torch.lerp(untold, told, sampling.cfg)
+            conditional, unconditional = logits.chunk(2)
+            logits = torch.lerp(unconditional, conditional, sampling.cfg)
         codes = choose(logits, draws[:, step], sampling.top_k, sampling.temperature, sampling.top_p)
         if not every[step]:
             codes = torch.where(drawn[step], codes, grid[:, :, step])
@@ -158,7 +160,7 @@ def choose(
 ) -> Tensor:
     """Sampling of the likeliest codes by the Gumbel-max trick: logits plus noise, and the best.
 
-    A code's noise depends on the draw and the code alone.  So what rounding, a batch or smaller
+    A code's noise depends only on the draw and the code.  So what rounding, a batch or smaller
     weights change in the logits changes a choice only where two codes are about to win; inverting
     the cumulative distribution, where every code shifts those after it, changes twenty times as
     many (`LOG.md`).
@@ -190,7 +192,7 @@ def choose(
 def gumbel_noise(draws: Tensor, codes: Tensor) -> Tensor:
     """Noise of the standard Gumbel distribution: a hash of draw and code, alike on all devices.
 
-    A generator would have to draw for all codes, in order, what is used for the likeliest alone.
+    A generator would have to draw for all codes, in order; only the likeliest need noise.
 
     Args:
         draws: int64 `[B, K]` in 0...2^32 - 1.

@@ -158,7 +158,7 @@ def write_clip(
     """Write a clip (16 bits) and the facts beside it as JSON.
 
     Facts are there only beside a whole file that they are true of, whenever this is interrupted:
-    whoever goes on later takes them at their word.
+    the same command, run again, trusts them.
 
     Args:
         wave: float32 `[S]`.
@@ -174,27 +174,27 @@ def write_clip(
     sidecar = path.with_suffix(".json")
     # Two commands may make the same clip at once.
     ending = f"{uuid.uuid4().hex}.partial"
-    partial, told = (one.with_name(f"{one.name}.{ending}") for one in (path, sidecar))
+    partial, described = (one.with_name(f"{one.name}.{ending}") for one in (path, sidecar))
     rate = facts["sample_rate"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sidecar.unlink(missing_ok=True)
         soundfile.write(partial, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16", format=kind)
-        told.write_text(json.dumps(facts, indent=2) + "\n")
+        described.write_text(json.dumps(facts, indent=2) + "\n")
         # Only now: a clip whose facts find no room would keep its name from the next one.
         partial.replace(path)
-        told.replace(sidecar)
+        described.replace(sidecar)
     except (OSError, soundfile.LibsndfileError) as error:
         raise AttuneError(f"{path}: cannot be written: {error}") from error
     finally:
-        for left in (partial, told):
+        for left in (partial, described):
             with suppress(OSError):
                 left.unlink(missing_ok=True)
     return facts | {kind: str(path)}
 
 
 def slug(text: str) -> str:
-    """A file name out of a prompt: its letters and digits, of any script; at most 80 bytes."""
+    """A file name out of a text: its letters and digits, of any script; at most 80 bytes."""
     plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     # Marks, such as vowels in Indic scripts, belong to the letter before them.
     kept = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in plain)

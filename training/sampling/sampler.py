@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.codec import Codec, codec_identity, load_codec
-from common.config import Recipe
+from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError
 from common.prompts import PromptPolicy, normalize_prompts
 from common.streaming import StreamingDecoder
@@ -31,7 +31,7 @@ from training.run.folder import latest_checkpoint
 from training.sampling.config import DRAWS, SamplingConfig
 from training.sampling.decoder import DecodingWeights
 from training.sampling.draw import sample_codes, stream_codes
-from training.sampling.packed import Kind, default_kind
+from training.sampling.packed import Kind, default_kind, processor_of
 
 LICENCE = (
     "no licence comes with this clip: what may be done with it follows from the licences of the "
@@ -94,7 +94,7 @@ class Sampler:
         if checkpoint is None:
             raise AttuneError(f"{run}: no trained model there; run `python -m training lm` first")
         model, description = load_for_inference(checkpoint)
-        check_belongs(recipe, description, checkpoint)
+        check_belongs(recipe.codec.path, recipe.text_encoder, description, checkpoint)
         device = torch.device(device)
         codec = load_codec(recipe.codec.path, device)
         encoder = load_text_encoder(recipe.text_encoder, device)
@@ -116,7 +116,7 @@ class Sampler:
         """
         if sampling.weights != "auto":
             return sampling
-        kind = default_kind(self.device, clips)
+        kind = default_kind(processor_of(self.device), clips)
         return sampling.model_copy(update={"weights": kind})
 
     def facts(self, sampling: SamplingConfig) -> dict[str, Any]:
@@ -162,10 +162,10 @@ class Sampler:
         Args:
             prompts: as a user writes them, or, if `normalized`, in training form already.
             duration_s: seconds of each clip; past what the model was trained for (`trained_s`) it
-                goes on in sliding windows.
+                is sampled in sliding windows.
             seeds: one per clip.
             sampling: how codes are drawn; the defaults if None.
-            report: told about each step.
+            report: called after each step.
             normalized: take the prompts as they are, e.g. those of the shards: pseudo-sentences
                 of tags are in training form without having been lemmatized.
             continue_from: waveform float32 `[S]` at the codec's rate that every clip begins with.
@@ -312,27 +312,25 @@ class _Jobs:
 
 def longest_frames(description: dict[str, Any], frame_rate: float) -> int:
     """Frames of the longest clip that a model was trained on, by its `model.json`."""
-    seconds = float(description.get("trained_s", description["segment_s"]))
+    seconds = float(description["trained_s"])
     return math.ceil(round(seconds * frame_rate, 6))
 
 
-def check_belongs(recipe: Recipe, description: dict[str, Any], checkpoint: Path) -> None:
+def check_belongs(
+    codec: str, encoder: TextEncoderConfig, description: dict[str, Any], checkpoint: Path
+) -> None:
     """Refuse another codec or text encoder than the model was trained with.
 
     Args:
+        codec, encoder: as in the recipe.
         description: the checkpoint's `model.json`.
 
     Raises:
         AttuneError: naming both sides.
     """
     for what, key, found, where in (
-        ("codec", "codec_id", codec_identity(recipe.codec.path), recipe.codec.path),
-        (
-            "text encoder",
-            "text_encoder_id",
-            text_encoder_identity(recipe.text_encoder),
-            recipe.text_encoder.path,
-        ),
+        ("codec", "codec_id", codec_identity(codec), codec),
+        ("text encoder", "text_encoder_id", text_encoder_identity(encoder), encoder.path),
     ):
         if description[key] != found:
             raise AttuneError(

@@ -1,4 +1,4 @@
-"""Clips of the newest checkpoint while a run goes on: wav files, and the same in TensorBoard."""
+"""Clips of the newest checkpoint while a run trains: wav files, and the same in TensorBoard."""
 
 from __future__ import annotations
 

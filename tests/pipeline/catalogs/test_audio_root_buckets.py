@@ -16,12 +16,12 @@ from common.storage import Store, open_store
 from pipeline.catalogs.audio_root import AudioRoot, BucketRoot
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
-from pipeline.catalogs.base import Catalog
+from pipeline.catalogs.base import CatalogEntry
 from pipeline.catalogs.music import Music
 from pipeline.config import PipelineConfig
-from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.encode.finalize import finalize
 from pipeline.plan.decide import PlanTables, build_plan
+from pipeline.run import make_plan
 from pipeline.text.captions import TextRules
 
 SEGMENTS = """\
@@ -49,7 +49,7 @@ def bucket(s3_bucket: str) -> Store:
     return store
 
 
-def catalogs(store: Store) -> list[Catalog]:
+def catalogs(store: Store) -> list[CatalogEntry]:
     uri = store.uri
     return [
         AudioSet.model_validate({
@@ -63,7 +63,7 @@ def catalogs(store: Store) -> list[Catalog]:
     ]  # fmt: skip
 
 
-def plan(made: list[Catalog]) -> PlanTables:
+def plan(made: list[CatalogEntry]) -> PlanTables:
     return build_plan(made, rules=TextRules(prompts="plain"), clips_per_shard=4, seed=0)
 
 
@@ -134,13 +134,13 @@ def test_audio_of_a_bucket_becomes_the_same_codes(
             f"{text}  catalogs: [{{dataset: music, catalog: '{catalog}', audio: '{audio}'}}]"
         )
         recipe = load_recipe(path)
-        frozen, _ = ensure_plan(
+        frozen, _ = make_plan(
             open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig)
         )
         if kind == "bucket":
             store.delete("audio/tone_07.wav")
         encode_all(frozen, recipe)
-        finalize(frozen, recipe)
+        finalize(frozen, recipe.name, recipe.codec.path)
         data = ShardDataset.open(str(tmp_path / kind))
         samples = [data.read(i) for i in range(len(data))]
         found[kind] = {s.record["native_id"]: s.codes.tolist() for s in samples}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
-from reading import catalog, read, records, refusals, touch, write
+from reading import catalog, outcomes_of, read, records, refusals, touch, write
 
 from common.errors import AttuneError
 from common.schema import RECORD
@@ -46,9 +46,9 @@ def test_audioset(tmp_path: Path) -> None:
     (tmp_path / "segments.csv").write_text(AUDIOSET)
     (tmp_path / "labels.csv").write_text(LABELS)
     audio = touch(tmp_path / "audio", "--PJHxphWEs.wav", "Y-0abc.flac", "zzz_9_570.mp3")
-    outcomes = list(
+    outcomes = outcomes_of(
         catalog(dataset="audioset", segments=tmp_path / "segments.csv",
-                class_labels=tmp_path / "labels.csv", audio=audio).read()
+                class_labels=tmp_path / "labels.csv", audio=audio)
     )  # fmt: skip
     found = records(outcomes)
     assert [record.tags for record in found[:2]] == [

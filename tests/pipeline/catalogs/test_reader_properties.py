@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from reading import catalog, merged, records, refusals, touch
+from reading import catalog, merged, outcomes_of, records, refusals, touch
 
 from common.errors import AttuneError
 from common.schema import RECORD
@@ -243,7 +243,7 @@ def test_any_legal_segment_and_label_come_through(
     rows = [f'{i}, {n}.000, {n + 10}.000, "/m/{n}"' for i, n, _ in clips]
     segments.write_bytes("\n".join(["# Segments csv", *rows]).encode())
     made = catalog(dataset="audioset", segments=segments, class_labels=labels).without_audio()
-    found = list(made.read())
+    found = outcomes_of(made)
     assert [(r.clip, r.tags, r.stated_s, r.source) for r in records(found)] == [
         (f"youtube:{i}@{n}", [text], 10.0, f"{segments}:{line}")
         for line, (i, n, text) in enumerate(clips, start=2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import catalog, read, records, refusals, write
+from reading import catalog, outcomes_of, read, records, refusals, write
 
 from common.errors import AttuneError
 from pipeline.catalogs import as_rows, columnar
@@ -158,7 +158,7 @@ def test_segment_lists_after_a_spreadsheet(
     segments = write(tmp_path / "segments.csv", *lines, end="\r\n")
     labels = write(tmp_path / "labels.csv", "index,mid,display_name", "0,/m/a,A", "1,/m/b,B")
     made = catalog(dataset="audioset", segments=segments, class_labels=labels).without_audio()
-    outcomes = list(made.read())
+    outcomes = outcomes_of(made)
     assert [record.source.rpartition(":")[2] for record in records(outcomes)] == accepted
     assert len(outcomes) == 2
     assert {reason for _, reason in refusals(outcomes)} <= {"malformed_row"}

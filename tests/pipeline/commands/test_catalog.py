@@ -97,7 +97,7 @@ def test_show_goes_without_a_store_that_is_out_of_reach(
     result = CliRunner().invoke(app, ["catalog", "show", recipe, "--id", "page.wav", "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)[0]["outcome"] == "accepted"
-    assert result.stderr.startswith("note: not told what encoding refused: ")
+    assert result.stderr.startswith("note: what encoding refused is not shown: ")
 
 
 def test_columns_that_are_not_read_are_told_once(recipe: str, tmp_path: Path) -> None:

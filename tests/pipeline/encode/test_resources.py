@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from common.errors import AttuneError
-from pipeline.config import PipelineConfig
-from pipeline.encode.resources import share_out
+from pipeline.encode.resources import Resources, share_out
 
 
-def config(**values: object) -> PipelineConfig:
-    catalog = {"dataset": "audiofolder", "root": "/x"}
-    return PipelineConfig.model_validate({"catalogs": [catalog], "cpus_per_worker": 2, **values})
+def share(nodes: list[dict[str, float]], **values: Any) -> Resources:
+    return share_out(nodes, **{"workers": 0, "cpus_per_worker": 2, "device": "auto", **values})
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,14 @@ def config(**values: object) -> PipelineConfig:
     ],
 )
 def test_workers_fit(
-    nodes: list[dict[str, float]], values: dict[str, object], expected: tuple[int, int, float]
+    nodes: list[dict[str, float]], values: dict[str, Any], expected: tuple[int, int, float]
 ) -> None:
-    found = share_out(nodes, config(**values))
+    found = share(nodes, **values)
     assert (found.workers, found.cpus, found.gpus) == expected
 
 
 def test_no_room_at_all_is_an_error() -> None:
     with pytest.raises(AttuneError, match="no GPU"):
-        share_out([{"CPU": 4.0}], config(device="cuda"))
+        share([{"CPU": 4.0}], device="cuda")
     with pytest.raises(AttuneError, match="no node with a CPU"):
-        share_out([{"memory": 1e9}], config())
+        share([{"memory": 1e9}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -33,9 +34,10 @@ from pipeline.datadir.commit import (
     publish_shard,
     read_commit,
 )
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan
+from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.finalize import finalize
 from pipeline.inspect.status import finished_summary, read_status
+from pipeline.run import make_plan
 
 Planned = tuple[FrozenPlan, Recipe]
 
@@ -66,6 +68,14 @@ def test_tars_are_byte_deterministic_and_plain(tmp_path: Path) -> None:
     assert {(member.mtime, member.uid, member.mode) for member in members} == {(0, 0, 0o644)}
     with pytest.raises(ValueError, match="sorted"):
         build_tar(tmp_path / "three.tar", clips[::-1])
+
+
+def test_tars_keep_their_bytes_and_spans(tmp_path: Path) -> None:
+    """With other bytes, the same clips would get a tar of another name."""
+    spans = build_tar(tmp_path / "x.tar", [clip("a" * 32), clip("b" * 32, frames=700)])
+    assert spans == [("a" * 32, 0, 3072), ("b" * 32, 3072, 5632)]
+    digest = hashlib.sha256((tmp_path / "x.tar").read_bytes()).hexdigest()
+    assert digest == "2f8c9f030ddeaf8aa41abe2f3f209ccede5191653b5508ab1ae52183ed5765f0"
 
 
 def test_a_tar_that_does_not_read_back_is_noticed(tmp_path: Path) -> None:
@@ -188,7 +198,7 @@ def test_remaking_any_part_gives_the_same_bytes(
     for shard in range(8):
         store.delete(f"commits/{shard:06d}.json")
     encode_all(plan, recipe)
-    finalize(plan, recipe)
+    finalize(plan, recipe.name, recipe.codec.path)
     after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert after == before
 
@@ -201,7 +211,7 @@ def test_a_torn_summary_is_written_anew(finished: Path, planned: Planned) -> Non
     with pytest.raises(AttuneError, match=r"summary\.json: is damaged"):
         (finished / "summary.json").write_bytes(whole[:50])
         ShardDataset.open(finished)
-    finalize(*planned)
+    finalize(planned[0], planned[1].name, planned[1].codec.path)
     assert (finished / "summary.json").read_bytes() == whole
 
 
@@ -216,7 +226,7 @@ def test_files_that_are_no_commits_are_none(finished: Path, planned: Planned) ->
 def test_finalize_refuses_an_unfinished_run(finished: Path, planned: Planned) -> None:
     open_store(finished).delete("commits/000003.json")
     with pytest.raises(AttuneError, match=r"no commits/000003\.json"):
-        finalize(*planned)
+        finalize(planned[0], planned[1].name, planned[1].codec.path)
 
 
 def test_a_worker_with_another_codec_refuses_to_work(planned: Planned) -> None:
@@ -290,7 +300,7 @@ def test_a_lost_album_is_refused_and_a_lost_collection_is_not(
     (root / "metadata.csv").write_text(f"file_name,caption\n{rows}")
     recipe = load_recipe(write_recipe(tmp_path / "data"), [f"pipeline.catalogs.0.root={root}"])
     config = recipe.section("pipeline", PipelineConfig)
-    plan, _ = ensure_plan(open_store(recipe.data_dir), recipe, config)
+    plan, _ = make_plan(open_store(recipe.data_dir), recipe, config)
     worker = make_worker(plan, recipe)
     fill_cache(plan)
     ((shard, planned_rows),) = plan.shards()
@@ -360,7 +370,7 @@ def test_a_long_clip_waits_alone(
     for i in range(8):
         soundfile.write(tmp_path / f"{i}.wav", np.full(16_000, 0.1 * (i + 1)), 16_000)
     rows = [{"audio_uri": f"{tmp_path}/{i}.wav", "start_s": None, "end_s": None} for i in range(8)]
-    worker = make_worker(*planned, silence_dbfs=-300.0, decode_threads=2)
+    worker = make_worker(*planned, silence_dbfs=-300.0)
     begun, seen, ahead = [], [], []
     decode = worker._decode
     monkeypatch.setattr(worker, "_decode", lambda row, rate: begun.append(row) or decode(row, rate))

@@ -14,8 +14,8 @@ from common.config import load_recipe
 from common.shards import ShardDataset
 from common.storage import open_store
 from pipeline.config import PipelineConfig
-from pipeline.datadir.frozen_plan import ensure_plan
 from pipeline.encode.finalize import finalize
+from pipeline.run import make_plan
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ def even_corpus(tmp_path: Path) -> Path:
 def encode(recipe_path: Path, out: Path, batch: int) -> dict[str, bytes]:
     overrides = [f"data_dir={out}", f"pipeline.batch_clips={batch}", "pipeline.clips_per_shard=16"]
     recipe = load_recipe(recipe_path, overrides)
-    plan, _ = ensure_plan(
+    plan, _ = make_plan(
         open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig)
     )
     fill_cache(plan)
     worker = make_worker(plan, recipe, batch_clips=batch)
     for shard, rows in plan.shards():
         worker.encode_shard(shard, rows)
-    finalize(plan, recipe)
+    finalize(plan, recipe.name, recipe.codec.path)
     return {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
 
 

@@ -20,10 +20,10 @@ from in_process import copy_to_bucket
 
 from common.errors import AttuneError
 from common.storage import open_store
-from pipeline.inspect import report, tally
+from pipeline.inspect import report
 from pipeline.inspect.plots import spectrogram, stacked
 from pipeline.inspect.report import build_report, draw_clips
-from pipeline.inspect.tally import Histogram, WordCount
+from pipeline.inspect.tally import Histogram, frequent_words
 
 EVIL = '<script>alert(1)</script> & "quoted" <img src=x onerror=alert(2)> $\\frac{a'
 
@@ -146,25 +146,21 @@ def test_each_dataset_is_heard_before_any_twice(
     assert len(set(rows["sample_id"].to_pylist())) == 5
 
 
-def test_words_are_counted_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "_VOCABULARY", 100)
-    words = WordCount()
-    for i in range(300):
-        words.add(["dog bark", f"rare{i} dog"])
-    assert len(words.counts) <= 102 and words.forgot
-    assert words.top(2) == {"dog": 600, "bark": 300}
+def test_the_most_frequent_words() -> None:
+    prompts = ["dog bark", "a dog", "bark", f"{'x' * 50} dog"]
+    assert frequent_words(prompts, 3) == {"dog": 3, "bark": 2, "a": 1}
+    assert f"{'x' * 39}…" in frequent_words(prompts, 9)
 
 
 def test_plots_show_every_clip_and_spectrograms_the_right_pitch() -> None:
-    series = {}
-    for name, values in {"short": [2.0, 2.5, 3.0], "long": [60.0, 90.0]}.items():
-        series[name] = Histogram(0.01)
-        series[name].add(np.array(values))
+    series = {
+        "short": Histogram(np.array([2.0, 2.5, 3.0]), 0.01),
+        "long": Histogram(np.array([60.0, 90.0]), 0.01),
+    }
     axis = stacked(series, "seconds", "clips").axes[0]
     assert axis.get_xscale() == "log" and axis.get_xlabel() == "seconds (log scale)"
     assert sum(bar.get_height() for bar in axis.patches) == 5
-    tokens = Histogram()
-    tokens.add(np.array([3, 3, 4, 77]))
+    tokens = Histogram(np.array([3, 3, 4, 77]))
     axis = stacked({"only": tokens}, "tokens", "prompts").axes[0]
     assert sum(bar.get_height() for bar in axis.patches) == 4
     wave = np.sin(2 * np.pi * 2000 * np.arange(32000) / 16000).astype(np.float32)

@@ -56,6 +56,7 @@ def data(tmp_path: Path) -> Path:
         },
         schema=PROMPTS,
     )
+    prompts = prompts.replace_schema_metadata({"attune.plan_hash": info["plan_hash"]})
     pq.write_table(prompts, data / "plan" / "prompts.parquet", row_group_size=700)
     return data
 
@@ -298,6 +299,6 @@ def test_a_run_of_which_every_clip_was_refused_says_where_they_are_named(
         refused = [row | told for row in rows.select(names).to_pylist()]
         publish_shard(plan.store, shard, plan.plan_hash, None, [], refused)
     with pytest.raises(AttuneError, match=r"refused: missing 30; .*status --refused` names them"):
-        finalize(plan, recipe)
+        finalize(plan, recipe.name, recipe.codec.path)
     named = [row["native_id"] for row in read_refused(plan.store) if row["reason"] == "missing"]
     assert sorted(named) == sorted(plan.table("plan")["native_id"].to_pylist())

@@ -18,18 +18,19 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
+from pipeline import run
 from pipeline.catalogs.audiocaps import AudioCaps
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
-from pipeline.catalogs.base import Catalog, Merged, Outcome, Refusal, refuse
+from pipeline.catalogs.base import Catalog, CatalogEntry, Merged, Outcome, Refusal, refuse
 from pipeline.catalogs.bbc import Bbc
 from pipeline.catalogs.wavcaps import WavCaps
 from pipeline.config import OverlapPolicy, PipelineConfig
 from pipeline.datadir import frozen_plan as planfile
 from pipeline.datadir.commit import publish_shard
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan, load_plan, plan_inputs
+from pipeline.datadir.frozen_plan import FrozenPlan, load_plan, plan_inputs
 from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
-from pipeline.run import audio_roots, on_nodes
+from pipeline.run import audio_roots, make_plan, on_nodes
 from pipeline.text.captions import TextRules
 
 
@@ -53,7 +54,7 @@ def clip(i: int, split: str = "train", group: str = "", dataset: str = "listed")
 
 
 def plan(
-    *catalogs: Catalog, size: int = 8, seed: int = 0, overlap: OverlapPolicy = "keep"
+    *catalogs: CatalogEntry, size: int = 8, seed: int = 0, overlap: OverlapPolicy = "keep"
 ) -> PlanTables:
     rules = TextRules(prompts="plain")
     return build_plan(catalogs, rules=rules, clips_per_shard=size, seed=seed, overlap=overlap)
@@ -368,7 +369,7 @@ def test_shards_whose_plan_is_gone_are_taken_only_into_the_same_plan(
         root = f"pipeline.catalogs.0.root={audio}"
         recipe = load_recipe(write_recipe(tmp_path / "data"), [root, *overrides])
         config = recipe.section("pipeline", PipelineConfig)
-        return ensure_plan(open_store(recipe.data_dir), recipe, config)
+        return make_plan(open_store(recipe.data_dir), recipe, config)
 
     first, _ = ensure()
     for shard, rows in first.shards():
@@ -399,6 +400,7 @@ def test_the_folders_of_audio_are_those_above_all_of_a_catalogs_files(tmp_path: 
     ]  # fmt: skip
     (tmp_path / "plan").mkdir()
     table = pa.table({"audio_uri": paths})
+    table = table.replace_schema_metadata({"attune.plan_hash": "x"})
     pq.write_table(table, tmp_path / "plan" / "plan.parquet", row_group_size=2)
     frozen = FrozenPlan(open_store(tmp_path), {"plan_hash": "x"})
     found = frozen.audio_folders(["/a", "/a/deep", "/b", "/b/", "/nothing"])
@@ -413,7 +415,7 @@ def test_the_roots_of_audio_are_written_as_in_the_plan() -> None:
         "role": "hold_out"},
     ]  # fmt: skip
     here = Path.cwd()
-    assert set(audio_roots(PipelineConfig.model_validate({"catalogs": catalogs}))) == {
+    assert set(audio_roots(PipelineConfig.model_validate({"catalogs": catalogs}).catalogs)) == {
         f"{here}/here/../there", f"{here}/there", "/x",
     }  # fmt: skip
 
@@ -433,12 +435,12 @@ def test_a_frozen_plan_is_kept_and_another_is_refused_once_shards_exist(
     def ensure(*overrides: str) -> tuple[str, bool]:
         recipe = load_recipe(write_recipe(tmp_path / "data"), overrides)
         config = recipe.section("pipeline", PipelineConfig)
-        frozen, is_new = ensure_plan(open_store(recipe.data_dir), recipe, config)
+        frozen, is_new = make_plan(open_store(recipe.data_dir), recipe, config)
         return frozen.plan_hash, is_new
 
     first, is_new = ensure()
     assert is_new and ensure() == (first, False)
-    assert ensure("pipeline.workers=7", "pipeline.attempts=9") == (first, False)
+    assert ensure("pipeline.workers=7", "pipeline.device=cpu") == (first, False)
     other, is_new = ensure("pipeline.min_duration_s=0.7")
     assert is_new and other != first  # nothing was made from the first yet
     store = open_store(tmp_path / "data")
@@ -481,11 +483,12 @@ def test_of_two_runs_that_plan_at_once_the_first_wins(
 
     def ensure(*overrides: str) -> tuple[FrozenPlan, bool]:
         recipe = load_recipe(write_recipe(tmp_path / "data"), overrides)
-        return ensure_plan(store, recipe, recipe.section("pipeline", PipelineConfig))
+        return make_plan(store, recipe, recipe.section("pipeline", PipelineConfig))
 
     def race(mine: list[str], other: list[str], moment: str) -> tuple[FrozenPlan, bool]:
         store.delete("plan/plan.json")
-        true = getattr(planfile, moment)
+        module = run if moment == "build_plan" else planfile
+        true = getattr(module, moment)
         raced = False
 
         def overtaken(*arguments: Any, **options: Any) -> Any:
@@ -496,7 +499,7 @@ def test_of_two_runs_that_plan_at_once_the_first_wins(
             return true(*arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(planfile, moment, overtaken)
+            patch.setattr(module, moment, overtaken)
             return ensure(*mine)
 
     for moment in ("build_plan", "_write_parquet"):
@@ -518,7 +521,7 @@ def test_the_codec_must_run_at_the_recipes_rate(
 ) -> None:
     recipe = load_recipe(write_recipe(tmp_path / "data"), ["sample_rate=32000"])
     with pytest.raises(AttuneError, match=r"16000 Hz.*32000"):
-        ensure_plan(open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig))
+        make_plan(open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig))
 
 
 def test_a_folder_is_named_as_workers_elsewhere_find_it(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from common.errors import AttuneError
 from common.storage import Entry, Store, open_store
 from pipeline.cli import app
-from pipeline.datadir.commit import commit_key, read_commit, supersede_commit
+from pipeline.datadir.commit import commit_key, read_commit
 from pipeline.inspect.verify import verify_shards
 from pipeline.repair.gc import collect_garbage, parse_age
 
@@ -201,26 +201,6 @@ def test_ages_are_by_the_clock_of_the_store(
         monkeypatch.setattr(Store, "entry", shifted_one)
         (item,) = collect_garbage(open_store(finished), DAY, delete=True)["items"]
         assert item["kept"] and item["age_s"] < 60
-
-
-def test_what_retry_replaced_stays_also_in_a_finished_run(finished: Path) -> None:
-    import hashlib
-
-    store = open_store(finished)
-    data = store.read(commit_key(2))
-    commit = json.loads(data)
-    digest = hashlib.sha256(data).hexdigest()
-    os.utime(finished / commit["shard_key"], (time.time() - 9 * DAY,) * 2)
-    assert supersede_commit(store, 2, digest)
-    other = dict(commit, shard_key=None, samples=[])
-    store.write(commit_key(2), json.dumps(other).encode())
-
-    found = collect_garbage(store, DAY, delete=True)
-    assert {(item["kind"], item["key"], item["kept"]) for item in found["items"]} == {
-        ("superseded", commit["shard_key"], True),
-        ("superseded", f"superseded/000002-{digest[:12]}.json", True),
-    }
-    assert len(collect_garbage(store, 0.0, delete=True)["deleted"]) == 2
 
 
 def test_it_refuses_where_it_cannot_know(finished: Path, tmp_path: Path) -> None:

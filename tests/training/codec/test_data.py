@@ -64,6 +64,14 @@ def test_folders_patterns_and_plans_name_clips(folder: Path, tmp_path: Path):
     assert audio_sources([plan], "valid")["audio_uri"].to_pylist() == [str(folder / "0.wav")]
 
 
+@pytest.mark.parametrize("extension", ["au", "caf", "w64"])
+def test_unusual_kinds_of_files_are_read(extension: str, tmp_path: Path):
+    soundfile.write(tmp_path / f"a.{extension}", _ramp(1.0), RATE, "PCM_16")
+    (tmp_path / "notes.txt").touch()
+    clips = ClipsOnDisk(audio_sources([str(tmp_path)], "train"), RATE)
+    assert np.array_equal(clips.segment(0, 0.0, RATE) * 32768, np.arange(RATE))
+
+
 def test_what_names_no_audio_is_told(folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     other = tmp_path / "other.parquet"

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,15 +16,24 @@ from common.config import Recipe
 from common.shards import ShardDataset
 from training.lm.model import Architecture, LanguageModel
 from training.lm.patterns import delay
-from training.sampling import packed
 from training.sampling.config import SamplingConfig
-from training.sampling.decoder import Decoder, DecodingWeights, StaticDecoder
+from training.sampling.decoder import Decoder, DecodingWeights
 from training.sampling.draw import choose, gumbel_noise, sample_codes, stream_codes
-from training.sampling.packed import Kind, default_kind, head_kind, linear, quantize
+from training.sampling.packed import (
+    LAYOUTS,
+    Kind,
+    Processor,
+    default_kind,
+    head_kind,
+    linear,
+    processor_of,
+    quantize,
+)
 from training.sampling.sampler import Sampler
 
 ARCH = Architecture(d_model=64, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
 PLAIN = SamplingConfig(weights="fp32")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +66,40 @@ def _given(states: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     return text, mask
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 33])
-def test_packed_products_are_linear_layers(rows: int) -> None:
-    _are_linear_layers(rows)
+def _runs(layouts: str) -> bool:
+    """Whether these layouts' libraries are here; the processor need not be the one they suit."""
+    mkl, onednn = torch.backends.mkl.is_available(), torch.backends.mkldnn.is_available()
+    return {"Intel": mkl, "other": True}.get(layouts, onednn)
 
 
-def _are_linear_layers(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 33])
+@pytest.mark.parametrize("layouts", LAYOUTS)
+def test_products_are_those_of_linear_layers_on_every_processor(layouts: str, rows: int) -> None:
+    """In a weight small enough for each processor's layouts and in one that is large enough."""
+    if not _runs(layouts):
+        pytest.skip("another library")
+    _are_linear_layers(Processor(layouts, bf16=False, int8=True), rows, 96, 64)
+    _are_linear_layers(processor_of(CPU), rows, 96, 64)
+    large = torch.randn(1 << 10, 1 << 9, generator=torch.Generator().manual_seed(0)) / 22
+    x = torch.randn(rows, 1 << 9, generator=torch.Generator().manual_seed(1))
+    product = linear(large, "fp32", processor=Processor(layouts, bf16=False, int8=True))
+    # Made for these rows, for others, and for these once more.
+    for expected in (rows, rows + 8, rows):
+        product.expect(expected)
+        torch.testing.assert_close(product(x), F.linear(x, large), atol=1e-5, rtol=1e-5)
+        found = product.plus(torch.ones(rows, 1 << 10), x)
+        torch.testing.assert_close(found, 1 + F.linear(x, large), atol=1e-5, rtol=1e-5)
+    # Not contiguous, as keys of one clip multiplied into weights are.
+    turned = linear(large.t(), "fp32", processor=Processor(layouts, bf16=False, int8=True))
+    turned.expect(rows)
+    y = torch.randn(rows, 1 << 10, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(turned(y), y @ large, atol=2e-5, rtol=1e-5)
+
+
+def _are_linear_layers(processor: Processor, rows: int, height: int, width: int) -> None:
     generator = torch.Generator().manual_seed(rows)
-    weight = torch.randn(96, 64, generator=generator) / 8
-    x, total = (torch.randn(rows, n, generator=generator) for n in (64, 96))
+    weight = torch.randn(height, width, generator=generator) / width**0.5
+    x, total = (torch.randn(rows, n, generator=generator) for n in (width, height))
     exact = F.linear(x, weight)
     bounds: dict[Kind, float] = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.02}
     for kind, bound in bounds.items():
@@ -77,86 +107,35 @@ def _are_linear_layers(rows: int) -> None:
         # Made for these rows, or for others.
         for gelu, expected_rows in itertools.product((False, True), (0, rows, rows + 8)):
             expected = F.gelu(exact) if gelu else exact
-            product = linear(weight, kind, gelu)
+            product = linear(weight, kind, gelu, processor)
             product.expect(expected_rows)
             found = product(given)
             assert found.shape == expected.shape
             assert (found.float() - expected).abs().max() < bound * exact.abs().max()
         # The sum is float32 whatever the weights are, and the total stays what it was.
-        before, product = total.clone(), linear(weight, kind)
+        before, product = total.clone(), linear(weight, kind, processor=processor)
         product.expect(rows)
         assert (product.plus(total, given) - total - exact).abs().max() < bound * exact.abs().max()
         assert product.plus(total, given).dtype == torch.float32
         assert torch.equal(total, before)
 
 
-@pytest.mark.parametrize(("layout", "alone"), [("MKL's", 0), ("a convolution's", 2)])
-@pytest.mark.skipif(not (packed._has_mkl() and packed._has_onednn()), reason="other libraries")
-def test_weights_laid_out_for_some_rows_are_so_once(
-    weights: DecodingWeights, monkeypatch: pytest.MonkeyPatch, layout: str, alone: int
-) -> None:
-    _takes(monkeypatch, layout)
-    whole = DecodingWeights(weights.model)
-    Decoder(whole, _states(4, 2, 3, 4), 5, guided=True)
-    head = whole.head
-    assert isinstance(head, packed._LaidOut) and head._rows == 8
-    before = head._packed
-    Decoder(whole, _states(3, 2, 3, 4), 5, guided=True)
-    assert head._packed is before
-    Decoder(whole, _states(4), 5, guided=True)
-    assert head._rows == alone and head._packed is not before
-    assert (head._packed.numel() == 0) == (alone == 0)
-
-
-LAYOUTS = {
-    "MKL's": packed._Mkl,
-    "oneDNN's": packed._Packed,
-    "oneDNN's by rows": packed._ByRows,
-    "a convolution's": packed._Convolution,
-}
-
-
-def _takes(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
-    """Have exact weights read in this layout, whatever the processor is."""
-    monkeypatch.setattr(packed, "_is_intel", lambda: layout == "MKL's")
-    monkeypatch.setattr(packed, "_is_avx2", lambda: layout == "a convolution's")
-    monkeypatch.setattr(packed, "_is_avx512", lambda: layout == "oneDNN's by rows")
-    monkeypatch.setattr(packed._Convolution, "LEAST_SIZE", 0)
-    monkeypatch.setattr(packed._ByRows, "LEAST_SIZE", 0)
-
-
-@pytest.mark.parametrize("least", [0, 1 << 40])
-@pytest.mark.skipif(not packed._has_onednn(), reason="another library")
-def test_a_layout_for_the_rows_that_are_expected(
-    monkeypatch: pytest.MonkeyPatch, least: int
-) -> None:
-    _takes(monkeypatch, "oneDNN's by rows")
-    monkeypatch.setattr(packed._ByRows, "LEAST_SIZE", least)
-    product = linear(torch.ones(8, 8), "fp32")
-    assert isinstance(product, packed._ByRows)
-    seen = []
-    for rows in (2, 8, 8, 32, 1):
-        product.expect(rows)
-        seen.append(product._product)
-    few, eight, again, many, one = seen
-    assert isinstance(few, packed._Packed) and isinstance(one, packed._Packed)
-    assert again is eight and many is not eight and (eight is few) == (least > 0)
-    assert isinstance(many, packed._Packed if least else packed._Convolution)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 8, 70])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.skipif(not (packed._has_mkl() and packed._has_onednn()), reason="other libraries")
-def test_all_ways_to_read_exact_weights(
-    monkeypatch: pytest.MonkeyPatch, layout: str, rows: int
-) -> None:
-    """Whichever this processor takes, the others are the same function."""
-    _takes(monkeypatch, layout)
-    assert isinstance(linear(torch.ones(8, 8), "fp32"), LAYOUTS[layout])
-    _are_linear_layers(rows)
-    # Not contiguous, as keys of one clip multiplied into weights are.
-    generator = torch.Generator().manual_seed(0)
-    _are_near(torch.randn(64, 96, generator=generator).t(), torch.randn(2, 64, generator=generator))
+@pytest.mark.parametrize("layouts", ["Intel", "AVX2", "AVX-512"])
+def test_weights_are_laid_out_once_for_as_many_rows(model: LanguageModel, layouts: str) -> None:
+    if not _runs(layouts):
+        pytest.skip("another library")
+    small = DecodingWeights(model, processor=Processor(layouts, bf16=False, int8=True)).head
+    large = linear(
+        torch.ones(1 << 10, 1 << 9), "fp32", processor=Processor(layouts, bf16=False, int8=True)
+    )
+    for product in (small, large):
+        product.expect(16)
+        layout = product.layout
+        product.expect(16)
+        assert product.layout is layout
+        product.expect(2)
+        # AVX2 leaves small weights plain, whatever the rows.
+        assert (product.layout is not layout) == (product is large or layouts != "AVX2")
 
 
 def _are_near(weight: torch.Tensor, x: torch.Tensor) -> None:
@@ -169,14 +148,12 @@ def _are_near(weight: torch.Tensor, x: torch.Tensor) -> None:
         assert (found.float() - exact).abs().max() < bound * size
 
 
-def test_bf16_without_instructions_for_it(
-    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packed, "_has_bf16", lambda: False)
-    _are_linear_layers(2)
+def test_int8_without_instructions_for_bf16(model: LanguageModel) -> None:
+    """The head is exact then, not bf16."""
+    plain = Processor("other", bf16=False, int8=True)
     column = torch.zeros(1, 3, dtype=torch.long)
     exact, found = (
-        Decoder(DecodingWeights(model, kind), _states(4), 5, guided=True).step(column)
+        Decoder(DecodingWeights(model, kind, plain), _states(4), 5, guided=True).step(column)
         for kind in ("fp32", "int8")
     )
     assert found.dtype == torch.float32 and not torch.equal(found, exact)
@@ -213,56 +190,6 @@ def test_columns_together_are_columns_one_by_one(weights: DecodingWeights) -> No
         torch.testing.assert_close(many.step(inputs[:, :, 5:]), singly[10], atol=1e-5, rtol=1e-4)
 
 
-def _steps_of(decoder: Decoder, inputs: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        first = decoder.step(inputs[:, :, :3])
-        rest = [decoder.step(inputs[:, :, s]).clone() for s in range(3, inputs.shape[-1])]
-        return torch.stack([first, *rest])
-
-
-def test_a_graph_is_recorded_and_launched_on_the_gpu_of_its_cache(
-    weights: DecodingWeights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    current, seen = [torch.device("cuda:0")], []
-
-    @contextmanager
-    def on(device: torch.device) -> Iterator[None]:
-        current.append(device)
-        yield
-        current.pop()
-
-    decoder = StaticDecoder(weights, _states(2), 3, guided=False)
-    gpu = torch.device("cuda:1")
-
-    def launch() -> None:
-        seen.append(("launched", current[-1]))
-
-    def record(column: torch.Tensor) -> None:
-        seen.append(("recorded", current[-1]))
-        decoder._graph = SimpleNamespace(replay=launch)
-
-    monkeypatch.setattr(torch.cuda, "device", on)
-    monkeypatch.setattr(decoder, "_cache", SimpleNamespace(device=gpu))
-    monkeypatch.setattr(decoder, "_record", record)
-    for _ in range(2):
-        decoder.step(torch.zeros(1, 3, dtype=torch.long))
-    assert seen == [("recorded", gpu), ("launched", gpu), ("launched", gpu)]
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda:0", "cuda:1"])
-def test_static_shapes_change_nothing(model: LanguageModel, device: str) -> None:
-    """On a GPU, also one that is not the current one, the static steps are a recorded graph."""
-    if device != "cpu" and torch.cuda.device_count() <= int(device[-1]):
-        pytest.skip("no such GPU here")
-    codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
-    inputs = delay(codes, torch.tensor([9, 9]), ARCH.special)[0].to(device)
-    weights = DecodingWeights(copy.deepcopy(model).to(device))
-    for states in (_states(4, 2), _states(20, 13)):  # folded cross-attention, and not
-        found = _steps_of(StaticDecoder(weights, states, 14, guided=True), inputs)
-        expected = _steps_of(Decoder(weights, states, 14, guided=True), inputs)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
 def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: Kind) -> None:
     codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
@@ -281,21 +208,24 @@ def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: K
 
 
 @pytest.mark.parametrize(
-    ("bf16", "avx2", "one", "head", "several"),
+    ("bf16", "int8", "one", "head", "several"),
     [
-        (True, False, "int8", "bf16", "bf16"),
+        (True, True, "int8", "bf16", "bf16"),
         (False, True, "int8", "fp32", "fp32"),
+        (True, False, "bf16", "bf16", "bf16"),
         (False, False, "fp32", "fp32", "fp32"),
     ],
 )
 def test_the_default_is_what_the_processor_can_do(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, avx2: bool, one: Kind, head: Kind, several: Kind
+    bf16: bool, int8: bool, one: Kind, head: Kind, several: Kind
 ) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(packed, "_is_avx2", lambda: avx2)
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert default_kind(cpu, 1) == one and head_kind(one, cpu) == head
-    assert default_kind(cpu, 2) == several and head_kind(several, cpu) == several
+    processor = Processor("other", bf16, int8)
+    assert default_kind(processor, 1) == one and head_kind(one, processor) == head
+    assert default_kind(processor, 2) == several and head_kind(several, processor) == several
+
+
+def test_the_default_on_a_gpu_is_bf16() -> None:
+    gpu = processor_of(torch.device("cuda"))
     assert default_kind(gpu, 1) == "bf16" and head_kind("int8", gpu) == "bf16"
 
 
@@ -337,16 +267,16 @@ def test_windows_are_continuations_of_their_overlap(
 ) -> None:
     """Every greedy code of a long clip is the model's choice given its window alone."""
     states, window = _states(5), 10
-    greedy = SamplingConfig(temperature=0.0, cfg=1.0, overlap=0.4)
+    greedy = SamplingConfig(temperature=0.0, cfg=1.0)
     codes = sample_codes(weights, states, [0], 25, greedy, window=window)
     assert codes.shape == (1, 3, 25)
     grid = torch.full((3, 27), ARCH.special)
     for k in range(3):
         grid[k, k : k + 25] = codes[0, k]
-    # Steps 0...9 in the first window; then each begins with the 4 steps before it.
+    # Steps 0...9 in the first window; then each begins with the 5 steps before it.
     begins = [0] * 10
     while len(begins) < 27:
-        begins += [len(begins) - 4] * 6
+        begins += [len(begins) - 5] * 5
     for step in range(27):
         begin = begins[step]
         inputs = torch.full((1, 3, step - begin + 1), ARCH.special)

@@ -62,6 +62,14 @@ def _sound(kind: str, seed: int, seconds: float = 1.2) -> np.ndarray:
     return (0.2 * rng.uniform(0.5, 1) * wave).astype(np.float32)
 
 
+@pytest.mark.parametrize("extension", ["au", "caf", "w64"])
+def test_unusual_kinds_of_files_are_read(extension: str, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / f"a.{extension}", _sound("dog", 0), RATE, "PCM_16")
+    (clip,) = read_folder(tmp_path).clips
+    wave, rate = load_clip(clip, None)
+    assert (wave.shape[-1], rate) == (len(_sound("dog", 0)), RATE)
+
+
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
