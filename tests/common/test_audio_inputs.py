@@ -248,6 +248,13 @@ def square(path: Path) -> None:
     soundfile.write(path, np.clip(8 * sweep(), -1, 1), RATE)
 
 
+def late(
+    name: str, write: Write, told: str = "with the encoder's delay", extension: str = "mp3"
+) -> Kind:
+    """Read with up to 0.15 s more than went in."""
+    return Kind(name, write, READ, lossy=True, extension=extension, told=told, slack_s=0.15)
+
+
 MP3 = sound(container="MP3")
 WAV = sound()
 FLAC = sound("PCM_16", "FLAC")
@@ -329,41 +336,17 @@ KINDS = [
     Kind("ogg, cut", cut(sound("VORBIS", "OGG"), 0.6), "truncated", extension="ogg"),
     Kind("mp3", MP3, READ, lossy=True, extension="mp3"),
     Kind("mp3 with ID3 tags", edited(MP3, id3), READ, lossy=True, extension="mp3"),
-    Kind(
-        "mp3 without a Xing/Info frame",
-        edited(MP3, without_info_frame),
-        READ,
-        lossy=True,
-        extension="mp3",
-        told="with the encoder's delay",
-        slack_s=0.15,
-    ),
-    Kind(
+    late("mp3 without a Xing/Info frame", edited(MP3, without_info_frame)),
+    late(
         "mp3, cut, without a Xing/Info frame",
         edited(MP3, lambda d: without_info_frame(d)[:-100]),
-        READ,
-        lossy=True,
-        extension="mp3",
-        told="to the last whole frame: it announces no length",
-        slack_s=0.15,
+        "to the last whole frame: it announces no length",
     ),
-    Kind(
-        "mp3 with a VBRI frame",
-        edited(MP3, with_vbri_frame),
-        READ,
-        lossy=True,
-        extension="mp3",
-        told="with the encoder's delay",
-        slack_s=0.15,
-    ),
-    Kind(
+    late("mp3 with a VBRI frame", edited(MP3, with_vbri_frame)),
+    late(
         "mp3 with a Xing frame without a count",
         edited(MP3, without_count),
-        READ,
-        lossy=True,
-        extension="mp3",
-        told="with the encoder's padding",
-        slack_s=0.15,
+        "with the encoder's padding",
     ),
     Kind("mp3, cut in its last frame", edited(MP3, lambda d: d[:-100]), "truncated"),
     Kind("mp3, cut in its data", cut(MP3, 0.6), "truncated"),
@@ -376,24 +359,12 @@ KINDS = [
         "truncated",
         extension="m4a",
     ),
-    Kind(
+    late(
         "m4a, fragmented (DASH)",
         media("aac", "mp4", options={"movflags": "frag_keyframe+empty_moov"}),
-        READ,
-        lossy=True,
         extension="m4a",
-        told="with the encoder's delay",
-        slack_s=0.15,
     ),
-    Kind(
-        "aac without a container",
-        media("aac", "adts"),
-        READ,
-        lossy=True,
-        extension="aac",
-        told="with the encoder's delay",
-        slack_s=0.15,
-    ),
+    late("aac without a container", media("aac", "adts"), extension="aac"),
     Kind("mp4, audio and video", media("aac", "mp4", video=True), READ, lossy=True),
     Kind("mp4, video alone", media(None, "mp4", [], video=True), "unreadable"),
     Kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from pipeline.encode.worker import EncodeSettings, EncodeWorker
 from pipeline.run import audio_roots
 
 DIM = 8
+Encode = Callable[[Sequence[str]], list[np.ndarray]]
+"""Prompts to text states, float16 [words, width] each."""
 
 
 def fake_states(prompt: str) -> np.ndarray:
@@ -46,22 +49,29 @@ def make_worker(plan: FrozenPlan, recipe: Recipe, **changes: object) -> EncodeWo
     return EncodeWorker(EncodeSettings(**(settings | changes)))  # type: ignore[arg-type]
 
 
-def fill_cache(plan: FrozenPlan) -> TextCache:
+def fake_encode(prompts: Sequence[str]) -> list[np.ndarray]:
+    return [fake_states(prompt) for prompt in prompts]
+
+
+def fill_cache(plan: FrozenPlan, encode: Encode = fake_encode) -> TextCache:
     cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
     for chunk in list(plan.missing_chunks()):
         prompts = plan.prompts_of(chunk.name, chunk.row_groups)
-        cache.write_chunk(chunk.name, prompts, [fake_states(prompt) for prompt in prompts])
+        cache.write_chunk(chunk.name, prompts, encode(prompts))
     return cache
 
 
-def encode_all(plan: FrozenPlan, recipe: Recipe) -> None:
-    fill_cache(plan)
+def encode_all(plan: FrozenPlan, recipe: Recipe, encode: Encode = fake_encode) -> None:
+    fill_cache(plan, encode)
     worker = make_worker(plan, recipe)
     for shard, rows in plan.shards():
         worker.encode_shard(shard, rows)
 
 
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_ray(
+    monkeypatch: pytest.MonkeyPatch,
+    embed: Callable[..., object] = lambda plan, *rest: fill_cache(plan),
+) -> None:
     """`run_pipeline` in this process: its own order of steps, with the stages called directly."""
 
     def encode(
@@ -74,7 +84,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("pipeline.run.ray_session", lambda store: nullcontext("none"))
     monkeypatch.setattr("pipeline.run.plan_resources", lambda *asked: Resources(1, 1, 0))
-    monkeypatch.setattr("pipeline.run.embed", lambda plan, *rest: fill_cache(plan))
+    monkeypatch.setattr("pipeline.run.embed", embed)
     monkeypatch.setattr("pipeline.run.encode", encode)
 
 

@@ -6,12 +6,12 @@ weights and all gradients of every step; and proves that processes that differ a
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from float64 import compute_in_float64
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -21,7 +21,7 @@ from training.codec import train as codec_train
 from training.codec.config import CodecTrainingConfig
 from training.codec.state import CodecState, check_alike
 from training.codec.step import CodecStep
-from training.distributed import World, sum_over_processes
+from training.distributed import World, leave
 
 held: dict[str, torch.Tensor] = {}
 states: list[tuple[CodecState, World]] = []
@@ -43,8 +43,7 @@ class WatchedStep(CodecStep):
 
 
 def main(path: str, folder: str, overrides: list[str]) -> None:
-    # oneDNN's convolutions of two clips round otherwise than those of four, PyTorch's own do not.
-    torch.backends.mkldnn.enabled = False
+    compute_in_float64()
     recipe = load_recipe(path, overrides)
     codec_train.CodecStep = WatchedStep  # type: ignore[misc]
     section = recipe.section("codec_training", CodecTrainingConfig)
@@ -59,9 +58,7 @@ def main(path: str, folder: str, overrides: list[str]) -> None:
         print("alike", flush=True)
     except AttuneError as error:
         print(error, flush=True)
-    sum_over_processes(torch.zeros(1), world)  # nobody leaves while another is still at work
-    # gloo's threads now and then abort a process that takes itself down in good order.
-    os._exit(0)
+    leave(0)
 
 
 if __name__ == "__main__":

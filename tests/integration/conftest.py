@@ -1,12 +1,15 @@
-"""One undisturbed run of the pipeline, for other runs to be compared with."""
+"""One undisturbed run of the pipeline, and a tiny world for training, for those below."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pipeline_process import run_to_end
+from tiny_lm import make_world
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,28 @@ def calm_run(recipe_text: Callable[..., str], tmp_path_factory: pytest.TempPathF
     printed = run_to_end("run", "--config", str(recipe), script=["pipeline_in_turn.py"])
     assert "30 clips in 8 shards" in printed and "ray: none" in printed
     return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny world (`make_world`) that a module's training runs share."""
+    root = tmp_path_factory.mktemp("tiny")
+    make_world(root)
+    return root
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no Chromium here")
+    options = [
+        "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    ]  # fmt: skip
+    with api.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=path, args=options)
+        yield found
+        found.close()

@@ -1,11 +1,12 @@
 """Writes the gradients of one step without text, whole, from however many processes this runs on.
 
-python gradient_process.py RECIPE OUT [OVERRIDE ...]
+python gradient_process.py RECIPE FOLDER OVERRIDES...
+
+OVERRIDES are several with commas between; for each there is a step, and FOLDER/NUMBER.safetensors.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 
 import torch
@@ -15,14 +16,17 @@ from common.config import load_recipe
 from common.shards import ShardDataset
 from training.config import LMConfig
 from training.data import ClipOrder, Loader
-from training.distributed import full, parallelize, start, sum_over_processes
+from training.distributed import World, full, leave, parallelize, start
 from training.lm.model import LanguageModel
 from training.optim import fill_missing_gradients
 from training.step import TrainingStep
 from training.train import architecture
 
 
-def main(path: str, out: str, overrides: list[str]) -> None:
+def prepare(
+    path: str, overrides: list[str]
+) -> tuple[LMConfig, World, LanguageModel, Loader, TrainingStep]:
+    """What a step of the recipe's training takes."""
     recipe = load_recipe(path, overrides)
     config = recipe.section("lm", LMConfig)
     dataset = ShardDataset.open(recipe.data_dir)
@@ -35,18 +39,20 @@ def main(path: str, out: str, overrides: list[str]) -> None:
         dataset, order, segment_s=0.4, seed=0, batch_size=config.batch_size,
         rank=world.rank, world=world.size,
     )  # fmt: skip
-    row = TrainingStep(model, config, model.arch, world, 0)(loader.batch(0), 0).row(world)
-    fill_missing_gradients(model)
-    gradients = {name: full(p.grad).contiguous() for name, p in model.named_parameters()}
-    if world.is_first:
-        numbers = {key: torch.tensor(row[key]) for key in ("loss", "rr", "rr_correlation")}
-        numbers |= {key: torch.tensor(row[key]) for key in ("rr_grad_norm", "ce_grad_norm")}
-        if "contrastive" in row:
-            numbers["contrastive"] = torch.tensor(row["contrastive"])
-        save_file(gradients | numbers, out)
-    sum_over_processes(torch.zeros(1), world)  # nobody leaves while another is still at work
-    # gloo's threads now and then abort a process that takes itself down in good order.
-    os._exit(0)
+    return config, world, model, loader, TrainingStep(model, config, model.arch, world, 0)
+
+
+def main(path: str, folder: str, steps: list[str]) -> None:
+    for number, overrides in enumerate(steps):
+        _, world, model, loader, step = prepare(path, overrides.split(","))
+        row = step(loader.batch(0), 0).row(world)
+        fill_missing_gradients(model)
+        gradients = {name: full(p.grad).contiguous() for name, p in model.named_parameters()}
+        if world.is_first:
+            keys = {"loss", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm", "contrastive"}
+            found = {key: torch.tensor(row[key]) for key in keys & row.keys()}
+            save_file(gradients | found, f"{folder}/{number}.safetensors")
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def start_pipeline(
     program = ["-m", "pipeline"]
     if script:
         program = [str(Path(__file__).with_name(script[0])), *script[1:]]
-        environment["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)
+        tests = Path(__file__).parents[1]
+        environment["PYTHONPATH"] = f"{tests.parent}{os.pathsep}{tests / 'helpers'}"
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         env=environment,
@@ -106,3 +107,8 @@ def marked_processes(mark: str) -> list[str]:
         except OSError:  # gone meanwhile, or not ours
             continue
     return [line for line in found if line]
+
+
+def content(data: Path) -> dict[str, bytes]:
+    """All files of a data folder by name."""
+    return {str(p.relative_to(data)): p.read_bytes() for p in data.rglob("*") if p.is_file()}

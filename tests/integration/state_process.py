@@ -6,24 +6,17 @@ python state_process.py RECIPE OUT
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from gradient_process import prepare
 from torch.distributed.tensor import DTensor
 
-from common.config import load_recipe
-from common.shards import ShardDataset
-from training.config import LMConfig
-from training.data import ClipOrder, Loader
-from training.distributed import parallelize, start, sum_over_processes
+from training.distributed import leave
 from training.ema import ExponentialMovingAverage
-from training.lm.model import LanguageModel
 from training.optim import build_optimizer, fill_missing_gradients
-from training.step import TrainingStep
-from training.train import architecture
 
 
 def kinds(tensors: Iterable[torch.Tensor]) -> list[tuple[str, str, bool]]:
@@ -41,12 +34,7 @@ def kinds(tensors: Iterable[torch.Tensor]) -> list[tuple[str, str, bool]]:
 
 
 def main(path: str, out: str) -> None:
-    recipe = load_recipe(path, ["lm.precision=bf16"])
-    config = recipe.section("lm", LMConfig)
-    dataset = ShardDataset.open(recipe.data_dir)
-    world = start(1)
-    model = LanguageModel(architecture(config, dataset.summary))
-    model.initialize(3)
+    config, world, model, loader, step_fn = prepare(path, ["lm.precision=bf16"])
     multiplied: set[str] = set()
     for block in model.blocks:
         for module in block.modules():
@@ -54,14 +42,8 @@ def main(path: str, out: str) -> None:
                 module.register_forward_pre_hook(
                     lambda module, _: multiplied.add(str(module.weight.dtype))
                 )
-    parallelize(model, world, config)
     optimizer = build_optimizer(model, config.optim)
     ema = ExponentialMovingAverage(model, config.ema_decay)
-    loader = Loader(
-        dataset, ClipOrder(dataset, "train", 0), segment_s=0.4, seed=0,
-        batch_size=config.batch_size, rank=world.rank, world=world.size,
-    )  # fmt: skip
-    step_fn = TrainingStep(model, config, model.arch, world, 0)
     gradients: list[torch.Tensor] = []
     for step in range(2):
         optimizer.zero_grad(set_to_none=True)
@@ -80,9 +62,7 @@ def main(path: str, out: str) -> None:
     }
     if world.is_first:
         Path(out).write_text(json.dumps(found))
-    sum_over_processes(torch.zeros(1), world)  # nobody leaves while another is still at work
-    # gloo's threads now and then abort a process that takes itself down in good order.
-    os._exit(0)
+    leave(0)
 
 
 if __name__ == "__main__":

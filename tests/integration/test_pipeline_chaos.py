@@ -12,7 +12,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +21,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from pipeline_process import below, finish, kill_tree, run_to_end, send, start_pipeline
+from pipeline_process import (
+    below,
+    content,
+    finish,
+    kill_tree,
+    run_to_end,
+    send,
+    start_pipeline,
+)
+from ray_nodes import RayNodes
 
 from common.storage import open_store
 from pipeline.inspect.verify import verify_shards
@@ -61,55 +69,15 @@ def corpus(tmp_path: Path) -> Path:
     return root
 
 
-class Cluster:
-    """Two Ray nodes on this machine, each started by a process of its own."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        self.nodes: list[subprocess.Popen[bytes]] = []
-        self.address = ""
-
-    def start(self) -> None:
-        self.nodes = [self._node("--head", "--port=0")]
-        deadline = time.monotonic() + 120
-        while not (found := re.findall(r"--address='([\d.:]+)'", self.log.read_text())):
-            assert self.nodes[0].poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
-        self.address = found[-1]
-        self.add()
-
-    def add(self) -> None:
-        self.nodes.append(self._node(f"--address={self.address}"))
-
-    def _node(self, *arguments: str) -> subprocess.Popen[bytes]:
-        if "--head" in arguments:
-            self.log.write_text("")
-        command = [
-            str(Path(sys.executable).with_name("ray")), "start", "--block", *arguments,
-            "--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000",
-        ]  # fmt: skip
-        command += ["--include-dashboard=false"] if "--head" in arguments else []
-        with self.log.open("a") as out:
-            return subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    def kill_node(self, index: int) -> None:
-        kill_tree(self.nodes.pop(index))
-
-    def stop(self) -> None:
-        while self.nodes:
-            self.kill_node(len(self.nodes) - 1)
-
-
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    # A head makes a token of its own each time it starts, which nodes started by hand do not have.
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
+    """Two nodes."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    made = Cluster(tmp_path / "ray.log")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made = RayNodes(tmp_path / "ray.log")
     try:
         made.start()
+        made.add()
         yield made
     finally:
         made.stop()
@@ -129,7 +97,7 @@ def drivers() -> Iterator[list[subprocess.Popen[str]]]:
 def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
     corpus: Path,
     recipe_text: Callable[..., str],
-    cluster: Cluster,
+    cluster: RayNodes,
     drivers: list[subprocess.Popen[str]],
     tmp_path: Path,
 ) -> None:
@@ -200,10 +168,10 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
                 send(raylets[0], signal.SIGKILL)
                 done[victim] += 1
                 time.sleep(1)
-            cluster.kill_node(1)
+            cluster.kill(1)
             cluster.add()
         elif victim == "node":
-            cluster.kill_node(1)
+            cluster.kill(1)
             done[victim] += 1
             time.sleep(rng.uniform(0, 3))
             cluster.add()
@@ -213,6 +181,7 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
             with suppress(ProcessLookupError):  # it would wait for the cluster a long time
                 os.killpg(driver.pid, signal.SIGKILL)
             cluster.start()
+            cluster.add()
     _collect(driver)
     for _ in range(5):  # a driver that lost its cluster, or parked a shard, is started again
         if (shaken / "summary.json").exists():
@@ -225,7 +194,7 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
         finish(drivers[-1], 300)
     shaken_s = time.monotonic() - began
 
-    left, right = _content(shaken), _content(calm)
+    left, right = content(shaken), content(calm)
     orphans = sorted(left.keys() - right.keys())
     encoded = count.stat().st_size
     needed = CLIPS + taken_back
@@ -247,12 +216,8 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
     # No orphan survives; nothing else goes.
     collected = collect_garbage(store, 0.0, delete=True)
     assert {item["key"] for item in collected["items"]} >= set(orphans)
-    assert _content(shaken) == right
+    assert content(shaken) == right
     assert verify_shards(store)["problems"] == []
-
-
-def _content(data: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(data)): p.read_bytes() for p in data.rglob("*") if p.is_file()}
 
 
 def _collect(driver: subprocess.Popen[str] | None) -> None:

@@ -21,18 +21,18 @@ import numpy as np
 import pytest
 import soundfile
 from pipeline_process import below, kill_tree, run_to_end, send
+from ray_nodes import RAY, RayNodes
 
 from common.storage import open_store
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY = str(Path(sys.executable).with_name("ray"))
 LEFT_OUT = [".git", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split())]
 RATE = 16_000
 
 
-class Cluster:
+class Cluster(RayNodes):
     """A head with a dashboard and a second node, of one CPU each, that have nothing of ours.
 
     What a job needs must come with it: the nodes' own `common` and `pipeline` refuse to be
@@ -41,61 +41,37 @@ class Cluster:
 
     def __init__(self, folder: Path, scratch: Path) -> None:
         self.scratch = scratch
-        self.log = folder / "ray.log"
-        self.nodes: list[subprocess.Popen[str]] = []
         self.jobs: list[subprocess.Popen[str]] = []
-        self.environment = {
+        environment = {
             name: value
             for name, value in os.environ.items()
             if name != "RAY_ADDRESS" and not name.startswith("AWS_")
         }
-        # A head may make a token of its own as it starts, which whoever connects does not have.
-        self.environment["RAY_AUTH_MODE"] = "disabled"
         for package in ("common", "pipeline"):
             module = folder / "bare" / package / "__init__.py"
             module.parent.mkdir(parents=True)
             module.write_text("raise ImportError('not the code that came with the job')\n")
-        self.node_environment = self.environment | {
+        nodes = environment | {
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(scratch),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(folder / "bare"),
         }
-        self.dashboard = ""
+        super().__init__(scratch / "ray.log", environment=nodes)
+        self.job_environment = environment | {"RAY_AUTH_MODE": "disabled"}
 
-    def start(self) -> None:
-        self.log.touch()
+    def start_both(self) -> None:
         port, other = _free_ports(2)
-        self._add_node(
-            "head", "--head", "--port=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={port}", f"--ray-client-server-port={other}",
-            "--disable-usage-stats",
+        self.start(
+            "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+            f"--ray-client-server-port={other}", *self._of_its_own("head"),
         )  # fmt: skip
         self.dashboard = f"http://127.0.0.1:{port}"
-        address = self._read_log(r"--address='([\d.:]+)'")
-        self._add_node("second", f"--address={address}")
-        self._read_log(r"Ray runtime started(?s:.)*(Ray runtime started)")
+        self.add(*self._of_its_own("second"))
+        self.read_log(r"Ray runtime started(?s:.)*(Ray runtime started)")
 
-    def _add_node(self, name: str, *arguments: str) -> None:
-        command = [
-            RAY, "start", "--block", *arguments, f"--temp-dir={self.scratch / name}",
-            "--num-cpus=1", "--object-store-memory=100000000", "--dashboard-agent-listen-port=0",
-        ]  # fmt: skip
-        with self.log.open("a") as out:
-            self.nodes.append(
-                subprocess.Popen(
-                    command, stdout=out, stderr=subprocess.STDOUT, text=True,
-                    env=self.node_environment, cwd=self.scratch, start_new_session=True,
-                )
-            )  # fmt: skip
-
-    def _read_log(self, pattern: str) -> str:
-        deadline = time.monotonic() + 120
-        while not (found := re.search(pattern, self.log.read_text())):
-            assert self.nodes[-1].poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.2)
-        return found.group(1)
+    def _of_its_own(self, name: str) -> list[str]:
+        return [f"--temp-dir={self.scratch / name}", "--dashboard-agent-listen-port=0"]
 
     def submit(self, *arguments: str) -> subprocess.Popen[str]:
         """`pipeline run ARGUMENTS` as the README has it; `AWS_*` go along."""
@@ -107,7 +83,7 @@ class Cluster:
         ]  # fmt: skip
         job = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=self.environment, cwd=ROOT, start_new_session=True,
+            env=self.job_environment, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
         self.jobs.append(job)
         return job
@@ -118,15 +94,14 @@ class Cluster:
             RAY, "list", "tasks", "--address", self.dashboard, "--filter", f"name={name}",
             "--limit", "1000", "--format", "json",
         ]  # fmt: skip
-        listed = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60, check=True
-        )
-        return json.loads(listed.stdout)
+        found = subprocess.check_output(command, env=self.job_environment, text=True, timeout=60)
+        return json.loads(found)
 
     def stop(self) -> None:
-        for process in [*self.jobs, *reversed(self.nodes)]:
-            with process:
-                kill_tree(process)
+        for job in self.jobs:
+            with job:
+                kill_tree(job)
+        super().stop()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +110,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
         made = Cluster(tmp_path_factory.mktemp("cluster"), Path(scratch))
         try:
-            made.start()
+            made.start_both()
             yield made
         finally:
             made.stop()

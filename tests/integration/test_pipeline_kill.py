@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline_process import kill_tree, marked_processes, rest, run_to_end, start_pipeline
+import pytest
+from pipeline_process import content, kill_tree, marked_processes, rest, run_to_end, start_pipeline
 
 from common.storage import open_store
 from pipeline.inspect.verify import verify_shards
@@ -39,12 +40,9 @@ def kill_when(recipe: Path, condition: Callable[[], bool], *script: str) -> None
     assert not alive, "processes of Ray outlived the driver"
 
 
-def content(data: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(data)): p.read_bytes() for p in data.rglob("*") if p.is_file()}
-
-
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.heavy)])
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    calm_run: Path, write_recipe: Callable[..., Path], tmp_path: Path
+    calm_run: Path, write_recipe: Callable[..., Path], tmp_path: Path, kills: int
 ) -> None:
     killed = tmp_path / "killed"
     recipe = write_recipe(killed)
@@ -52,11 +50,12 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     def committed() -> int:
         return len(list((killed / "commits").glob("0*.json")))
 
-    kill_when(recipe, lambda: (killed / "plan" / "plan.json").exists())
-    # No more than three shards each time, of eight: a killer who comes late finds some to do yet.
-    kill_when(recipe, lambda: committed() >= 1, "held_pipeline.py", "3")
-    known = committed()
-    kill_when(recipe, lambda: committed() >= known + 2, "held_pipeline.py", "3")
+    if kills > 1:
+        kill_when(recipe, lambda: (killed / "plan" / "plan.json").exists())
+    for more in range(1, max(kills, 2)):
+        # No more than three shards each time, of eight: a killer who comes late finds some to do.
+        enough = committed() + more
+        kill_when(recipe, lambda enough=enough: committed() >= enough, "held_pipeline.py", "3")
     known = committed()
     assert not (killed / "summary.json").exists()
     printed = run_to_end("run", "--config", str(recipe))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pipeline_process import kill_tree, run_to_end
+from pipeline_process import run_to_end
+from ray_nodes import RayNodes
 
 from common.shards import ShardDataset
 from common.storage import open_store
@@ -21,25 +18,13 @@ from common.storage import open_store
 @pytest.fixture
 def ray_cluster(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of a one-node cluster of its own, which sees the S3 server."""
-    # A head may make a token of its own as it starts, which whoever connects does not have.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    log = tmp_path / "ray.log"
-    ray = Path(sys.executable).with_name("ray")
-    with log.open("w") as out:
-        head = subprocess.Popen(
-            [ray, "start", "--head", "--block", "--port=0", "--num-cpus=2",
-             "--include-dashboard=false", "--disable-usage-stats",
-             "--object-store-memory=100000000"],
-            stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+    made = RayNodes(tmp_path / "ray.log", cpus=2)
     try:
-        deadline = time.monotonic() + 90
-        while not (found := re.search(r"--address='([\d.:]+)'", log.read_text())):
-            assert head.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield found.group(1)
+        made.start()
+        yield made.address
     finally:
-        kill_tree(head)
+        made.stop()
 
 
 def test_s3_on_a_cluster_gives_the_manifest_of_a_run_in_one_process_on_disk(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -16,17 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_lm import make_world
-from training_process import ENVIRONMENT, command, run_to_end
+from training_process import ENVIRONMENT, command, free_port, run_to_end
 
 from training.sampling.config import SamplingConfig
 from training.web.play import Order, Studio, build_app
 from training.web.serving import listening, make_server
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-_OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 RATE = 16_000
 _DURATION = """async audio => {
@@ -34,10 +26,7 @@ _DURATION = """async audio => {
   return audio.duration;
 }"""
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
-]
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture
@@ -45,9 +34,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     make_world(tmp_path)
     for run in ("one", "two"):
         run_to_end(command(tmp_path, run))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = [sys.executable, "-m", "training", "play", "--config", f"{tmp_path}/recipe.yaml"]
     program += ["--run", "one", "--run", "two", "--port", str(port)]
     server = subprocess.Popen(program, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
@@ -77,19 +64,17 @@ class _Held(Studio):
         yield np.zeros(round(order.duration_s * RATE), np.float32)
 
 
-def test_a_full_line_leaves_the_page_usable() -> None:
+def test_a_full_line_leaves_the_page_usable(browser: Any) -> None:
     """More orders than a browser has connections to a server, and another tab."""
-    api = pytest.importorskip("playwright.sync_api")
     model: Any = SimpleNamespace(
         codec=SimpleNamespace(sample_rate=RATE, frame_rate=50), trained_s=1.0,
         description={"step": 1}, normalize=list,
     )  # fmt: skip
     server = make_server(build_app(_Held({"one": model}, SamplingConfig()), ["127.0.0.1"]))
-    with listening("127.0.0.1", 0) as listener, api.sync_playwright() as driver:
+    with listening("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
             tabs = browser.new_context()  # of one browser: connections are counted over all of them
             tab = tabs.new_page()
             tab.goto(f"http://127.0.0.1:{listener.getsockname()[1]}")
@@ -105,40 +90,35 @@ def test_a_full_line_leaves_the_page_usable() -> None:
             _Held.go_on.set()
             _wait(lambda: tab.locator("article img").count() == 8)
             assert tab.inner_text("#message") == ""
-            browser.close()
         finally:
             _Held.go_on.set()
             server.should_exit = server.force_exit = True
             thread.join(60)
 
 
-def test_two_tabs(address: str) -> None:
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
-        said: list[str] = []
-        tabs = []
-        for _ in range(2):
-            tab = browser.new_page()
-            tab.on("pageerror", lambda error: said.append(str(error)))
-            tab.goto(address)
-            tab.wait_for_selector("input[name=run]")
-            tabs.append(tab)
-        first = tabs[0]
-        first.fill("#prompt", "the 3")
-        first.click("button")
-        _wait(lambda: "nothing remains" in first.inner_text("#message"))
-        assert first.locator("article").count() == 0
-        for tab, prompt in zip(tabs, ("<b>dog</b> barks", "rain"), strict=True):
-            tab.fill("#prompt", prompt)
-            tab.click("button")
-        for tab, prompt in zip(tabs, ("<b>dog</b> barks", "rain"), strict=True):
-            tab.wait_for_selector("article img")
-            _wait(lambda tab=tab: tab.locator("article img").count() == 2)
-            assert tab.inner_text("article h2") == prompt
-            assert "x real time" in tab.inner_text("article p")
-            assert tab.locator("article progress").count() == 0
-            for i in range(2):
-                assert tab.locator("article audio").nth(i).evaluate(_DURATION) == pytest.approx(0.4)
-        assert first.inner_text("#message") == "" and not said
-        browser.close()
+def test_two_tabs(browser: Any, address: str) -> None:
+    said: list[str] = []
+    tabs = []
+    for _ in range(2):
+        tab = browser.new_page()
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.goto(address)
+        tab.wait_for_selector("input[name=run]")
+        tabs.append(tab)
+    first = tabs[0]
+    first.fill("#prompt", "the 3")
+    first.click("button")
+    _wait(lambda: "nothing remains" in first.inner_text("#message"))
+    assert first.locator("article").count() == 0
+    for tab, prompt in zip(tabs, ("<b>dog</b> barks", "rain"), strict=True):
+        tab.fill("#prompt", prompt)
+        tab.click("button")
+    for tab, prompt in zip(tabs, ("<b>dog</b> barks", "rain"), strict=True):
+        tab.wait_for_selector("article img")
+        _wait(lambda tab=tab: tab.locator("article img").count() == 2)
+        assert tab.inner_text("article h2") == prompt
+        assert "x real time" in tab.inner_text("article p")
+        assert tab.locator("article progress").count() == 0
+        for i in range(2):
+            assert tab.locator("article audio").nth(i).evaluate(_DURATION) == pytest.approx(0.4)
+    assert first.inner_text("#message") == "" and not said

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -23,14 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_process import ENVIRONMENT, run_to_end
+from training_process import ENVIRONMENT, free_port, run_to_end
 from two_models import a_is_higher, prompt, write_models
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-_OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 RATERS, PROMPTS = 8, 20
 BY_KEYS = (0, 1, 2, 3)
 """Raters who touch nothing but the keyboard."""
@@ -50,11 +44,7 @@ _CROSSINGS = """async () => {
   return [await count("left"), await count("right")];
 }"""
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
-    pytest.mark.timeout(600),
-]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
 
 def _wants_higher(rater: int, number: int) -> bool:
@@ -68,9 +58,7 @@ class Server:
     """The command, on one port, to be killed and started again."""
 
     def __init__(self, study: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._command = [*PROGRAM, "serve", str(study), "--port", str(self.port)]
 
     def start(self) -> None:
@@ -164,51 +152,49 @@ def _links(study: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_eight_raters_and_a_server_that_is_killed_twice(study: Path, server: Server) -> None:
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
-        at = f"http://127.0.0.1:{server.port}"
-        links = [row["link"].replace("http://127.0.0.1:8401", at) for row in _links(study)]
-        raters = [Rater(browser, number, link) for number, link in enumerate(links)]
-        for turn in range(PROMPTS):
-            for rater in raters:
-                rater.listen_and_choose()
-            if turn == 6:  # gone before anyone sends
-                server.kill()
-                for rater in raters:
-                    rater.send()
-                for rater in raters:
-                    rater.page.wait_for_selector("#message:has-text('kept here and sent again')")
-                    assert rater.page.inner_text("#count") == f"{rater.done + 1} of {PROMPTS}"
-                    assert rater.page.is_disabled("input[value=left]"), "another choice than sent"
-                server.start()
-                assert f"{6 * RATERS} of {RATERS * PROMPTS} answers" in server.said
-            elif turn == 13:  # killed while answers are on their way, some stored, some not
-                for rater in raters[:5]:
-                    rater.send()
-                server.kill()
-                for rater in raters[5:]:
-                    rater.send()
-                server.start()
-            else:
-                for rater in raters:
-                    rater.send()
-            for rater in raters:
-                rater.wait_until_stored()
-            if turn == 9:  # closed and opened again: it goes on where it was
-                raters[0].page.reload()
-            if turn == 10:
-                assert raters[7].page.evaluate(
-                    "document.documentElement.scrollWidth <= window.innerWidth"
-                )
+def test_eight_raters_and_a_server_that_is_killed_twice(
+    browser: Any, study: Path, server: Server
+) -> None:
+    at = f"http://127.0.0.1:{server.port}"
+    links = [row["link"].replace("http://127.0.0.1:8401", at) for row in _links(study)]
+    raters = [Rater(browser, number, link) for number, link in enumerate(links)]
+    for turn in range(PROMPTS):
         for rater in raters:
-            assert "All 20 answers are stored" in rater.page.inner_text("#end")
-            assert not rater.errors
-            assert all(url.startswith((at, "blob:", "data:")) for url in rater.requests)
-            assert all("#" in url or rater.page.url.split("#")[1] not in url
-                       for url in rater.requests)  # fmt: skip
-        browser.close()
+            rater.listen_and_choose()
+        if turn == 6:  # gone before anyone sends
+            server.kill()
+            for rater in raters:
+                rater.send()
+            for rater in raters:
+                rater.page.wait_for_selector("#message:has-text('kept here and sent again')")
+                assert rater.page.inner_text("#count") == f"{rater.done + 1} of {PROMPTS}"
+                assert rater.page.is_disabled("input[value=left]"), "another choice than sent"
+            server.start()
+            assert f"{6 * RATERS} of {RATERS * PROMPTS} answers" in server.said
+        elif turn == 13:  # killed while answers are on their way, some stored, some not
+            for rater in raters[:5]:
+                rater.send()
+            server.kill()
+            for rater in raters[5:]:
+                rater.send()
+            server.start()
+        else:
+            for rater in raters:
+                rater.send()
+        for rater in raters:
+            rater.wait_until_stored()
+        if turn == 9:  # closed and opened again: it goes on where it was
+            raters[0].page.reload()
+        if turn == 10:
+            assert raters[7].page.evaluate(
+                "document.documentElement.scrollWidth <= window.innerWidth"
+            )
+    for rater in raters:
+        assert "All 20 answers are stored" in rater.page.inner_text("#end")
+        assert not rater.errors
+        assert all(url.startswith((at, "blob:", "data:")) for url in rater.requests)
+        assert all("#" in url or rater.page.url.split("#")[1] not in url
+                   for url in rater.requests)  # fmt: skip
     assert [row["answered"] for row in _links(study)] == [PROMPTS] * RATERS
     _check_answers(study)
     _check_report(study)
@@ -283,9 +269,10 @@ def _slow_link(port: int, bytes_per_s: float) -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_slow_link_is_given_the_time_that_it_takes(study: Path, server: Server) -> None:
+def test_a_slow_link_is_given_the_time_that_it_takes(
+    browser: Any, study: Path, server: Server
+) -> None:
     """Sounds that take several times as long as the page waits for an answer; then no answer."""
-    api = pytest.importorskip("playwright.sync_api")
     link = _links(study)[0]["link"]
     size = next((study / "clips").iterdir()).stat().st_size
 
@@ -297,8 +284,7 @@ def test_a_slow_link_is_given_the_time_that_it_takes(study: Path, server: Server
         script = script.replace("GIVE_UP_S = 15", "GIVE_UP_S = 1")
         route.fulfill(body=script, content_type="text/javascript")
 
-    with _slow_link(server.port, size / 4) as port, api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
+    with _slow_link(server.port, size / 4) as port:
         page = browser.new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
@@ -311,90 +297,83 @@ def test_a_slow_link_is_given_the_time_that_it_takes(study: Path, server: Server
         page.route("**/api/next", lambda route: None)
         page.reload()
         page.wait_for_selector("#message:has-text('does not answer')", timeout=20_000)
-        browser.close()
 
 
-def test_what_the_page_asks_for_and_says(study: Path, server: Server) -> None:
+def test_what_the_page_asks_for_and_says(browser: Any, study: Path, server: Server) -> None:
     """Both sounds before an answer; keys that can be turned off; one answer from two tabs."""
-    api = pytest.importorskip("playwright.sync_api")
     link = _links(study)[0]["link"].replace(":8401", f":{server.port}")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
-        page, other = (browser.new_page() for _ in range(2))
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        for tab in (page, other):
-            tab.goto(link)
-            tab.wait_for_selector("#play-left[aria-disabled=false]")
-        assert page.evaluate("document.activeElement.id") == "prompt-title"
+    page, other = (browser.new_page() for _ in range(2))
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    for tab in (page, other):
+        tab.goto(link)
+        tab.wait_for_selector("#play-left[aria-disabled=false]")
+    assert page.evaluate("document.activeElement.id") == "prompt-title"
 
-        def message() -> str:
-            found: str = page.inner_text("#message")
-            return found
+    def message() -> str:
+        found: str = page.inner_text("#message")
+        return found
 
-        page.keyboard.press("ArrowLeft")
-        page.keyboard.press("Enter")
-        assert message() == "Play both sounds first."
-        page.keyboard.press("2")
-        page.wait_for_selector("#heard-right.yes")
-        page.keyboard.press("Enter")
-        assert message() == "Play sound 1 as well."
-        assert page.get_by_role("button", name="Play sound 1").is_visible()
-        assert page.get_by_role("radio", name="Sound 1 is better").is_checked()
-        assert page.get_by_role("group", name="Which has better quality and matches").is_visible()
-        # Letters in the comment are letters.
-        page.get_by_label("Comment").fill("")
-        page.get_by_label("Comment").press("1")
-        assert page.input_value("#comment") == "1" and not page.is_visible("#heard-left.yes")
-        page.fill("#comment", "<b>loud</b>")
-        # Keys off: nothing plays; on again: by keyboard from wherever the focus is.
-        page.click("summary")
-        page.uncheck("#keys")
-        page.focus("#prompt-title")
-        page.keyboard.press("1")
-        time.sleep(0.3)
-        assert not page.is_visible("#heard-left.yes")
-        page.check("#keys")
-        page.focus("#prompt-title")
-        page.keyboard.press("1")
-        page.wait_for_selector("#heard-left.yes")
-        assert page.inner_text("#hint") == "Sends: sound 1 is better."
-        # Every control is reached by Tab, and shows it.
-        page.focus("#prompt-title")
-        reached = []
-        for _ in range(7):
-            page.keyboard.press("Tab")
-            reached.append(
-                page.evaluate("document.activeElement.id || document.activeElement.name")
-            )
-            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
-        assert reached[:3] == ["play-left", "choice", "play-right"]
-        assert reached[3:6] == ["comment", "send", None] and reached[6] == "keys"
-        page.focus("#comment")
-        page.keyboard.press("Control+Enter")
-        page.wait_for_selector("#count:text-is('2 of 20')")
-        # The other tab still shows the first pair: its answer comes too late, and it goes on.
-        for key, side in (("1", "left"), ("2", "right")):
-            other.keyboard.press(key)
-            other.wait_for_selector(f"#heard-{side}.yes")
-        other.keyboard.press("ArrowRight")
-        other.keyboard.press("Enter")
-        other.wait_for_selector("#count:text-is('2 of 20')")
-        other.wait_for_selector("#message:has-text('answered before')")
-        # Small targets are hard to hit with a thumb.
-        page.set_viewport_size({"width": 390, "height": 844})
-        for name in ("#play-left", "#play-right", "#send", "label.choice >> nth=0", "summary"):
-            box = page.locator(name).bounding_box()
-            assert box["height"] >= 44 and box["x"] + box["width"] <= 390, name
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        stranger = browser.new_page()
-        stranger.goto(link.split("#")[0] + "#" + "x" * 32)
-        stranger.wait_for_selector("#message:has-text('not valid')")
-        stranger.goto("about:blank")
-        stranger.goto(link.split("#")[0])
-        stranger.wait_for_selector("#message:has-text('needs the link')")
-        assert not [text for text in said if "Content Security Policy" in text]
-        browser.close()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert message() == "Play both sounds first."
+    page.keyboard.press("2")
+    page.wait_for_selector("#heard-right.yes")
+    page.keyboard.press("Enter")
+    assert message() == "Play sound 1 as well."
+    assert page.get_by_role("button", name="Play sound 1").is_visible()
+    assert page.get_by_role("radio", name="Sound 1 is better").is_checked()
+    assert page.get_by_role("group", name="Which has better quality and matches").is_visible()
+    # Letters in the comment are letters.
+    page.get_by_label("Comment").fill("")
+    page.get_by_label("Comment").press("1")
+    assert page.input_value("#comment") == "1" and not page.is_visible("#heard-left.yes")
+    page.fill("#comment", "<b>loud</b>")
+    # Keys off: nothing plays; on again: by keyboard from wherever the focus is.
+    page.click("summary")
+    page.uncheck("#keys")
+    page.focus("#prompt-title")
+    page.keyboard.press("1")
+    time.sleep(0.3)
+    assert not page.is_visible("#heard-left.yes")
+    page.check("#keys")
+    page.focus("#prompt-title")
+    page.keyboard.press("1")
+    page.wait_for_selector("#heard-left.yes")
+    assert page.inner_text("#hint") == "Sends: sound 1 is better."
+    # Every control is reached by Tab, and shows it.
+    page.focus("#prompt-title")
+    reached = []
+    for _ in range(7):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.name"))
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    assert reached[:3] == ["play-left", "choice", "play-right"]
+    assert reached[3:6] == ["comment", "send", None] and reached[6] == "keys"
+    page.focus("#comment")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#count:text-is('2 of 20')")
+    # The other tab still shows the first pair: its answer comes too late, and it goes on.
+    for key, side in (("1", "left"), ("2", "right")):
+        other.keyboard.press(key)
+        other.wait_for_selector(f"#heard-{side}.yes")
+    other.keyboard.press("ArrowRight")
+    other.keyboard.press("Enter")
+    other.wait_for_selector("#count:text-is('2 of 20')")
+    other.wait_for_selector("#message:has-text('answered before')")
+    # Small targets are hard to hit with a thumb.
+    page.set_viewport_size({"width": 390, "height": 844})
+    for name in ("#play-left", "#play-right", "#send", "label.choice >> nth=0", "summary"):
+        box = page.locator(name).bounding_box()
+        assert box["height"] >= 44 and box["x"] + box["width"] <= 390, name
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    stranger = browser.new_page()
+    stranger.goto(link.split("#")[0] + "#" + "x" * 32)
+    stranger.wait_for_selector("#message:has-text('not valid')")
+    stranger.goto("about:blank")
+    stranger.goto(link.split("#")[0])
+    stranger.wait_for_selector("#message:has-text('needs the link')")
+    assert not [text for text in said if "Content Security Policy" in text]
     database = sqlite3.connect(study / "answers.sqlite")
     rows = database.execute("SELECT rater, choice, comment FROM answers").fetchall()
     database.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from in_process import encode_all
 from typer.testing import CliRunner
 
 from pipeline.encode.finalize import finalize
@@ -27,8 +28,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
     from common.storage import open_store
     from common.text_encoder import load_text_encoder
     from pipeline.config import PipelineConfig
-    from pipeline.datadir.text_cache import TextCache
-    from pipeline.encode.worker import EncodeSettings, EncodeWorker
     from training.train import train
 
     root = tmp_path_factory.mktemp("report")
@@ -77,27 +76,7 @@ sampling:
     recipe = load_recipe(path)
     settings = recipe.section("pipeline", PipelineConfig)
     plan, _ = make_plan(open_store(recipe.data_dir), recipe, settings)
-    encoder = load_text_encoder(recipe.text_encoder)
-    cache = TextCache(plan.store, encoder.text_encoder_id)
-    for chunk in list(plan.missing_chunks()):
-        prompts = plan.prompts_of(chunk.name, chunk.row_groups)
-        cache.write_chunk(chunk.name, prompts, encoder.encode(prompts))
-    worker = EncodeWorker(
-        EncodeSettings(
-            data_dir=recipe.data_dir,
-            plan_hash=plan.plan_hash,
-            codec=recipe.codec.path,
-            codec_id=plan.info["inputs"]["codec_id"],
-            text_encoder_id=encoder.text_encoder_id,
-            min_duration_s=settings.min_duration_s,
-            max_duration_s=settings.max_duration_s,
-            silence_dbfs=settings.silence_dbfs,
-            threads=1,
-            device="cpu",
-        )
-    )
-    for shard, rows in plan.shards():
-        worker.encode_shard(shard, rows)
+    encode_all(plan, recipe, load_text_encoder(recipe.text_encoder).encode)
     finalize(plan, recipe.name, recipe.codec.path)
     train(recipe)
     train(load_recipe(path, ["lm.run=without", "lm.rr.weight=0"]))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from pipeline_process import finish
-from tiny_lm import make_world
 from training_process import (
     assert_same_checkpoint,
     command,
+    free_port,
     held,
     rows,
     run_to_end,
@@ -26,13 +25,6 @@ from training_process import (
 
 STEPS = 300
 OVERRIDES = (f"lm.steps={STEPS}", "lm.checkpoint_every=50")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    make_world(root)
-    return root
 
 
 @pytest.mark.heavy
@@ -70,12 +62,9 @@ def test_the_others_end_and_a_restart_goes_on(root: Path, lost: int) -> None:
 @pytest.mark.heavy
 def test_processes_of_two_nodes_find_each_other_after_a_restart(tmp_path: Path) -> None:
     """Each node's launcher counts the restarts that it began itself: here they differ."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     node = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-        "--max-restarts=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}",
+        "--max-restarts=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}",
         str(Path(__file__).with_name("restart_process.py")), str(tmp_path),
     ]  # fmt: skip
     with started(node) as one, started(node) as two:

@@ -7,17 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_lm import make_world
 from training_process import assert_same_checkpoint, command, rows, run_to_end
 
 STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    make_world(root)
-    return root
 
 
 @pytest.mark.parametrize("behind", ["false", "true"])

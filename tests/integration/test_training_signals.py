@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from pipeline_process import finish
-from tiny_lm import make_world
 from training_process import (
     assert_same_checkpoint,
     command,
@@ -28,13 +27,6 @@ from training.train import train
 STEPS = 40
 OVERRIDES = (f"lm.steps={STEPS}", "lm.checkpoint_every=1000", "lm.optim.lr=1e-3")
 HANDLED = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    make_world(root)
-    return root
 
 
 def _saved(run: Path) -> int:
@@ -68,16 +60,26 @@ def test_one_process(root: Path) -> None:
     assert_same_checkpoint(run / name, whole / name)
 
 
-def test_two_processes_agree_on_the_step(root: Path) -> None:
-    whole, run = root / "run" / "whole-2", root / "run" / "told-2"
-    program = command(root, "told-2", *OVERRIDES)
+# The launcher passes signals on; a worker may also be told alone.
+SECOND_ONLY = [(signal.SIGUSR1, "second worker")]
+EVERYBODY = [(signal.SIGUSR1, "launcher"), (signal.SIGTERM, "launcher"), *SECOND_ONLY]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(SECOND_ONLY, id="second"),
+        pytest.param(EVERYBODY, id="everybody", marks=pytest.mark.heavy),
+    ],
+)
+def test_two_processes_agree_on_the_step(
+    root: Path, told: list[tuple[signal.Signals, str]]
+) -> None:
+    names = [f"{name}-{len(told)}" for name in ("told", "whole")]
+    run, whole = (root / "run" / name for name in names)
+    program = command(root, run.name, *OVERRIDES)
     saved = 0
-    # The launcher passes signals on; a worker may also be told alone.
-    for number, whom in (
-        (signal.SIGUSR1, "launcher"),
-        (signal.SIGTERM, "launcher"),
-        (signal.SIGUSR1, "second worker"),
-    ):
+    for number, whom in told:
         step = saved + 5
         with started(under_torchrun(held(step, program), 2, HANDLED)) as process:
             wait_for_step(process, run, step)
@@ -93,7 +95,7 @@ def test_two_processes_agree_on_the_step(root: Path) -> None:
         assert step <= saved < STEPS
     # To its end, and then from the beginning without a break.
     script = str(Path(__file__).with_name("runs_in_turn.py"))
-    in_turn = [sys.executable, script, f"{root}/recipe.yaml", "told-2,whole-2", *OVERRIDES]
+    in_turn = [sys.executable, script, f"{root}/recipe.yaml", ",".join(names), *OVERRIDES]
     run_to_end(under_torchrun(in_turn, 2))
     assert rows(run) == rows(whole)
     name = f"checkpoints/step-{STEPS:08d}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from pipeline_process import finish
 from tiny_lm import make_world
-from training_process import ENVIRONMENT, rows, started, wait_for_step
+from training_process import ENVIRONMENT, free_port, rows, started, wait_for_step
 
 STEPS = 300
 PROJECT = Path(__file__).parents[2]
@@ -29,15 +28,12 @@ def _script(root: Path) -> str:
     readme = (PROJECT / "training" / "README.md").read_text()
     script = re.search(r"```bash\n(#!/bin/bash\n.*?)```", readme, re.DOTALL)
     assert script
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     text = script[1]
     recipe = f"{root}/recipe.yaml lm.steps={STEPS} lm.checkpoint_every=1000"
     for old, new in (
         ("configs/sfx.yaml", recipe),
         ("--nproc-per-node 8", "--nproc-per-node 2"),
-        (":29500", f":{port}"),
+        (":29500", f":{free_port()}"),
     ):
         assert old in text
         text = text.replace(old, new)

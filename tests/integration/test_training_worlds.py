@@ -9,19 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lm import make_world, state
+from tiny_lm import state
 from training_process import rows, run_to_end, under_torchrun
 
 TOLERANCE = 1e-4
 """Of losses: see test_training_torchrun.py."""
 WATCHED = str(Path(__file__).with_name("watched_process.py"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    make_world(root)
-    return root
 
 
 def _watch(

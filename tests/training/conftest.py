@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ import torch
 from tiny_lm import make_world
 
 from common.config import Recipe, load_recipe
-from training.train import train
+from common.shards import ShardDataset
+from training.config import LMConfig
+from training.data import Batch, ClipOrder, Loader
+from training.lm.model import LanguageModel
+from training.train import architecture, train
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +30,21 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_recipe(tiny_root: Path) -> Recipe:
     """The recipe of `tiny_root`."""
     return load_recipe(tiny_root / "recipe.yaml")
+
+
+@pytest.fixture(scope="session")
+def model_and_batch(tiny_recipe: Recipe) -> Callable[[int], tuple[LanguageModel, Batch]]:
+    """An untrained model and the first batch of so many clips."""
+
+    def make(batch_size: int) -> tuple[LanguageModel, Batch]:
+        dataset = ShardDataset.open(tiny_recipe.data_dir)
+        model = LanguageModel(architecture(tiny_recipe.section("lm", LMConfig), dataset.summary))
+        model.initialize(1)
+        order = ClipOrder(dataset, "train", 0)
+        loader = Loader(dataset, order, segment_s=0.4, seed=0, batch_size=batch_size)
+        return model, loader.batch(0)
+
+    return make
 
 
 @pytest.fixture(scope="session")

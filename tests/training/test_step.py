@@ -10,36 +10,28 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from common.config import load_recipe
-from common.shards import ShardDataset
 from training.config import LMConfig
-from training.data import Batch, ClipOrder, Loader, dropped_text
+from training.data import Batch, dropped_text
 from training.distributed import World
 from training.lm.losses import similarity_correlation
 from training.lm.model import LanguageModel
 from training.step import TrainingStep
-from training.train import architecture
 
 ONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def world(tiny_root: Path) -> tuple[LanguageModel, Batch]:
-    recipe = load_recipe(tiny_root / "recipe.yaml")
-    dataset = ShardDataset.open(recipe.data_dir)
-    config = recipe.section("lm", LMConfig)
-    model = LanguageModel(architecture(config, dataset.summary))
-    model.initialize(1)
-    order = ClipOrder(dataset, "train", 0)
-    loader = Loader(dataset, order, segment_s=0.4, seed=0, batch_size=5)
-    return model, loader.batch(0)
+def world(
+    model_and_batch: Callable[[int], tuple[LanguageModel, Batch]],
+) -> tuple[LanguageModel, Batch]:
+    return model_and_batch(5)
 
 
 def reference(

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,24 @@ import torch
 from torch import Tensor
 
 from common.config import load_recipe
-from common.shards import ShardDataset
 from training.config import LMConfig
-from training.data import Batch, ClipOrder, Loader, dropped_text
+from training.data import Batch, dropped_text
 from training.distributed import World, parallelize
 from training.lm.model import Architecture, LanguageModel
 from training.preflight import forward_again, memory
 from training.run.log import read_log
 from training.step import TrainingStep
-from training.train import architecture, train
+from training.train import train
 
 ONE = World(0, 1, torch.device("cpu"))
 KEYS = ("loss", "loss_per_stream", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm")
 
 
 @pytest.fixture(scope="module")
-def world(tiny_root: Path) -> tuple[LanguageModel, Batch]:
-    recipe = load_recipe(tiny_root / "recipe.yaml")
-    dataset = ShardDataset.open(recipe.data_dir)
-    model = LanguageModel(architecture(recipe.section("lm", LMConfig), dataset.summary))
-    model.initialize(1)
-    order = ClipOrder(dataset, "train", 0)
-    loader = Loader(dataset, order, segment_s=0.4, seed=0, batch_size=7)
-    return model, loader.batch(0)
+def world(
+    model_and_batch: Callable[[int], tuple[LanguageModel, Batch]],
+) -> tuple[LanguageModel, Batch]:
+    return model_and_batch(7)
 
 
 def _step(
@@ -160,35 +156,39 @@ def test_checkpointed_blocks_make_the_same_step(
 
 
 _STEP = """
-import sys, torch
+import os, sys, torch
 from training.config import LMConfig
 from training.data import Batch
 from training.distributed import World, parallelize
 from training.lm.model import Architecture, LanguageModel
 from training.step import TrainingStep
 torch.set_num_threads(1)
-config = LMConfig.model_validate_json(sys.argv[1])
 arch = Architecture(d_model=256, n_layers=6, n_heads=4, n_codebooks=4, codebook_size=256,
                     text_dim=64)
 world = World(0, 1, torch.device("cpu"))
-model = LanguageModel(arch)
-model.initialize(0)
-parallelize(model, world, config)
 
 def peak():
     with open("/proc/self/status") as file:  # getrusage counts the parent's peak as well
         found = dict(line.split(":", 1) for line in file)
     return int(found["VmHWM"].split()[0]) * 1024
 
-def step(clips, config):
+def step(clips, model, config):
     batch = Batch(torch.randint(0, 256, (clips, 4, 200)), torch.full((clips,), 200),
                   torch.randn(clips, 8, 64), torch.ones(clips, 8, dtype=torch.bool), ())
     TrainingStep(model, config, arch, world, 0)(batch, 0)
 
-step(1, config.model_copy(update={"batch_size": 1}))  # imports, kernels, gradients
-before = peak()
-step(config.batch_size, config)
-print(peak() - before)
+for config in map(LMConfig.model_validate_json, sys.argv[1:]):
+    if os.fork():  # a child's peak begins with what it has
+        os.wait()
+        continue
+    model = LanguageModel(arch)
+    model.initialize(0)
+    parallelize(model, world, config)
+    step(1, model, config.model_copy(update={"batch_size": 1}))  # kernels, gradients
+    before = peak()
+    step(config.batch_size, model, config)
+    print(peak() - before, flush=True)
+    os._exit(0)
 """
 
 
@@ -200,18 +200,22 @@ def test_memory_of_a_step_is_less_and_about_what_is_told() -> None:
     arch = Architecture(
         d_model=256, n_layers=6, n_heads=4, n_codebooks=4, codebook_size=256, text_dim=64
     )
-    found, told = [], []
-    for changed in ({}, {"activation_checkpointing": True}, {"micro_batch": 4}):
-        config = LMConfig.model_validate(
+    configs = [
+        LMConfig.model_validate(
             {"batch_size": 24, "precision": "fp32", "cfg": {"dropout": 1.0}} | changed
         )
-        done = subprocess.run(
-            [sys.executable, "-c", _STEP, config.model_dump_json()],
-            cwd=Path(__file__).parents[2], env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        found.append(int(done.stdout))
-        many, one = (sum(memory(arch, config, ONE, clips, 203).values()) for clips in (24, 1))
-        told.append(many - one)
+        for changed in ({}, {"activation_checkpointing": True}, {"micro_batch": 4})
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _STEP, *(config.model_dump_json() for config in configs)],
+        cwd=Path(__file__).parents[2], env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = list(map(int, done.stdout.split()))
+    told = [
+        sum(memory(arch, config, ONE, 24, 203).values())
+        - sum(memory(arch, config, ONE, 1, 203).values())
+        for config in configs
+    ]
     assert max(found[1:]) < 0.4 * found[0]
     assert found == pytest.approx(told, rel=1 / 3)

@@ -176,9 +176,9 @@ def weights(
     ] = None,
 ) -> None:
     """Fetch the backbones that `evaluate` measures with: VGGish, PaSST, CLAP (about 1.6 GB)."""
-    from training.evaluation.metrics.weights import default_weights, fetch_all
+    from training.evaluation.metrics.weights import SOURCES, default_weights, fetch_all
 
-    if failed := fetch_all(folder or default_weights(), print):
+    if failed := fetch_all(folder or default_weights(), SOURCES, print):
         raise AttuneError(
             f"{', '.join(failed)} not fetched; metrics that need them are left out, the others run"
         )

@@ -149,6 +149,7 @@ def test_initialization_is_seeded_truncated_and_scaled_by_depth() -> None:
         assert float(weight.abs().max()) <= 3 * sigma + 1e-6
 
 
+# Some roundings to the type: of scores, weights and products, 2**-24 or 2**-9 of values up to 3.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 def test_attention_backends_agree(dtype: torch.dtype, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)

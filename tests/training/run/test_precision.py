@@ -55,7 +55,9 @@ def test_a_run_goes_on_as_it_began_on_another_processor(
     tiny_root: Path, tmp_path: Path, processor: Callable[[bool], None]
 ) -> None:
     def run(*overrides: str, fresh: bool = False) -> str:
-        overrides = (f"run_dir={tmp_path}", "lm.steps=3", *overrides)
+        # Small: a processor that emulates bf16 takes minutes for what others do in a second.
+        small = ("lm.steps=2", "lm.optim.warmup=1", "lm.batch_size=2", "lm.segment_s=0.1")
+        overrides = (f"run_dir={tmp_path}", "lm.model.n_layers=1", *small, *overrides)
         out = train(load_recipe(tiny_root / "recipe.yaml", overrides), fresh=fresh)
         return str(json.loads((out / "config.json").read_text())["lm"]["precision"])
 

@@ -59,9 +59,7 @@ def default_weights() -> Path:
     return cache_root() / "weights"
 
 
-def fetch_all(
-    folder: Path, tell: Callable[[str], None], sources: tuple[Source, ...] = SOURCES
-) -> list[str]:
+def fetch_all(folder: Path, sources: tuple[Source, ...], tell: Callable[[str], None]) -> list[str]:
     """Fetch what is not there yet; a line each, whatever came of it.
 
     Returns:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +22,7 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from training.cli import app
 from training.config import LMConfig
-from training.evaluation.ablation import cells
+from training.evaluation.ablation import cells, run
 from training.evaluation.ablation.config import load_ablation
 from training.evaluation.ablation.paper_tables import (
     NONE,
@@ -34,6 +37,7 @@ from training.evaluation.ablation.paper_tables import (
 from training.evaluation.ablation.run import cells_of
 from training.evaluation.ablation.statistics import holm, paired_test, summarize
 from training.evaluation.metrics.weights import SOURCES
+from training.train import train
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 FILE = load_ablation(CONFIGS / "ablation.yaml")
@@ -291,19 +295,36 @@ def test_training_sees_the_device_that_was_asked_for(
     assert cells._seeing(device).get("CUDA_VISIBLE_DEVICES") == expected
 
 
+def _make_ablation(root: Path, monkeypatch: pytest.MonkeyPatch, clips: int) -> list[str]:
+    """A tiny world whose clips can be heard, and the command that runs `TINY` on it."""
+    make_world(root, clips)
+    _give_audio(root)
+    monkeypatch.setenv("HOME", str(root))
+    path = root / "ablation.yaml"
+    path.write_text(TINY)
+    command = ["ablate", "--config", str(path), "--profile", "tiny", "--json"]
+    return [*command, "--weights", str(root / "none")]
+
+
+def _train_here(command: list[str], stdout: IO[str], **_: object) -> SimpleNamespace:
+    """In place of `subprocess.run`: a process takes seconds to start."""
+    try:
+        with redirect_stdout(stdout):
+            train(load_recipe(command[5], command[6:]))
+    except AttuneError as error:
+        print(error, file=stdout)
+        return SimpleNamespace(returncode=1)
+    return SimpleNamespace(returncode=0)
+
+
 def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done is not made again, what is damaged is; a row that fails is named."""
-    make_world(tmp_path)
-    _give_audio(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[4]))
-    path = tmp_path / "ablation.yaml"
-    path.write_text(TINY)
-    command = ["ablate", "--config", str(path), "--profile", "tiny", "--jobs", "1"]
-    command += ["--weights", str(tmp_path / "none")]
+    command = [*_make_ablation(tmp_path, monkeypatch, clips=8), "--jobs", "1"]
+    monkeypatch.setattr(cells, "subprocess", SimpleNamespace(run=_train_here))
+    monkeypatch.setattr(run, "ProcessPoolExecutor", lambda jobs, _: ThreadPoolExecutor(jobs))
     runner, out = CliRunner(), tmp_path / "run"
 
-    asked = runner.invoke(app, [*command, "--dry-run", "--json"])
+    asked = runner.invoke(app, [*command, "--dry-run"])
     assert asked.exit_code == 0, asked.output
     assert len(json.loads(asked.stdout)["to_do"]) == 4
 
@@ -316,7 +337,7 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no trained model there" in str(failed.exception)
     assert "with-seed" in str(failed.exception) and ".log" in str(failed.exception)
 
-    whole = runner.invoke(app, [*command, "--json"])
+    whole = runner.invoke(app, command)
     assert whole.exit_code == 0, whole.output
     found = json.loads(whole.stdout)
     assert {(c["row"], c["seed"]) for c in found["cells"]} == {
@@ -345,7 +366,7 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     logs = {p.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*.log")}
     (out / "cells" / "with-seed1.json").write_text("{}")
-    again = runner.invoke(app, [*command, "--json"])
+    again = runner.invoke(app, command)
     assert again.exit_code == 0, again.output
     changed = [
         p.name for p in (out / "cells").glob("*.log") if p.stat().st_mtime_ns != logs[p.name]
@@ -357,15 +378,9 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.heavy
 def test_on_a_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same figures as here; a cell that fails there is named."""
-    make_world(tmp_path)
-    _give_audio(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    """The same figures as in processes here; a cell that fails there is named."""
+    command = [*_make_ablation(tmp_path, monkeypatch, clips=24), f"data_dir={tmp_path}/data"]
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[4]))
-    path = tmp_path / "ablation.yaml"
-    path.write_text(TINY)
-    command = ["ablate", "--config", str(path), "--profile", "tiny", "--json"]
-    command += ["--weights", str(tmp_path / "none"), f"data_dir={tmp_path}/data"]
     runner = CliRunner()
     found = {}
     for where, options in (("here", ["--jobs", "2"]), ("ray", ["--ray", "local"])):

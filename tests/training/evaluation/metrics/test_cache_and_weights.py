@@ -88,7 +88,7 @@ def test_weights_are_fetched_once_and_failures_tell_why(site: tuple[str, Path], 
     )
     lines: list[str] = []
     target = tmp_path / "weights"
-    assert fetch_all(target, lines.append, sources) == ["page", "gone", "offline"]
+    assert fetch_all(target, sources, lines.append) == ["page", "gone", "offline"]
     assert [path.name for path in target.iterdir()] == ["vggish.pth"]
     assert torch.load(target / "vggish.pth", weights_only=True)
     assert "fetched" in lines[0] and "something else than weights" in lines[1]
@@ -96,7 +96,7 @@ def test_weights_are_fetched_once_and_failures_tell_why(site: tuple[str, Path], 
     assert all("\n" not in line for line in lines)
     (folder / "vggish.pth").unlink()
     again: list[str] = []
-    fetch_all(target, again.append, sources[:1])
+    fetch_all(target, sources[:1], again.append)
     assert "is there" in again[0]
 
 
@@ -130,7 +130,7 @@ def test_command_fetches_into_a_folder_and_fails_in_the_end(
         Source("vggish", "vggish.pth", f"{address}/vggish.pth"),
         Source("gone", "gone.pt", f"{address}/gone.pt"),
     )
-    monkeypatch.setattr(weights.fetch_all, "__defaults__", (sources,))
+    monkeypatch.setattr(weights, "SOURCES", sources)
     result = CliRunner().invoke(app, ["weights", "--weights", str(tmp_path / "w")])
     assert isinstance(result.exception, AttuneError) and "gone not fetched" in str(result.exception)
     assert "vggish: fetched" in result.output
