@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -188,6 +189,17 @@ def test_columns_together_are_columns_one_by_one(weights: DecodingWeights) -> No
         torch.testing.assert_close(many.step(inputs[:, :, :4]), singly[3], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(many.step(inputs[:, :, 4]), singly[4], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(many.step(inputs[:, :, 5:]), singly[10], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_computes_the_same_steps(model: LanguageModel, weights: DecodingWeights) -> None:
+    codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    inputs, _ = delay(codes, torch.tensor([9, 9]), ARCH.special)
+    there = DecodingWeights(copy.deepcopy(model).cuda())
+    for states in (_states(4, 2), _states(20, 13)):  # folded cross-attention, and not
+        here = Decoder(weights, states, 11, guided=True).step(inputs)
+        found = Decoder(there, states, 11, guided=True).step(inputs.cuda())
+        torch.testing.assert_close(found.cpu(), here, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
