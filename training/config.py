@@ -28,8 +28,9 @@ class ModelConfig(Section):
     d_model: int = Field(default=1024, ge=8, multiple_of=2)
     n_layers: int = Field(default=24, ge=1)
     n_heads: int = Field(default=16, ge=1)
-    ff_mult: int = Field(default=4, ge=1)
     attention: Backend = "auto"
+    """Kernel of self-attention. `auto` chooses by device; the others compare kernels, or step
+    round one that is slow or wrong on a device."""
 
     @model_validator(mode="before")
     @classmethod
@@ -56,9 +57,7 @@ class OptimConfig(Section):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     warmup: int = Field(default=4000, ge=0)
-    """Steps of linear warm-up."""
-    final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Where the cosine ends, as a share of the peak."""
+    """Steps of linear warm-up; a cosine down to 0 follows."""
     clip: float = Field(default=1.0, gt=0)
     """Largest global gradient norm."""
 
@@ -80,8 +79,6 @@ class RegularizationConfig(Section):
     loss: Literal["similarity", "contrastive"] = "similarity"
     """`similarity`: L_rr (equation 5). `contrastive`: CLAP's loss in its place, between clips and
     prompts in a common space that is learnt; it did not improve the paper's model (section 2)."""
-    contrastive_dim: int = Field(default=512, ge=1)
-    """Width of that space; CLAP's."""
     pool: Pool = "max"
     scope: Literal["global", "local"] = "global"
     """Pairs over the global batch, or within each process's share of it."""
@@ -100,8 +97,6 @@ class SampleConfig(Section):
     """Steps between them, a multiple of checkpoint_every: they are made from a checkpoint. 0: none.
     The first process makes them, the others wait."""
     prompts: tuple[str, ...] = ("a dog barks", "rain on a roof", "a church bell rings")
-    duration_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Of each clip; 0 for the longest that was trained."""
 
 
 class NonFiniteConfig(Section):
@@ -132,9 +127,6 @@ class LMConfig(Section):
     """Clips per process and forward pass; 0 takes a process's whole share at once. Smaller ones
     need less memory for the same step: gradients add up, and rr still compares all pairs of the
     global batch, for a second forward pass on the steps that it acts on."""
-    reduce_micro_batches: bool = False
-    """Reduce gradients over the processes after every micro-batch, not only after the last: each
-    process then keeps its shard of them alone, for that much more traffic."""
     activation_checkpointing: bool = False
     """Keep what goes into each block alone and run the block again on the way back: about a third
     more work for a fraction of the memory."""
@@ -144,8 +136,6 @@ class LMConfig(Section):
     sharding: Literal["full", "hybrid"] = "full"
     """`full`: weights, gradients, optimizer and average are spread over all processes. `hybrid`:
     over those of a node, with a copy per node; less traffic between nodes for more memory."""
-    shard_size: int = Field(default=0, ge=0)
-    """Processes that share a copy with `hybrid`; 0 for those of a node."""
     deterministic: bool = False
     """Use deterministic algorithms alone; slower on GPUs, where it needs
     CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment."""
@@ -160,8 +150,6 @@ class LMConfig(Section):
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     datasets: dict[str, float] = Field(default_factory=dict)
     """How often a dataset's clips come per epoch; 1 for those not named, 0 leaves one out."""
-    shuffle_window: int = Field(default=16384, ge=1)
-    """Clips shuffled together, out of consecutive shards of the epoch's shard order."""
     precision: Literal["auto", "fp32", "medium", "bf16"] = "auto"
     """`bf16`: bf16 products, fp32 weights and optimizer. `fp32`: exact. `medium`: fp32 through
     PyTorch's fastest fp32 matmuls, 1.3 to 1.7 times faster on CPUs without AMX and as accurate
@@ -170,17 +158,14 @@ class LMConfig(Section):
     threads: int = Field(default=0, ge=0)
     """CPU threads per process; 0 shares the machine's cores between the processes on it (one alone
     takes `OMP_NUM_THREADS` if that is set)."""
-    prefetch: int = Field(default=4, ge=1)
-    """Batches read ahead."""
     bad_samples: Literal["stop", "skip"] = "stop"
     """Of a corrupt or missing shard or sample: stop with its name, or let another clip of the epoch
     take its place and count it. Which one follows from the place alone, so all processes make the
-    same number of steps, and going on gives the same batches."""
+    same number of steps, and a run that resumes gets the same batches."""
     non_finite: NonFiniteConfig = NonFiniteConfig()
     log_every: int = Field(default=10, ge=1)
     valid_every: int = Field(default=0, ge=0)
     """Steps between validations with EMA weights; 0 for none."""
-    valid_batches: int = Field(default=8, ge=1)
     checkpoint_every: int = Field(default=1000, ge=1)
     async_checkpoint: bool = False
     """Write checkpoints in the background, from a copy of everything in main memory; the next one
@@ -210,11 +195,8 @@ class LMConfig(Section):
             )
         if self.optim.warmup >= self.steps:
             raise ValueError(
-                f"optim.warmup ({self.optim.warmup}) must be shorter than steps ({self.steps})"
-            )
-        if self.shard_size and self.sharding == "full":
-            raise ValueError(
-                "shard_size goes with sharding=hybrid; full spreads over all processes"
+                f"optim.warmup ({self.optim.warmup}) must be shorter than lm.steps ({self.steps}); "
+                f"add lm.optim.warmup={self.steps // 10}"
             )
         if self.samples.every % self.checkpoint_every:
             raise ValueError(

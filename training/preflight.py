@@ -208,15 +208,16 @@ def memory(
     share, clips = clips, min(clips, config.micro_batch or clips)
     half = config.precision == "bf16"
     # fp32 weights, gradients, two moments, average; sharded over a group of processes.
-    states = 20 * parameters // shard_group(config, world)
+    group = shard_group(config.sharding, world.size)
+    states = 20 * parameters // group
     if config.async_checkpoint and world.device.type == "cpu":
-        states += 16 * parameters // shard_group(config, world)  # all but gradients, copied
+        states += 16 * parameters // group  # all but gradients, copied
     copies = 0
     if world.size > 1:
         # Two blocks are whole at a time, and what lies outside of them always; with gradients.
         outside = parameters - arch.n_layers * _block(arch)
         copies = (2 if half else 4) * 2 * (outside + 2 * _block(arch))
-        if clips < share and not config.reduce_micro_batches:
+        if clips < share:
             copies += 4 * parameters  # gradients, whole until the last micro-batch
     elif half:
         copies = 2 * parameters  # autocast keeps its bf16 copies for the backward pass
