@@ -66,7 +66,6 @@ from training.sampling.sampler import check_prompts
 from training.sampling.samples import write_samples
 from training.step import TrainingStep, forward, micro_batches
 
-
 VALID_BATCHES = 8
 """Global batches of a validation, at most."""
 CONTRASTIVE_WIDTH = 512
@@ -136,6 +135,7 @@ def train(
     if dry_run:
         if world.is_first:
             dry_run(estimate)
+            estimate.check()
         return run
     on_all(estimate.check, world)
     profiler = StepProfiler(profile if world.is_first else None, world.device)

@@ -1,6 +1,7 @@
 """Writes the gradients of one step without text, whole, from however many processes this runs on.
 
-python gradient_process.py RECIPE OUT [OVERRIDE ...]
+python gradient_process.py RECIPE OUT GROUP [OVERRIDE ...]: GROUP processes share a copy of the
+weights, 0 for all.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from training.step import TrainingStep
 from training.train import architecture
 
 
-def main(path: str, out: str, overrides: list[str]) -> None:
+def main(path: str, out: str, group: int, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
     config = recipe.section("lm", LMConfig)
     dataset = ShardDataset.open(recipe.data_dir)
     world = start(1)
     model = LanguageModel(architecture(config, dataset.summary))
     model.initialize(3)
-    parallelize(model, world, config)
+    again = config.activation_checkpointing
+    parallelize(model, world, config.precision, group, activation_checkpointing=again)
     order = ClipOrder(dataset, "train", 0)
     loader = Loader(
         dataset, order, segment_s=0.4, seed=0, batch_size=config.batch_size,
         rank=world.rank, world=world.size,
     )  # fmt: skip
-    row = TrainingStep(model, config, model.arch, world, 0)(loader.batch(0), 0).row(world)
+    row = TrainingStep(model, config, world, 0)(loader.batch(0), 0).row(world)
     fill_missing_gradients(model)
     gradients = {name: full(p.grad).contiguous() for name, p in model.named_parameters()}
     if world.is_first:
@@ -50,4 +52,4 @@ def main(path: str, out: str, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])

@@ -54,14 +54,14 @@ def main(path: str, out: str) -> None:
                 module.register_forward_pre_hook(
                     lambda module, _: multiplied.add(str(module.weight.dtype))
                 )
-    parallelize(model, world, config)
+    parallelize(model, world, config.precision)
     optimizer = build_optimizer(model, config.optim)
     ema = ExponentialMovingAverage(model, config.ema_decay)
     loader = Loader(
         dataset, ClipOrder(dataset, "train", 0), segment_s=0.4, seed=0,
         batch_size=config.batch_size, rank=world.rank, world=world.size,
     )  # fmt: skip
-    step_fn = TrainingStep(model, config, model.arch, world, 0)
+    step_fn = TrainingStep(model, config, world, 0)
     gradients: list[torch.Tensor] = []
     for step in range(2):
         optimizer.zero_grad(set_to_none=True)

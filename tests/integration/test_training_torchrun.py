@@ -79,13 +79,19 @@ def test_two_processes_follow_one(root: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize("sharding", ["full", "hybrid"])
 def test_two_launchers_as_of_two_nodes_follow_one_process(root: Path, sharding: str) -> None:
-    """The command that `make` starts on every node: here both are this machine."""
     heavy = ["lm.rr.weight=30", "lm.cfg.dropout=0.5", "lm.checkpoint_every=6"]
     one = _train(root, 1, f"alone-{sharding}", *heavy)
+    two = _train_on_two_nodes(root, f"nodes-{sharding}", f"lm.sharding={sharding}", *heavy)
+    _assert_alike(one, two)
+
+
+def _train_on_two_nodes(root: Path, run: str, *overrides: str) -> list[dict]:
+    """Two processes on each, by the command that `make` starts on every node: here both are this
+    machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    asked = [f"lm.run=nodes-{sharding}", f"lm.sharding={sharding}", *heavy]
+    asked = [f"lm.run={run}", *overrides]
     line = subprocess.run(
         ["make", "-s", "-n", "READY=", "train-sfx", f"CONFIG={root}/recipe.yaml", "NNODES=2",
          "NPROC=2", f"RDZV=127.0.0.1:{port}", f"ARGS={' '.join(asked)}"],
@@ -96,17 +102,18 @@ def test_two_launchers_as_of_two_nodes_follow_one_process(root: Path, sharding: 
     with started(program) as first, started(program) as second:
         said = [finish(node, 200)[1] for node in (first, second)]
     assert [node.returncode for node in (first, second)] == [0, 0], said
-    _assert_alike(one, read_log(root / "run" / f"nodes-{sharding}"))
+    return read_log(root / "run" / run)
 
 
 def _gradients(
-    root: Path, tmp_path: Path, processes: int, *overrides: str
+    root: Path, tmp_path: Path, processes: int, *overrides: str, group: int = 0
 ) -> dict[str, torch.Tensor]:
     """Of one step without text whose L_rr weighs so much that it is most of the gradient."""
     out = tmp_path / "gradients.safetensors"
     script = str(Path(__file__).with_name("gradient_process.py"))
     heavy = ["lm.batch_size=8", "lm.cfg.dropout=1", "lm.rr.weight=100"]
-    command = [sys.executable, script, str(root / "recipe.yaml"), str(out), *heavy, *overrides]
+    command = [sys.executable, script, str(root / "recipe.yaml"), str(out), str(group)]
+    command += [*heavy, *overrides]
     run_to_end(under_torchrun(command, processes))
     return load_file(out)
 
@@ -148,13 +155,12 @@ def test_the_contrastive_loss_too(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "overrides"),
+    ("processes", "group", "overrides"),
     [
-        (2, ["lm.micro_batch=3"]),
-        (2, ["lm.micro_batch=1", "lm.reduce_micro_batches=true"]),
-        (2, ["lm.activation_checkpointing=true", "lm.micro_batch=2"]),
-        (4, ["lm.sharding=hybrid", "lm.shard_size=2"]),
-        (4, ["lm.sharding=hybrid", "lm.shard_size=2", "lm.micro_batch=1"]),
+        (2, 0, ["lm.micro_batch=3"]),
+        (2, 0, ["lm.activation_checkpointing=true", "lm.micro_batch=2"]),
+        (4, 2, []),
+        (4, 2, ["lm.micro_batch=1"]),
     ],
 )
 def test_however_it_is_shared_out_the_gradient_is_that_of_one_process(
@@ -162,19 +168,21 @@ def test_however_it_is_shared_out_the_gradient_is_that_of_one_process(
     tmp_path: Path,
     alone: dict[str, torch.Tensor],
     processes: int,
+    group: int,
     overrides: list[str],
 ) -> None:
-    _assert_same_gradients(_gradients(root, tmp_path, processes, *overrides), alone)
+    found = _gradients(root, tmp_path, processes, *overrides, group=group)
+    _assert_same_gradients(found, alone)
 
 
 def test_two_nodes_of_two_train_as_one_process_and_go_on_as_one(root: Path) -> None:
     """Hybrid sharding, micro-batches and checkpointed blocks together, saved in the background and
     loaded again."""
-    pieces = ["lm.sharding=hybrid", "lm.shard_size=2", "lm.activation_checkpointing=true"]
+    pieces = ["lm.sharding=hybrid", "lm.activation_checkpointing=true", "lm.micro_batch=1"]
     pieces.append("lm.async_checkpoint=true")
     heavy = ["lm.batch_size=8", "lm.rr.weight=30", "lm.cfg.dropout=0.5", "lm.valid_every=6"]
     whole = _train(root, 1, "one-h", *heavy)
-    _assert_alike(whole, _train(root, 4, "four-h", *heavy, *pieces, "lm.micro_batch=1"))
+    _assert_alike(whole, _train_on_two_nodes(root, "four-h", *heavy, *pieces))
     run = root / "run" / "four-h"
     (run / "latest").write_text("step-00000010\n")
     (run / "log.jsonl").unlink()

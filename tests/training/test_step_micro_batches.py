@@ -45,8 +45,9 @@ def _step(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The logged row and the gradients of one step, from a copy of the model."""
     model = copy.deepcopy(model)
-    parallelize(model, ONE, config)
-    row = TrainingStep(model, config, model.arch, ONE, seed=0)(batch, step).row(ONE)
+    again = config.activation_checkpointing
+    parallelize(model, ONE, activation_checkpointing=again)
+    row = TrainingStep(model, config, ONE, seed=0)(batch, step).row(ONE)
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()
@@ -119,7 +120,7 @@ def test_a_second_pass_is_made_where_rr_acts_only(world: tuple[LanguageModel, Ba
     told = {"batch_size": 7, "precision": "fp32", "micro_batch": 3, "cfg": {"dropout": 0.5}}
     config = LMConfig.model_validate(told)
     draws = {bool(dropped_text(0, step, 7, 0.5, "batch").any()): step for step in range(20)}
-    step = TrainingStep(model, config, model.arch, ONE, seed=0)
+    step = TrainingStep(model, config, ONE, seed=0)
     step(batch, draws[False])
     assert passes == [True] * 3
     passes.clear()
@@ -152,7 +153,7 @@ def test_checkpointed_blocks_make_the_same_step(
     _assert_alike(model, batch, rr, cfg, activation_checkpointing=True)
     _assert_alike(model, batch, rr, cfg, activation_checkpointing=True, micro_batch=3)
     wrapped = copy.deepcopy(model)
-    parallelize(wrapped, ONE, LMConfig(activation_checkpointing=True))
+    parallelize(wrapped, ONE, activation_checkpointing=True)
     assert list(wrapped.state_dict()) == list(model.state_dict())
     assert [name for name, _ in wrapped.named_parameters()] == [
         name for name, _ in model.named_parameters()
@@ -173,7 +174,7 @@ arch = Architecture(d_model=256, n_layers=6, n_heads=4, n_codebooks=4, codebook_
 world = World(0, 1, torch.device("cpu"))
 model = LanguageModel(arch)
 model.initialize(0)
-parallelize(model, world, config)
+parallelize(model, world, activation_checkpointing=config.activation_checkpointing)
 
 def peak():
     with open("/proc/self/status") as file:  # getrusage counts the parent's peak as well
@@ -183,7 +184,7 @@ def peak():
 def step(clips, config):
     batch = Batch(torch.randint(0, 256, (clips, 4, 200)), torch.full((clips,), 200),
                   torch.randn(clips, 8, 64), torch.ones(clips, 8, dtype=torch.bool), ())
-    TrainingStep(model, config, arch, world, 0)(batch, 0)
+    TrainingStep(model, config, world, 0)(batch, 0)
 
 step(1, config.model_copy(update={"batch_size": 1}))  # imports, kernels, gradients
 before = peak()

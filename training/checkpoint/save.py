@@ -15,7 +15,7 @@ The order of operations is what makes a kill at any time harmless:
 3. `latest` is replaced, so it always names a whole folder;
 4. only then older checkpoints go.
 
-A kill or a full disk before 3 leaves `latest` at the earlier checkpoint, which is still there.  If a
+A kill or a full disk before 3 leaves `latest` at the earlier checkpoint, still there.  If a
 checkpoint is damaged later, the run resumes from the one before.
 """
 
@@ -68,7 +68,7 @@ class Content(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Take in a `state` that was loaded."""
 
-    def average(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """Weights for `model.safetensors`, perhaps sharded; none, and there is no such file."""
 
 
@@ -93,7 +93,7 @@ class LMState:
         set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
         self._ema.updates = state["ema_updates"]
 
-    def average(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         return self._ema.weights
 
 
@@ -209,7 +209,7 @@ class Checkpointer:
         goes on meanwhile."""
         copied = self._background is not None
         weights: dict[str, Tensor] = {}
-        for name, shared in self._content.average().items():
+        for name, shared in self._content.weights().items():
             weight = full(shared)
             if self._world.is_first:
                 weights[name] = weight.to("cpu", copy=copied)

@@ -10,8 +10,11 @@ from torch.nn import functional as F
 
 from common.mel import mel_filterbank
 
+MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)
+"""STFT windows of the mel loss, samples."""
 
-def shortest_input(windows: Sequence[int]) -> int:
+
+def shortest_input(windows: Sequence[int] = MEL_WINDOWS) -> int:
     """Samples that `MultiScaleMelLoss` needs: STFTs pad by reflecting half a window."""
     return max(windows, default=0) // 2 + 1
 
@@ -25,8 +28,12 @@ class MultiScaleMelLoss(nn.Module):
     """
 
     def __init__(
-        self, sample_rate: int, windows: Sequence[int], squared: float = 0.5, floor: float = 1e-3
-    ):
+        self,
+        sample_rate: int,
+        windows: Sequence[int] = MEL_WINDOWS,
+        squared: float = 0.5,
+        floor: float = 1e-3,
+    ) -> None:
         super().__init__()
         self.windows = tuple(windows)
         self.squared = squared

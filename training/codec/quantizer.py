@@ -23,6 +23,9 @@ from torch.nn import functional as F
 from training.distributed import World, sum_over_processes
 
 ALONE = World(0, 1, torch.device("cpu"))
+DEAD_CODE_THRESHOLD = 0.6
+"""Share of the mean use below which a code is re-seeded: a code that is never used gets there in 50
+steps (measured in `training/LOG.md`)."""
 
 
 @dataclass
@@ -51,7 +54,11 @@ class ResidualQuantizerTrainer(nn.Module):
     """
 
     def __init__(
-        self, quantizer: Any, decay: float, dead_code_threshold: float, world: World = ALONE
+        self,
+        quantizer: Any,
+        decay: float = 0.99,
+        dead_code_threshold: float = DEAD_CODE_THRESHOLD,
+        world: World = ALONE,
     ) -> None:
         super().__init__()
         self.codebooks = [layer.codebook for layer in quantizer.layers]  # not owned: no parameters

@@ -17,9 +17,7 @@ CODEC_LOSSES = ("time", "mel", "adversarial", "feature", "commitment", "discrimi
 """Losses of a codec, as its log names them."""
 
 
-def read_status(
-    run: Path, codec: Path | None = None, now: float | None = None
-) -> dict[str, Any]:
+def read_status(run: Path, codec: Path | None = None, now: float | None = None) -> dict[str, Any]:
     """Where a run stands.
 
     Args:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 from click.testing import Result
+from training.codec.watch import read_status, status_lines
 from typer.testing import CliRunner
 
 from common.errors import AttuneError
 from training.cli import app
-from training.codec.watch import read_status, status_lines
 from training.run.signals import RESUMABLE, StopSignals
 
 RECIPE = """

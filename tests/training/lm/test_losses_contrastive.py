@@ -69,7 +69,7 @@ def test_the_head_begins_as_claps_and_leaves_the_rest_as_it_is() -> None:
     assert count_parameters(ARCH) == sum(p.numel() for p in model.parameters())
 
 
-OPTIONS = ["lm.rr.loss=contrastive", "lm.rr.contrastive_dim=8", "lm.cfg.dropout=0.5"]
+OPTIONS = ["lm.rr.loss=contrastive", "lm.cfg.dropout=0.5"]
 
 
 def test_a_run_with_it(tmp_path: Path) -> None:
