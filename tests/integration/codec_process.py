@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.codec import train as codec_train
-from training.codec.config import CodecTrainingConfig
 from training.codec.state import CodecState, check_alike
 from training.codec.step import CodecStep
 from training.distributed import World, sum_over_processes
@@ -47,8 +45,7 @@ def main(path: str, folder: str, overrides: list[str]) -> None:
     torch.backends.mkldnn.enabled = False
     recipe = load_recipe(path, overrides)
     codec_train.CodecStep = WatchedStep  # type: ignore[misc]
-    section = recipe.section("codec_training", CodecTrainingConfig)
-    codec_train.train_codec(recipe, section, Console(quiet=True))
+    codec_train.train_codec(recipe)
     ((state, world),) = states
     save_file(held, Path(folder) / f"{world.rank}.safetensors")
     if world.rank == 1:
