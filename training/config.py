@@ -91,7 +91,7 @@ class RegularizationConfig(Section):
 
 
 class SampleConfig(Section):
-    """Clips generated while a run goes on."""
+    """Clips generated while a run trains."""
 
     every: int = Field(default=0, ge=0)
     """Steps between them, a multiple of checkpoint_every: they are made from a checkpoint. 0: none.
@@ -116,9 +116,9 @@ class LMConfig(Section):
     """Folder of this training run, below `run_dir`."""
     model: ModelConfig = ModelConfig()
     init_from: str = ""
-    """Begin with the (averaged) weights of another run, of one of its checkpoints or of an imported
-    model, instead of random ones: a folder. Optimizer, schedule and steps begin at zero. A run that
-    goes on does not read it."""
+    """Start from the (averaged) weights of another run, of one of its checkpoints or of an imported
+    model, instead of random ones: a folder. Optimizer, schedule and steps start at zero. A run that
+    resumes does not read it."""
     segment_s: float = Field(default=10.0, gt=0)
     """Longest clip in seconds; longer ones are cropped at random."""
     batch_size: int = Field(default=192, ge=1)
@@ -128,7 +128,7 @@ class LMConfig(Section):
     need less memory for the same step: gradients add up, and rr still compares all pairs of the
     global batch, for a second forward pass on the steps that it acts on."""
     activation_checkpointing: bool = False
-    """Keep what goes into each block alone and run the block again on the way back: about a third
+    """Keep only what goes into each block and run the block again on the way back: about a third
     more work for a fraction of the memory."""
     compile: bool = False
     """Compile the blocks with `torch.compile`. Pays on GPUs, where kernels are fused; takes a
@@ -137,7 +137,7 @@ class LMConfig(Section):
     """`full`: weights, gradients, optimizer and average are spread over all processes. `hybrid`:
     over those of a node, with a copy per node; less traffic between nodes for more memory."""
     deterministic: bool = False
-    """Use deterministic algorithms alone; slower on GPUs, where it needs
+    """Use only deterministic algorithms; slower on GPUs, where it needs
     CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment."""
     steps: int = Field(default=100_000, ge=1)
     optim: OptimConfig = OptimConfig()
@@ -156,11 +156,11 @@ class LMConfig(Section):
     there; bf16 inside on AMX, TF32 on GPUs. `auto`: `bf16` where the device has instructions for
     it, else `fp32`; a run keeps what it began with."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads per process; 0 shares the machine's cores between the processes on it (one alone
-    takes `OMP_NUM_THREADS` if that is set)."""
+    """CPU threads per process; 0 shares the machine's cores between the processes on it (a single
+    process takes `OMP_NUM_THREADS` if that is set)."""
     bad_samples: Literal["stop", "skip"] = "stop"
     """Of a corrupt or missing shard or sample: stop with its name, or let another clip of the epoch
-    take its place and count it. Which one follows from the place alone, so all processes make the
+    take its place and count it. Which one follows only from the place, so all processes make the
     same number of steps, and a run that resumes gets the same batches."""
     non_finite: NonFiniteConfig = NonFiniteConfig()
     log_every: int = Field(default=10, ge=1)

@@ -37,7 +37,7 @@ word. Above what anybody may wait for: a store's retries (2 minutes), a large ch
 the compiler."""
 
 PATIENCE = timedelta(hours=6)
-"""After which the others give up waiting for work that the first process alone does."""
+"""After which the others give up waiting for work that only the first process does."""
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ def _attempt(store: dist.Store, rank: int, size: int) -> str:
 
 
 def be_deterministic(device: torch.device) -> None:
-    """Deterministic algorithms alone, from here on.
+    """Use only deterministic algorithms from here on.
 
     Raises:
         AttuneError: cuBLAS is not set up for them.
@@ -140,7 +140,7 @@ def be_deterministic(device: torch.device) -> None:
             f"{known[0]} in the environment; set it before the start"
         )
     torch.use_deterministic_algorithms(True)
-    # Filling what `torch.empty` returns finds reads of it; here it would cost time alone.
+    # Filling what `torch.empty` returns finds reads of it; here it would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -256,7 +256,7 @@ def sum_over_processes(tensor: Tensor, world: World) -> Tensor:
 def sum_on_host(values: Sequence[int], world: World) -> list[int]:
     """Sums over all processes of numbers that the CPU holds.
 
-    A GPU's queue is not waited for: it goes on with what it has to do meanwhile.
+    Nobody waits for a GPU's queue: the GPU continues with its work meanwhile.
     """
     if world.size == 1:
         return [int(value) for value in values]
@@ -321,7 +321,7 @@ def on_all(action: Callable[[], None], world: World) -> None:
 
 
 def wait_patiently(world: World) -> None:
-    """Until all have come here, however long the first one works alone before."""
+    """Wait until all processes have come here, however long the first one works before."""
     if world.size > 1:
         dist.barrier(group=_patient)
 
@@ -329,7 +329,7 @@ def wait_patiently(world: World) -> None:
 def gather_rows(rows: Tensor, world: World) -> Tensor:
     """Rows `[b, D]` of all processes as `[b x size, D]`, by rank; differentiable.
 
-    Every process must go on to compute the same function of the result.
+    Every process must then compute the same function of the result.
     """
     return rows if world.size == 1 else _GatherRows.apply(rows, world.rank, world.size)
 
@@ -376,7 +376,7 @@ def _has_compiler(device: torch.device) -> bool:
 
 
 def leave(status: int) -> None:
-    """End this process of several once all of them are through; does nothing in one alone.
+    """End this process of several once all of them are done; does nothing in a single process.
 
     At once, past the interpreter's own end: gloo's threads now and then abort a process that takes
     itself down in good order, after all its work is done.
@@ -389,7 +389,7 @@ def leave(status: int) -> None:
 
 
 def _leave() -> None:
-    """What ends without `leave` has failed, alone perhaps."""
+    """A process that ends without `leave` has failed, perhaps while the others have not."""
     if not dist.is_initialized():
         return
     if "nccl" in str(dist.get_backend_config()):

@@ -24,7 +24,7 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.checkpoint.init_from import begin_with
-from training.checkpoint.save import Checkpointer, LMState
+from training.checkpoint.save import Checkpointer, ModelState
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
 from training.distributed import (
@@ -154,7 +154,7 @@ def train(
 
     # 3. Resume where the run stopped
     keep, best, behind = config.keep, config.keep_best, config.async_checkpoint
-    content = LMState(model, optimizer, ema)
+    content = ModelState(model, optimizer, ema)
     checkpointer = Checkpointer(run, world, content, keep, best, behind)
     longest_s = order.longest / dataset.summary["frame_rate"]
     trained_s = min(config.segment_s, longest_s)

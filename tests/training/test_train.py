@@ -24,7 +24,7 @@ from common.shards import ShardDataset
 from training import step as step_module
 from training import train as training
 from training.checkpoint.load import load_for_inference
-from training.checkpoint.save import Checkpointer, LMState
+from training.checkpoint.save import Checkpointer, ModelState
 from training.cli import app
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
@@ -214,7 +214,7 @@ def test_going_back_leaves_no_later_checkpoints(tiny_root: Path, tmp_path: Path)
     config = recipe.section("lm", LMConfig)
     world, model = start(1), torch.nn.Linear(2, 2)
     optimizer, ema = build_optimizer(model, config.optim), ExponentialMovingAverage(model, 0.9)
-    Checkpointer(run, world, LMState(model, optimizer, ema), keep=2).save(4, {})
+    Checkpointer(run, world, ModelState(model, optimizer, ema), keep=2).save(4, {})
     assert (run / "latest").read_text() == "step-00000004\n"
     kept = sorted(folder.name for folder in (run / "checkpoints").iterdir())
     assert kept == ["step-00000003", "step-00000004"]

@@ -72,29 +72,34 @@ class Content(Protocol):
         """Weights for `model.safetensors`, perhaps sharded; none, and there is no such file."""
 
 
-class LMState:
-    """The language model, its optimizer and its average."""
+class ModelState:
+    """A model, its optimizer, and its average if there is one."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: ExponentialMovingAverage
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: ExponentialMovingAverage | None = None,
     ) -> None:
         self._model, self._optimizer, self._ema = model, optimizer, ema
 
     def state(self) -> dict[str, Any]:
-        return {
+        found: dict[str, Any] = {
             "model": get_model_state_dict(self._model),
             "optimizer": get_optimizer_state_dict(self._model, self._optimizer),
-            "ema": self._ema.weights,
-            "ema_updates": self._ema.updates,
         }
+        if self._ema:
+            found |= {"ema": self._ema.weights, "ema_updates": self._ema.updates}
+        return found
 
     def restore(self, state: dict[str, Any]) -> None:
         set_model_state_dict(self._model, state["model"])
         set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
-        self._ema.updates = state["ema_updates"]
+        if self._ema:
+            self._ema.updates = state["ema_updates"]
 
     def weights(self) -> dict[str, Tensor]:
-        return self._ema.weights
+        return self._ema.weights if self._ema else {}
 
 
 class Checkpointer:
@@ -201,12 +206,12 @@ class Checkpointer:
             shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
         raise AttuneError(
             f"checkpoint {folder}: cannot be saved: {reason}; earlier ones are "
-            "whole: rerun the same command to go on from the last, once there is room"
+            "whole: make room and rerun the same command, which resumes from the last"
         ) from error
 
     def _average(self) -> dict[str, Tensor]:
-        """The average, whole, in the first process's memory; of all tensors copies, if training
-        goes on meanwhile."""
+        """The average, whole, in the first process's memory; copied, if training continues
+        meanwhile."""
         copied = self._background is not None
         weights: dict[str, Tensor] = {}
         for name, shared in self._content.weights().items():
@@ -222,7 +227,7 @@ class Checkpointer:
         the log and later starts go by it as well.
 
         Raises:
-            DamagedCheckpoint: there are some, and none can be loaded; tells of the first.
+            DamagedCheckpoint: there are some, and none can be loaded; reports the first.
         """
         damaged: list[DamagedCheckpoint] = []
         for folder in folders:

@@ -1,7 +1,7 @@
 """Audio for codec training: random segments by (seed, step, place), whole clips for validation.
 
 Segments are read by threads, some batches ahead, and are the same whoever reads them when: a run
-that goes on draws what it would have drawn.  On several processes each reads its part of the global
+that resumes draws what it would have drawn.  On several processes each reads its part of the global
 batch, which is the same whatever their number.
 """
 

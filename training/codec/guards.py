@@ -1,8 +1,8 @@
 """Guards against the two ways in which codec training goes wrong.
 
-Collapse: the first stream uses a few codes alone, and the later ones quantize what it leaves.  A
-discriminator that runs away: it tells everything apart by a margin, and what the generator gets
-from it is noise.  Both are looked at once per window of steps; what is found is said with figures,
+Collapse: the first stream uses only a few codes, and the later streams quantize what it leaves.  A
+discriminator that runs away: it distinguishes everything by a margin, and its gradient is noise for
+the generator.  Both are looked at once per window of steps; what is found is reported with figures,
 and the discriminator rests until it is no longer ahead.
 """
 
@@ -23,7 +23,7 @@ WINDOW = 100
 
 
 class Guards:
-    """Looks at a run; every process is given the same figures and so comes to the same verdict."""
+    """Watches a run; every process gets the same figures and so comes to the same verdict."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class Guards:
             usage_floor: share of the first stream's codes that a window must use; below it there
                 is a warning.
             usage_patience: windows below the floor in a row after which the run stops.
-            discriminator_floor: a discriminator whose mean loss falls below this (2: it tells
-                nothing apart, 0: everything, by a margin) rests until it is back at twice the
+            discriminator_floor: a discriminator whose mean loss falls below this (2: it
+                distinguishes nothing, 0: everything, by a margin) rests until it is back at twice the
                 floor.
             adversarial_growth: a discriminator rests, too, if the generator's adversarial loss
                 grows by this factor from one window to the next, to more than `MARGIN`.
@@ -130,7 +130,7 @@ class Guards:
                 return [f"step {step}: the discriminator runs away, it rests: {figures}"]
         elif judge >= 2 * self._discriminator_floor and not growing:
             self.resting = False
-            return [f"step {step}: the discriminator goes on learning: {figures}"]
+            return [f"step {step}: the discriminator learns again: {figures}"]
         return []
 
     def state(self) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class ResidualQuantizerTrainer(nn.Module):
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:
         """Place every codebook by k-means on the residuals of `latents` [B, D, T]."""
-        # One draw on every process: what k-means draws from there is drawn on the first alone.
+        # One draw on every process; from it k-means draws on the first process only.
         seed = int(torch.randint(2**62, (1,), generator=generator))
         draws = torch.Generator().manual_seed(seed)
         residual = _of_all(latents.transpose(1, 2).flatten(0, 1).float(), self.world)
@@ -91,7 +91,7 @@ class ResidualQuantizerTrainer(nn.Module):
         Args:
             latents: float [B, D, T] from the encoder.
             generator: draws the vectors that re-seed dead codes, alike on all processes; None
-                leaves the codebooks alone.
+                leaves the codebooks as they are.
         """
         flat = latents.float().transpose(1, 2).flatten(0, 1)
         total = torch.zeros_like(flat)

@@ -10,14 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from common.errors import AttuneError
+from training.checkpoint.save import ModelState
 from training.codec.balancer import Balancer
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import MultiScaleDiscriminator
@@ -54,6 +49,7 @@ class CodecState:
         self.average = ExponentialMovingAverage(self.model, AVERAGE_DECAY)
         self.guards = Guards(shape.n_codebooks, shape.codebook_size)
         self.balancer = Balancer(config.losses.of_waveforms, config.balancer_decay)
+        self._models = {"codec": ModelState(self.model, self.optimizer, self.average)}
         self.discriminator: MultiScaleDiscriminator | None = None
         self.discriminator_optimizer: torch.optim.Adam | None = None
         if config.losses.use_discriminator:
@@ -61,35 +57,19 @@ class CodecState:
             judge = MultiScaleDiscriminator(wanted.windows, wanted.filters).to(device)
             self.discriminator = judge
             self.discriminator_optimizer = _adam(judge, wanted.learning_rate, config.betas)
+            self._models["discriminator"] = ModelState(judge, self.discriminator_optimizer)
 
     def state(self) -> dict[str, Any]:
         """All of it, by part and name."""
-        found = {
-            "model": get_model_state_dict(self.model),
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
-            "average": self.average.weights,
-            "average_updates": self.average.updates,
-            "guards": self.guards.state(),
-            "balancer": self.balancer.state(),
-        }
-        if self.discriminator and (optimizer := self.discriminator_optimizer):
-            found["discriminator"] = get_model_state_dict(self.discriminator)
-            found["discriminator_optimizer"] = get_optimizer_state_dict(
-                self.discriminator, optimizer
-            )
-        return found
+        small = {"guards": self.guards.state(), "balancer": self.balancer.state()}
+        return {name: part.state() for name, part in self._models.items()} | small
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take in `state()` of a run of the same config."""
-        set_model_state_dict(self.model, state["model"])
-        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"])
-        self.average.updates = state["average_updates"]
+        for name, part in self._models.items():
+            part.restore(state[name])
         self.guards.load(state["guards"])
         self.balancer.load(state["balancer"])
-        if self.discriminator and (optimizer := self.discriminator_optimizer):
-            set_model_state_dict(self.discriminator, state["discriminator"])
-            found = state["discriminator_optimizer"]
-            set_optimizer_state_dict(self.discriminator, optimizer, found)
 
     def weights(self) -> dict[str, Tensor]:
         """None: a checkpoint is for resuming only, the finished codec has a folder of its own."""

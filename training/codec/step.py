@@ -1,6 +1,6 @@
 """One step of codec training: generator, then discriminator, from one pass of each.
 
-The waveform losses are taken with respect to the decoder's output alone, each gradient by itself;
+The waveform losses are taken with respect to the decoder's output only, each gradient by itself;
 the balancer weighs them, and their sum goes back through decoder and encoder once, together with
 the commitment loss.  The discriminator learns from the same logits that the generator's losses
 came from.
@@ -120,8 +120,8 @@ class CodecStep:
                 for out in outputs
             ]
         ).sum()
-        # Of biases and of weight norm's lengths (original0), sums of what mostly cancels, rounding
-        # alone leaves little; nothing of the directions (original1) of single values.
+        # Left out: biases and weight norm's lengths (original0), whose gradients are sums that mostly
+        # cancel, so that rounding leaves little of them; and directions (original1) of one value.
         weights = {
             n: w
             for n, w in module.named_parameters()
@@ -258,7 +258,7 @@ class CodecStep:
         discriminator, optimizer = self.state.discriminator, self.state.discriminator_optimizer
         assert discriminator and optimizer
         optimizer.zero_grad(set_to_none=True)
-        # Of the weights alone: the decoded waveform has had its gradients.
+        # For the weights only: the decoded waveform has had its gradients.
         loss.backward(inputs=list(discriminator.parameters()))
         average_gradients(discriminator, self.world)
         nn.utils.clip_grad_norm_(discriminator.parameters(), CLIP_NORM)

@@ -57,7 +57,7 @@ def lm(
 
     tell = _printer(dry_run, as_json)
     recipe = load_recipe(config, overrides or [])
-    if not dry_run and os.environ.get("RANK", "0") == "0":  # the first process tells it
+    if not dry_run and os.environ.get("RANK", "0") == "0":  # the first process reports it
         check_writable(Path(recipe.run_dir) / recipe.section("lm", LMConfig).run, "run_dir")
     with _resumable(recipe) as stop:
         train(recipe, fresh=fresh, dry_run=tell, stop=stop, profile=profile)

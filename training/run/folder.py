@@ -141,14 +141,14 @@ def _claim(run: Path, started: dict[str, Any], fresh: bool, key: str) -> list[Pa
 
 
 def _refuse_imported(path: Path, run: Path) -> None:
-    """An imported model has no state to go on from, and is not ours to delete."""
+    """An imported model has no state to resume from, and is not ours to delete."""
     try:
         imported = "imported" in json.loads(path.read_text())
     except (OSError, ValueError, TypeError):
         return
     if imported:
         raise AttuneError(
-            f"{run} holds an imported model; to train on from it, name another run and begin with "
+            f"{run} holds an imported model; to fine-tune it, name another run and start from "
             f"its weights: lm.run=fine-tuned lm.init_from={run}"
         )
 

@@ -186,7 +186,7 @@ def _start_wandb(run: Path, project: str) -> Any:
             "lm.wandb names a project, but wandb is not installed: pip install wandb, or leave "
             "lm.wandb empty"
         ) from None
-    # The run keeps its id, so that it goes on there as well.
+    # The run keeps its id, so that it is resumed there as well.
     name = f"{run.parent.name}-{run.name}"
     return wandb.init(
         project=project, name=name, id=name, resume="allow", dir=str(run), sync_tensorboard=True

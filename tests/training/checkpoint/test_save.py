@@ -17,7 +17,7 @@ from common.errors import AttuneError
 from training import train as training
 from training.checkpoint import save as checkpoints
 from training.checkpoint.load import load_for_inference
-from training.checkpoint.save import Checkpointer, LMState
+from training.checkpoint.save import Checkpointer, ModelState
 from training.config import LMConfig
 from training.distributed import start
 from training.ema import ExponentialMovingAverage
@@ -187,7 +187,7 @@ def test_a_failed_save_leaves_the_earlier_ones(
     model = torch.nn.Linear(2, 2)
     config = LMConfig()
     optimizer, ema = build_optimizer(model, config.optim), ExponentialMovingAverage(model, 0.9)
-    saver = Checkpointer(run, start(1), LMState(model, optimizer, ema), keep=1)
+    saver = Checkpointer(run, start(1), ModelState(model, optimizer, ema), keep=1)
     target = {
         "state": (checkpoints.dcp, "save"),
         "model.safetensors": (checkpoints, "save_file"),

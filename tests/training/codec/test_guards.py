@@ -68,7 +68,7 @@ def test_a_discriminator_that_tells_everything_apart_rests_until_it_does_not():
     assert guards.observe(4, None, _losses(0.15, 1.0))[0] == [] and guards.resting
     guards.observe(5, None, _losses(0.5, 1.0))
     (line,) = guards.observe(6, None, _losses(0.5, 1.0))[0]
-    assert not guards.resting and "goes on learning" in line
+    assert not guards.resting and "learns again" in line
 
 
 def test_an_adversarial_loss_that_doubles_past_the_margin_rests_the_discriminator():
