@@ -42,8 +42,8 @@ class Guards:
                 is a warning.
             usage_patience: windows below the floor in a row after which the run stops.
             discriminator_floor: a discriminator whose mean loss falls below this (2: it
-                distinguishes nothing, 0: everything, by a margin) rests until it is back at twice the
-                floor.
+                distinguishes nothing, 0: everything, by a margin) rests until it is back at twice
+                the floor.
             adversarial_growth: a discriminator rests, too, if the generator's adversarial loss
                 grows by this factor from one window to the next, to more than `MARGIN`.
         """

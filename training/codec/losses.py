@@ -24,7 +24,7 @@ class MultiScaleMelLoss(nn.Module):
 
     For each window w: hop w / 4, min(64, w / 8) mel bands, L1 of magnitudes, L1 of their natural
     logarithms, and `squared` times the mean square of the latter (EnCodec, equation 3, has L1 and
-    L2 as well).  Only L1 would be content with the median: a short tone in a quiet band is left out.
+    L2 as well).  L1 only would be content with the median: a short tone in a quiet band is lost.
     """
 
     def __init__(

@@ -120,8 +120,8 @@ class CodecStep:
                 for out in outputs
             ]
         ).sum()
-        # Left out: biases and weight norm's lengths (original0), whose gradients are sums that mostly
-        # cancel, so that rounding leaves little of them; and directions (original1) of one value.
+        # Left out: biases and weight norm's lengths (original0), whose gradients are sums that
+        # mostly cancel, so that rounding leaves little of them; and directions of a single value.
         weights = {
             n: w
             for n, w in module.named_parameters()

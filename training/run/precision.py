@@ -15,8 +15,8 @@ def settle(asked: str, recorded: str | None, world: World) -> str:
             run is new.
 
     Returns:
-        `asked`; for `auto` `recorded`, so that a run resumes on any machine as it started, and for a
-        new run bf16 if all processes have it, else fp32.
+        `asked`; for `auto` `recorded`, so that a run resumes on any machine as it started, and for
+        a new run bf16 if all processes have it, else fp32.
     """
     if asked != "auto":
         return asked
