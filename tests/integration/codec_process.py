@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.codec import train as codec_train
+from training.codec.losses import MultiScaleMelLoss
 from training.codec.state import CodecState, check_alike
 from training.codec.step import CodecStep
 from training.distributed import World, sum_over_processes
@@ -45,6 +47,9 @@ def main(path: str, folder: str, overrides: list[str]) -> None:
     torch.backends.mkldnn.enabled = False
     recipe = load_recipe(path, overrides)
     codec_train.CodecStep = WatchedStep  # type: ignore[misc]
+    # Windows of which no band holds next to nothing, whose logarithm would magnify rounding.
+    windows = partial(MultiScaleMelLoss, windows=(256, 1024))
+    codec_train.MultiScaleMelLoss = windows  # type: ignore[assignment,misc]
     codec_train.train_codec(recipe)
     ((state, world),) = states
     save_file(held, Path(folder) / f"{world.rank}.safetensors")
