@@ -72,7 +72,7 @@ class CodecState:
         self.balancer.load(state["balancer"])
 
     def weights(self) -> dict[str, Tensor]:
-        """None: a checkpoint is for resuming only, the finished codec has a folder of its own."""
+        """Nothing: a checkpoint is for resuming only, the finished codec has its own folder."""
         return {}
 
 
