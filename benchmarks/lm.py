@@ -99,7 +99,7 @@ def our_step(
             "rr": RegularizationConfig(weight=0.0),
         }
     )
-    objective = TrainingStep(model, config, model.arch, world, seed=0)
+    objective = TrainingStep(model, config, world, seed=0)
     optimizer = build_optimizer(model, OPTIM)
 
     def step(batch: Batch) -> Tensor:

@@ -32,7 +32,7 @@ from benchmarks.lm_io import write_shards
 from benchmarks.musicgen import Musicgen
 from common.errors import AttuneError, one_line
 from common.shards import ShardDataset
-from training.config import SIZES, LMConfig
+from training.config import SIZES
 from training.data import Batch, ClipOrder, Loader
 from training.distributed import World, parallelize
 from training.lm.attention import Backend
@@ -149,8 +149,7 @@ def _ours(arch: Architecture, device: torch.device, backend: Backend, compiled: 
         # On the device at once, as PyTorch initializes it: speed does not depend on the weights.
         with torch.device(device):
             model = LanguageModel(arch, backend)
-        settings = {"batch_size": max(clips, 2), "precision": "bf16", "compile": compiled}
-        parallelize(model, World(0, 1, device), LMConfig.model_validate(settings))
+        parallelize(model, World(0, 1, device), "bf16", compile=compiled)
         return our_step(model, "bf16", device, clips)
 
     return make

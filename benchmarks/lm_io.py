@@ -24,7 +24,7 @@ from benchmarks.lm import CLIPS, FRAMES, OPTIM, TEXT_DIM, TOKENS, architecture
 from common.schema import MANIFEST
 from common.shards import ShardDataset
 from pipeline.datadir.commit import EncodedClip, build_tar
-from training.checkpoint.save import Checkpointer
+from training.checkpoint.save import Checkpointer, ModelState
 from training.data import ClipOrder, Loader
 from training.distributed import World
 from training.ema import ExponentialMovingAverage
@@ -104,7 +104,7 @@ def checkpoint_seconds(size: str = "60M") -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
         world = World(0, 1, torch.device("cpu"))
-        checkpointer = Checkpointer(run, world, model, optimizer, ema, keep=2)
+        checkpointer = Checkpointer(run, world, ModelState(model, optimizer, ema), keep=2)
         times = []
         for step in range(1, ROUNDS + 1):
             began = time.perf_counter()

@@ -128,8 +128,12 @@ def validate(
             message = f"unknown key '{key}'{_nearest(cls, first['loc'])}"
         elif first["type"] == "missing":
             message = f"missing key '{key}'"
+        elif first["type"] == "value_error" and isinstance(first["input"], Mapping):
+            # A section's own check: its message begins with the key at fault.
+            message = f"{key}{'.' if location else ''}{first['ctx']['error']}"
         else:
-            message = f"'{key}': {first['msg']} (found {_shorten(first.get('input'))})"
+            text = first["msg"].removeprefix("Value error, ")
+            message = f"'{key}': {text} (found {_shorten(first.get('input'))})"
         more = error.error_count() - 1
         if more:
             message += f" (and {more} more)"

@@ -28,7 +28,6 @@ from torch.utils.checkpoint import checkpoint
 
 from common.cores import usable_cores
 from common.errors import AttuneError, MetAlone
-from training.config import LMConfig
 from training.lm.model import LanguageModel
 
 TIMEOUT = timedelta(minutes=5)
@@ -38,7 +37,7 @@ word. Above what anybody may wait for: a store's retries (2 minutes), a large ch
 the compiler."""
 
 PATIENCE = timedelta(hours=6)
-"""After which the others give up waiting for work that the first process alone does."""
+"""After which the others give up waiting for work that only the first process does."""
 
 T = TypeVar("T")
 
@@ -129,7 +128,7 @@ def _attempt(store: dist.Store, rank: int, size: int) -> str:
 
 
 def be_deterministic(device: torch.device) -> None:
-    """Deterministic algorithms alone, from here on.
+    """Use only deterministic algorithms from here on.
 
     Raises:
         AttuneError: cuBLAS is not set up for them.
@@ -141,56 +140,84 @@ def be_deterministic(device: torch.device) -> None:
             f"{known[0]} in the environment; set it before the start"
         )
     torch.use_deterministic_algorithms(True)
-    # Filling what `torch.empty` returns finds reads of it; here it would cost time alone.
+    # Filling what `torch.empty` returns finds reads of it; here it would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 
 
-def parallelize(model: LanguageModel, world: World, config: LMConfig) -> None:
-    """Everything that is done to a model from outside, in the order in which it nests.
+def parallelize(
+    model: LanguageModel,
+    world: World,
+    precision: str = "fp32",
+    group: int = 0,
+    compile: bool = False,
+    activation_checkpointing: bool = False,
+) -> None:
+    """Compile a model, checkpoint its activations and shard it, in the order in which these nest.
 
     The blocks' `forward` is wrapped, not the blocks: parameters keep their names, in checkpoints as
     well, and FSDP gathers and frees weights around it.
 
+    Args:
+        precision, group: as in `shard`.
+        compile: compile the blocks.
+        activation_checkpointing: run each block again on the way back instead of keeping its
+            activations.
+
     Raises:
-        AttuneError: no compiler, or groups that do not fit the processes.
+        AttuneError: there is no compiler.
     """
-    if config.compile:
+    if compile:
         on_all(partial(_check_compiler, world.device), world)
         # All blocks share their graphs: with and without text, with and without gradient, each for
         # the first lengths and batch seen and then for any.
         torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for block in model.blocks:
-        if config.compile:
+        if compile:
             block.forward = torch.compile(block.forward)
-        if config.activation_checkpointing:
+        if activation_checkpointing:
             again = partial(checkpoint, block.forward, use_reentrant=False)
             # No dropout: the second forward pass needs no random state of the first.
             block.forward = partial(again, preserve_rng_state=False)
-    shard(model, world, config.precision, shard_group(config, world))
+    shard(model, world, precision, group)
 
 
-def shard_group(config: LMConfig, world: World) -> int:
-    """How many processes share one copy of the weights.
+def shard_group(sharding: str, processes: int) -> int:
+    """Number of processes that share one copy of the weights: all, or with `hybrid` a node's.
 
     Raises:
         AttuneError: hybrid sharding that makes no sense on these processes.
     """
-    if config.sharding == "full" or world.size == 1:
-        return world.size
-    size = config.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if world.size % size:
+    if sharding == "full" or processes == 1:
+        return processes
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes % size:
         raise AttuneError(
-            f"lm.sharding=hybrid: {world.size} processes do not divide into groups of {size}; set "
-            "lm.shard_size to a number that divides them, or lm.sharding=full"
+            f"lm.sharding=hybrid: {processes} processes do not divide into nodes of {size}; start "
+            "as many on every node, or set lm.sharding=full"
         )
-    if size == world.size:
+    if size == processes:
         raise AttuneError(
             f"lm.sharding=hybrid keeps a copy of the weights per node, and one node holds all "
-            f"{size} processes; set lm.sharding=full, or a smaller lm.shard_size"
+            f"{size} processes; set lm.sharding=full"
         )
     return size
+
+
+def check_divisible(batch_size: int, processes: int, key: str) -> None:
+    """Every process takes the same number of clips of a batch.
+
+    Raises:
+        AttuneError: the batch cannot be shared; names the nearest sizes that can.
+    """
+    if batch_size % processes:
+        below = batch_size - batch_size % processes
+        sizes = f"{below} or {below + processes}" if below else f"{processes}"
+        raise AttuneError(
+            f"{key} ({batch_size}) must be divisible by the number of processes ({processes}); "
+            f"try {sizes}"
+        )
 
 
 def shard(model: LanguageModel, world: World, precision: str, group: int = 0) -> None:
@@ -229,7 +256,7 @@ def sum_over_processes(tensor: Tensor, world: World) -> Tensor:
 def sum_on_host(values: Sequence[int], world: World) -> list[int]:
     """Sums over all processes of numbers that the CPU holds.
 
-    A GPU's queue is not waited for: it goes on with what it has to do meanwhile.
+    Nobody waits for a GPU's queue: the GPU continues with its work meanwhile.
     """
     if world.size == 1:
         return [int(value) for value in values]
@@ -294,7 +321,7 @@ def on_all(action: Callable[[], None], world: World) -> None:
 
 
 def wait_patiently(world: World) -> None:
-    """Until all have come here, however long the first one works alone before."""
+    """Wait until all processes have come here, however long the first one works before."""
     if world.size > 1:
         dist.barrier(group=_patient)
 
@@ -302,7 +329,7 @@ def wait_patiently(world: World) -> None:
 def gather_rows(rows: Tensor, world: World) -> Tensor:
     """Rows `[b, D]` of all processes as `[b x size, D]`, by rank; differentiable.
 
-    Every process must go on to compute the same function of the result.
+    Every process must then compute the same function of the result.
     """
     return rows if world.size == 1 else _GatherRows.apply(rows, world.rank, world.size)
 
@@ -349,7 +376,7 @@ def _has_compiler(device: torch.device) -> bool:
 
 
 def leave(status: int) -> None:
-    """End this process of several once all of them are through; does nothing in one alone.
+    """End this process of several once all of them are done; does nothing in a single process.
 
     At once, past the interpreter's own end: gloo's threads now and then abort a process that takes
     itself down in good order, after all its work is done.
@@ -362,7 +389,7 @@ def leave(status: int) -> None:
 
 
 def _leave() -> None:
-    """What ends without `leave` has failed, alone perhaps."""
+    """A process that ends without `leave` has failed, perhaps while the others have not."""
     if not dist.is_initialized():
         return
     if "nccl" in str(dist.get_backend_config()):

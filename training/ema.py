@@ -21,7 +21,7 @@ class ExponentialMovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._missed: Tensor | None = None  # updates of 0 that nobody was told of yet
+        self._missed: Tensor | None = None  # updates of 0 not yet reported by `forget`
         self._model = model
         self.weights = {
             name: parameter.detach().clone() for name, parameter in model.named_parameters()

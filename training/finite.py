@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from common.errors import AttuneError
-from training.config import NonFiniteConfig
 from training.distributed import World, full, gather_objects, sum_on_host, sum_over_processes
 from training.ema import ExponentialMovingAverage
 from training.run.log import Progress, read_log
@@ -32,7 +31,7 @@ class FiniteUpdates:
         self,
         optimizer: torch.optim.Optimizer,
         ema: ExponentialMovingAverage,
-        config: NonFiniteConfig,
+        limit: int,
         world: World,
         run: Path,
         progress: Progress | None,
@@ -40,13 +39,14 @@ class FiniteUpdates:
     ) -> None:
         """
         Args:
+            limit: steps in a row that may be skipped (`lm.non_finite.skip`).
             run: the run's folder.
             progress: where skipped steps are logged; None on all processes but the first.
             done: finished steps; the log says how many of them were skipped.
         """
         self._optimizer = optimizer
         self._ema = ema
-        self._limit = config.skip
+        self._limit = limit
         self._world = world
         self._run = run
         self._progress = progress
@@ -71,7 +71,7 @@ class FiniteUpdates:
             False if the step is known to be skipped.
 
         Raises:
-            AttuneError: more steps in a row than the config allows; names step and samples.
+            AttuneError: more steps in a row than `limit`; names step and samples.
         """
         values = torch.stack([full(norm).float(), sum_over_processes(loss.float(), self._world)])
         if not self._later:

@@ -1,4 +1,4 @@
-"""AdamW and the learning-rate schedule.
+"""AdamW, and the learning-rate schedule of both trainers.
 
 Weight decay acts on the matrices of the blocks, the text projection and the head.  It leaves out
 
@@ -18,10 +18,7 @@ from training.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW with two groups of parameters: decayed and not; its state is made at once.
-
-    Saving would make it otherwise, by a step that counts, where no step has been taken yet.
-    """
+    """Fused AdamW with two groups of parameters: decayed and not; its moments are there."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -36,24 +33,33 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         betas=config.betas,
         fused=True,
     )
-    for parameter in (*decayed, *plain):
-        parameter.grad = torch.zeros_like(parameter)
-    set_learning_rate(optimizer, 0.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    set_learning_rate(optimizer, config.lr)
-    for state in optimizer.state.values():
-        state["step"].zero_()
+    make_state(optimizer, config.lr)
     return optimizer
 
 
-def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, steps - config.warmup)
-    low = config.lr * config.final_lr_ratio
-    return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def make_state(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Make an Adam optimizer's moments at once, all zero, with no step counted.
+
+    A checkpoint is loaded into what is there, and PyTorch makes moments at the first step only.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    set_learning_rate(optimizer, 0.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    set_learning_rate(optimizer, rate)
+    for state in optimizer.state.values():
+        state["step"].zero_()
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, final: float = 0.0) -> float:
+    """Learning rate of step `step` (from 0) of `steps`: linear warm-up to `peak`, then a cosine
+    down to `final`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -37,12 +37,13 @@ class Preflight:
     """Codes predicted, at most: clips of the full segment."""
     flops_per_step: float
     """Forward and backward over all processes, nothing counted twice."""
-    again: float
+    forward_again: float
     """Forward passes that a step repeats, on average: of checkpointed blocks, and for rr over
     micro-batches."""
-    memory: dict[str, int]
-    available: int | None
-    """Bytes that the process can have; None where nobody knows."""
+    memory_bytes: dict[str, int]
+    """By what it is for."""
+    available_bytes: int | None
+    """What the process can have; None where nobody knows."""
     matmul_flops: float
     """Measured matmul rate of one process, FLOP/s."""
     processes: int
@@ -51,8 +52,8 @@ class Preflight:
     """Measured in fp32, FLOP/s; where the precision is bf16 and the processor has none."""
 
     @property
-    def memory_bytes(self) -> int:
-        return sum(self.memory.values())
+    def total_bytes(self) -> int:
+        return sum(self.memory_bytes.values())
 
     @property
     def steps_per_epoch(self) -> float:
@@ -62,7 +63,7 @@ class Preflight:
     def days(self) -> float:
         """At `EFFICIENCY` of the measured rate on every process."""
         rate = self.matmul_flops * self.processes * EFFICIENCY
-        work = self.flops_per_step * (1 + self.again / 3)  # backward is two forward passes
+        work = self.flops_per_step * (1 + self.forward_again / 3)  # backward is two forward passes
         return self.steps * work / rate / 86400
 
     def check(self) -> None:
@@ -71,23 +72,23 @@ class Preflight:
         Raises:
             AttuneError: saying what takes the room, and what to change.
         """
-        if self.available is not None and self.memory_bytes > self.available:
-            largest = max(self.memory, key=self.memory.__getitem__)
+        if self.available_bytes is not None and self.total_bytes > self.available_bytes:
+            largest, size = max(self.memory_bytes.items(), key=lambda item: item[1])
             raise AttuneError(
-                f"a process needs about {_gib(self.memory_bytes)} and can have "
-                f"{_gib(self.available)} (largest: {largest}, {_gib(self.memory[largest])}); lower "
+                f"a process needs about {_gib(self.total_bytes)} and can have "
+                f"{_gib(self.available_bytes)} (largest: {largest}, {_gib(size)}); lower "
                 "lm.micro_batch (or lm.batch_size, lm.segment_s), set lm.activation_checkpointing, "
                 "take a smaller lm.model.size, or more processes"
             )
 
     def lines(self) -> list[str]:
         """For a person."""
-        parts = ", ".join(f"{name} {_gib(size)}" for name, size in self.memory.items())
-        have = "" if self.available is None else f" of {_gib(self.available)}"
-        again = f", {self.again:g} more forward passes" if self.again else ""
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in self.memory_bytes.items())
+        have = "" if self.available_bytes is None else f" of {_gib(self.available_bytes)}"
+        again = f", {self.forward_again:g} more forward passes" if self.forward_again else ""
         return [
             f"model     {self.parameters / 1e6:.1f}M parameters",
-            f"memory    about {_gib(self.memory_bytes)}{have} per process ({parts})",
+            f"memory    about {_gib(self.total_bytes)}{have} per process ({parts})",
             f"step      {self.batch_size} clips, {self.tokens_per_step} tokens, "
             f"{self.flops_per_step / 1e12:.3g} TFLOP on {self.processes} processes{again}",
             f"epochs    {self.steps_per_epoch:.1f} steps each, {self.steps} steps = "
@@ -108,23 +109,7 @@ class Preflight:
 
     def as_dict(self) -> dict[str, Any]:
         """For a script."""
-        return {
-            "parameters": self.parameters,
-            "clips": self.clips,
-            "batch_size": self.batch_size,
-            "steps": self.steps,
-            "processes": self.processes,
-            "tokens_per_step": self.tokens_per_step,
-            "flops_per_step": self.flops_per_step,
-            "forward_again": self.again,
-            "memory_bytes": self.memory,
-            "available_bytes": self.available,
-            "steps_per_epoch": self.steps_per_epoch,
-            "precision": self.precision,
-            "matmul_flops": self.matmul_flops,
-            "exact_flops": self.exact_flops,
-            "days": self.days,
-        }
+        return asdict(self) | {"steps_per_epoch": self.steps_per_epoch, "days": self.days}
 
 
 def preflight(
@@ -149,9 +134,9 @@ def preflight(
         steps=config.steps,
         tokens_per_step=config.batch_size * frames * arch.n_codebooks,
         flops_per_step=config.batch_size * flops_per_clip(arch, steps, text_tokens),
-        again=forward_again(config, world),
-        memory=memory(arch, config, world, config.batch_size // world.size, steps),
-        available=available_bytes(world),
+        forward_again=forward_again(config, world),
+        memory_bytes=memory(arch, config, world, config.batch_size // world.size, steps),
+        available_bytes=available_bytes(world),
         matmul_flops=matmul_rate(world.device, config.precision),
         processes=world.size,
         precision=config.precision,
@@ -208,15 +193,16 @@ def memory(
     share, clips = clips, min(clips, config.micro_batch or clips)
     half = config.precision == "bf16"
     # fp32 weights, gradients, two moments, average; sharded over a group of processes.
-    states = 20 * parameters // shard_group(config, world)
+    group = shard_group(config.sharding, world.size)
+    states = 20 * parameters // group
     if config.async_checkpoint and world.device.type == "cpu":
-        states += 16 * parameters // shard_group(config, world)  # all but gradients, copied
+        states += 16 * parameters // group  # all but gradients, copied
     copies = 0
     if world.size > 1:
         # Two blocks are whole at a time, and what lies outside of them always; with gradients.
         outside = parameters - arch.n_layers * _block(arch)
         copies = (2 if half else 4) * 2 * (outside + 2 * _block(arch))
-        if clips < share and not config.reduce_micro_batches:
+        if clips < share:
             copies += 4 * parameters  # gradients, whole until the last micro-batch
     elif half:
         copies = 2 * parameters  # autocast keeps its bf16 copies for the backward pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,26 +21,26 @@ from training.lm.losses import (
     similarity_correlation,
     stream_losses,
 )
-from training.lm.model import Architecture, LanguageModel
+from training.lm.model import LanguageModel
 from training.lm.patterns import delay, valid_steps
 
 
 class TrainingStep:
     """Forward, loss and backward of one step, in micro-batches where a share does not fit at once.
 
-    L_rr compares every clip of the global batch with every other, also across micro-batches.  So on
-    steps with rr a first pass without graph collects the pooled states of all micro-batches; L_rr
-    and its gradient with respect to these are taken once; a second pass, with graph, adds to each
-    micro-batch's cross-entropy the product of its pooled states and that gradient, whose own
-    gradient is that of L_rr.  There is no dropout: both passes see the same states.
+    L_rr compares every clip of the global batch with every other, also across micro-batches, whose
+    graphs do not fit into memory together.  So steps with rr make two passes over micro-batches:
+
+    1. without graph: the pooled states h of all clips, L_rr(h) and its gradient g = dL_rr/dh, once;
+    2. with graph, one micro-batch after the other: cross-entropy + sum(h * g), with g held fixed.
+       The gradient of sum(h * g) with respect to the weights is g dh/dw, which is that of L_rr.
+
+    The model has no dropout, so both passes see the same h.
     """
 
-    def __init__(
-        self, model: LanguageModel, config: LMConfig, arch: Architecture, world: World, seed: int
-    ) -> None:
+    def __init__(self, model: LanguageModel, config: LMConfig, world: World, seed: int) -> None:
         self._model = model
         self._config = config
-        self._arch = arch
         self._world = world
         self._seed = seed
 
@@ -68,8 +67,8 @@ class TrainingStep:
             pull = self._regularize(pooled, chosen, outcome)
         for part in parts:
             if len(parts) > 1 and isinstance(self._model, FSDPModule):
-                last = part is parts[-1]
-                self._model.set_requires_gradient_sync(last or config.reduce_micro_batches)
+                # FSDP reduces gradients over the processes once, after the last micro-batch.
+                self._model.set_requires_gradient_sync(part is parts[-1])
             logits, hidden, targets = self._forward(part, dropped)
             shares = stream_losses(logits, targets)[0] / frames
             # FSDP averages gradients over processes; the objective is a sum over them.
@@ -83,13 +82,14 @@ class TrainingStep:
                         pooled.append(self._pool(part, hidden))
                 objective.backward()
                 continue
-            # A view of its own: the regularization's share of the gradient can be told apart there.
+            # rr reads a view of the hidden states: the view's gradient is rr's part only, while the
+            # hook on `hidden` sees the sum of both parts.  Their norms go into the log.
             states = hidden.view_as(hidden)
             states.retain_grad()
             whole: list[Tensor] = []
             hidden.register_hook(whole.append)
             audio, text = self._pool(part, states)
-            if pull is None:  # there is but this one
+            if pull is None:  # one micro-batch: this pass is also the first
                 pull = self._regularize([(audio.detach(), text)], chosen, outcome)
             assert pull is not None
             objective = objective + (audio * pull.clips[part.rows]).sum()
@@ -106,7 +106,7 @@ class TrainingStep:
     def _forward(
         self, part: MicroBatch, dropped: NDArray[np.bool_]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return forward(self._model, part, dropped, self._config, self._world, self._arch)
+        return forward(self._model, part, dropped, self._config.precision, self._world)
 
     def _pool(self, part: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled states of clips and prompts, both float32 `[b, D]`.
@@ -114,10 +114,10 @@ class TrainingStep:
         To be called between forward and backward: under FSDP the root's weights are whole there.
         """
         how, batch = self._config.rr, part.batch
-        mask = valid_steps(batch.lengths, self._arch.n_codebooks, hidden.shape[1])
+        mask = valid_steps(batch.lengths, self._model.arch.n_codebooks, hidden.shape[1])
         states = batch.text
         if how.text == "projected":
-            with torch.no_grad(), _precision(self._config, self._world):
+            with torch.no_grad(), _autocast(self._config.precision, batch.codes.device):
                 states = self._model.text_projection(states)
         return pool(hidden, mask, how.pool), pool(states, batch.text_mask, how.pool)
 
@@ -257,14 +257,18 @@ def forward(
     model: LanguageModel,
     part: MicroBatch,
     dropped: NDArray[np.bool_],
-    config: LMConfig,
+    precision: str,
     world: World,
-    arch: Architecture,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, hidden states and targets of some clips of this process; `dropped` is of the global
-    batch."""
+    """Logits `[b, K, T, C]`, hidden states `[b, T, D]` and targets `[b, K, T]` of some clips of
+    this process.
+
+    Args:
+        dropped: clips of the global batch that go without text.
+        precision: `bf16` multiplies in bf16; anything else as PyTorch is set up.
+    """
     batch = part.batch
-    inputs, targets = delay(batch.codes, batch.lengths, arch.special)
+    inputs, targets = delay(batch.codes, batch.lengths, model.arch.special)
     text: Tensor | None = batch.text
     mask: Tensor | None = batch.text_mask
     if dropped.all():
@@ -273,12 +277,10 @@ def forward(
     elif dropped.any():
         mine = torch.from_numpy(dropped).view(world.size, -1)[world.rank][part.rows]
         mask = batch.text_mask & ~mine.to(inputs.device)[:, None]
-    with _precision(config, world):
+    with _autocast(precision, inputs.device):
         logits, hidden = model(inputs, text, mask)
     return logits, hidden, targets
 
 
-def _precision(config: LMConfig, world: World) -> AbstractContextManager[Any]:
-    if config.precision == "bf16":
-        return torch.autocast(world.device.type, dtype=torch.bfloat16)
-    return nullcontext()
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

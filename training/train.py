@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.checkpoint.init_from import begin_with
-from training.checkpoint.save import Checkpointer
+from training.checkpoint.save import Checkpointer, ModelState
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
 from training.distributed import (
     World,
     be_deterministic,
+    check_divisible,
     full,
     on_all,
     parallelize,
+    shard_group,
     start,
     sum_on_host,
     sum_over_processes,
@@ -63,6 +66,11 @@ from training.sampling.sampler import check_prompts
 from training.sampling.samples import write_samples
 from training.step import TrainingStep, forward, micro_batches
 
+VALID_BATCHES = 8
+"""Global batches of a validation, at most."""
+CONTRASTIVE_WIDTH = 512
+"""Width of the space in which the contrastive loss compares clips and prompts; CLAP's."""
+
 
 def train(
     recipe: Recipe,
@@ -72,12 +80,12 @@ def train(
     stop: StopSignals | None = None,
     profile: Path | None = None,
 ) -> Path:
-    """Train the language model of a recipe, or go on where it stopped.
+    """Train the language model of a recipe, or resume where it stopped.
 
     Args:
         recipe: with an `lm` section and finished shards in `data_dir`.
         fresh: delete what this run has so far and start over.
-        dry_run: hears what the run would take; nothing else is done then.
+        dry_run: gets what the run would take; nothing else is done then.
         stop: signals that end the run early, with a checkpoint.
         profile: where a trace of a few steps of the first process goes.
 
@@ -98,10 +106,7 @@ def train(
         be_deterministic(world.device)
     if world.device.type == "cpu":
         keep_freed_memory()
-    if config.batch_size % world.size:
-        raise AttuneError(
-            f"lm.batch_size {config.batch_size} cannot be shared by {world.size} processes"
-        )
+    check_divisible(config.batch_size, world.size, "lm.batch_size")
     if config.rr.weight > 0 and config.rr.scope == "local" and config.batch_size < 2 * world.size:
         raise AttuneError(
             f"lm.rr.scope local compares the clips of each process, but lm.batch_size "
@@ -115,8 +120,13 @@ def train(
         torch.set_float32_matmul_precision("medium")
     if config.samples.every:
         check_prompts(config.samples.prompts, dataset.summary.get("prompt_policy", "lemmas"))
-    order = ClipOrder(dataset, "train", recipe.seed, config.shuffle_window, config.datasets)
-    loader = _loader(dataset, order, recipe, config, world)
+    load = partial(
+        Loader, dataset, segment_s=config.segment_s, seed=recipe.seed,
+        batch_size=config.batch_size, rank=world.rank, world=world.size,
+        pin=world.device.type == "cuda", skip_bad=config.bad_samples == "skip",
+    )  # fmt: skip
+    order = ClipOrder(dataset, "train", recipe.seed, weights=config.datasets)
+    loader = load(order)
     held_out = ClipOrder(dataset, "valid", recipe.seed) if config.valid_every else None
     arch = architecture(config, dataset.summary)
     frames = min(loader.segment_frames, order.longest)
@@ -125,6 +135,7 @@ def train(
     if dry_run:
         if world.is_first:
             dry_run(estimate)
+            estimate.check()
         return run
     on_all(estimate.check, world)
     profiler = StepProfiler(profile if world.is_first else None, world.device)
@@ -135,15 +146,20 @@ def train(
     if config.init_from and (fresh or not candidates(run)):
         begin_with(model, Path(config.init_from), dataset.summary, world)
     model.to(world.device)
-    parallelize(model, world, config)
+    group = shard_group(config.sharding, world.size)
+    again = config.activation_checkpointing
+    parallelize(model, world, precision, group, config.compile, again)
     optimizer = build_optimizer(model, config.optim)
     ema = ExponentialMovingAverage(model, config.ema_decay)
 
-    # 3. Go on where the run stopped
+    # 3. Resume where the run stopped
     keep, best, behind = config.keep, config.keep_best, config.async_checkpoint
-    checkpointer = Checkpointer(run, world, model, optimizer, ema, keep, best, behind)
+    content = ModelState(model, optimizer, ema)
+    checkpointer = Checkpointer(run, world, content, keep, best, behind)
     longest_s = order.longest / dataset.summary["frame_rate"]
-    description = describe(recipe, config, arch, dataset.summary, longest_s)
+    trained_s = min(config.segment_s, longest_s)
+    description = describe(arch, dataset.summary, config.segment_s, trained_s)
+    description |= {"recipe": recipe.name, "run": config.run}
     started = {
         "lm": config.model_dump(mode="json"),
         "seed": recipe.seed,
@@ -158,9 +174,10 @@ def train(
         return run
 
     # 4. Train
-    step_fn = TrainingStep(model, config, arch, world, recipe.seed)
+    step_fn = TrainingStep(model, config, world, recipe.seed)
     progress = Progress(run, done, config.steps, config.wandb) if world.is_first else None
-    updates = FiniteUpdates(optimizer, ema, config.non_finite, world, run, progress, done)
+    skip = config.non_finite.skip
+    updates = FiniteUpdates(optimizer, ema, skip, world, run, progress, done)
     if stop:
         stop.watch()
     else:
@@ -169,7 +186,8 @@ def train(
     batches = meter.waiting(loader.batches(done, config.steps))
     for step, batch in enumerate(batches, start=done):
         profiler.step()
-        set_learning_rate(optimizer, learning_rate(step, config.steps, config.optim))
+        rate = learning_rate(step, config.steps, config.optim.lr, config.optim.warmup)
+        set_learning_rate(optimizer, rate)
         with record_function("attune: forward and backward"):
             outcome = step_fn(batch.to(world.device), step)
             fill_missing_gradients(model)
@@ -203,7 +221,11 @@ def train(
             valid_loss = None
             if held_out and finished % config.valid_every == 0:
                 with ema.applied():
-                    row = validate(model, dataset, held_out, recipe, config, world)
+                    clips = min(held_out.epoch_size, VALID_BATCHES * config.batch_size)
+                    row = validate(
+                        model, load(held_out), config.batch_size, clips, config.micro_batch,
+                        precision, world,
+                    )  # fmt: skip
                 valid_loss = row["valid_loss"]
                 if progress:
                     progress.log({"step": finished, **row})
@@ -233,27 +255,33 @@ def train(
 @torch.no_grad()
 def validate(
     model: LanguageModel,
-    dataset: ShardDataset,
-    order: ClipOrder,
-    recipe: Recipe,
-    config: LMConfig,
+    loader: Loader,
+    batch_size: int,
+    clips: int,
+    micro_batch: int,
+    precision: str,
     world: World,
 ) -> dict[str, float]:
-    """Mean cross-entropy on the clips of `order`, each counted once, with and without text."""
-    loader = _loader(dataset, order, recipe, config, world)
-    batches = min(config.valid_batches, math.ceil(order.epoch_size / config.batch_size))
-    share = config.batch_size // world.size
+    """Mean cross-entropy on the first clips of an epoch, with and without text.
+
+    Args:
+        batch_size: clips per batch of the loader, over all processes.
+        clips: number of clips, each counted once.
+        micro_batch: as in `micro_batches`.
+        precision: as in `forward`.
+    """
+    share = batch_size // world.size
     places = torch.arange(share) + world.rank * share
     row = {}
     for name, drop in (("valid_loss", False), ("valid_loss_uncond", True)):
-        dropped = np.full(config.batch_size, drop)
+        dropped = np.full(batch_size, drop)
         total, count = torch.zeros((), device=world.device), 0
-        for step, batch in enumerate(loader.batches(0, batches)):
+        for step, batch in enumerate(loader.batches(0, math.ceil(clips / batch_size))):
             # The last batch runs on into the next epoch: those clips were counted before.
-            new = places + step * config.batch_size < order.epoch_size
+            new = places + step * batch_size < clips
             batch = replace(batch, lengths=batch.lengths * new).to(world.device)
-            for part in micro_batches(batch, config.micro_batch):
-                logits, _, targets = forward(model, part, dropped, config, world, model.arch)
+            for part in micro_batches(batch, micro_batch):
+                logits, _, targets = forward(model, part, dropped, precision, world)
                 sums, counts = stream_losses(logits, targets)
                 total += sum_over_processes(sums.sum(), world)
                 count += int(sum_over_processes(counts.sum(), world))
@@ -267,35 +295,26 @@ def validate(
 def architecture(config: LMConfig, summary: dict[str, Any]) -> Architecture:
     """The decoder's shape: size from the recipe, streams, codes and text width from the shards."""
     size = config.model
+    contrastive = config.rr.loss == "contrastive" and config.rr.weight > 0
     return Architecture(
         d_model=size.d_model,
         n_layers=size.n_layers,
         n_heads=size.n_heads,
-        ff_mult=size.ff_mult,
         n_codebooks=int(summary["n_codebooks"]),
         codebook_size=int(summary["codebook_size"]),
         text_dim=int(summary["text_dim"]),
-        contrastive=contrastive_width(config),
+        contrastive=CONTRASTIVE_WIDTH if contrastive else 0,
     )
 
 
-def contrastive_width(config: LMConfig) -> int:
-    """Of the head that the contrastive loss needs; 0 without it."""
-    wanted = config.rr.loss == "contrastive" and config.rr.weight > 0
-    return config.rr.contrastive_dim if wanted else 0
-
-
 def describe(
-    recipe: Recipe,
-    config: LMConfig,
-    arch: Architecture,
-    summary: dict[str, Any],
-    longest_s: float,
+    arch: Architecture, summary: dict[str, Any], segment_s: float, trained_s: float
 ) -> dict[str, Any]:
     """Content of `model.json`: all that generation must know about a model.
 
     Args:
-        longest_s: longest training clip in seconds.
+        segment_s: longest clip that may be trained on, in seconds.
+        trained_s: longest clip that was, in seconds.
     """
     return {
         "architecture": arch.as_dict(),
@@ -304,28 +323,9 @@ def describe(
         "prompt_policy": summary.get("prompt_policy", "lemmas"),
         "sample_rate": summary["sample_rate"],
         "frame_rate": summary["frame_rate"],
-        "segment_s": config.segment_s,
-        "trained_s": min(config.segment_s, longest_s),
-        "recipe": recipe.name,
-        "run": config.run,
+        "segment_s": segment_s,
+        "trained_s": trained_s,
     }
-
-
-def _loader(
-    dataset: ShardDataset, order: ClipOrder, recipe: Recipe, config: LMConfig, world: World
-) -> Loader:
-    return Loader(
-        dataset,
-        order,
-        segment_s=config.segment_s,
-        seed=recipe.seed,
-        batch_size=config.batch_size,
-        rank=world.rank,
-        world=world.size,
-        prefetch=config.prefetch,
-        pin=world.device.type == "cuda",
-        skip_bad=config.bad_samples == "skip",
-    )
 
 
 def _announce(run: Path, config: LMConfig, estimate: Preflight, world: World, done: int) -> None:
@@ -339,5 +339,5 @@ def _announce(run: Path, config: LMConfig, estimate: Preflight, world: World, do
         flush=True,
     )
     if done:
-        what = "nothing to do" if done >= config.steps else "going on"
+        what = "nothing to do" if done >= config.steps else "resuming"
         print(f"{done} steps are done: {what}", flush=True)

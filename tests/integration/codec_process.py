@@ -7,18 +7,18 @@ weights and all gradients of every step; and proves that processes that differ a
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from float64 import compute_in_float64
-from rich.console import Console
 from safetensors.torch import save_file
 
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.codec import train as codec_train
-from training.codec.config import CodecTrainingConfig
+from training.codec.losses import MultiScaleMelLoss
 from training.codec.state import CodecState, check_alike
 from training.codec.step import CodecStep
 from training.distributed import World, leave
@@ -46,8 +46,10 @@ def main(path: str, folder: str, overrides: list[str]) -> None:
     compute_in_float64()
     recipe = load_recipe(path, overrides)
     codec_train.CodecStep = WatchedStep  # type: ignore[misc]
-    section = recipe.section("codec_training", CodecTrainingConfig)
-    codec_train.train_codec(recipe, section, Console(quiet=True))
+    # Windows of which no band holds next to nothing, whose logarithm would magnify rounding.
+    windows = partial(MultiScaleMelLoss, windows=(256, 1024))
+    codec_train.MultiScaleMelLoss = windows  # type: ignore[assignment,misc]
+    codec_train.train_codec(recipe)
     ((state, world),) = states
     save_file(held, Path(folder) / f"{world.rank}.safetensors")
     if world.rank == 1:

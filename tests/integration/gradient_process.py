@@ -2,7 +2,9 @@
 
 python gradient_process.py RECIPE FOLDER OVERRIDES...
 
-OVERRIDES are several with commas between; for each there is a step, and FOLDER/NUMBER.safetensors.
+Each OVERRIDES is a list with commas between. It makes one step, written to FOLDER/NUMBER.safetensors.
+`group=N` lets N processes share a copy of the weights, as the processes of a node do under hybrid
+sharding.
 """
 
 from __future__ import annotations
@@ -27,19 +29,21 @@ def prepare(
     path: str, overrides: list[str]
 ) -> tuple[LMConfig, World, LanguageModel, Loader, TrainingStep]:
     """What a step of the recipe's training takes."""
-    recipe = load_recipe(path, overrides)
+    groups = [int(one.removeprefix("group=")) for one in overrides if one.startswith("group=")]
+    recipe = load_recipe(path, [one for one in overrides if not one.startswith("group=")])
     config = recipe.section("lm", LMConfig)
     dataset = ShardDataset.open(recipe.data_dir)
     world = start(1)
     model = LanguageModel(architecture(config, dataset.summary))
     model.initialize(3)
-    parallelize(model, world, config)
+    again = config.activation_checkpointing
+    parallelize(model, world, config.precision, sum(groups), activation_checkpointing=again)
     order = ClipOrder(dataset, "train", 0)
     loader = Loader(
         dataset, order, segment_s=0.4, seed=0, batch_size=config.batch_size,
         rank=world.rank, world=world.size,
     )  # fmt: skip
-    return config, world, model, loader, TrainingStep(model, config, model.arch, world, 0)
+    return config, world, model, loader, TrainingStep(model, config, world, 0)
 
 
 def main(path: str, folder: str, steps: list[str]) -> None:

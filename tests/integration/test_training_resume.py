@@ -22,7 +22,7 @@ def test_killed_five_times_and_resumed_equals_undisturbed(root: Path, behind: st
     overrides += [f"run_dir={root}/{behind}", f"lm.async_checkpoint={behind}"]
     told = ",".join(map(str, steps))
     done = run_to_end([sys.executable, script, f"{root}/recipe.yaml", told, *overrides])
-    assert "steps are done: going on" in done.stdout, told
+    assert "steps are done: resuming" in done.stdout, told
     whole, killed = root / behind / "whole", root / behind / "killed"
     assert [row["step"] for row in rows(whole) if "loss" in row] == list(range(1, STEPS + 1))
     assert rows(killed) == rows(whole), told

@@ -70,10 +70,15 @@ def test_two_processes_follow_one(root: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize("sharding", ["full", "hybrid"])
 def test_two_launchers_as_of_two_nodes_follow_one_process(root: Path, sharding: str) -> None:
-    """The command that `make` starts on every node: here both are this machine."""
     heavy = ["lm.rr.weight=30", "lm.cfg.dropout=0.5", "lm.checkpoint_every=6"]
     one = _train(root, 1, f"alone-{sharding}", *heavy)
-    asked = [f"lm.run=nodes-{sharding}", f"lm.sharding={sharding}", *heavy]
+    two = _train_on_two_nodes(root, f"nodes-{sharding}", f"lm.sharding={sharding}", *heavy)
+    _assert_alike(one, two)
+
+
+def _train_on_two_nodes(root: Path, run: str, *overrides: str) -> list[dict]:
+    """Train with the command that `make` starts on every node; here both nodes are this machine."""
+    asked = [f"lm.run={run}", *overrides]
     line = subprocess.run(
         ["make", "-s", "-n", "READY=", "train-sfx", f"CONFIG={root}/recipe.yaml", "NNODES=2",
          "NPROC=2", f"RDZV=127.0.0.1:{free_port()}", f"ARGS={' '.join(asked)}"],
@@ -84,16 +89,15 @@ def test_two_launchers_as_of_two_nodes_follow_one_process(root: Path, sharding: 
     with started(program) as first, started(program) as second:
         said = [finish(node, 200)[1] for node in (first, second)]
     assert [node.returncode for node in (first, second)] == [0, 0], said
-    _assert_alike(one, read_log(root / "run" / f"nodes-{sharding}"))
+    return read_log(root / "run" / run)
 
 
 RAW, PROJECTED, CONTRASTIVE = "lm.rr.text=raw", "lm.rr.text=projected", "lm.rr.loss=contrastive"
-PIECES, HYBRID = "lm.micro_batch=3", "lm.sharding=hybrid,lm.shard_size=2"
+PIECES, HYBRID = "lm.micro_batch=3", "group=2"
 STEPS = {
     1: [RAW, PROJECTED, CONTRASTIVE, f"{CONTRASTIVE},{PIECES}"],
     2: [
         RAW, PROJECTED, CONTRASTIVE, f"{CONTRASTIVE},{PIECES}", f"{RAW},{PIECES}",
-        f"{RAW},lm.micro_batch=1,lm.reduce_micro_batches=true",
         f"{RAW},lm.activation_checkpointing=true,lm.micro_batch=2",
     ],
     4: [RAW, PROJECTED, f"{RAW},{HYBRID}", f"{RAW},{HYBRID},lm.micro_batch=1"],
@@ -138,11 +142,11 @@ def test_however_it_is_shared_out_the_gradient_is_that_of_one_process(
 def test_two_nodes_of_two_train_as_one_process_and_go_on_as_one(root: Path) -> None:
     """Hybrid sharding, micro-batches and checkpointed blocks together, saved in the background and
     loaded again."""
-    pieces = ["lm.sharding=hybrid", "lm.shard_size=2", "lm.activation_checkpointing=true"]
+    pieces = ["lm.sharding=hybrid", "lm.activation_checkpointing=true", "lm.micro_batch=1"]
     pieces.append("lm.async_checkpoint=true")
     heavy = ["lm.batch_size=8", "lm.rr.weight=30", "lm.cfg.dropout=0.5", "lm.valid_every=6"]
     whole = _train(root, 1, "one-h", *heavy)
-    _assert_alike(whole, _train(root, 4, "four-h", *heavy, *pieces, "lm.micro_batch=1"))
+    _assert_alike(whole, _train_on_two_nodes(root, "four-h", *heavy, *pieces))
     run = root / "run" / "four-h"
     (run / "latest").write_text("step-00000010\n")
     (run / "log.jsonl").unlink()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.config import LMConfig
-from training.distributed import World, be_deterministic, shard_group, start
+from training.distributed import World, be_deterministic, check_divisible, shard_group, start
 from training.lm.model import Architecture
 from training.preflight import memory
 from training.train import train
@@ -21,26 +20,38 @@ ONE = World(0, 1, torch.device("cpu"))
 
 
 def test_groups_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def group(size: int, local: int, **settings: Any) -> int:
+    def group(size: int, local: int, sharding: str = "hybrid") -> int:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
-        config = LMConfig.model_validate({"batch_size": 16, "sharding": "hybrid"} | settings)
-        return shard_group(config, World(0, size, torch.device("cpu")))
+        return shard_group(sharding, size)
 
     assert group(16, 8) == 8
-    assert group(16, 8, sharding="full") == 16
-    assert group(16, 8, shard_size=4) == 4
+    assert group(16, 8, "full") == 16
     assert group(1, 1) == 1  # on one process there is nothing to shard
     with pytest.raises(AttuneError, match="one node holds all 8 processes"):
         group(8, 8)
-    with pytest.raises(AttuneError, match="12 processes do not divide into groups of 8"):
+    with pytest.raises(AttuneError, match="12 processes do not divide into nodes of 8"):
         group(12, 8)
-    with pytest.raises(ValueError, match="shard_size goes with sharding=hybrid"):
-        LMConfig(shard_size=4)
-    config = LMConfig(batch_size=16, sharding="hybrid", shard_size=2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config = LMConfig(batch_size=16, sharding="hybrid")
     arch = Architecture(64, 3, 4, 4, 50, 48)
     name = "weights and optimizer"
     grouped = memory(arch, config, World(0, 8, ONE.device), 2, 50)[name]
     assert grouped == memory(arch, LMConfig(batch_size=16), ONE, 2, 50)[name] // 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "sizes"), [(192, 5, "190 or 195"), (16, 3, "15 or 18"), (2, 3, "3")]
+)
+def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can(
+    batch: int, processes: int, sizes: str
+) -> None:
+    check_divisible(batch, 1, "lm.batch_size")
+    with pytest.raises(AttuneError) as refused:
+        check_divisible(batch, processes, "lm.batch_size")
+    assert str(refused.value) == (
+        f"lm.batch_size ({batch}) must be divisible by the number of processes ({processes}); "
+        f"try {sizes}"
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training import step as one_step
-from training.config import LMConfig
 from training.data import ClipOrder, Loader
 from training.ema import ExponentialMovingAverage
 from training.finite import FiniteUpdates
@@ -149,8 +148,7 @@ def test_a_loss_alone_is_enough(tiny_root: Path, tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ema = ExponentialMovingAverage(model, 0.9)
     world = one_step.World(0, 1, torch.device("cpu"))
-    config = LMConfig(optim={"warmup": 0}).non_finite
-    updates = FiniteUpdates(optimizer, ema, config, world, tmp_path, None, 0)
+    updates = FiniteUpdates(optimizer, ema, 0, world, tmp_path, None, 0)
     parameter.grad = torch.ones(2)
     with pytest.raises(AttuneError, match=r"step 1: loss is inf.*samples a, b;"):
         updates.apply(1, torch.tensor(1.0), torch.tensor(math.inf), ("a", "b"), True)

@@ -15,8 +15,7 @@ from training.optim import build_optimizer, fill_missing_gradients, learning_rat
 
 
 def test_rate_warms_up_linearly_then_follows_a_cosine() -> None:
-    config = OptimConfig(lr=2.0, warmup=4, final_lr_ratio=0.1)
-    rates = [learning_rate(step, 104, config) for step in range(105)]
+    rates = [learning_rate(step, 104, peak=2.0, warmup=4, final=0.2) for step in range(105)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
     assert rates[4] == 2.0
     assert rates[54] == pytest.approx(0.2 + 1.8 / 2)

@@ -114,7 +114,7 @@ def test_values_and_gradients_are_those_of_the_reference(
     step, dropped = next(draw for draw in draws if draw[1].sum() in wanted)
     ce, rr, expected = reference(model, batch, config, dropped)
     model.zero_grad(set_to_none=True)
-    outcome = TrainingStep(model, config, model.arch, ONE, seed=0)(batch, step)
+    outcome = TrainingStep(model, config, ONE, seed=0)(batch, step)
     row = outcome.row(ONE)
     assert row["loss"] == pytest.approx(ce, rel=1e-6)
     if rr is None:
@@ -146,7 +146,7 @@ def test_the_logged_norms_are_those_of_the_two_gradients(
             }
         )
         model.zero_grad(set_to_none=True)
-        shares[weight] = TrainingStep(model, config, model.arch, ONE, 0)(batch, 0).row(ONE)
+        shares[weight] = TrainingStep(model, config, ONE, 0)(batch, 0).row(ONE)
     small, large = shares[1e-9], shares[7.0]
     assert large["ce_grad_norm"] == pytest.approx(small["ce_grad_norm"], rel=1e-5)
     assert large["rr_grad_norm"] == pytest.approx(7e9 * small["rr_grad_norm"], rel=1e-4)

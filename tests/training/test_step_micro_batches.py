@@ -41,8 +41,9 @@ def _step(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The logged row and the gradients of one step, from a copy of the model."""
     model = copy.deepcopy(model)
-    parallelize(model, ONE, config)
-    row = TrainingStep(model, config, model.arch, ONE, seed=0)(batch, step).row(ONE)
+    again = config.activation_checkpointing
+    parallelize(model, ONE, activation_checkpointing=again)
+    row = TrainingStep(model, config, ONE, seed=0)(batch, step).row(ONE)
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()
@@ -115,7 +116,7 @@ def test_a_second_pass_is_made_where_rr_acts_only(world: tuple[LanguageModel, Ba
     told = {"batch_size": 7, "precision": "fp32", "micro_batch": 3, "cfg": {"dropout": 0.5}}
     config = LMConfig.model_validate(told)
     draws = {bool(dropped_text(0, step, 7, 0.5, "batch").any()): step for step in range(20)}
-    step = TrainingStep(model, config, model.arch, ONE, seed=0)
+    step = TrainingStep(model, config, ONE, seed=0)
     step(batch, draws[False])
     assert passes == [True] * 3
     passes.clear()
@@ -148,7 +149,7 @@ def test_checkpointed_blocks_make_the_same_step(
     _assert_alike(model, batch, rr, cfg, activation_checkpointing=True)
     _assert_alike(model, batch, rr, cfg, activation_checkpointing=True, micro_batch=3)
     wrapped = copy.deepcopy(model)
-    parallelize(wrapped, ONE, LMConfig(activation_checkpointing=True))
+    parallelize(wrapped, ONE, activation_checkpointing=True)
     assert list(wrapped.state_dict()) == list(model.state_dict())
     assert [name for name, _ in wrapped.named_parameters()] == [
         name for name, _ in model.named_parameters()
@@ -175,7 +176,7 @@ def peak():
 def step(clips, model, config):
     batch = Batch(torch.randint(0, 256, (clips, 4, 200)), torch.full((clips,), 200),
                   torch.randn(clips, 8, 64), torch.ones(clips, 8, dtype=torch.bool), ())
-    TrainingStep(model, config, arch, world, 0)(batch, 0)
+    TrainingStep(model, config, world, 0)(batch, 0)
 
 for config in map(LMConfig.model_validate_json, sys.argv[1:]):
     if os.fork():  # a child's peak begins with what it has
@@ -183,7 +184,7 @@ for config in map(LMConfig.model_validate_json, sys.argv[1:]):
         continue
     model = LanguageModel(arch)
     model.initialize(0)
-    parallelize(model, world, config)
+    parallelize(model, world, activation_checkpointing=config.activation_checkpointing)
     step(1, model, config.model_copy(update={"batch_size": 1}))  # kernels, gradients
     before = peak()
     step(config.batch_size, model, config)

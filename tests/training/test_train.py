@@ -24,7 +24,7 @@ from common.shards import ShardDataset
 from training import step as step_module
 from training import train as training
 from training.checkpoint.load import load_for_inference
-from training.checkpoint.save import Checkpointer
+from training.checkpoint.save import Checkpointer, ModelState
 from training.cli import app
 from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
@@ -214,7 +214,7 @@ def test_going_back_leaves_no_later_checkpoints(tiny_root: Path, tmp_path: Path)
     config = recipe.section("lm", LMConfig)
     world, model = start(1), torch.nn.Linear(2, 2)
     optimizer, ema = build_optimizer(model, config.optim), ExponentialMovingAverage(model, 0.9)
-    Checkpointer(run, world, model, optimizer, ema, keep=2).save(4, {})
+    Checkpointer(run, world, ModelState(model, optimizer, ema), keep=2).save(4, {})
     assert (run / "latest").read_text() == "step-00000004\n"
     kept = sorted(folder.name for folder in (run / "checkpoints").iterdir())
     assert kept == ["step-00000003", "step-00000004"]
@@ -227,8 +227,12 @@ def test_going_back_leaves_no_later_checkpoints(tiny_root: Path, tmp_path: Path)
         (["lm.run=.."], "lm.run"),
         (["lm.optim.betas=[0.9,1.0]"], "lm.optim.betas"),
         (["lm.optim.lr=.inf"], "lm.optim.lr"),
-        (["lm.optim.warmup=12"], "must be shorter than steps"),
-        (["lm.model.n_heads=5"], "must divide d_model"),
+        (
+            ["lm.optim.warmup=50", "lm.steps=40"],
+            r"^config .*recipe\.yaml: lm\.optim\.warmup \(50\) must be shorter than lm\.steps "
+            r"\(40\); add lm\.optim\.warmup=4$",
+        ),
+        (["lm.model.n_heads=5"], r": lm\.model\.n_heads \(5\) must divide d_model \(32\)$"),
         (["lm.stepz=3"], "unknown key 'lm.stepz'.*did you mean 'steps'"),
         (["data_dir={tmp}/nowhere"], "nowhere.*pipeline run"),
         (["sample_rate=32000"], "are at 16000 Hz"),

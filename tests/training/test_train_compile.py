@@ -46,10 +46,9 @@ def test_graphs_serve_all_blocks_and_all_lengths(
     plain = LanguageModel(architecture(recipe.section("lm", LMConfig), dataset.summary))
     plain.initialize(1)
     told = {"batch_size": 3, "precision": "fp32", "cfg": {"dropout": 0.5}}
-    how = {"compile": True, "activation_checkpointing": checkpointed}
-    config = LMConfig.model_validate(told | how)
+    config = LMConfig.model_validate(told)
     model = copy.deepcopy(plain)
-    parallelize(model, ONE, config)
+    parallelize(model, ONE, compile=True, activation_checkpointing=checkpointed)
     assert list(model.state_dict()) == list(plain.state_dict())
     loader = Loader(dataset, ClipOrder(dataset, "train", 0), segment_s=0.6, seed=0, batch_size=3)
     made, lengths = [], {True: set(), False: set()}
@@ -57,9 +56,9 @@ def test_graphs_serve_all_blocks_and_all_lengths(
         batch = loader.batch(step)
         lengths[bool(dropped_text(0, step, 3, 0.5, "batch").any())].add(batch.codes.shape[2])
         rows = []
-        for one, settings in ((plain, LMConfig.model_validate(told)), (model, config)):
+        for one in (plain, model):
             one.zero_grad(set_to_none=True)
-            rows.append(TrainingStep(one, settings, one.arch, ONE, seed=0)(batch, step).row(ONE))
+            rows.append(TrainingStep(one, config, ONE, seed=0)(batch, step).row(ONE))
         assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
         for (name, a), (_, b) in zip(
             plain.named_parameters(), model.named_parameters(), strict=True
@@ -94,4 +93,4 @@ def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.shutil, "which", lambda name: None)
     model = torch.nn.Module()
     with pytest.raises(AttuneError, match="needs a C\\+\\+ compiler"):
-        parallelize(model, ONE, LMConfig(compile=True))  # type: ignore[arg-type]
+        parallelize(model, ONE, compile=True)  # type: ignore[arg-type]

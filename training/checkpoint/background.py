@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on."""
+"""Checkpoints that are written while training continues."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from training.distributed import TIMEOUT, World
 class BackgroundSave:
     """Writes one checkpoint at a time, from copies in main memory, in a thread.
 
-    The processes talk through a group of their own about it: training's collectives go on
-    meanwhile.
+    The threads of all processes exchange messages about the checkpoint while the main threads
+    exchange gradients.  Messages of one group must be sent in the same order on every process, and
+    two threads keep no common order: so the threads have a process group of their own.
     """
 
     def __init__(self, world: World) -> None:
@@ -30,13 +31,13 @@ class BackgroundSave:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
     def start(self, state: dict[str, Any], folder: Path, publish: Callable[[], None]) -> None:
-        """Copy a state, and write it to a folder from now on; then the first calls `publish`.
+        """Copy a state and begin to write it to a folder; then the first process calls `publish`.
 
-        Waits for the one before, and raises what that raised.
+        Waits for the save before, and raises what it raised.
         """
         self.wait()
-        # Nothing is copied ahead: the state is in main memory by then, and DCP's way of doing it
-        # would make a context on the first GPU for every process.
+        # No copying ahead: the state is in main memory by then, and DCP's way of copying would make
+        # a context on the first GPU for every process.
         writer = dcp.FileSystemWriter(folder, per_thread_copy_ahead=0)
         written = dcp.async_save(
             state, storage_writer=writer, process_group=self._group, no_dist=self._alone
@@ -45,12 +46,12 @@ class BackgroundSave:
         self._pending = self._thread.submit(_finish, written, publish if self._first else None)
 
     def check(self) -> None:
-        """Raise what the last one raised, if it has by now."""
+        """Raise what the last save raised, if it has failed by now."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing is under way; raises what the last one raised."""
+        """Wait until nothing is under way; raises what the last save raised."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

@@ -16,6 +16,7 @@ _DECIDED_BY = {
     "n_codebooks": "the shards' codec",
     "codebook_size": "the shards' codec",
     "text_dim": "the shards' text encoder",
+    "ff_mult": "always 4 in models that are trained here",
 }
 _HEAD = "contrastive."
 
@@ -40,7 +41,7 @@ def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], worl
     except AttuneError as error:
         raise AttuneError(f"lm.init_from: {error}") from error
     theirs, ours = other.arch.as_dict(), model.arch.as_dict()
-    # The contrastive head serves training alone: without one there, it begins anew.
+    # The contrastive head serves training only: without one there, it starts at random.
     differing = [key for key in ours if ours[key] != theirs[key] and key != "contrastive"]
     if differing:
         told = ", ".join(

@@ -58,7 +58,7 @@ def load_for_inference(folder: Path, raw: bool = False) -> tuple[LanguageModel, 
 def _raw_weights(folder: Path, model: LanguageModel) -> dict[str, Tensor]:
     if not (folder / "state").is_dir():
         raise AttuneError(
-            f"checkpoint {folder}: holds averaged weights alone (no state/), there are no raw ones"
+            f"checkpoint {folder}: holds only averaged weights (no state/), there are no raw ones"
         )
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     try:

@@ -1,17 +1,22 @@
-"""Checkpoints of a training run.
+"""Checkpoints of a training run, the language model's and the codec's.
 
     RUN/config.json              what the run was started with
     RUN/latest                   name of the newest finished checkpoint, replaced atomically
     RUN/best                     name of the one with the lowest validation loss, if asked for
     RUN/checkpoints/step-00001000/
-        state/                   weights, optimizer, EMA, step (PyTorch DCP: reshards on load)
-        model.safetensors        EMA weights, whole: all that generation needs
+        state/                   all that training changes (PyTorch DCP: reshards on load)
+        model.safetensors        EMA weights, whole: all that generation needs (not of a codec)
         model.json               architecture, codec, text encoder, rates, step, valid_loss
 
-A checkpoint is written under another name and renamed when it is whole and on the disk; `latest`
-follows after, and only then older ones go.  So whatever is killed whenever, and however full the
-disk, `latest` names a checkpoint that can be loaded.  Should it be damaged afterwards, the run goes
-on from the one before.
+The order of operations is what makes a kill at any time harmless:
+
+1. every file is written into `step-NNNNNNNN.partial/` and flushed to the disk;
+2. the folder is renamed: a folder without `.partial` is whole;
+3. `latest` is replaced, so it always names a whole folder;
+4. only then older checkpoints go.
+
+A kill or a full disk before 3 leaves `latest` at the earlier checkpoint, still there.  If a
+checkpoint is damaged later, the run resumes from the one before.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -54,6 +59,49 @@ _FULL = 1 << 20
 """Bytes left on a disk that is called full."""
 
 
+class Content(Protocol):
+    """What a checkpoint holds of a run."""
+
+    def state(self) -> dict[str, Any]:
+        """All that training changes, by name: tensors, which are loaded in place, and numbers."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take in a `state` that was loaded."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights for `model.safetensors`, perhaps sharded; none, and there is no such file."""
+
+
+class ModelState:
+    """A model, its optimizer, and its average if there is one."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: ExponentialMovingAverage | None = None,
+    ) -> None:
+        self._model, self._optimizer, self._ema = model, optimizer, ema
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "model": get_model_state_dict(self._model),
+            "optimizer": get_optimizer_state_dict(self._model, self._optimizer),
+        }
+        if self._ema:
+            found |= {"ema": self._ema.weights, "ema_updates": self._ema.updates}
+        return found
+
+    def restore(self, state: dict[str, Any]) -> None:
+        set_model_state_dict(self._model, state["model"])
+        set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
+        if self._ema:
+            self._ema.updates = state["ema_updates"]
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._ema.weights if self._ema else {}
+
+
 class Checkpointer:
     """Saves and restores one run; every process calls the same methods in the same order."""
 
@@ -61,24 +109,21 @@ class Checkpointer:
         self,
         run: Path,
         world: World,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        ema: ExponentialMovingAverage,
+        content: Content,
         keep: int,
         keep_best: bool = False,
         background: bool = False,
     ) -> None:
         """
         Args:
+            content: what is written and restored.
             keep: newest checkpoints that stay.
             keep_best: the one with the lowest validation loss stays too.
-            background: `save` returns once everything is copied; `wait` and `check` tell the rest.
+            background: `save` returns once everything is copied; `wait` and `check` report errors.
         """
         self._run = run
         self._world = world
-        self._model = model
-        self._optimizer = optimizer
-        self._ema = ema
+        self._content = content
         self._keep = keep
         self._keep_best = keep_best
         self._loaded: str | None = None
@@ -101,7 +146,7 @@ class Checkpointer:
         self.wait()
         try:
             self._on_first(lambda: self._clear(partial))
-            state = self._state() | {"step": step, "ema_updates": self._ema.updates}
+            state = self._content.state() | {"step": step}
             if not self._background:
                 with quiet():
                     dcp.save(state, checkpoint_id=partial / "state", no_dist=self._world.size == 1)
@@ -121,7 +166,7 @@ class Checkpointer:
         return folder
 
     def check(self) -> None:
-        """Between steps: has what this process writes in the background failed?
+        """Between steps: raise if what this process writes in the background has failed.
 
         Raises:
             AttuneError: it has.
@@ -133,7 +178,7 @@ class Checkpointer:
                 self._give_up(self._saving, error)
 
     def wait(self) -> None:
-        """Until what is written in the background is finished, on every process.
+        """Wait until what is written in the background is finished, on every process.
 
         Raises:
             AttuneError: on all processes, if one of them cannot write it.
@@ -161,28 +206,28 @@ class Checkpointer:
             shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
         raise AttuneError(
             f"checkpoint {folder}: cannot be saved: {reason}; earlier ones are "
-            "whole: rerun the same command to go on from the last, once there is room"
+            "whole: make room and rerun the same command, which resumes from the last"
         ) from error
 
     def _average(self) -> dict[str, Tensor]:
-        """The average, whole, in the first process's memory; of all tensors copies, if training
-        goes on meanwhile."""
+        """The average, whole, in the first process's memory; copied, if training continues
+        meanwhile."""
         copied = self._background is not None
         weights: dict[str, Tensor] = {}
-        for name, shared in self._ema.weights.items():
+        for name, shared in self._content.weights().items():
             weight = full(shared)
             if self._world.is_first:
                 weights[name] = weight.to("cpu", copy=copied)
         return weights
 
     def resume(self, folders: list[Path]) -> int:
-        """Go on from the first of `folders` that can be loaded; returns its finished steps.
+        """Resume from the first of `folders` that can be loaded; returns its finished steps.
 
-        Each one that cannot is told in a line, and `latest` names the one found, so that the log
-        and later starts go by it as well.
+        Each one that cannot is reported in a line, and `latest` then names the one found, so that
+        the log and later starts go by it as well.
 
         Raises:
-            DamagedCheckpoint: there are some, and none can be loaded; tells of the first.
+            DamagedCheckpoint: there are some, and none can be loaded; reports the first.
         """
         damaged: list[DamagedCheckpoint] = []
         for folder in folders:
@@ -202,12 +247,12 @@ class Checkpointer:
         return 0
 
     def load(self, folder: Path) -> int:
-        """Restore weights, optimizer and EMA in place; returns the number of finished steps.
+        """Restore the run in place; returns the number of finished steps.
 
         Raises:
             DamagedCheckpoint: on all processes, if one of them cannot load it.
         """
-        state: dict[str, Any] = self._state() | {"step": 0, "ema_updates": 0}
+        state: dict[str, Any] = self._content.state() | {"step": 0}
         reason, cause = what_is_missing(folder), None
         if not reason:
             try:
@@ -218,18 +263,9 @@ class Checkpointer:
         reasons = [found for found in gather_objects(reason, self._world) if found]
         if reasons:
             raise DamagedCheckpoint(folder, reasons[0]) from cause
-        set_model_state_dict(self._model, state["model"])
-        set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
-        self._ema.updates = state["ema_updates"]
+        self._content.restore(state)
         self._loaded = folder.name
         return int(state["step"])
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "model": get_model_state_dict(self._model),
-            "optimizer": get_optimizer_state_dict(self._model, self._optimizer),
-            "ema": self._ema.weights,  # loaded in place
-        }
 
     def _clear(self, partial: Path) -> None:
         """Room for a new checkpoint: what killed runs left half-written goes."""
@@ -240,12 +276,14 @@ class Checkpointer:
     def _finish(
         self, partial: Path, folder: Path, weights: dict[str, Tensor], document: dict[str, Any]
     ) -> None:
-        save_file(weights, partial / "model.safetensors")
-        as_any_file(partial / "model.safetensors")
+        if weights:
+            save_file(weights, partial / "model.safetensors")
+            as_any_file(partial / "model.safetensors")
+            to_disk(partial / "model.safetensors")
         (partial / "model.json").write_text(json.dumps(document, indent=2) + "\n")
-        for path in (partial / "model.safetensors", partial / "model.json", partial):
+        for path in (partial / "model.json", partial):
             to_disk(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one that the run went back behind
         partial.rename(folder)
         write_atomically(self._run / "latest", folder.name + "\n")
         self._saved.add(folder.name)
@@ -254,8 +292,9 @@ class Checkpointer:
     def _prune(self, saved: Path) -> None:
         """Keep the newest up to `saved`, and the best.
 
-        Later ones, and those between where the run went back to and what it saved since, are left
-        from before it went back.
+        A run that went back from a damaged step 10 to step 8, and now saves step 9, still has the
+        folder of 10.  It must not count among those kept, or the damaged 10 would push out the good
+        8.  Valid are: steps up to the one loaded, and steps that this process saved.
         """
         finished = finished_checkpoints(self._run)
         valid = [folder for folder in finished if folder.name <= saved.name]
@@ -274,7 +313,7 @@ class Checkpointer:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _on_first(self, action: Callable[[], None]) -> None:
-        """Done by the first process; if it fails, all of them do.
+        """Run `action` on the first process; if it fails, all processes raise.
 
         Raises:
             Told: with the first one's reason.

@@ -8,6 +8,7 @@ whatever scale its loss has.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ class Balancer:
         self.weights = dict(weights)
         self.decay = decay
         self.total_norm = total_norm
-        self.averages: dict[str, Tensor] = {}
-        self.updates: dict[str, int] = {}
+        self.averages = {name: torch.zeros(()) for name in weights}
+        self.updates = dict.fromkeys(weights, 0)
 
     def factors(self, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take in this step's norms and say what each gradient is to be multiplied by.
@@ -41,24 +42,17 @@ class Balancer:
         share = self.total_norm / sum(self.weights[name] for name in norms)
         found = {}
         for name, norm in norms.items():
-            self.updates[name] = self.updates.get(name, 0) + 1
-            before = self.averages.get(name, torch.zeros_like(norm))
+            self.updates[name] += 1
+            before = self.averages[name]
             gain = (1 - self.decay) / (1 - self.decay ** self.updates[name])
             self.averages[name] = before + gain * (norm - before)
             # A loss that has no gradient yet must not turn into infinities.
             found[name] = self.weights[name] * share / self.averages[name].clamp_min(1e-12)
         return found
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; `load` takes it."""
-        averages = {f"{name}.average": value for name, value in self.averages.items()}
-        updates = {f"{name}.updates": torch.tensor(value) for name, value in self.updates.items()}
-        return averages | updates
+        return {"averages": self.averages, "updates": self.updates}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        for key, value in state.items():
-            name, _, kind = key.rpartition(".")
-            if kind == "average":
-                self.averages[name] = value
-            else:
-                self.updates[name] = int(value)
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.averages, self.updates = dict(state["averages"]), dict(state["updates"])

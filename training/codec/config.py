@@ -35,11 +35,9 @@ class CodecLossWeights(Section):
     """Hinge loss of the discriminator's logits."""
     feature: float = Field(default=4.0, ge=0)
     """Relative distance of the discriminator's feature maps."""
-    mel_squared: float = Field(default=0.5, ge=0)
-    """Inside the mel distance, the share of the squared log-mel error beside the absolute one."""
     commitment: float = Field(default=1.0, ge=0)
-    """Pulls the encoder's latents to their codes; not balanced, as the decoder's output has no part
-    in it."""
+    """Pulls the encoder's latents to their codes; not balanced, because the decoder's output has
+    no part in it."""
 
     @property
     def of_waveforms(self) -> dict[str, float]:
@@ -64,27 +62,7 @@ class DiscriminatorConfig(Section):
     start_step: int = Field(default=0, ge=0)
     """Steps before this one train the generator without adversarial terms."""
     update_probability: float = Field(default=2 / 3, gt=0, le=1)
-    """Of a step to update the discriminator, which learns faster than the decoder."""
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Of its convolutions; bf16 takes two thirds of the time on CPUs as well.
-    `auto`: where the device has instructions for it; a run keeps what it began with."""
-
-
-class GuardConfig(Section):
-    """When to say that a run goes wrong, and what to do then."""
-
-    window: int = Field(default=100, ge=1)
-    """Steps looked at together."""
-    usage_floor: float = Field(default=0.1, ge=0, le=1)
-    """Share of the first stream's codes that a window must use; below it there is a warning."""
-    usage_patience: int = Field(default=20, ge=0)
-    """Windows below the floor in a row after which the run stops; 0 goes on for ever."""
-    discriminator_floor: float = Field(default=0.1, ge=0)
-    """A discriminator whose mean loss falls below this (2: tells nothing apart, 0: everything, by
-    a margin) is not updated until it is back at twice the floor."""
-    adversarial_growth: float = Field(default=2.0, gt=1)
-    """Nor is one that makes the generator's adversarial loss grow by this factor from one window
-    to the next, to more than 2."""
+    """Probability that a step updates the discriminator, which learns faster than the decoder."""
 
 
 class CodecTrainingConfig(Section):
@@ -100,19 +78,11 @@ class CodecTrainingConfig(Section):
     reading: Literal["stream", "memory"] = "stream"
     """`stream` decodes each segment when it is drawn; `memory` decodes everything at the start,
     into every process (an hour at 16 kHz takes 230 MB)."""
-    workers: int = Field(default=4, ge=1)
-    """Threads per process that read segments."""
-    prefetch: int = Field(default=4, ge=1)
-    """Batches read ahead."""
     architecture: CodecArchitecture = CodecArchitecture()
     losses: CodecLossWeights = CodecLossWeights()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    balancer: bool = True
-    """Weights of waveform terms are shares of the gradient, not factors of the losses."""
     balancer_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Of the average of each term's gradient norm."""
-    mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    """STFT windows of the mel loss, samples."""
+    """Decay of the average of each term's gradient norm."""
     segment_s: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=64, ge=1)
     """Segments per step, over all processes."""
@@ -122,45 +92,41 @@ class CodecTrainingConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     final_learning_rate: float = Field(default=0.0, ge=0)
     """The cosine schedule's end."""
-    clip_norm: float = Field(default=10.0, gt=0)
     quantize_from_step: int = Field(default=0, ge=0)
     """Steps before this one train a plain autoencoder; k-means then starts the codebooks on latents
     that already mean something, which is what keeps a short run from collapsing to a few codes."""
-    codebook_decay: float = Field(default=0.99, gt=0, lt=1)
-    dead_code_threshold: float = Field(default=0.6, ge=0, lt=1)
-    """A code whose moving average of uses falls below this share of the mean over codes is
-    re-seeded; one that is never used gets there in 50 steps."""
-    ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """Of the average of the weights, which is what is validated and what the finished codec is."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Of encoder and decoder; quantizer, STFTs, losses, weights and optimizer are fp32.
-    `auto`: bf16 where the device has instructions for it; a run keeps what it began with."""
-    guards: GuardConfig = GuardConfig()
+    """Precision of encoder, decoder and discriminator; quantizer, STFTs, losses, weights and
+    optimizers are fp32. `auto`: bf16 where the device has instructions for it; a run keeps the
+    precision that it started with."""
     valid_every: int = Field(default=0, ge=0)
-    """Steps between validations; 0 for the one at the end alone."""
-    valid_clips: int = Field(default=128, ge=1)
-    """Clips validated, evenly spaced among all there are."""
-    valid_max_s: float = Field(default=30.0, gt=0)
-    """Longer clips are cut to so many seconds."""
-    examples: int = Field(default=8, ge=0)
-    """Reconstructions shown in TensorBoard and in the report."""
+    """Steps between validations; 0 validates at the end only."""
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     threads: int = Field(default=0, ge=0)
-    """CPU threads per process; 0 shares the machine's cores between the processes on it (one alone
-    takes `OMP_NUM_THREADS` if that is set)."""
+    """CPU threads per process; 0 shares the machine's cores between the processes on it (a single
+    process takes `OMP_NUM_THREADS` if that is set)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.quantize_from_step >= self.steps:
-            raise ValueError("quantize_from_step must be smaller than steps")
+            raise ValueError(
+                f"quantize_from_step ({self.quantize_from_step}) must be smaller than "
+                f"codec_training.steps ({self.steps})"
+            )
         if self.warmup_steps >= self.steps:
-            raise ValueError("warmup_steps must be smaller than steps")
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be smaller than codec_training.steps "
+                f"({self.steps})"
+            )
         if not self.losses.of_waveforms:
             raise ValueError(
                 "losses: time, mel, adversarial and feature are all 0: nothing to learn"
             )
-        for window in (*self.mel_windows, *self.discriminator.windows):
+        for window in self.discriminator.windows:
             if window < 16 or window % 4:
-                raise ValueError(f"STFT window {window}: expected a multiple of 4 from 16 on")
+                raise ValueError(
+                    f"discriminator.windows: STFT window {window}: expected a multiple of 4 from "
+                    "16 on"
+                )
         return self

@@ -1,13 +1,14 @@
 """Audio for codec training: random segments by (seed, step, place), whole clips for validation.
 
 Segments are read by threads, some batches ahead, and are the same whoever reads them when: a run
-that goes on draws what it would have drawn.  On several processes each reads its part of the global
+that resumes draws what it would have drawn.  On several processes each reads its part of the global
 batch, which is the same whatever their number.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from common.audio import AudioError, Waveform, check_audio, read_part, resample, stated_length_s
+from common.cores import usable_cores
 from common.errors import AttuneError
 from common.uris import opened
 
@@ -120,11 +122,8 @@ class ClipsOnDisk:
         return wav
 
 
-def stated_lengths(clips: ClipsOnDisk, workers: int) -> list[float | None]:
-    """Seconds of each clip as its plan or its file's header has them; None where neither tells.
-
-    Args:
-        workers: threads.
+def stated_lengths(clips: ClipsOnDisk) -> list[float | None]:
+    """Seconds of each clip by its plan or its file's header; None where neither says.
 
     Raises:
         AttuneError: a disk or store that fails.
@@ -140,7 +139,7 @@ def stated_lengths(clips: ClipsOnDisk, workers: int) -> list[float | None]:
                 return None
         return None if end is None else max(0.0, end - first)
 
-    with _readers(workers) as pool:
+    with _readers() as pool:
         return list(pool.map(stated, range(len(clips))))
 
 
@@ -152,13 +151,10 @@ class ClipsInMemory:
         refused: number of clips by reason.
     """
 
-    def __init__(
-        self, clips: ClipsOnDisk, workers: int, max_s: float = math.inf, shortest: int = 0
-    ) -> None:
+    def __init__(self, clips: ClipsOnDisk, max_s: float = math.inf, shortest: int = 0) -> None:
         """
         Args:
             clips: what is decoded.
-            workers: threads.
             max_s, shortest: as in `ClipsOnDisk.whole`.
         """
         self.waves: list[Waveform] = []
@@ -170,7 +166,7 @@ class ClipsInMemory:
             except AudioError as error:
                 return error
 
-        with _readers(workers) as pool:
+        with _readers() as pool:
             for found in pool.map(read, range(len(clips))):
                 if isinstance(found, AudioError):
                     self.refused[found.reason] += 1
@@ -205,7 +201,7 @@ class SegmentLoader:
         seed: int,
         rank: int = 0,
         world: int = 1,
-        workers: int = 4,
+        workers: int = 0,
         prefetch: int = 4,
     ) -> None:
         """
@@ -213,7 +209,7 @@ class SegmentLoader:
             samples: length of a segment.
             batch_size: segments over all processes; `world` divides it.
             rank: of this process among `world`.
-            workers: threads.
+            workers: threads; 0 for this process's share of the cores, four at least.
             prefetch: batches read ahead.
         """
         self.clips = clips
@@ -262,24 +258,22 @@ class SegmentLoader:
 
 def held_out_clips(
     clips: ClipsOnDisk,
-    most: int,
-    max_s: float,
-    workers: int,
     rank: int = 0,
     world: int = 1,
     shortest: int = 0,
+    most: int = 128,
+    max_s: float = 30.0,
 ) -> ClipsInMemory:
     """This process's part of at most `most` clips, evenly spaced among all.
 
     Args:
-        max_s, shortest: as in `ClipsOnDisk.whole`.
-        workers: threads.
         rank: of this process among `world`.
+        max_s, shortest: as in `ClipsOnDisk.whole`.
     """
     count = min(most, len(clips))
     chosen = [len(clips) * i // count for i in range(count)][rank::world]
     part = ClipsOnDisk(clips.sources.take(pa.array(chosen, pa.int64())), clips.sample_rate)
-    return ClipsInMemory(part, workers, max_s, shortest)
+    return ClipsInMemory(part, max_s, shortest)
 
 
 def _fit(wave: Waveform, samples: int) -> Waveform:
@@ -290,9 +284,11 @@ def _fit(wave: Waveform, samples: int) -> Waveform:
 
 
 @contextmanager
-def _readers(workers: int) -> Iterator[ThreadPoolExecutor]:
+def _readers(workers: int = 0) -> Iterator[ThreadPoolExecutor]:
     """Threads that leave at once when nobody wants what they read any more."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="audio")
+    # Four even on one core: most of the time they wait for a disk or a store.
+    share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    pool = ThreadPoolExecutor(workers or max(4, share), thread_name_prefix="audio")
     try:
         yield pool
     finally:

@@ -97,7 +97,7 @@ class MultiScaleDiscriminator(nn.Module):
 def discriminator_loss(real: Verdict, fake: Verdict) -> Tensor:
     """Hinge: mean over windows of max(0, 1 - D(x)) + max(0, 1 + D(x^)).
 
-    2 where nothing is told apart, 0 where everything is, by a margin.
+    2 where nothing is distinguished, 0 where everything is, by a margin.
     """
     terms = [
         F.relu(1 - x.float()).mean() + F.relu(1 + y.float()).mean()

@@ -1,8 +1,8 @@
 """Guards against the two ways in which codec training goes wrong.
 
-Collapse: the first stream uses a few codes alone, and the later ones quantize what it leaves.  A
-discriminator that runs away: it tells everything apart by a margin, and what the generator gets
-from it is noise.  Both are looked at once per window of steps; what is found is said with figures,
+Collapse: the first stream uses only a few codes, and the later streams quantize what it leaves.  A
+discriminator that runs away: it distinguishes everything by a margin, and its gradient is noise for
+the generator.  Both are looked at once per window of steps; what is found is reported with figures,
 and the discriminator rests until it is no longer ahead.
 """
 
@@ -14,18 +14,43 @@ import torch
 from torch import Tensor
 
 from common.errors import AttuneError
-from training.codec.config import GuardConfig
 from training.codec.quantizer import usage
 
 MARGIN = 2.0
 """The generator's hinge loss of a discriminator that is as sure as its own loss asks it to be."""
+WINDOW = 100
+"""Steps looked at together."""
 
 
 class Guards:
-    """Looks at a run; every process is given the same figures and so comes to the same verdict."""
+    """Watches a run; every process gets the same figures and so comes to the same verdict."""
 
-    def __init__(self, config: GuardConfig, n_codebooks: int, codebook_size: int) -> None:
-        self.config = config
+    def __init__(
+        self,
+        n_codebooks: int,
+        codebook_size: int,
+        window: int = WINDOW,
+        usage_floor: float = 0.1,
+        usage_patience: int = 20,
+        discriminator_floor: float = 0.1,
+        adversarial_growth: float = 2.0,
+    ) -> None:
+        """
+        Args:
+            window: steps looked at together.
+            usage_floor: share of the first stream's codes that a window must use; below it there
+                is a warning.
+            usage_patience: windows below the floor in a row after which the run stops.
+            discriminator_floor: a discriminator whose mean loss falls below this (2: it
+                distinguishes nothing, 0: everything, by a margin) rests until it is back at twice
+                the floor.
+            adversarial_growth: a discriminator rests, too, if the generator's adversarial loss
+                grows by this factor from one window to the next, to more than `MARGIN`.
+        """
+        self._window = window
+        self._usage_floor, self._usage_patience = usage_floor, usage_patience
+        self._discriminator_floor = discriminator_floor
+        self._adversarial_growth = adversarial_growth
         self.resting = False
         """Whether the discriminator is not to be updated."""
         self._uses = torch.zeros(n_codebooks, codebook_size, dtype=torch.int64)
@@ -58,15 +83,15 @@ class Guards:
             found = torch.stack([losses["discriminator"], losses["adversarial"]]).double()
             self._losses = self._losses.to(found.device) + found
             self._compared += 1
-        if step % self.config.window:
+        if step % self._window:
             return [], {}
         lines, row = [], {}
         # A window that quantization began in says little.
-        if self._quantized == self.config.window:
+        if self._quantized == self._window:
             used, perplexity = usage(self._uses)
             row = {"window_used": used, "window_perplexity": perplexity}
             lines += self._look_at_usage(step, used[0], perplexity[0])
-        if self._compared == self.config.window:
+        if self._compared == self._window:
             own, adversarial = (self._losses / self._compared).tolist()
             lines += self._look_at_discriminator(step, own, adversarial)
         self._uses = torch.zeros_like(self._uses)
@@ -75,41 +100,37 @@ class Guards:
         return lines, row
 
     def _look_at_usage(self, step: int, used: float, perplexity: float) -> list[str]:
-        config = self.config
-        if used >= config.usage_floor:
+        if used >= self._usage_floor:
             self._low = 0
             return []
         self._low += 1
         what = (
-            f"step {step}: the first stream used {used:.1%} of its codes over {config.window} "
-            f"steps (perplexity {perplexity:.1f}), below codec_training.guards.usage_floor "
-            f"{config.usage_floor:.1%}"
+            f"step {step}: the first stream used {used:.1%} of its codes over {self._window} "
+            f"steps (perplexity {perplexity:.1f}), expected {self._usage_floor:.0%} or more"
         )
-        if self._low >= config.usage_patience > 0:
+        if self._low >= self._usage_patience:
             raise AttuneError(
                 f"codec training: {what}, for {self._low} windows in a row: the codebook has "
-                "collapsed; quantize later (quantize_from_step), lower learning_rate, or allow it "
-                "(guards.usage_patience=0)"
+                "collapsed; quantize later (codec_training.quantize_from_step) or lower "
+                "codec_training.learning_rate"
             )
         return [f"{what}; {self._low} in a row"]
 
     def _look_at_discriminator(self, step: int, own: float, adversarial: float) -> list[str]:
-        config = self.config
         before, self._adversarial_before = self._adversarial_before, adversarial
         figures = (
-            f"over {config.window} steps its loss was {own:.3f}, the generator's adversarial "
+            f"over {self._window} steps its loss was {own:.3f}, the generator's adversarial "
             f"loss {adversarial:.2f} (before: {before:.2f})"
         )
-        growing = (
-            before > 0 and adversarial > MARGIN and adversarial > config.adversarial_growth * before
-        )
+        grown = adversarial > self._adversarial_growth * before
+        growing = before > 0 and adversarial > MARGIN and grown
         if not self.resting:
-            self.resting = own < config.discriminator_floor or growing
+            self.resting = own < self._discriminator_floor or growing
             if self.resting:
                 return [f"step {step}: the discriminator runs away, it rests: {figures}"]
-        elif own >= 2 * config.discriminator_floor and not growing:
+        elif own >= 2 * self._discriminator_floor and not growing:
             self.resting = False
-            return [f"step {step}: the discriminator goes on learning: {figures}"]
+            return [f"step {step}: the discriminator learns again: {figures}"]
         return []
 
     def state(self) -> dict[str, Tensor]:

@@ -10,8 +10,11 @@ from torch.nn import functional as F
 
 from common.mel import mel_filterbank
 
+MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)
+"""STFT windows of the mel loss, samples."""
 
-def shortest_input(windows: Sequence[int]) -> int:
+
+def shortest_input(windows: Sequence[int] = MEL_WINDOWS) -> int:
     """Samples that `MultiScaleMelLoss` needs: STFTs pad by reflecting half a window."""
     return max(windows, default=0) // 2 + 1
 
@@ -21,12 +24,16 @@ class MultiScaleMelLoss(nn.Module):
 
     For each window w: hop w / 4, min(64, w / 8) mel bands, L1 of magnitudes, L1 of their natural
     logarithms, and `squared` times the mean square of the latter (EnCodec, equation 3, has L1 and
-    L2 as well).  L1 alone is content with the median: a short tone in a quiet band is left out.
+    L2 as well).  L1 only would be content with the median: a short tone in a quiet band is lost.
     """
 
     def __init__(
-        self, sample_rate: int, windows: Sequence[int], squared: float = 0.5, floor: float = 1e-3
-    ):
+        self,
+        sample_rate: int,
+        windows: Sequence[int] = MEL_WINDOWS,
+        squared: float = 0.5,
+        floor: float = 1e-3,
+    ) -> None:
         super().__init__()
         self.windows = tuple(windows)
         self.squared = squared

@@ -1,7 +1,8 @@
-"""What a codec's training will take, told before it starts: sizes, audio, steps, places."""
+"""What a codec's training will take, worked out before it starts: sizes, audio, steps, places."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,39 @@ from torch import nn
 from training.codec.config import CodecTrainingConfig
 from training.codec.data import ClipsOnDisk, stated_lengths
 from training.codec.state import CodecState
-from training.distributed import World
+
+
+@dataclass(frozen=True)
+class CodecPreflight:
+    """Facts of a run."""
+
+    facts: dict[str, Any]
+    """parameters, discriminator_parameters (None without one), precision, audio and validation
+    (clips, seconds, untold: clips whose length nobody states), steps, batch_size, segment_s,
+    processes, device, out, run, finished."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a script."""
+        return self.facts
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        found = self.facts
+        parameters = found["discriminator_parameters"]
+        size = f"{parameters / 1e6:.2f}M parameters" if parameters else "none"
+        heard = found["steps"] * found["batch_size"] * found["segment_s"]
+        there = found["audio"]["seconds"]
+        return [
+            f"codec     {found['parameters'] / 1e6:.2f}M parameters, {found['precision']}; "
+            f"discriminator: {size}",
+            f"audio     {_told(found['audio'])}",
+            f"held out  {_told(found['validation'])}",
+            f"steps     {found['steps']} of {found['batch_size']} x {found['segment_s']:g} s on "
+            f"{found['processes']} x {found['device']}"
+            + (f", {heard / there:.1f} times the audio" if there else ""),
+            f"goes to   {found['out']}"
+            + (" (finished)" if found["finished"] else f", checkpoints and log to {found['run']}"),
+        ]
 
 
 def preflight(
@@ -18,73 +51,50 @@ def preflight(
     audio: ClipsOnDisk,
     validation: ClipsOnDisk,
     config: CodecTrainingConfig,
-    world: World,
+    processes: int,
+    device: str,
     run: Path,
     finished: bool,
-) -> dict[str, Any]:
-    """Facts of a run; of files their headers alone are read.
+) -> CodecPreflight:
+    """Work out a run; only the headers of audio files are read.
 
     Args:
-        config: with the precisions that `auto` came to.
+        config: with the precision that `auto` came to.
+        device: type of the device.
         run: where checkpoints and log go.
         finished: nothing would be left to do.
-
-    Returns:
-        parameters, discriminator_parameters and discriminator_precision (None without one), audio
-        and validation (clips, seconds, untold: clips whose length nobody states), steps,
-        batch_size, segment_s, processes, device, precision, out, run, finished.
     """
-    judge = state.discriminator
-    return {
-        "parameters": _size(state.model),
-        "precision": config.precision,
-        "discriminator_parameters": _size(judge) if judge else None,
-        "discriminator_precision": config.discriminator.precision if judge else None,
-        "audio": _amount(audio, config.workers),
-        "validation": _amount(validation, config.workers),
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "segment_s": config.segment_s,
-        "processes": world.size,
-        "device": world.device.type,
-        "out": config.out,
-        "run": str(run),
-        "finished": finished,
-    }
+    return CodecPreflight(
+        {
+            "parameters": size(state.model),
+            "precision": config.precision,
+            "discriminator_parameters": size(state.discriminator) or None,
+            "audio": _amount(audio),
+            "validation": _amount(validation),
+            "steps": config.steps,
+            "batch_size": config.batch_size,
+            "segment_s": config.segment_s,
+            "processes": processes,
+            "device": device,
+            "out": config.out,
+            "run": str(run),
+            "finished": finished,
+        }
+    )
 
 
-def preflight_lines(found: dict[str, Any]) -> list[str]:
-    """`preflight` for a person."""
-    judge = "none"
-    if found["discriminator_parameters"]:
-        size = found["discriminator_parameters"] / 1e6
-        judge = f"{size:.2f}M parameters, {found['discriminator_precision']}"
-    heard = found["steps"] * found["batch_size"] * found["segment_s"]
-    there = found["audio"]["seconds"]
-    return [
-        f"codec     {found['parameters'] / 1e6:.2f}M parameters, {found['precision']}; "
-        f"discriminator: {judge}",
-        f"audio     {_told(found['audio'])}",
-        f"held out  {_told(found['validation'])}",
-        f"steps     {found['steps']} of {found['batch_size']} x {found['segment_s']:g} s on "
-        f"{found['processes']} x {found['device']}"
-        + (f", {heard / there:.1f} times the audio" if there else ""),
-        f"goes to   {found['out']}"
-        + (" (finished)" if found["finished"] else f", checkpoints and log to {found['run']}"),
-    ]
+def size(model: nn.Module | None) -> int:
+    """Number of a model's parameters."""
+    return sum(parameter.numel() for parameter in model.parameters()) if model else 0
 
 
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _amount(clips: ClipsOnDisk, workers: int) -> dict[str, Any]:
-    lengths = stated_lengths(clips, workers)
-    told = [length for length in lengths if length is not None]
+def _amount(clips: ClipsOnDisk) -> dict[str, Any]:
+    lengths = stated_lengths(clips)
+    stated = [length for length in lengths if length is not None]
     return {
         "clips": len(lengths),
-        "seconds": round(sum(told), 3),
-        "untold": len(lengths) - len(told),
+        "seconds": round(sum(stated), 3),
+        "untold": len(lengths) - len(stated),
     }
 
 

@@ -23,6 +23,9 @@ from torch.nn import functional as F
 from training.distributed import World, sum_over_processes
 
 ALONE = World(0, 1, torch.device("cpu"))
+DEAD_CODE_THRESHOLD = 0.6
+"""Share of the mean use below which a code is re-seeded: a code that is never used gets there in 50
+steps (measured in `training/LOG.md`)."""
 
 
 @dataclass
@@ -51,7 +54,11 @@ class ResidualQuantizerTrainer(nn.Module):
     """
 
     def __init__(
-        self, quantizer: Any, decay: float, dead_code_threshold: float, world: World = ALONE
+        self,
+        quantizer: Any,
+        decay: float = 0.99,
+        dead_code_threshold: float = DEAD_CODE_THRESHOLD,
+        world: World = ALONE,
     ) -> None:
         super().__init__()
         self.codebooks = [layer.codebook for layer in quantizer.layers]  # not owned: no parameters
@@ -62,7 +69,7 @@ class ResidualQuantizerTrainer(nn.Module):
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:
         """Place every codebook by k-means on the residuals of `latents` [B, D, T]."""
-        # One draw on every process: what k-means draws from there is drawn on the first alone.
+        # One draw on every process; from it k-means draws on the first process only.
         seed = int(torch.randint(2**62, (1,), generator=generator))
         draws = torch.Generator().manual_seed(seed)
         residual = _of_all(latents.transpose(1, 2).flatten(0, 1).float(), self.world)
@@ -84,7 +91,7 @@ class ResidualQuantizerTrainer(nn.Module):
         Args:
             latents: float [B, D, T] from the encoder.
             generator: draws the vectors that re-seed dead codes, alike on all processes; None
-                leaves the codebooks alone.
+                leaves the codebooks as they are.
         """
         flat = latents.float().transpose(1, 2).flatten(0, 1)
         total = torch.zeros_like(flat)

@@ -1,23 +1,18 @@
-"""Everything that codec training changes, and its checkpoint: one file, safetensors.
+"""Everything that codec training changes, as a checkpoint holds it.
 
-Every process holds all of it, and all hold the same: the first one writes, each one reads.
+Every process holds all of it, and all hold the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import AttuneError
+from training.checkpoint.save import ModelState
 from training.codec.balancer import Balancer
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import MultiScaleDiscriminator
@@ -25,10 +20,10 @@ from training.codec.guards import Guards
 from training.codec.model import build_model
 from training.distributed import World, gather_objects
 from training.ema import ExponentialMovingAverage
-from training.run.files import as_any_file
+from training.optim import make_state
 
-CHECKPOINT = "checkpoint.safetensors"
-"""The newest checkpoint's name in its run's folder."""
+AVERAGE_DECAY = 0.99
+"""Decay of the average of the weights, which is validated, and which the finished codec is."""
 
 
 class CodecState:
@@ -38,7 +33,6 @@ class CodecState:
         model: the `EncodecModel`; its buffers are the codebooks.
         average: of the model's weights; the codebooks are averages by themselves.
         discriminator: None where no loss asks for it, and then it has no optimizer either.
-        balancer: None where the config switches it off.
     """
 
     def __init__(
@@ -51,109 +45,41 @@ class CodecState:
         torch.manual_seed(seed)
         shape = config.architecture
         self.model: Any = build_model(shape, sample_rate).to(device)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, betas=config.betas
-        )
-        self.average = ExponentialMovingAverage(self.model, config.ema_decay)
-        self.guards = Guards(config.guards, shape.n_codebooks, shape.codebook_size)
+        self.optimizer = _adam(self.model, config.learning_rate, config.betas)
+        self.average = ExponentialMovingAverage(self.model, AVERAGE_DECAY)
+        self.guards = Guards(shape.n_codebooks, shape.codebook_size)
+        self.balancer = Balancer(config.losses.of_waveforms, config.balancer_decay)
+        self._models = {"codec": ModelState(self.model, self.optimizer, self.average)}
         self.discriminator: MultiScaleDiscriminator | None = None
         self.discriminator_optimizer: torch.optim.Adam | None = None
         if config.losses.use_discriminator:
             wanted = config.discriminator
-            made = MultiScaleDiscriminator(wanted.windows, wanted.filters)
-            self.discriminator = made.to(device)
-            self.discriminator_optimizer = torch.optim.Adam(
-                self.discriminator.parameters(), lr=wanted.learning_rate, betas=config.betas
-            )
-        self.balancer: Balancer | None = None
-        if config.balancer:
-            self.balancer = Balancer(config.losses.of_waveforms, config.balancer_decay)
+            made = MultiScaleDiscriminator(wanted.windows, wanted.filters).to(device)
+            self.discriminator = made
+            self.discriminator_optimizer = _adam(made, wanted.learning_rate, config.betas)
+            self._models["discriminator"] = ModelState(made, self.discriminator_optimizer)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it by name, `PART.NAME`."""
-        parts: dict[str, Mapping[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "optimizer": _optimizer_tensors(self.optimizer),
-            "average": self.average.weights | {"updates": torch.tensor(self.average.updates)},
-            "guards": self.guards.state(),
-        }
-        if self.discriminator and self.discriminator_optimizer:
-            parts["discriminator"] = self.discriminator.state_dict()
-            parts["discriminator_optimizer"] = _optimizer_tensors(self.discriminator_optimizer)
-        if self.balancer:
-            parts["balancer"] = self.balancer.state()
-        return {
-            f"{part}.{name}": value
-            for part, found in parts.items()
-            for name, value in found.items()
-        }
+    def state(self) -> dict[str, Any]:
+        """All of it, by part and name."""
+        small = {"guards": self.guards.state(), "balancer": self.balancer.state()}
+        return {name: part.state() for name, part in self._models.items()} | small
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take `tensors()` of another state of the same config."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            parts.setdefault(part, {})[name] = value
-        self.model.load_state_dict(parts["model"])
-        _load_optimizer(self.optimizer, parts.get("optimizer", {}))
-        self.average.updates = int(parts["average"].pop("updates"))
-        for name, weight in self.average.weights.items():
-            weight.copy_(parts["average"][name])
-        self.guards.load(parts["guards"])
-        if self.discriminator and self.discriminator_optimizer:
-            self.discriminator.load_state_dict(parts["discriminator"])
-            _load_optimizer(self.discriminator_optimizer, parts.get("discriminator_optimizer", {}))
-        if self.balancer:
-            self.balancer.load(parts.get("balancer", {}))
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take in `state()` of a run of the same config."""
+        for name, part in self._models.items():
+            part.restore(state[name])
+        self.guards.load(state["guards"])
+        self.balancer.load(state["balancer"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Nothing: a checkpoint is for resuming only, the finished codec has its own folder."""
+        return {}
 
 
-def save_checkpoint(run: Path, state: CodecState, step: int) -> None:
-    """Replace `RUN/checkpoint.safetensors` in one move.
-
-    Args:
-        step: finished steps.
-
-    Raises:
-        AttuneError: it cannot be written; the one before is as it was.
-    """
-    tensors = state.tensors() | {"step": torch.tensor(step)}
-    whole = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    partial = run / f"{CHECKPOINT}.partial"
-    try:
-        save_file(whole, partial)
-        as_any_file(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(run / CHECKPOINT)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise AttuneError(
-            f"{run / CHECKPOINT}: cannot be saved: {reason}; rerun the same command to go on from "
-            "the one before, once there is room"
-        ) from error
-
-
-def load_checkpoint(run: Path, state: CodecState) -> int:
-    """Restore the newest checkpoint; the number of steps done, 0 without one.
-
-    Raises:
-        AttuneError: there is one and it cannot be used.
-    """
-    path = run / CHECKPOINT
-    if not path.is_file():
-        return 0
-    try:
-        tensors = load_file(path)
-        step = int(tensors.pop("step"))
-        state.load(tensors)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(
-            f"{path} is damaged ({reason}); remove it to train from the beginning"
-        ) from error
-    return step
+def _adam(model: nn.Module, rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=betas)
+    make_state(optimizer, rate)
+    return optimizer
 
 
 def check_alike(state: CodecState, world: World, step: int) -> None:
@@ -177,17 +103,3 @@ def check_alike(state: CodecState, world: World, step: int) -> None:
             f"codec training: at step {step} processes {others} hold another codec than the first "
             "one; a machine computes wrongly, or differs from the others: use alike ones"
         )
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    states = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        states.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})

@@ -1,6 +1,6 @@
 """One step of codec training: generator, then discriminator, from one pass of each.
 
-The waveform losses are taken with respect to the decoder's output alone, each gradient by itself;
+The waveform losses are taken with respect to the decoder's output only, each gradient by itself;
 the balancer weighs them, and their sum goes back through decoder and encoder once, together with
 the commitment loss.  The discriminator learns from the same logits that the generator's losses
 came from.
@@ -11,16 +11,15 @@ would compute: norms, levels and codebooks are those of the global batch, gradie
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.bfloat16 import WrongBfloat16, check_bfloat16
+from common.bfloat16 import check_bfloat16
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import (
@@ -36,8 +35,10 @@ from training.codec.state import CodecState
 from training.distributed import World, sum_over_processes
 from training.optim import set_learning_rate
 
+CLIP_NORM = 10.0
+"""Largest global norm of the codec's gradient, and of the discriminator's."""
 _UPDATE_DRAW = 1
-"""Tells the draw of an update from others of its step."""
+"""Distinguishes the draw of an update from other draws of its step."""
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Outcome:
     quantized: Quantized | None
 
     def row(self, config: CodecTrainingConfig) -> dict[str, float]:
-        """The same as numbers, for the log; `loss` is the weighted sum, balanced or not."""
+        """The same as numbers, for the log; `loss` is the weighted sum, before balancing."""
         row = {name: float(value) for name, value in self.losses.items()}
         generator = {name: value for name, value in row.items() if name != "discriminator"}
         total = sum(getattr(config.losses, name) * value for name, value in generator.items())
@@ -80,48 +81,31 @@ class CodecStep:
         self.seed = seed
         self.world = quantizer.world
 
-    def check_precision(self, automatic: Collection[str] = ()) -> set[str]:
+    def check_precision(self) -> None:
         """Try bf16, where the config asks for it, on a second of noise, gradients included.
 
-        Args:
-            automatic: keys of the config that may become fp32.
-
-        Returns:
-            those of them that must.
-
         Raises:
-            WrongBfloat16: some kernel of this processor is wrong for some layer, and the key that
-                asks for bf16 there is not among them.
+            WrongBfloat16: a kernel of this processor is wrong for some layer.
         """
-        wrong: set[str] = set()
-        config, state, device = self.config, self.state, self.world.device
+        if self.config.precision == "fp32":
+            return
+        state, device = self.state, self.world.device
         rate, noise = state.model.config.sampling_rate, torch.Generator().manual_seed(0)
         wav = 0.1 * torch.randn(1, rate, generator=noise).to(device)
         with torch.no_grad():
             latents = state.model.encoder(wav[:, None])
-        parts: list[tuple[str, nn.Module, Tensor, str, str]] = [
-            ("encoder", state.model.encoder, wav[:, None], config.precision, "precision"),
-            ("decoder", state.model.decoder, latents, config.precision, "precision"),
+        parts: list[tuple[str, nn.Module, Tensor]] = [
+            ("encoder", state.model.encoder, wav[:, None]),
+            ("decoder", state.model.decoder, latents),
         ]
         if state.discriminator is not None:
-            wanted = config.discriminator.precision
-            parts.append(
-                ("discriminator", state.discriminator, wav, wanted, "discriminator.precision")
-            )
-        for name, module, given, precision, key in parts:
-            if precision == "fp32":
-                continue
-            exact, rounded = (self._tried(module, given, kind) for kind in ("fp32", precision))
+            parts.append(("discriminator", state.discriminator, wav))
+        for name, module, given in parts:
+            exact, rounded = (self._tried(module, given, kind) for kind in ("fp32", "bf16"))
             for what, value in exact.items():
                 told = f"the codec's {name} ({what})"
-                remedy = f"set codec_training.{key}=fp32 (of a new run)"
-                try:
-                    check_bfloat16(told, value, rounded[what], remedy)
-                except WrongBfloat16:
-                    if key not in automatic:
-                        raise
-                    wrong.add(key)
-        return wrong
+                remedy = "set codec_training.precision=fp32 (of a new run)"
+                check_bfloat16(told, value, rounded[what], remedy)
 
     def _tried(self, module: nn.Module, given: Tensor, precision: str) -> dict[str, Tensor]:
         """What a module makes of its input, and the gradients of that, each under its name."""
@@ -136,8 +120,8 @@ class CodecStep:
                 for out in outputs
             ]
         ).sum()
-        # Of biases and of weight norm's lengths (original0), sums of what mostly cancels, rounding
-        # alone leaves little; nothing of the directions (original1) of single values.
+        # Left out: biases and weight norm's lengths (original0), whose gradients are sums that
+        # mostly cancel, so that rounding leaves little of them; and directions of a single value.
         weights = {
             n: w
             for n, w in module.named_parameters()
@@ -189,7 +173,7 @@ class CodecStep:
             gradients.append(torch.ones_like(ends[-1]))
         torch.autograd.backward(ends, gradients)
         average_gradients(state.model, self.world)
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), CLIP_NORM)
         if verdicts is not None:
             losses["discriminator"] = discriminator_loss(*verdicts)
         found = self._of_global_batch(losses)
@@ -219,7 +203,7 @@ class CodecStep:
         discriminator = self.state.discriminator
         if discriminator is None or step < self.config.discriminator.start_step:
             return None
-        with self._autocast(self.config.discriminator.precision):
+        with self._autocast(self.config.precision):
             with torch.set_grad_enabled(update):
                 real = discriminator(target)
             return real, discriminator(estimate)
@@ -258,10 +242,7 @@ class CodecStep:
         squares = torch.stack([gradient.square().sum() for gradient in gradients.values()])
         lengths = sum_over_processes(squares, self.world).sqrt() / self.world.size
         norms = dict(zip(gradients, lengths, strict=True))
-        balancer = self.state.balancer
-        factors: Mapping[str, Any] = (
-            balancer.factors(norms) if balancer else self.config.losses.of_waveforms
-        )
+        factors = self.state.balancer.factors(norms)
         total = torch.zeros_like(estimate)
         for name, gradient in gradients.items():
             total += factors[name] * gradient
@@ -277,10 +258,10 @@ class CodecStep:
         discriminator, optimizer = self.state.discriminator, self.state.discriminator_optimizer
         assert discriminator and optimizer
         optimizer.zero_grad(set_to_none=True)
-        # Of the weights alone: the decoded waveform has had its gradients.
+        # For the weights only: the decoded waveform has had its gradients.
         loss.backward(inputs=list(discriminator.parameters()))
         average_gradients(discriminator, self.world)
-        nn.utils.clip_grad_norm_(discriminator.parameters(), self.config.clip_norm)
+        nn.utils.clip_grad_norm_(discriminator.parameters(), CLIP_NORM)
         high = self.config.discriminator.learning_rate
         set_learning_rate(optimizer, high * rate / self.config.learning_rate)
         optimizer.step()

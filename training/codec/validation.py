@@ -14,6 +14,9 @@ from training.codec.losses import MultiScaleMelLoss, si_sdr
 from training.codec.quantizer import count_uses, usage
 from training.distributed import World, gather_objects, sum_over_processes
 
+EXAMPLES = 8
+"""Reconstructions shown in TensorBoard and in the report."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -37,7 +40,11 @@ class Validation:
 
 @torch.inference_mode()
 def validate(
-    model: Any, mel_loss: MultiScaleMelLoss, clips: ClipsInMemory, world: World, examples: int
+    model: Any,
+    mel_loss: MultiScaleMelLoss,
+    clips: ClipsInMemory,
+    world: World,
+    examples: int = EXAMPLES,
 ) -> Validation:
     """Encode and decode whole clips one by one, in fp32.
 

@@ -6,12 +6,10 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
-from rich.console import Console
 
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
@@ -49,35 +47,49 @@ def lm(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the language model (under torchrun: on all its processes); goes on where it stopped."""
+    """Train the language model (under torchrun: on all its processes); resumes where it stopped."""
     if status or curves:
         _look(load_recipe(config, overrides or []), status, curves, against or [], as_json)
         return
     from training.config import LMConfig
-    from training.preflight import Preflight
     from training.run.folder import check_writable
     from training.train import train
 
-    def tell(estimate: Preflight) -> None:
-        if as_json:
-            print_json(estimate.as_dict())
-        else:
-            print(*estimate.lines(), sep="\n")
-        estimate.check()
+    tell = _printer(dry_run, as_json)
+    recipe = load_recipe(config, overrides or [])
+    if not dry_run and os.environ.get("RANK", "0") == "0":  # the first process reports it
+        check_writable(Path(recipe.run_dir) / recipe.section("lm", LMConfig).run, "run_dir")
+    with _resumable(recipe) as stop:
+        train(recipe, fresh=fresh, dry_run=tell, stop=stop, profile=profile)
+
+
+class _Estimate(Protocol):
+    def as_dict(self) -> dict[str, Any]: ...
+    def lines(self) -> list[str]: ...
+
+
+def _printer(dry_run: bool, as_json: bool) -> Callable[[_Estimate], None] | None:
+    """How `--dry-run` prints what a run would take; None without it."""
+
+    def tell(estimate: _Estimate) -> None:
+        _print(estimate.as_dict(), estimate.lines(), as_json)
 
     if as_json and not dry_run:
         raise AttuneError("--json goes with --dry-run or --status")
-    recipe = load_recipe(config, overrides or [])
-    if not dry_run and os.environ.get("RANK", "0") == "0":  # the first process tells it
-        check_writable(Path(recipe.run_dir) / recipe.section("lm", LMConfig).run, "run_dir")
-    with _resumable(recipe) as stop:
-        train(recipe, fresh=fresh, dry_run=tell if dry_run else None, stop=stop, profile=profile)
+    return tell if dry_run else None
+
+
+def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        print(*lines, sep="\n")
 
 
 @contextmanager
 def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
-    """Around a training run, alone or as one of several processes: signals are noted, a full disk
-    is one line, and the process ends once all are through."""
+    """Around a training run, in one process or one of several: signals are noted, a full disk is
+    one line, and the process ends once all are through."""
     from training.distributed import leave
     from training.run.signals import Stopped, StopSignals
 
@@ -91,7 +103,7 @@ def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise AttuneError(
-            f"{recipe.run_dir}: {error.strerror}; make room and rerun the same command to go on"
+            f"{recipe.run_dir}: {error.strerror}; make room and rerun the same command to resume"
         ) from error
     leave(0)
 
@@ -105,10 +117,7 @@ def _look(
     run = Path(recipe.run_dir) / recipe.section("lm", LMConfig).run
     if status:
         found = read_status(run)
-        if as_json:
-            print_json(found)
-        else:
-            print(*status_lines(found), sep="\n")
+        _print(found, status_lines(found), as_json)
     if curves:
         write_curves([run, *(Path(recipe.run_dir) / name for name in against)], curves)
         if not as_json:
@@ -126,30 +135,19 @@ def codec(
     status: StatusOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train EnCodec from scratch (under torchrun: on all its processes); goes on where it
+    """Train EnCodec from scratch (under torchrun: on all its processes); resumes where it
     stopped."""
     from training.codec.config import CodecTrainingConfig
-    from training.codec.preflight import preflight_lines
-    from training.codec.run_files import run_folder
+    from training.codec.finished import run_folder
     from training.codec.train import train_codec
-    from training.codec.watch import read_status, status_lines
+    from training.run.status import read_status, status_lines
 
-    if as_json and not (dry_run or status):
-        raise AttuneError("--json goes with --dry-run or --status")
     recipe = load_recipe(config, overrides or [])
-    section = recipe.section("codec_training", CodecTrainingConfig)
-
-    def tell(found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]]) -> None:
-        if as_json:
-            print_json(found)
-        else:
-            print(*lines(found), sep="\n")
-
     if status:
-        out = Path(section.out)
-        tell(read_status(out, run_folder(out)), status_lines)
+        out = Path(recipe.section("codec_training", CodecTrainingConfig).out)
+        found = read_status(run_folder(out), out)
+        _print(found, status_lines(found), as_json)
         return
-    estimate = partial(tell, lines=preflight_lines) if dry_run else None
+    tell = _printer(dry_run, as_json)
     with _resumable(recipe) as stop:
-        console = Console(quiet=as_json)
-        train_codec(recipe, section, console, stop, fresh=fresh, dry_run=estimate)
+        train_codec(recipe, fresh=fresh, dry_run=tell, stop=stop)

@@ -312,7 +312,6 @@ def _recipe_text(
                 "d_model": arch.d_model,
                 "n_layers": arch.n_layers,
                 "n_heads": arch.n_heads,
-                "ff_mult": arch.ff_mult,
             },
             "segment_s": float(description["segment_s"]),
             **_FINE_TUNING,

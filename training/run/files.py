@@ -1,4 +1,7 @@
-"""Modes of files: safetensors writes for a file's owner alone, whatever the umask says."""
+"""Modes of files, and writing that survives a crash.
+
+safetensors makes files that only their owner can read, whatever the umask says.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from pathlib import Path
 def as_any_file(path: Path) -> None:
     """Give a file the mode of any new file beside it.
 
-    The umask can be read only by changing it, for all threads: a file made for that tells it.
+    The umask can only be read by changing it, for all threads: so a file is made, and looked at.
 
     Raises:
-        OSError: none can be made there.
+        OSError: no file can be made there.
     """
     example = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     example.touch(exist_ok=False)
@@ -42,7 +45,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, survive a crash of the machine."""
+    """Flush a file's bytes, or a folder's names, so that they survive a crash of the machine."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -1,7 +1,7 @@
-"""Whose folder is it: a run goes on under the config that it was started with, or not at all.
+"""The folder of a run, the language model's or the codec's: `config.json` and which checkpoints.
 
-`config.json` also keeps the recipe's paths: a run's folder alone then tells where its codec, its
-text encoder and its shards lie.
+A run resumes under the config that it was started with, or not at all.  `config.json` also keeps
+the recipe's paths, so that a run's folder is enough to find its codec, text encoder and shards.
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ from training.run.files import write_atomically
 _MAY_CHANGE = {
     "lm.model.size",  # what it stands for is compared
     "lm.micro_batch",
-    "lm.reduce_micro_batches",
     "lm.activation_checkpointing",
     "lm.compile",
     "lm.sharding",
-    "lm.shard_size",
     "lm.deterministic",
     "lm.threads",
-    "lm.prefetch",
     "lm.log_every",
     "lm.checkpoint_every",
     "lm.async_checkpoint",
@@ -39,11 +36,14 @@ _MAY_CHANGE = {
     "lm.non_finite.skip",
     "lm.bad_samples",
     "lm.valid_every",
-    "lm.valid_batches",
     "lm.samples.every",
     "lm.samples.prompts",
-    "lm.samples.duration_s",
     "lm.wandb",
+    "codec_training.out",
+    "codec_training.threads",
+    "codec_training.log_every",
+    "codec_training.checkpoint_every",
+    "codec_training.valid_every",
 }
 """Keys that do not decide what is trained, beyond rounding."""
 
@@ -53,7 +53,7 @@ def writing(folder: Path, key: str) -> Iterator[None]:
     """Around work on the files of a folder that `key` of the recipe names.
 
     Raises:
-        AttuneError: it cannot be made, or written into.
+        AttuneError: the folder cannot be made, or written into.
     """
     try:
         yield
@@ -66,10 +66,10 @@ def writing(folder: Path, key: str) -> Iterator[None]:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Know before the work whether its folder can be made, or written into; nothing is made.
+    """Check before the work that a folder can be made, or written into; nothing is made.
 
     Raises:
-        AttuneError: it cannot, as far as can be told without trying.
+        AttuneError: it cannot, as far as can be seen without trying.
     """
     with writing(folder, key):
         there = folder
@@ -85,22 +85,28 @@ def check_writable(folder: Path, key: str) -> None:
         raise OSError(reason, os.strerror(reason), str(there))
 
 
-def claim(run: Path, started: dict[str, Any], world: World, fresh: bool) -> list[Path]:
-    """Make the folder this run's, and find the checkpoints to go on from, newest first.
+def claim(
+    run: Path, started: dict[str, Any], world: World, fresh: bool, key: str = "lm.run"
+) -> list[Path]:
+    """Make the folder this run's, and find the checkpoints to resume from, newest first.
 
     Args:
         run: folder of the run.
         started: what decides the training; kept as `config.json`.
         fresh: delete what the run has so far.
+        key: of the recipe, which names the run.
 
     Raises:
         AttuneError: the run was started with another config, or the folder cannot be written.
     """
-    return on_first(lambda: _claim(run, started, fresh), world)  # all wait for the first
+    return on_first(lambda: _claim(run, started, fresh, key), world)  # all wait for the first
 
 
-def recorded_precision(run: Path, world: World, fresh: bool) -> str | None:
-    """What a run that can go on was begun with; None if it begins.
+def recorded_precision(run: Path, world: World, fresh: bool, section: str = "lm") -> str | None:
+    """Precision that a run which can resume was started with; None if the run is new.
+
+    Args:
+        section: of the recipe, as `config.json` keeps it.
 
     Raises:
         AttuneError: its `config.json` is damaged.
@@ -110,17 +116,17 @@ def recorded_precision(run: Path, world: World, fresh: bool) -> str | None:
         path = run / "config.json"
         if fresh or not path.is_file() or not candidates(run):
             return None
-        lm = _read(path).get("lm")
-        found = lm.get("precision") if isinstance(lm, dict) else None
+        kept = read_config(path).get(section)
+        found = kept.get("precision") if isinstance(kept, dict) else None
         return found if isinstance(found, str) else None
 
     return on_first(read, world)
 
 
-def _claim(run: Path, started: dict[str, Any], fresh: bool) -> list[Path]:
+def _claim(run: Path, started: dict[str, Any], fresh: bool, key: str) -> list[Path]:
     path = run / "config.json"
     _refuse_imported(path, run)
-    with writing(run, "run_dir"):
+    with writing(run, "run_dir" if key == "lm.run" else key):
         if fresh:
             for part in ("checkpoints", "tb", "samples"):
                 shutil.rmtree(run / part, ignore_errors=True)
@@ -129,20 +135,20 @@ def _claim(run: Path, started: dict[str, Any], fresh: bool) -> list[Path]:
         run.mkdir(parents=True, exist_ok=True)
         found = candidates(run)
         if path.is_file() and found:
-            _check_same(_read(path), started, run)
+            _check_same(read_config(path), started, run, key)
         write_atomically(path, json.dumps(started, indent=2) + "\n")
     return found
 
 
 def _refuse_imported(path: Path, run: Path) -> None:
-    """An imported model has no state to go on from, and is not ours to delete."""
+    """An imported model has no state to resume from, and is not ours to delete."""
     try:
         imported = "imported" in json.loads(path.read_text())
     except (OSError, ValueError, TypeError):
         return
     if imported:
         raise AttuneError(
-            f"{run} holds an imported model; to train on from it, name another run and begin with "
+            f"{run} holds an imported model; to fine-tune it, name another run and start from "
             f"its weights: lm.run=fine-tuned lm.init_from={run}"
         )
 
@@ -166,7 +172,7 @@ def find_checkpoint(source: Path) -> tuple[Path, Path]:
 
 
 def as_recorded(recipe: Recipe) -> dict[str, Any]:
-    """What `config.json` keeps of a recipe; its paths may change while a run goes on."""
+    """What `config.json` keeps of a recipe; its paths may change when a run resumes."""
     kept = {"name", "run_dir", "data_dir", "seed", "sample_rate", "codec", "text_encoder"}
     return recipe.model_dump(mode="json", include=kept | {"sampling"})
 
@@ -181,7 +187,7 @@ def recorded_recipe(run: Path) -> Recipe:
     if not path.is_file():
         raise AttuneError(f"{run}: no run there (no config.json); name its recipe with --config")
     try:
-        return Recipe(**_read(path)["recipe"], source_file=str(path))
+        return Recipe(**read_config(path)["recipe"], source_file=str(path))
     except (KeyError, TypeError, ValueError) as error:
         raise AttuneError(
             f"{path} does not say which codec and text encoder the run belongs to; name its "
@@ -189,7 +195,12 @@ def recorded_recipe(run: Path) -> Recipe:
         ) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Content of a run's `config.json`.
+
+    Raises:
+        AttuneError: it is damaged.
+    """
     try:
         found = json.loads(path.read_text())
     except ValueError:
@@ -197,30 +208,36 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise AttuneError(
             f"{path} is damaged, so nobody can tell what this run was started with; name another "
-            "run (lm.run=...) or start this one over with --fresh"
+            "run or start this one over with --fresh"
         )
     return found
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+def differing(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys that decide the training and differ between two `config.json`: values before and now."""
     flat = _flat(now)
-    differing = [
-        (key, old, flat.get(key))
+    return {
+        key: (old, flat.get(key))
         for key, old in _flat(before).items()
         if old != flat.get(key) and key not in _MAY_CHANGE and not key.startswith("recipe.")
-    ]
-    if not differing:
+    }
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path, named_by: str) -> None:
+    found = differing(before, now)
+    if not found:
         return
-    key, old, new = differing[0]
-    remedy = "name another run (lm.run=...)"
-    if [name for name, *_ in differing] == ["lm.steps"]:
+    (key, (old, new)), *others = found.items()
+    more = f" (and {', '.join(name for name, _ in others)} differ)" if others else ""
+    remedy = f"name another run ({named_by}=...)"
+    if list(found) == ["lm.steps"]:
         remedy = (
-            "learning rates follow from lm.steps, so its weights go on in another run with a "
+            "learning rates follow from lm.steps, so continue its weights in another run with a "
             f"schedule of its own (lm.run=NAME lm.init_from={run})"
         )
     raise AttuneError(
-        f"run {run} was started with {key} = {old!r}, now it is {new!r}; {remedy} or start this "
-        "one over with --fresh"
+        f"run {run} was started with {key} = {old!r}, now it is {new!r}{more}; {remedy} or start "
+        "this one over with --fresh"
     )
 
 
@@ -235,7 +252,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class DamagedCheckpoint(AttuneError):
-    """A checkpoint that cannot be gone on from."""
+    """A checkpoint that a run cannot resume from."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         self.reason = f"checkpoint {folder}: {reason}"
@@ -246,7 +263,7 @@ class DamagedCheckpoint(AttuneError):
 
 
 def candidates(run: Path) -> list[Path]:
-    """Checkpoints to go on from, newest first: what `latest` names, and finished ones before it."""
+    """Checkpoints to resume from, newest first: what `latest` names, and finished ones before."""
     try:
         name = (run / "latest").read_text().strip()
     except FileNotFoundError:

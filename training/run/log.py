@@ -1,4 +1,4 @@
-"""What a run tells: `log.jsonl`, TensorBoard, and a line on the terminal."""
+"""The log of a run: `log.jsonl`, TensorBoard, and a line on the terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Meter:
 
     Args:
         matmul_flops: the machine's measured matmul rate, FLOP/s per process.
-        device: whose memory is told.
+        device: whose memory is reported.
     """
 
     def __init__(self, matmul_flops: float, device: torch.device) -> None:
@@ -84,14 +84,19 @@ class Meter:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class Progress:
-    """Log of one run, written by the first process."""
+class RunLog:
+    """`log.jsonl`, TensorBoard and a line on the terminal; the first process writes them.
 
-    def __init__(self, run: Path, step: int, steps: int, wandb_project: str = "") -> None:
+    Attributes:
+        kept: rows that the log has already.
+        board: TensorBoard's writer.
+    """
+
+    def __init__(self, run: Path, done: int, steps: int, wandb_project: str = "") -> None:
         """
         Args:
             run: the run's folder.
-            step: finished steps; what the log says of later ones is dropped, as they come again.
+            done: finished steps; rows of later steps are dropped, because these steps come again.
             steps: steps in all.
             wandb_project: at Weights & Biases; gets what TensorBoard gets.
 
@@ -99,34 +104,20 @@ class Progress:
             AttuneError: `wandb` is asked for and not installed.
         """
         self._wandb = _start_wandb(run, wandb_project) if wandb_project else None
-        self._steps = steps
-        self._rr: float | None = None
-        kept = trim_log(run, step)
-        self._rr = next((row["rr"] for row in reversed(kept) if "rr" in row), None)
+        self.kept = trim_log(run, done)
         self._file = (run / "log.jsonl").open("a")
-        self.board = SummaryWriter(str(run / "tb"), purge_step=step + 1)
+        self.board = SummaryWriter(str(run / "tb"), purge_step=done + 1)
         self._started = time.monotonic()
-        self._first = step
+        self._done, self._steps = done, steps
 
     def log(self, row: dict[str, Any], say: bool = True) -> None:
-        """Record one step: `step`, `loss`, `loss_per_stream`, `grad_norm`, `lr`, `dropped` (share
-        of the batch without text), `MEASURED`, and where rr applied `rr`, `rr_correlation`,
-        `rr_grad_norm` and `ce_grad_norm`."""
+        """Record a row of step `row["step"]`, and print it."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        step = row["step"]
-        # Steps with and without text have different losses: a curve each.
-        kind = "unconditional" if row.get("dropped") == 1.0 else "conditional"
-        for name in (*_SCALARS, *MEASURED):
-            if name in row and name != "elapsed_s":
-                tag = f"loss/{kind}" if name == "loss" else name
-                tag = f"machine/{name}" if name in MEASURED else tag
-                self.board.add_scalar(tag, row[name], step)
-        for k, loss in enumerate(row.get("loss_per_stream", [])):
-            self.board.add_scalar(f"loss_per_stream/{kind}_{k}", loss, step)
-        self._rr = row.get("rr", self._rr)
+        for tag, value in self._scalars(row):
+            self.board.add_scalar(tag, value, row["step"])
         if say:
-            print(self._line(row), flush=True)
+            print(f"step {row['step']}/{self._steps}  {self._line(row)}".rstrip(), flush=True)
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -135,21 +126,56 @@ class Progress:
         if self._wandb:
             self._wandb.finish()
 
+    def _eta(self, step: int) -> str:
+        passed = (time.monotonic() - self._started) / max(1, step - self._done)
+        return f"eta {format_clock(passed * (self._steps - step))}"
+
+    def _scalars(self, row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+        """TensorBoard's tags and values of a row."""
+        raise NotImplementedError
+
     def _line(self, row: dict[str, Any]) -> str:
-        step = row["step"]
+        """A row for a person."""
+        raise NotImplementedError
+
+
+class Progress(RunLog):
+    """The language model's log.
+
+    A row has `step`, `loss`, `loss_per_stream`, `grad_norm`, `lr`, `dropped` (share of the batch
+    without text), `MEASURED`, and where rr applied `rr`, `rr_correlation`, `rr_grad_norm` and
+    `ce_grad_norm`.
+    """
+
+    def __init__(self, run: Path, done: int, steps: int, wandb_project: str = "") -> None:
+        super().__init__(run, done, steps, wandb_project)
+        self._rr = next((row["rr"] for row in reversed(self.kept) if "rr" in row), None)
+
+    def log(self, row: dict[str, Any], say: bool = True) -> None:
+        self._rr = row.get("rr", self._rr)
+        super().log(row, say)
+
+    def _scalars(self, row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+        # Steps with and without text have different losses: a curve each.
+        kind = "unconditional" if row.get("dropped") == 1.0 else "conditional"
+        for name in (*_SCALARS, *MEASURED):
+            if name in row and name != "elapsed_s":
+                tag = f"loss/{kind}" if name == "loss" else name
+                yield f"machine/{name}" if name in MEASURED else tag, row[name]
+        for k, loss in enumerate(row.get("loss_per_stream", [])):
+            yield f"loss_per_stream/{kind}_{k}", loss
+
+    def _line(self, row: dict[str, Any]) -> str:
         if "loss" not in row:
-            values = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k.startswith("valid"))
-            return f"step {step}/{self._steps}  {values}"
+            return "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k.startswith("valid"))
         streams = " ".join(f"{loss:.3f}" for loss in row["loss_per_stream"])
         kind = "without text" if row["dropped"] == 1.0 else ""
         rr = "-" if self._rr is None else f"{self._rr:.4f}"
-        done = step - self._first
-        left = (time.monotonic() - self._started) / max(1, done) * (self._steps - step)
         return (
-            f"step {step}/{self._steps}  loss {row['loss']:.4f} ({streams})  rr {rr}  "
-            f"|g| {row['grad_norm']:.2f}  lr {row['lr']:.2e}  "
-            f"{_thousands(row['tokens_per_s'])} tokens/s  eta {format_clock(left)}  {kind}"
-        ).rstrip()
+            f"loss {row['loss']:.4f} ({streams})  rr {rr}  |g| {row['grad_norm']:.2f}  "
+            f"lr {row['lr']:.2e}  {_thousands(row['tokens_per_s'])} tokens/s  "
+            f"{self._eta(row['step'])}  {kind}"
+        )
 
 
 def _start_wandb(run: Path, project: str) -> Any:
@@ -160,7 +186,7 @@ def _start_wandb(run: Path, project: str) -> Any:
             "lm.wandb names a project, but wandb is not installed: pip install wandb, or leave "
             "lm.wandb empty"
         ) from None
-    # The run keeps its id, so that it goes on there as well.
+    # The run keeps its id, so that it is resumed there as well.
     name = f"{run.parent.name}-{run.name}"
     return wandb.init(
         project=project, name=name, id=name, resume="allow", dir=str(run), sync_tensorboard=True

@@ -1,4 +1,4 @@
-"""What `precision: auto` stands for: settled before a run begins, recorded, kept from then on."""
+"""What `precision: auto` stands for: settled before a run starts, recorded, and kept."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ def settle(asked: str, recorded: str | None, world: World) -> str:
     """The precision of a run.
 
     Args:
-        asked: by the recipe.
-        recorded: what the run was begun with, the same for all processes; None if it is new.
+        asked: precision in the recipe.
+        recorded: precision that the run was started with, the same on all processes; None if the
+            run is new.
 
     Returns:
-        What was asked for; for `auto` what was recorded, so that a run goes on as it began on any
-        machine, and in a new one bf16 if all processes have it, else fp32.
+        `asked`; for `auto` `recorded`, so that a run resumes on any machine as it started, and for
+        a new run bf16 if all processes have it, else fp32.
     """
     if asked != "auto":
         return asked

@@ -1,8 +1,8 @@
-"""Asked to stop: SIGTERM and SIGUSR1 end a run after the step at hand, with a checkpoint.
+"""SIGTERM and SIGUSR1 end a run after the current step, with a checkpoint.
 
 A batch system announces the end this way (Slurm's `--signal=USR1@120`, a spot instance's SIGTERM),
 and torchrun passes it on.  The signal is only noted; the loop looks once per step, and all
-processes agree on the step (`sum_on_host`), whichever of them was told, and when.
+processes agree on the step (`sum_on_host`), whichever of them got the signal, and when.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 RESUMABLE = 75
-"""Exit status of a run that stopped because it was asked to: the same command goes on with it.
+"""Exit status of a run that stopped because it was asked to: the same command resumes it.
 `EX_TEMPFAIL` of sysexits.h; nothing else here ends with it."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -31,8 +31,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Notes SIGTERM and SIGUSR1 from `watch` to the end of its `with` block.
 
-    Until `watch` they do what they always do: there is nothing to save before the first step, and a
-    process that waits for a lost one while it sets up should die at once.
+    Before `watch` the signals kill the process as usual: there is nothing to save before the first
+    step, and a process that waits for a lost one while it sets up should die at once.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether this process was told to stop."""
+        """Whether this process got a signal to stop."""
         return self._noted is not None
 
     def watch(self) -> None:
@@ -55,7 +55,7 @@ class StopSignals:
             by = self._noted.name if self._noted else "a signal to another process"
             print(
                 f"stopped by {by} after step {step}, saved in {checkpoint}; rerun the same command "
-                f"to go on (status {RESUMABLE})",
+                f"to resume (status {RESUMABLE})",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,4 +1,5 @@
-"""A look at a run from its folder alone: while it trains, after a kill, and at the end."""
+"""Where a run stands, the language model's or the codec's, from its folder only: while it trains,
+after a kill, and at the end."""
 
 from __future__ import annotations
 
@@ -12,56 +13,46 @@ from training.run.log import format_clock, read_log
 
 _WINDOW = 50
 """Logged steps that a loss is averaged over: single steps scatter."""
+CODEC_LOSSES = ("time", "mel", "adversarial", "feature", "commitment", "discriminator")
+"""Losses of a codec, as its log names them."""
 
 
-def read_status(run: Path, now: float | None = None) -> dict[str, Any]:
+def read_status(run: Path, codec: Path | None = None, now: float | None = None) -> dict[str, Any]:
     """Where a run stands.
 
     Args:
         run: the run's folder.
+        codec: folder of the finished codec, of a codec's run; None for a language model's.
         now: seconds since the epoch, for tests.
 
     Returns:
         run, state (`finished`, `training`, `stopped` or `empty`), step, steps, share, checkpoint,
-        loss and loss_without_text (means of the last logged steps of each kind), and of the last
-        row that has them loss_per_stream, rr, rr_correlation, grad_norm, lr, tokens_per_s, mfu,
-        loader_wait, memory_gib, valid_loss, valid_loss_uncond; eta_s, and last_line_s: seconds
-        since the log grew.
+        eta_s, last_line_s (seconds since the log grew), and what `_lm_facts` or `_codec_facts`
+        return.
 
     Raises:
         AttuneError: there is no run in that folder.
     """
+    finished = codec is not None and (codec / "model.safetensors").is_file()
     try:
         config = json.loads((run / "config.json").read_text())
         if "imported" in config:
             raise AttuneError(f"{run}: holds an imported model, which was not trained here")
-        steps = int(config["lm"]["steps"])
+        steps = int(config["codec_training" if codec else "lm"]["steps"])
     except (FileNotFoundError, NotADirectoryError):
         runs = sorted(path.parent.name for path in run.parent.glob("*/config.json"))
-        there = f"; there are {', '.join(runs)}" if runs else ""
+        there = f"; there are {', '.join(runs)}" if runs and not codec else ""
+        there += f"; {codec} holds a finished codec" if finished else ""
         raise AttuneError(f"{run}: no run there (no config.json){there}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise AttuneError(f"{run / 'config.json'}: is damaged: {error!r}") from error
     log = run / "log.jsonl"
     rows = read_log(run) if log.is_file() else []
     trained = [row for row in rows if "loss" in row]
-    checkpoint = _text(run / "latest")
-    found: dict[str, Any] = {
-        "run": str(run),
-        "state": "empty",
-        "step": trained[-1]["step"] if trained else 0,
-        "steps": steps,
-        "checkpoint": checkpoint,
-        "loss": _mean([row["loss"] for row in trained if row["dropped"] == 0]),
-        "loss_without_text": _mean([row["loss"] for row in trained if row["dropped"] == 1]),
-    }
-    for name in (
-        "loss_per_stream", "rr", "rr_correlation", "grad_norm", "lr", "tokens_per_s", "mfu",
-        "loader_wait", "memory_gib", "valid_loss", "valid_loss_uncond",
-    ):  # fmt: skip
-        found[name] = next((row[name] for row in reversed(rows) if name in row), None)
-    found["share"] = found["step"] / steps
-    found["eta_s"] = found["last_line_s"] = None
+    step, checkpoint = trained[-1]["step"] if trained else 0, _text(run / "latest")
+    found: dict[str, Any] = {"run": str(run), "state": "empty", "step": step, "steps": steps}
+    found |= {"share": step / steps, "checkpoint": checkpoint, "eta_s": None, "last_line_s": None}
+    found |= {"codec": str(codec)} | _codec_facts(rows) if codec else _lm_facts(rows)
     if rows:
         age = max(0.0, (time.time() if now is None else now) - log.stat().st_mtime)
         pace = _seconds_per_step(trained)
@@ -69,23 +60,58 @@ def read_status(run: Path, now: float | None = None) -> dict[str, Any]:
         # A line comes every few steps; validation and checkpoints come in between.
         quiet = max(120.0, 20 * (pace or 0.0) * _stride(trained))
         found["state"] = "training" if age < quiet else "stopped"
-        if pace and found["step"] < steps:
-            found["eta_s"] = round(pace * (steps - found["step"]), 1)
-    if found["step"] >= steps and checkpoint == f"step-{steps:08d}":
+        if pace and step < steps:
+            found["eta_s"] = round(pace * (steps - step), 1)
+    if step >= steps and (finished if codec else checkpoint == f"step-{steps:08d}"):
         found |= {"state": "finished", "eta_s": None}
     return found
 
 
+def _lm_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """loss and loss_without_text (means of the last logged steps of each kind), and of the last row
+    that has them loss_per_stream, rr, rr_correlation, grad_norm, lr, tokens_per_s, mfu,
+    loader_wait, memory_gib, valid_loss, valid_loss_uncond."""
+    trained = [row for row in rows if "loss" in row]
+    names = (
+        "loss_per_stream", "rr", "rr_correlation", "grad_norm", "lr", "tokens_per_s", "mfu",
+        "loader_wait", "memory_gib", "valid_loss", "valid_loss_uncond",
+    )  # fmt: skip
+    return {
+        "loss": _mean([row["loss"] for row in trained if row["dropped"] == 0]),
+        "loss_without_text": _mean([row["loss"] for row in trained if row["dropped"] == 1]),
+    } | {name: _last(rows, name).get(name) for name in names}
+
+
+def _codec_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """losses (`loss` and each one unweighted), used and perplexity (per stream) of the last rows
+    that have them; validation (figures of the last one, and its step), or None."""
+    last, quantized, valid = (_last(rows, name) for name in ("loss", "used", "valid_mel"))
+    return {
+        "losses": {name: last[name] for name in ("loss", *CODEC_LOSSES) if name in last},
+        "used": quantized.get("used"),
+        "perplexity": quantized.get("perplexity"),
+        "validation": {k.removeprefix("valid_"): v for k, v in valid.items()} or None,
+    }
+
+
 def status_lines(found: dict[str, Any]) -> list[str]:
     """`read_status` for a person."""
+    eta, last = found["eta_s"], found["last_line_s"]
+    return [
+        f"{found.get('codec', found['run'])}: {found['state']}",
+        f"step      {found['step']}/{found['steps']} ({found['share']:.1%})"
+        + (f"  eta {format_clock(eta)}" if eta is not None else ""),
+        *(_codec_lines(found) if "codec" in found else _lm_lines(found)),
+        f"saved     {found['checkpoint'] or 'nothing yet'}",
+        *([f"last line {format_clock(last)} ago"] if last is not None else []),
+    ]
 
+
+def _lm_lines(found: dict[str, Any]) -> list[str]:
     def number(name: str, form: str) -> str:
         return "-" if found[name] is None else format(found[name], form)
 
-    lines = [
-        f"{found['run']}: {found['state']}",
-        f"step      {found['step']}/{found['steps']} ({found['share']:.1%})"
-        + (f"  eta {format_clock(found['eta_s'])}" if found["eta_s"] is not None else ""),
+    return [
         f"loss      {number('loss', '.4f')} with text, {number('loss_without_text', '.4f')} without"
         f" (last {_WINDOW} logged)" + _streams(found["loss_per_stream"]),
         f"rr        {number('rr', '.4f')}  correlation {number('rr_correlation', '.3f')}",
@@ -94,11 +120,22 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         f"speed     {number('tokens_per_s', '.0f')} tokens/s  MFU {number('mfu', '.1%')}  "
         f"waiting for data {number('loader_wait', '.1%')}  memory "
         f"{number('memory_gib', '.2f')} GiB",
-        f"saved     {found['checkpoint'] or 'nothing yet'}",
     ]
-    if found["last_line_s"] is not None:
-        lines.append(f"last line {format_clock(found['last_line_s'])} ago")
-    return lines
+
+
+def _codec_lines(found: dict[str, Any]) -> list[str]:
+    losses = "  ".join(f"{name} {value:.4f}" for name, value in found["losses"].items())
+    valid, usage = "-", "-"
+    if figures := found["validation"]:
+        valid = (
+            f"SI-SDR {figures['si_sdr_db']:.2f} dB  mel {figures['mel']:.4f}  L1 "
+            f"{figures['time']:.5f}  of {figures['clips']} clips at step {figures['step']}"
+        )
+    if found["used"]:
+        streams = zip(found["used"], found["perplexity"], strict=True)
+        usage = "  ".join(f"{used:.1%} ({perplexity:.1f})" for used, perplexity in streams)
+        usage += " used (perplexity), by stream"
+    return [f"losses    {losses or '-'}", f"codes     {usage}", f"valid     {valid}"]
 
 
 def write_curves(runs: list[Path], out: Path) -> None:
@@ -165,6 +202,11 @@ def _streams(losses: list[float] | None) -> str:
     return "" if losses is None else f"  streams {' '.join(f'{loss:.3f}' for loss in losses)}"
 
 
+def _last(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The last row that has `name`, or an empty one."""
+    return next((row for row in reversed(rows) if name in row), {})
+
+
 def _mean(values: list[float]) -> float | None:
     last = values[-_WINDOW:]
     return sum(last) / len(last) if last else None
@@ -176,9 +218,9 @@ def _stride(trained: list[dict[str, Any]]) -> float:
 
 
 def _seconds_per_step(trained: list[dict[str, Any]]) -> float | None:
-    """Over the last rows that tell when they were written, validation and saving included."""
+    """Over the last rows that say when they were written, validation and saving included."""
     timed = [(row["step"], row["elapsed_s"]) for row in trained[-_WINDOW:] if "elapsed_s" in row]
-    # The clock begins anew where a run goes on: only what follows the last such place.
+    # The clock restarts where a run resumes: only rows after the last such place count.
     for i in range(len(timed) - 1, 0, -1):
         if timed[i][1] < timed[i - 1][1]:
             timed = timed[i:]

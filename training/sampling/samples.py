@@ -31,7 +31,7 @@ def write_samples(
         The files `RUN/samples/step-NNNNNNNN/NN.wav`.
     """
     sampler = Sampler.load(recipe, run, device)
-    seconds = min(config.duration_s or sampler.trained_s, sampler.trained_s)
+    seconds = sampler.trained_s
     sampling = recipe.section("sampling", SamplingConfig)
     waves, _ = sampler.generate(
         list(config.prompts), seconds, list(range(len(config.prompts))), sampling

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.checkpoint import save as checkpoint
-from training.checkpoint.save import Checkpointer
+from training.checkpoint.save import Checkpointer, ModelState
 from training.run.log import MEASURED, read_log
 from training.train import train
 
@@ -128,7 +128,9 @@ def test_an_error_shows_at_the_next_step(tmp_path: Path) -> None:
     optimizer = build_optimizer(model, OptimConfig())
     ema = ExponentialMovingAverage(model, 0.9)
     world = World(0, 1, torch.device("cpu"))
-    saver = Checkpointer(tmp_path, world, model, optimizer, ema, keep=2, background=True)
+    saver = Checkpointer(
+        tmp_path, world, ModelState(model, optimizer, ema), keep=2, background=True
+    )
     saver.save(1, {})
     saver.wait()
     saver.check()

@@ -17,7 +17,7 @@ from common.errors import AttuneError
 from training import train as training
 from training.checkpoint import save as checkpoints
 from training.checkpoint.load import load_for_inference
-from training.checkpoint.save import Checkpointer
+from training.checkpoint.save import Checkpointer, ModelState
 from training.config import LMConfig
 from training.distributed import start
 from training.ema import ExponentialMovingAverage
@@ -74,7 +74,7 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_back(
     capsys.readouterr()
     assert _train(tiny_root, tmp_path, "lm.checkpoint_every=9") == whole
     out, err = capsys.readouterr()
-    assert "8 steps are done: going on" in out
+    assert "8 steps are done: resuming" in out
     lines = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert lines[0].startswith(f"warning: checkpoint {run}/checkpoints/step-00000010: ")
     assert why in lines[0]
@@ -187,7 +187,7 @@ def test_a_failed_save_leaves_the_earlier_ones(
     model = torch.nn.Linear(2, 2)
     config = LMConfig()
     optimizer, ema = build_optimizer(model, config.optim), ExponentialMovingAverage(model, 0.9)
-    saver = Checkpointer(run, start(1), model, optimizer, ema, keep=1)
+    saver = Checkpointer(run, start(1), ModelState(model, optimizer, ema), keep=1)
     target = {
         "state": (checkpoints.dcp, "save"),
         "model.safetensors": (checkpoints, "save_file"),

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from common.errors import AttuneError
 from training.cli import app
-from training.codec.watch import read_status, status_lines
 from training.run.signals import RESUMABLE, StopSignals
+from training.run.status import read_status, status_lines
 
 RECIPE = """
 name: test
@@ -26,7 +26,6 @@ codec_training:
   audio: [{root}/train]
   validation: [{root}/held_out]
   architecture: {{num_filters: 2, hidden_size: 8, codebook_size: 16, lstm_layers: 1}}
-  mel_windows: [256, 1024]
   discriminator: {{filters: 2, windows: [512, 128]}}
   segment_s: 0.25
   batch_size: 4
@@ -80,7 +79,7 @@ def test_a_dry_run_tells_sizes_audio_and_places_and_makes_nothing(root: Path):
     assert found["validation"] == {"clips": 2, "seconds": 2.0, "untold": 0}
     assert (found["steps"], found["batch_size"], found["processes"]) == (6, 4, 1)
     assert found["parameters"] > 1000 and found["discriminator_parameters"] > 100
-    assert (found["precision"], found["discriminator_precision"]) == ("fp32", "fp32")
+    assert found["precision"] == "fp32"
     assert (found["out"], found["run"]) == (f"{root}/codec", f"{root}/codec.run")
     lines = _told(root, "--dry-run", "codec_training.discriminator.filters=4")
     assert "3 clips, 3.0 s, 1 of unknown length" in lines
@@ -93,12 +92,11 @@ def test_a_dry_run_tells_sizes_audio_and_places_and_makes_nothing(root: Path):
 
 
 def test_a_dry_run_tells_what_auto_comes_to(root: Path, monkeypatch: pytest.MonkeyPatch):
-    auto = ("codec_training.precision=auto", "codec_training.discriminator.precision=auto")
     for has, precision in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr("training.run.precision.has_bfloat16", lambda device, has=has: has)
         monkeypatch.setattr("training.codec.step.check_bfloat16", lambda *args: None)
-        found = json.loads(_told(root, "--dry-run", "--json", *auto))
-        assert (found["precision"], found["discriminator_precision"]) == (precision,) * 2
+        found = json.loads(_told(root, "--dry-run", "--json", "codec_training.precision=auto"))
+        assert found["precision"] == precision
 
 
 def test_the_status_of_a_run_from_its_beginning_to_its_end(
@@ -117,7 +115,7 @@ def test_the_status_of_a_run_from_its_beginning_to_its_end(
     assert found["eta_s"] > 0
     log = root / "codec.run" / "log.jsonl"
     os.utime(log, (1000, 1000))
-    old = read_status(root / "codec", root / "codec.run", now=5000)
+    old = read_status(root / "codec.run", root / "codec", now=5000)
     assert (old["state"], old["last_line_s"]) == ("stopped", 4000)
     assert status_lines(old)[0] == f"{root}/codec: stopped"
     _told(root)
@@ -139,13 +137,15 @@ def test_fresh_starts_an_unfinished_run_over_and_removes_no_codec(
     (run / "notes.txt").write_text("mine")
     other = "codec_training.learning_rate=1e-3"
     refused = _codec(root, other)
-    assert "learning_rate differ" in str(refused.exception) and "--fresh" in str(refused.exception)
+    words = "was started with codec_training.learning_rate = 0.0003, now it is 0.001; name another"
+    assert words in str(refused.exception) and "--fresh" in str(refused.exception)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     _told(root, other, "--fresh", "--dry-run")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     _told(root, other, "--fresh")
     assert _steps(root) == list(range(1, 7))
-    assert json.loads((run / "config.json").read_text())["learning_rate"] == 1e-3
+    kept = json.loads((run / "config.json").read_text())
+    assert kept["codec_training"]["learning_rate"] == 1e-3
     assert (run / "notes.txt").read_text() == "mine"
     weights = (root / "codec" / "model.safetensors").read_bytes()
     for arguments in ((other,), ()):
@@ -157,8 +157,8 @@ def test_fresh_starts_an_unfinished_run_over_and_removes_no_codec(
 
 def test_fresh_takes_a_damaged_run(root: Path, monkeypatch: pytest.MonkeyPatch):
     _stop_after(root, 3, monkeypatch)
-    for name in ("config.json", "checkpoint.safetensors"):
-        (root / "codec.run" / name).write_text("{")
+    for path in [root / "codec.run/config.json", *(root / "codec.run").rglob("*.distcp")]:
+        path.write_text("{")
     assert "is damaged" in str(_codec(root).exception)
     _told(root, "--fresh")
     assert _steps(root) == list(range(1, 7))

@@ -105,7 +105,7 @@ def test_a_segment_from_disk_is_a_piece_of_its_clip(folder: Path, tmp_path: Path
 
 def test_memory_and_disk_hold_the_same_segments(folder: Path):
     on_disk = ClipsOnDisk(audio_sources([str(folder)], "train"), RATE)
-    in_memory = ClipsInMemory(on_disk, workers=2)
+    in_memory = ClipsInMemory(on_disk)
     for clip in range(4):
         for place in (0.0, 0.999999):
             a, b = (clips.segment(clip, place, 3000) for clips in (on_disk, in_memory))
@@ -161,7 +161,7 @@ def test_a_run_with_nothing_usable_stops_and_names_the_last(tmp_path: Path):
     clips = ClipsOnDisk(audio_sources([str(tmp_path)], "train"), RATE)
     with pytest.raises(AttuneError, match=r"20 clips in a row.*unreadable.*broken\.wav"):
         list(_loader(clips).batches(0, 1))
-    assert len(ClipsInMemory(clips, 2)) == 0
+    assert len(ClipsInMemory(clips)) == 0
 
 
 def test_segments_of_a_bucket_are_read_by_range(folder: Path, s3_bucket: str):
@@ -175,16 +175,16 @@ def test_segments_of_a_bucket_are_read_by_range(folder: Path, s3_bucket: str):
 
 def test_held_out_clips_are_shared_out_and_cut(folder: Path):
     clips = ClipsOnDisk(audio_sources([str(folder)], "train"), RATE)
-    parts = [held_out_clips(clips, 3, 0.5, 1, rank, 2) for rank in (0, 1)]
+    parts = [held_out_clips(clips, rank, 2, most=3, max_s=0.5) for rank in (0, 1)]
     assert [len(part) for part in parts] == [2, 1]
     assert all(len(wave) <= RATE // 2 for part in parts for wave in part.waves)
-    assert len(held_out_clips(clips, 100, 0.5, 1)) == 4
+    assert len(held_out_clips(clips, max_s=0.5)) == 4
 
 
 def test_held_out_clips_too_short_to_be_compared_are_refused(folder: Path):
     soundfile.write(folder / "4.wav", _ramp(0.12), RATE)
     clips = ClipsOnDisk(audio_sources([str(folder)], "train"), RATE)
-    part = held_out_clips(clips, 100, 0.5, 1, shortest=shortest_input([64, 2048]))
+    part = held_out_clips(clips, max_s=0.5, shortest=shortest_input([64, 2048]))
     assert len(part) == 4 and part.refused == {"too_short": 1}
     # The bound is the loss's own.
     loss = MultiScaleMelLoss(RATE, [64, 2048])

@@ -19,7 +19,7 @@ from training.lm.losses import contrastive_loss
 from training.lm.model import Architecture, ContrastiveHead, LanguageModel
 from training.preflight import count_parameters
 from training.run.folder import latest_checkpoint
-from training.train import train
+from training.train import CONTRASTIVE_WIDTH, train
 
 ARCH = Architecture(32, 2, 4, 3, 11, 20, contrastive=16)
 
@@ -69,7 +69,7 @@ def test_the_head_begins_as_claps_and_leaves_the_rest_as_it_is() -> None:
     assert count_parameters(ARCH) == sum(p.numel() for p in model.parameters())
 
 
-OPTIONS = ["lm.rr.loss=contrastive", "lm.rr.contrastive_dim=8", "lm.cfg.dropout=0.5"]
+OPTIONS = ["lm.rr.loss=contrastive", "lm.cfg.dropout=0.5"]
 
 
 def test_a_run_with_it(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_run_with_it(tmp_path: Path) -> None:
     checkpoint = latest_checkpoint(tmp_path / "run/whole")
     assert checkpoint is not None
     model, _ = load_for_inference(checkpoint)
-    assert model.arch.contrastive == 8
+    assert model.arch.contrastive == CONTRASTIVE_WIDTH
 
     begun = ["lm.run=plain", "lm.steps=1", "lm.optim.warmup=0"]
     train(load_recipe(path, [*begun, f"lm.init_from={tmp_path}/run/whole"]))
