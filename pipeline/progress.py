@@ -39,7 +39,8 @@ class Progress:
         self._out = out or sys.stderr
         self._closed, self._last_line = False, clock()
         console = Console(file=self._out)
-        self._is_live = self._out.isatty() and not console.is_dumb_terminal
+        is_terminal = self._out.isatty() and console.is_terminal  # FORCE_COLOR makes it say so too
+        self._is_live = is_terminal and not console.is_dumb_terminal
         self._bars = rich_progress.Progress(
             rich_progress.TextColumn(
                 "{task.description}", markup=False, table_column=Column(no_wrap=True)
