@@ -2,7 +2,8 @@
 
 python gradient_process.py RECIPE FOLDER OVERRIDES...
 
-Each OVERRIDES is a list with commas between. It makes one step, written to FOLDER/NUMBER.safetensors.
+Each OVERRIDES is a list with commas between.  It makes one step, written to
+FOLDER/NUMBER.safetensors.
 `group=N` lets N processes share a copy of the weights, as the processes of a node do under hybrid
 sharding.
 """
