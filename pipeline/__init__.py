@@ -1,7 +1,7 @@
 """From catalogs and audio to token shards, on Ray.
 
-Stages, in order: `catalogs` (rows -> records), `text` (records -> prompts), `plan` (which clip goes
-into which shard, frozen by `planfile`), `embed` (prompts -> states, kept by `textcache`), `encode`
-(audio -> codes), `commit` (tars, first commit wins), `finalize` (the manifest).  `run` puts them in
-a row; `status`, `inspect` and `verify` look at what is there.  README.md has the whole tour.
+Stages in order: `catalogs` (rows to records), `text` (records to prompts), `plan` (which clip goes
+into which shard), `encode` (prompts to text states, audio to codes, shards, manifest).  `datadir`
+is the data folder they write, `run` calls them in this order, `inspect` and `repair` look at the
+folder and mend it.  README.md has the whole tour.
 """
