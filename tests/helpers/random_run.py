@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -121,3 +122,16 @@ def their_codes(model: Any, tokenizer: Any, prompts: list[str], **settings: Any)
     finally:
         del model.audio_encoder.decode
     return seen[0][0]
+
+
+def text_states(*lengths: int, width: int = 20) -> list[np.ndarray]:
+    """Random text states, float16 `[length, width]` each."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((length, width)).astype(np.float16) for length in lengths]
+
+
+def padded(states: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Text states and their mask as the model takes them: `[B, L, D]` and bool `[B, L]`."""
+    parts = [torch.from_numpy(state.astype(np.float32)) for state in states]
+    text = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    return text, torch.arange(text.shape[1]) < torch.tensor([[len(part)] for part in parts])
