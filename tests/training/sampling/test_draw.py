@@ -171,11 +171,8 @@ def test_a_gpu_computes_the_same_steps(model: LanguageModel, weights: DecodingWe
 def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: Kind) -> None:
     codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
     inputs, _ = delay(codes, torch.tensor([9, 9]), SPECIAL)
-    for states in (
-        text_states(4, 2),
-        text_states(5),
-        text_states(20),
-    ):  # one clip alone, folded and not
+    # Two clips; one clip with folded cross-attention, and one without.
+    for states in (text_states(4, 2), text_states(5), text_states(20)):
         found = []
         for one in (DecodingWeights(model), DecodingWeights(model, kind)):
             decoder = Decoder(one, states, 11, guided=True)

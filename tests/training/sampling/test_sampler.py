@@ -174,17 +174,9 @@ def test_command_refuses_before_loading_anything(
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    command = [
-        "generate",
-        "--config",
-        tiny_root / "recipe.yaml",
-        "--prompt",
-        "dog",
-        "--run",
-        "none",
-    ]
+    command = ["generate", "--config", tiny_root / "recipe.yaml", "--prompt", "dog"]
     with pytest.raises(AttuneError) as refused:
-        run_command(*command, option[0], option[1].format(file=file))
+        run_command(*command, "--run", "none", option[0], option[1].format(file=file))
     assert words.format(file=file) in str(refused.value)
 
 

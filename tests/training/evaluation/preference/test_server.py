@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from tiny_runs import run_command
 from two_models import make_study
-from typer.testing import CliRunner
 
 from common.errors import AttuneError
-from training.cli import app
 from training.evaluation.preference.answers import Answers, Conflict, plain_text
 from training.evaluation.preference.server import build_app
 from training.evaluation.preference.study import Study, clip_path, read_study
@@ -79,7 +78,7 @@ def test_an_answer_is_on_the_disk_when_it_is_acknowledged(
     database.close()
 
 
-def test_the_same_answer_again_is_as_good_as_new_and_another_is_refused(
+def test_a_repeated_answer_is_accepted_and_another_one_is_refused(
     get: Callable[..., dict], place: tuple[Path, Study]
 ) -> None:
     folder, study = place
@@ -102,7 +101,7 @@ def test_the_same_answer_again_is_as_good_as_new_and_another_is_refused(
     assert found == [(0, "left", ""), (0, "left", "a\nb")]
 
 
-def test_the_database_alone_keeps_answers_single(place: tuple[Path, Study]) -> None:
+def test_the_database_keeps_only_one_answer(place: tuple[Path, Study]) -> None:
     """Two servers on one study: whoever comes second hears of the first."""
     folder, study = place
     one, two = Answers(folder, study), Answers(folder, study)
@@ -191,7 +190,7 @@ def test_a_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     assert "<style" not in page and not re.search(r"<script(?! src)|\son\w+=|\sstyle=", page)
 
 
-def test_a_study_goes_on_with_another_server(place: tuple[Path, Study]) -> None:
+def test_a_study_continues_with_another_server(place: tuple[Path, Study]) -> None:
     folder, study = place
     headers = {"Authorization": f"Bearer {study.raters[0].token}"}
     for number, showing in enumerate(study.raters[0].showings, 1):
@@ -216,9 +215,8 @@ def test_the_command_refuses_what_it_cannot_serve(
             ([folder, "--host", "0.0.0.0", "--url", "lab"], "--url lab: expected an address"),
             ([tmp_path], "no study there"),
         ):
-            done = CliRunner().invoke(app, ["preference", "serve", *map(str, arguments)])
-            assert isinstance(done.exception, AttuneError), arguments
-            assert words in str(done.exception)
+            with pytest.raises(AttuneError, match=words):
+                run_command("preference", "serve", *arguments)
 
 
 def test_comments_are_plain_text() -> None:
