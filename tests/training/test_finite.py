@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite leaves no trace but a row in the log."""
+"""A step whose loss or gradient is not finite leaves only a row in the log."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_by_default_the_first_one_stops_the_run_and_reaches_no_checkpoint(
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
-def test_a_loss_alone_is_enough(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_loss_is_enough(tiny_root: Path, tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     model = torch.nn.ParameterList([parameter])
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

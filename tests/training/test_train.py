@@ -123,7 +123,7 @@ def test_a_finished_run_is_left_alone(tiny_root: Path, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_run_folder_holds_what_is_promised(tiny_run: Path) -> None:
+def test_run_folder_holds_the_promised_files(tiny_run: Path) -> None:
     assert (tiny_run / "latest").read_text() == "step-00000012\n"
     assert names_in(tiny_run / "checkpoints") == ["step-00000010", "step-00000012"]
     described = json.loads((tiny_run / "checkpoints/step-00000012/model.json").read_text())
@@ -138,9 +138,7 @@ def test_run_folder_holds_what_is_promised(tiny_run: Path) -> None:
     assert [event.value for event in events.Scalars("rr")] == pytest.approx(rr)
 
 
-def test_validation_uses_the_average_and_leaves_training_alone(
-    tiny_root: Path, tmp_path: Path
-) -> None:
+def test_validation_does_not_change_training(tiny_root: Path, tmp_path: Path) -> None:
     plain = train_tiny(tiny_root, tmp_path, "lm.run=a")
     rows = train_tiny(tiny_root, tmp_path, "lm.run=b", "lm.valid_every=4")
     checks = [row for row in rows if "valid_loss" in row]
@@ -246,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("training.run.folder.write_atomically", refuse)  # what only trying tells
+    monkeypatch.setattr("training.run.folder.write_atomically", refuse)  # only trying shows it
     with pytest.raises(AttuneError, match=r"^run_dir: .*lm cannot be written: Permission denied"):
         train_tiny(tiny_root, tmp_path)
 
@@ -266,7 +264,7 @@ def test_a_restart_without_a_checkpoint_leaves_no_rows_twice(tmp_path: Path) -> 
         for step in (1, 2):
             progress.log({"step": step, "valid_loss": float(step)}, say=False)
         progress.close()
-        time.sleep(1.1)  # event files are told apart by the second
+        time.sleep(1.1)  # the names of event files have whole seconds
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [event.step for event in events.Scalars("valid_loss")] == [1, 2]

@@ -60,7 +60,7 @@ def test_hinge_losses_by_hand():
     assert float(adversarial_loss(fake)) == pytest.approx((2.5 + 0) / 2)
 
 
-def test_feature_matching_is_relative_and_moves_the_generator_alone():
+def test_feature_matching_is_relative_and_only_moves_the_generator():
     real = Verdict([], [torch.tensor([1.0, -3.0]).requires_grad_(), torch.tensor([10.0])])
     fake = Verdict([], [torch.tensor([2.0, -3.0]).requires_grad_(), torch.tensor([5.0])])
     levels = feature_levels(real)
@@ -74,7 +74,7 @@ def test_feature_matching_is_relative_and_moves_the_generator_alone():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_it_computes_what_encodecs_does():
+def test_it_computes_the_same_as_encodecs():
     """Same weights, same logits and features as `encodec.msstftd` (extra `bench`)."""
     msstftd = pytest.importorskip("encodec.msstftd")
     windows = (2048, 512)

@@ -111,7 +111,7 @@ def test_usage_and_perplexity_of_known_distributions():
     assert perplexity == pytest.approx([16.0, 1.0])
 
 
-def test_what_is_dead_is_measured_against_the_mean_use(model: nn.Module):
+def test_dead_codes_are_measured_against_the_mean_use(model: nn.Module):
     """200 vectors for 16 codes: a code used 7 times lives at half the mean of 12.5, one used 6
     times does not."""
     trainer = _trainer(model, decay=0.999_999, dead_code_threshold=0.5)

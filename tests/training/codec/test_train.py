@@ -71,7 +71,7 @@ def _losses(out: Path) -> list[float]:
     return [row["loss"] for row in _rows(out) if "loss" in row]
 
 
-def test_the_finished_folder_decodes_what_it_encodes_and_says_where_it_comes_from(
+def test_the_finished_folder_is_a_codec_with_a_model_card(
     recipe_file: Path,
 ):
     out = _train(recipe_file)
@@ -115,7 +115,7 @@ def test_killed_training_resumes_bit_for_bit(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(codec_train, "CodecStep", DyingStep)
         _train(recipe_file, f"codec_training.out={tmp_path}/torn")
-    time.sleep(1.1)  # event files are read in the order of their names, which tell whole seconds
+    time.sleep(1.1)  # event files are sorted by name, which has whole seconds
     before = _rows(tmp_path / "torn")
     torn = _train(recipe_file, f"codec_training.out={tmp_path}/torn")
     # Two steps ran twice: from the checkpoint before them the same losses came out.

@@ -140,7 +140,7 @@ class Layer(nn.Module):
 
 
 class AudiocraftLM(nn.Module):
-    """`LMModel` behind its T5 condition; `create_sin_embedding` as it stands there."""
+    """`LMModel` behind its T5 condition; with its `create_sin_embedding`."""
 
     def __init__(self, text_dim: int = 24, dim: int = 32, card: int = 64) -> None:
         super().__init__()
@@ -389,7 +389,7 @@ def test_language_models_that_are_not_musicgens_are_refused(
     assert not (tmp_path / "ours").exists()
 
 
-def test_what_is_missing_is_named(released: tuple[Path, AudiocraftLM], tmp_path: Path) -> None:
+def test_missing_parts_are_named(released: tuple[Path, AudiocraftLM], tmp_path: Path) -> None:
     folder, lm = released
     file = tmp_path / "state_dict.bin"
     state, text = lm.state_dict(), lm_yaml(folder / "t5")

@@ -143,7 +143,7 @@ def test_the_codec_that_ships_is_exported_and_loads_over_there(tmp_path: Path) -
     assert codec_identity(str(tmp_path / "out")) == facts["codec_id"]
 
 
-def test_a_hub_id_is_fetched_without_what_is_not_needed(
+def test_a_hub_id_is_fetched_without_other_files(
     theirs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_pickle(theirs, tmp_path / "hub")
@@ -163,7 +163,7 @@ def test_a_hub_id_is_fetched_without_what_is_not_needed(
     assert_same_codec(tmp_path / "ours", theirs)
 
 
-def test_what_only_codebook_training_reads_may_be_missing(theirs: Any, tmp_path: Path) -> None:
+def test_tensors_only_for_codebook_training_may_be_missing(theirs: Any, tmp_path: Path) -> None:
     as_released(theirs, tmp_path / "released")
     weights = load_file(tmp_path / "released" / "model.safetensors")
     unread = ("inited", "cluster_size", "embed_avg")

@@ -238,7 +238,7 @@ def test_average_by_default_raw_if_asked(tiny_run: Path, tmp_path: Path) -> None
         assert torch.equal(heads, expected)
         card = (tmp_path / "out" / "README.md").read_text()
         assert ("averaged (EMA)" in card) == (not options)
-        # Validation loss and report are those of the average.
+        # Validation loss and report belong to the average.
         assert ("| agreement.rate | 0.8125 |" in card) == (not options)
         assert ("validation loss" in card) == (not options)
         assert ("Nothing was measured of these weights" in card) == bool(options)

@@ -297,7 +297,7 @@ def test_the_recipe_is_made_for_fine_tuning(imported: tuple[Any, Any, Path]) -> 
     assert added.section("pipeline", PipelineConfig).prompt_policy == "plain"
 
 
-def test_what_is_not_musicgen_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_other_models_are_refused_in_one_line(tmp_path: Path) -> None:
     good = tmp_path / "good"
     make_musicgen(good)
 

@@ -56,7 +56,7 @@ def test_rr_equals_a_double_loop_over_pairs(how: Pool, batch: int, seed: int) ->
         [t[m].tolist() for t, m in zip(text, text_mask, strict=True)],
         how,
     )
-    # What lies under the mask must not matter, whatever it is.
+    # Values under the mask must not matter.
     audio = audio.masked_fill(~audio_mask[:, :, None], 1e4)
     text = text.masked_fill(~text_mask[:, :, None], 1e4)
     found = representation_regularization(pool(audio, audio_mask, how), pool(text, text_mask, how))

@@ -36,7 +36,7 @@ def _inputs(batch: int = 3, frames: int = 9) -> tuple[torch.Tensor, torch.Tensor
     return codes, text, mask
 
 
-def test_a_step_sees_itself_and_earlier_steps_alone(model: LanguageModel) -> None:
+def test_a_step_only_sees_itself_and_earlier_steps(model: LanguageModel) -> None:
     codes, text, mask = _inputs()
     before, _ = model(codes, text, mask)
     changed = codes.clone()
@@ -46,7 +46,7 @@ def test_a_step_sees_itself_and_earlier_steps_alone(model: LanguageModel) -> Non
     assert (before[:, 5:] - after[:, 5:]).abs().amax(dim=(0, 2, 3)).min() > 0
 
 
-def test_a_prompt_gives_the_same_alone_and_padded_in_a_batch(model: LanguageModel) -> None:
+def test_padding_of_prompts_changes_nothing(model: LanguageModel) -> None:
     codes, text, mask = _inputs()
     together, _ = model(codes, text * 1e3 * ~mask[:, :, None] + text * mask[:, :, None], mask)
     for b in range(3):

@@ -39,7 +39,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     platform.machine() != "x86_64" or not Path("/proc/cpuinfo").is_file(),
     reason="reads the flags of an x86 processor",
 )
-def test_has_bfloat16_is_what_the_processor_says() -> None:
+def test_has_bfloat16_reads_the_processors_flags() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
     assert has_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_tile" in flags)
 

@@ -153,7 +153,7 @@ def test_samples_are_made_and_change_nothing(tiny_root: Path, tmp_path: Path) ->
         train_tiny(tiny_root, tmp_path, "lm.samples.every=7")
 
 
-def test_wandb_gets_what_tensorboard_gets(
+def test_wandb_gets_the_rows_of_tensorboard(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ["lm.wandb=project", "lm.steps=3"]

@@ -194,7 +194,7 @@ def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: K
         (False, False, "fp32", "fp32", "fp32"),
     ],
 )
-def test_the_default_is_what_the_processor_can_do(
+def test_the_default_follows_the_processor(
     bf16: bool, int8: bool, one: Kind, head: Kind, several: Kind
 ) -> None:
     processor = Processor("other", bf16, int8)
@@ -207,7 +207,7 @@ def test_the_default_on_a_gpu_is_bf16() -> None:
     assert default_kind(gpu, 1) == "bf16" and head_kind("int8", gpu) == "bf16"
 
 
-def test_sixteen_clips_alone_and_together(weights: DecodingWeights) -> None:
+def test_a_clip_does_not_depend_on_its_batch(weights: DecodingWeights) -> None:
     states, keys = text_states(*range(1, 17)), list(range(16))
     together = sample_codes(weights, states, keys, 40, PLAIN)
     for i in range(16):
@@ -243,7 +243,7 @@ def test_continuing_a_clip_by_its_own_codes_repeats_it(weights: DecodingWeights)
 def test_windows_are_continuations_of_their_overlap(
     model: LanguageModel, weights: DecodingWeights
 ) -> None:
-    """Every greedy code of a long clip is the model's choice given its window alone."""
+    """Every greedy code of a long clip is the model's choice given only its window."""
     states, window = text_states(5), 10
     greedy = SamplingConfig(temperature=0.0, cfg=1.0)
     codes = sample_codes(weights, states, [0], 25, greedy, window=window)
@@ -313,7 +313,7 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     assert abs(found[1] / 20000 - 0.5 / 0.8) < 0.015
     assert set(choose(logits, draws, 250, 1.0, top_p=0.5001).flatten().tolist()) == {1, 2}
     assert set(choose(logits, draws, 250, 1.0, top_p=0.4).flatten().tolist()) == {1}
-    # Of the top k alone: .5 and .3 are all there is.
+    # Within the top k only: .5 and .3 remain.
     assert set(choose(logits, draws, 2, 1.0, top_p=0.7).flatten().tolist()) == {1, 2}
     assert set(choose(logits, draws, 2, 1.0, top_p=0.6).flatten().tolist()) == {1}
     everything = choose(logits, draws, 250, 1.0)

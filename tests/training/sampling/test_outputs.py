@@ -65,7 +65,7 @@ def _noise(seconds: float, level: float) -> np.ndarray:
     return (level * rng.standard_normal(round(16000 * seconds))).clip(-1, 1).astype(np.float32)
 
 
-def test_loudness_is_what_was_asked_for() -> None:
+def test_loudness_is_reached() -> None:
     for level in (0.001, 0.02, 0.2):
         found = at_loudness(_noise(3, level), 16000, -30)
         assert pyloudnorm.Meter(16000).integrated_loudness(found) == pytest.approx(-30, abs=0.05)
@@ -139,7 +139,7 @@ def test_another_clip_is_never_overwritten(tmp_path: Path) -> None:
     assert find_place(tmp_path, "clip", other, "wav") == (tmp_path / "clip-2.wav", False)
 
 
-def test_facts_stand_only_beside_the_clip_that_they_are_true_of(
+def test_a_failed_write_leaves_no_facts_beside_another_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = {"sample_rate": 16000, "step": 1}
@@ -261,7 +261,7 @@ def test_a_stopped_command_can_be_resumed(
     assert "5 of them are there already" in again.stderr and len(json.loads(again.stdout)) == 5
 
 
-def test_clips_of_other_settings_lie_beside_each_other(
+def test_clips_of_other_settings_get_other_names(
     tiny_root: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     beginning, out = tmp_path / "start.wav", tmp_path / "out"

@@ -109,7 +109,7 @@ def test_prompts_in_training_form_are_taken_as_they_are(
 
 def test_prompt_and_seed_decide_the_draws(tiny_recipe: Recipe, tiny_run: Path) -> None:
     sampler = Sampler.load(tiny_recipe, tiny_run)
-    # Without guidance by text only the draws tell clips apart.
+    # Without guidance by text, clips only differ by their draws.
     deaf = SamplingConfig(cfg=0.0)
     _, codes = sampler.generate(["rain", "dog", "the dogs"], 0.4, [1, 1, 1], deaf)
     assert not np.array_equal(codes[0], codes[1])
@@ -141,7 +141,7 @@ def test_mistakes_are_reported_in_one_line(tiny_root: Path, tiny_run: Path, tmp_
         Sampler.load(other, tiny_run)
 
 
-def test_a_checkpoint_says_what_it_was_trained_on(
+def test_a_checkpoint_describes_its_training(
     tiny_root: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     recipe = load_recipe(

@@ -112,7 +112,7 @@ def test_mistakes_get_a_message(client: TestClient) -> None:
     job = _order(client)["job"]
     assert client.get(f"/api/jobs/{job}/7.wav").status_code == 404
     assert client.get(f"/api/jobs/{job}/..%2f..%2fetc%2fpasswd").status_code == 404
-    # And the thread goes on.
+    # The thread still works.
     assert _follow(client, _order(client)["job"])[-1]["state"] == "done"
 
 

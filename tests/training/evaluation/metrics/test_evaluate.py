@@ -195,7 +195,7 @@ def test_metrics_without_backbone_are_reported(tmp_path: Path, tiny_codec: Path)
     assert "make weights" in html and "empty_file" in html
 
 
-def test_distance_grows_with_what_is_done_to_the_clips(tmp_path: Path, tiny_codec: Path):
+def test_distance_grows_with_noise(tmp_path: Path, tiny_codec: Path):
     write_vggish(tmp_path / "vggish-10086976.pth")
     measurer = _measurer(tmp_path, tmp_path, str(tiny_codec))
     real = measurer.reference(read_folder(_real(tmp_path / "real", range(8))).clips)
@@ -412,7 +412,7 @@ def test_clap_gets_the_caption_that_a_prompt_was_made_of(
     assert [found[name].prompt for name in "012"] == ["dog bark", "rain", "dog"]
 
 
-def test_real_clips_may_lie_in_a_bucket(tmp_path: Path, s3_bucket: str):
+def test_real_clips_may_be_in_a_bucket(tmp_path: Path, s3_bucket: str):
     _write(tmp_path, "dog", _sound("dog", 0))
     store = open_store(f"{s3_bucket}/audio")
     store.write("some/dog.wav", tmp_path / "dog.wav")

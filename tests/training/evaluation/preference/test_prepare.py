@@ -53,7 +53,7 @@ def test_only_the_plan_tells_the_models_apart(tmp_path: Path) -> None:
         # The models' own levels are 18 dB apart.
         levels = [soundfile.read(clip_path(folder, n))[0].std() for n in (pair.a, pair.b)]
         assert 20 * abs(np.log10(levels[0] / levels[1])) < 4, "K-weighting alone accounts for less"
-    # Who may not read the plan cannot tell the sides apart.
+    # Other users of the machine can read neither the plan nor the clips.
     assert (folder / "study.json").stat().st_mode & 0o077 == 0
     assert folder.stat().st_mode & 0o077 == 0
 

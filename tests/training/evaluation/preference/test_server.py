@@ -36,7 +36,7 @@ def client(place: tuple[Path, Study]) -> Iterator[TestClient]:
 
 @pytest.fixture
 def get(client: TestClient, place: tuple[Path, Study]) -> Callable[..., dict]:
-    """What a rater (by number) is told at a path; with `json` it is a post."""
+    """The response for a rater (by number) at a path; with `json` it is a POST."""
 
     def ask(rater: int, path: str = "/api/next", status: int = 200, **json: object) -> dict:
         headers = {"Authorization": f"Bearer {place[1].raters[rater].token}"}
@@ -124,7 +124,7 @@ def test_answers_of_another_study_are_refused(place: tuple[Path, Study], tmp_pat
         Answers(folder, study)
 
 
-def test_nothing_in_a_pair_of_answers_tells_the_sides_apart(
+def test_a_pair_of_responses_does_not_reveal_the_sides(
     client: TestClient, place: tuple[Path, Study]
 ) -> None:
     folder, study = place
@@ -152,7 +152,7 @@ def test_nothing_in_a_pair_of_answers_tells_the_sides_apart(
     assert not files & seen
 
 
-def test_what_a_rater_is_sent_does_not_name_the_models(
+def test_raters_do_not_learn_the_names_of_the_models(
     client: TestClient, get: Callable[..., dict], place: tuple[Path, Study]
 ) -> None:
     study = place[1]
@@ -201,7 +201,7 @@ def test_a_study_continues_with_another_server(place: tuple[Path, Study]) -> Non
         assert client.post("/api/answers", headers=headers, json=reply).json()["done"] == number
 
 
-def test_the_command_refuses_what_it_cannot_serve(
+def test_the_command_refuses_studies_it_cannot_serve(
     place: tuple[Path, Study], tmp_path: Path
 ) -> None:
     folder = place[0]
