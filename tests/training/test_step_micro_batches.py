@@ -17,12 +17,12 @@ from torch import Tensor
 
 from common.config import load_recipe
 from training.config import LMConfig
-from training.data import Batch, dropped_text
+from training.data import Batch
 from training.distributed import World, parallelize
 from training.lm.model import Architecture, LanguageModel
 from training.preflight import forward_again, memory
 from training.run.log import read_log
-from training.step import TrainingStep
+from training.step import TrainingStep, dropped_text
 from training.train import train
 
 ONE = World(0, 1, torch.device("cpu"))

@@ -27,13 +27,14 @@ from training.checkpoint.load import load_for_inference
 from training.checkpoint.save import Checkpointer, ModelState
 from training.cli import app
 from training.config import LMConfig
-from training.data import ClipOrder, Loader, dropped_text
+from training.data import ClipOrder, Loader
 from training.distributed import World, start
 from training.ema import ExponentialMovingAverage
 from training.lm.losses import stream_losses
 from training.lm.patterns import delay
 from training.optim import build_optimizer
 from training.run.log import MEASURED, Progress, read_log
+from training.step import dropped_text
 from training.train import train
 
 

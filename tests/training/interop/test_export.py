@@ -39,7 +39,7 @@ from training.lm.patterns import delay
 from training.run.folder import latest_checkpoint
 from training.sampling.config import SamplingConfig
 from training.sampling.decoder import DecodingWeights
-from training.sampling.draw import sample_codes
+from training.sampling.loop import sample_codes
 from training.sampling.sampler import Sampler
 
 PROMPTS = ["dog bark", "loud rain roof far away", "bell"]

@@ -47,7 +47,7 @@ from training.run.folder import latest_checkpoint
 from training.run.log import MEASURED, read_log
 from training.sampling.config import SamplingConfig
 from training.sampling.decoder import DecodingWeights
-from training.sampling.draw import sample_codes
+from training.sampling.loop import sample_codes
 from training.sampling.sampler import Sampler
 from training.train import train
 
