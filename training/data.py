@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.codec import codec_identity
-from common.config import Recipe
+from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError
 from common.shards import BadSample, Sample, ShardDataset
 from common.text_encoder import text_encoder_identity
@@ -61,13 +61,8 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            codes=change(self.codes),
-            lengths=change(self.lengths),
-            text=change(self.text),
-            text_mask=change(self.text_mask),
-        )
+        names = ("codes", "lengths", "text", "text_mask")
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 def check_shards(recipe: Recipe, summary: Mapping[str, Any]) -> None:
@@ -76,21 +71,44 @@ def check_shards(recipe: Recipe, summary: Mapping[str, Any]) -> None:
     Raises:
         AttuneError: naming both sides.
     """
+    shards = f"shards in {recipe.data_dir}"
     if summary["sample_rate"] != recipe.sample_rate:
         raise AttuneError(
-            f"shards in {recipe.data_dir} are at {summary['sample_rate']} Hz, but sample_rate in "
+            f"{shards} are at {summary['sample_rate']} Hz, but sample_rate in "
             f"{recipe.source_file} is {recipe.sample_rate}; set both to the same rate"
         )
-    codec, encoder = recipe.codec.path, recipe.text_encoder
-    named = f"text_encoder {encoder.path} (max_length {encoder.max_length})"
-    for what, made_by, given, found in (
-        ("codec", summary["codec_id"], f"codec.path {codec}", codec_identity(codec)),
-        ("text encoder", summary["text_encoder_id"], named, text_encoder_identity(encoder)),
+    check_made_with(
+        recipe.codec.path,
+        recipe.text_encoder,
+        summary,
+        f"{shards} were made by",
+        ", or rerun the pipeline",
+    )
+
+
+def check_made_with(
+    codec: str, encoder: TextEncoderConfig, made: Mapping[str, Any], whose: str, remedy: str = ""
+) -> None:
+    """Refuse a recipe's codec or text encoder if data or a model were made with another one.
+
+    Args:
+        codec, encoder: as in the recipe.
+        made: has `codec_id` and `text_encoder_id`.
+        whose: beginning of the message.
+        remedy: what else can be done, for the end of the message.
+
+    Raises:
+        AttuneError: naming both sides.
+    """
+    named = f"text_encoder.path {encoder.path} (max_length {encoder.max_length})"
+    for what, key, given, found in (
+        ("codec", "codec_id", f"codec.path {codec}", codec_identity(codec)),
+        ("text encoder", "text_encoder_id", named, text_encoder_identity(encoder)),
     ):
-        if made_by != found:
+        if made[key] != found:
             raise AttuneError(
-                f"shards in {recipe.data_dir} were made by {what} {made_by}, but {given} is "
-                f"{found}; rerun the pipeline with this {what}, or name the {what} of the shards"
+                f"{whose} {what} {made[key]}, but {given} is {found}; name {what} {made[key]} in "
+                f"the recipe{remedy}"
             )
 
 
@@ -186,43 +204,32 @@ class ClipOrder:
         return np.sort(np.concatenate(parts))
 
 
+@dataclass(eq=False)
 class Loader:
     """Batches of one process, which one thread reads ahead."""
 
-    def __init__(
-        self,
-        dataset: ShardDataset,
-        order: ClipOrder,
-        *,
-        segment_s: float,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        prefetch: int = 4,
-        pin: bool = False,
-        skip_bad: bool = False,
-    ) -> None:
-        """
-        Args:
-            segment_s: longest clip in seconds; longer clips are cropped.
-            batch_size: clips of the global batch; a multiple of `world`.
-            prefetch: number of batches that are read ahead.
-            pin: put batches into page-locked memory, from which a GPU copies without waiting.
-            skip_bad: replace a clip that cannot be read by another one, instead of stopping.
-        """
-        self._dataset = dataset
-        self._order = order
-        self.segment_frames = max(1, round(segment_s * dataset.summary["frame_rate"]))
+    dataset: ShardDataset
+    order: ClipOrder
+    _: KW_ONLY
+    segment_s: float
+    """Longest clip in seconds; longer clips are cropped."""
+    seed: int
+    batch_size: int
+    """Number of clips of the global batch; a multiple of `world`."""
+    rank: int = 0
+    world: int = 1
+    prefetch: int = 4
+    """Number of batches that are read ahead."""
+    pin: bool = False
+    """Put batches into page-locked memory, from which a GPU copies without waiting."""
+    skip_bad: bool = False
+    """Replace a clip that cannot be read by another one, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        self.segment_frames = max(1, round(self.segment_s * self.dataset.summary["frame_rate"]))
         """Longest clip in frames."""
-        self._special = int(dataset.summary["codebook_size"])
-        self._seed = seed
-        self._batch_size = batch_size
-        self._share = batch_size // world
-        self._rank = rank
-        self._prefetch = prefetch
-        self._pin = pin
-        self._skip_bad = skip_bad
+        self._special = int(self.dataset.summary["codebook_size"])
+        self._share = self.batch_size // self.world
         self._reported: set[int] = set()
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
@@ -232,7 +239,7 @@ class Loader:
             try:
                 for step in range(first_step, last_step):
                     pending.append(reader.submit(self.batch, step))
-                    if len(pending) > self._prefetch:
+                    if len(pending) > self.prefetch:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
@@ -246,27 +253,27 @@ class Loader:
         Raises:
             BadSample: naming a clip that cannot be read; not with `skip_bad`.
         """
-        start = step * self._batch_size + self._rank * self._share
+        start = step * self.batch_size + self.rank * self._share
         clips, replaced = [], 0
         for position in range(start, start + self._share):
-            epoch, row, repeat = self._order.at(position)
+            epoch, row, repeat = self.order.at(position)
             sample = self._read(row)
             if sample is None:
                 sample, repeat = self._instead(position)
                 replaced += 1
             clips.append((sample.sample_id, *self._cut(sample, epoch, repeat)))
         batch = replace(collate(clips, self._special), replaced=replaced)
-        return batch.pinned() if self._pin else batch
+        return batch.pinned() if self.pin else batch
 
     def _read(self, row: int) -> Sample | None:
         """The sample of a manifest row; with `skip_bad`, None if it cannot be read."""
         try:
-            sample = self._dataset.read(row)
+            sample = self.dataset.read(row)
             if not sample.text:
                 raise BadSample(f"sample {sample.sample_id}: no prompt in its shard")
             return sample
         except BadSample as error:
-            if not self._skip_bad:
+            if not self.skip_bad:
                 raise
             if row not in self._reported:
                 self._reported.add(row)
@@ -279,14 +286,14 @@ class Loader:
         The number returned with it stands for its number of earlier places.  It is larger than any
         such number, so that the crop differs from those at the sample's own places.
         """
-        epoch, index = divmod(position, self._order.epoch_size)
-        rows = self._order.epoch(epoch)
-        for place in purpose_rng(self._seed, "instead", position).integers(len(rows), size=_TRIES):
+        epoch, index = divmod(position, self.order.epoch_size)
+        rows = self.order.epoch(epoch)
+        for place in purpose_rng(self.seed, "instead", position).integers(len(rows), size=_TRIES):
             sample = self._read(int(rows[place]))
             if sample is not None:
                 return sample, len(rows) + index
         raise AttuneError(
-            f"{self._dataset.store.uri}: {_TRIES} samples drawn in place of a bad one are bad as "
+            f"{self.dataset.store.uri}: {_TRIES} samples drawn in place of a bad one are bad as "
             "well; check the data with `python -m pipeline shards verify --config RECIPE`"
         )
 
@@ -294,7 +301,7 @@ class Loader:
         self, sample: Sample, epoch: int, repeat: int
     ) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
         """A crop of the codes, and one of the prompts, by (seed, epoch, sample, repeat)."""
-        rng = purpose_rng(self._seed, "clip", epoch, int(sample.sample_id[:16], 16), repeat)
+        rng = purpose_rng(self.seed, "clip", epoch, int(sample.sample_id[:16], 16), repeat)
         prompt = int(rng.integers(len(sample.text)))
         spare = sample.codes.shape[1] - self.segment_frames
         start = int(rng.integers(spare + 1)) if spare > 0 else 0

@@ -88,9 +88,7 @@ def from_musicgen(theirs: dict[str, Tensor], arch: Architecture, where: str) -> 
     with torch.device("meta"):  # shapes, without memory for the values
         expected = to_musicgen(LanguageModel(arch).state_dict(), arch)
     check_weights(theirs, expected, f"{where}: the language model")
-    return {
-        own: torch.cat([theirs[name] for name in names]) for own, names in _names(arch).items()
-    }
+    return {own: torch.cat([theirs[name] for name in names]) for own, names in _names(arch).items()}
 
 
 def decoder_config(arch: Architecture) -> Any:
@@ -121,17 +119,17 @@ def architecture(config: Any, text_dim: int, where: str) -> Architecture:
     Raises:
         AttuneError: our decoder does not compute what the configuration asks for.
     """
-    for key, expected, what in (
-        ("audio_channels", 1, "stereo"),
-        ("activation_function", "gelu", "another activation"),
-        ("scale_embedding", False, "scaled embeddings"),
-        ("pad_token_id", config.vocab_size, "another special token"),
-        ("bos_token_id", config.vocab_size, "another special token"),
+    for key, expected in (
+        ("audio_channels", 1),
+        ("activation_function", "gelu"),
+        ("scale_embedding", False),
+        ("pad_token_id", config.vocab_size),
+        ("bos_token_id", config.vocab_size),
     ):
-        if getattr(config, key) != expected:
+        found = getattr(config, key)
+        if found != expected:
             raise AttuneError(
-                f"{where}: {what} is not supported: decoder.{key} is {getattr(config, key)!r}, "
-                f"expected {expected!r}"
+                f"{where}: decoder.{key} is {found!r}; only {expected!r} is supported"
             )
     if config.ffn_dim % config.hidden_size:
         raise AttuneError(

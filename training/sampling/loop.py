@@ -9,6 +9,7 @@ for is decoded in windows: when one is full, the next begins at position 0 with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,7 @@ def sample_codes(
     frames: int,
     sampling: SamplingConfig,
     report: Callable[[int], None] | None = None,
-    *,
-    negative: NDArray[np.float16] | None = None,
-    prefix: Tensor | None = None,
-    window: int = 0,
+    **options: Any,
 ) -> Tensor:
     """Sample a batch of clips: int64 codes `[B, K, T]`; arguments as for `stream_codes`.
 
@@ -42,9 +40,7 @@ def sample_codes(
         report: called after each step, with the number of steps done.
     """
     grid = torch.empty(0)
-    stream = stream_codes(
-        weights, states, keys, frames, sampling, negative=negative, prefix=prefix, window=window
-    )
+    stream = stream_codes(weights, states, keys, frames, sampling, **options)
     for step, (_, grid) in enumerate(stream, start=1):  # noqa: B007
         if report:
             report(step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.codec import Codec, codec_identity, load_codec
-from common.config import Recipe, TextEncoderConfig
+from common.codec import Codec, load_codec
+from common.config import Recipe
 from common.errors import AttuneError
 from common.prompts import PromptPolicy, normalize_prompts
 from common.streaming import StreamingDecoder
-from common.text_encoder import TextEncoder, load_text_encoder, text_encoder_identity
+from common.text_encoder import TextEncoder, load_text_encoder
 from training.checkpoint.load import load_for_inference
+from training.data import check_made_with
 from training.lm.model import LanguageModel
 from training.lm.patterns import delayed_steps, undelay
 from training.run.folder import latest_checkpoint
@@ -56,24 +58,20 @@ def check_prompts(prompts: Sequence[str], policy: PromptPolicy) -> list[str]:
     return normalized
 
 
+@dataclass(eq=False)
 class Sampler:
     """A trained model with the codec and text encoder that it was trained with."""
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        description: dict[str, Any],
-        codec: Codec,
-        encoder: TextEncoder,
-        checkpoint: Path,
-        device: torch.device,
-    ) -> None:
-        self.model = model.to(device)
-        self.description = description
-        self.codec = codec
-        self.encoder = encoder
-        self.checkpoint = checkpoint
-        self.device = device
+    model: LanguageModel
+    description: dict[str, Any]
+    """The checkpoint's `model.json`."""
+    codec: Codec
+    encoder: TextEncoder
+    checkpoint: Path
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.model.to(self.device)
         self._packed: DecodingWeights | None = None
 
     @classmethod
@@ -96,7 +94,8 @@ class Sampler:
                 f"{recipe.source_file}"
             )
         model, description = load_for_inference(checkpoint)
-        check_belongs(recipe.codec.path, recipe.text_encoder, description, checkpoint)
+        whose = f"checkpoint {checkpoint} was trained with"
+        check_made_with(recipe.codec.path, recipe.text_encoder, description, whose)
         device = torch.device(device)
         codec = load_codec(recipe.codec.path, device)
         encoder = load_text_encoder(recipe.text_encoder, device)
@@ -123,7 +122,7 @@ class Sampler:
         return sampling.model_copy(update={"weights": kind})
 
     def facts(self, sampling: SamplingConfig) -> dict[str, Any]:
-        """For a clip's sidecar: how it is made with settings from `settled`, without prompt and seed."""
+        """For a clip's sidecar: how it is made, with settings from `settled`."""
         started = self.checkpoint.parent.parent / "config.json"
         config = started.read_bytes() if started.is_file() else b""
         return {
@@ -287,29 +286,6 @@ def longest_frames(description: dict[str, Any], frame_rate: float) -> int:
         frame_rate: of the codec, in Hz.
     """
     return math.ceil(round(float(description["trained_s"]) * frame_rate, 6))
-
-
-def check_belongs(
-    codec: str, encoder: TextEncoderConfig, description: dict[str, Any], checkpoint: Path
-) -> None:
-    """Refuse a codec or text encoder other than those the model was trained with.
-
-    Args:
-        codec, encoder: as in the recipe.
-        description: the checkpoint's `model.json`.
-
-    Raises:
-        AttuneError: naming both sides.
-    """
-    for what, key, found, where in (
-        ("codec", "codec_id", codec_identity(codec), codec),
-        ("text encoder", "text_encoder_id", text_encoder_identity(encoder), encoder.path),
-    ):
-        if description[key] != found:
-            raise AttuneError(
-                f"checkpoint {checkpoint} was trained with {what} {description[key]}, but "
-                f"{where} in the recipe is {found}; name the {what} it was trained with"
-            )
 
 
 def draw_key(seed: int, prompt: str) -> tuple[int, int]:

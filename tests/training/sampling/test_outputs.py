@@ -43,8 +43,8 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "rain"}\nrain\n', "line 2: not JSON"),
         ("p.jsonl", "[1]\n", "line 1: expected an object"),
         ("p.jsonl", '{"prompt": 3}\n', "line 1: no prompt"),
-        ("p.jsonl", '{"prompt": "rain", "name": "../up"}\n', "is no file name"),
-        ("p.jsonl", '{"prompt": "rain", "name": ".hidden"}\n', "is no file name"),
+        ("p.jsonl", '{"prompt": "rain", "name": "../up"}\n', "is not a file name"),
+        ("p.jsonl", '{"prompt": "rain", "name": ".hidden"}\n', "is not a file name"),
         (
             "p.csv",
             "prompt,name\nrain," + "a" * 181 + "\n",
