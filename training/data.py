@@ -62,7 +62,8 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         names = ("codes", "lengths", "text", "text_mask")
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
 
 def check_shards(recipe: Recipe, summary: Mapping[str, Any]) -> None:

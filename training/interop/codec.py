@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from common.codec import codec_identity, load_codec
-from common.errors import AttuneError, one_line
+from common.errors import AttuneError
 from training.interop.folders import write_record
-from training.interop.sources import check_weights, quiet, read_config, read_weights
+from training.interop.sources import check_weights, quiet, read_config, read_weights, refusing
 
 _G, _V = "parametrizations.weight.original0", "parametrizations.weight.original1"
 _LEFT_OUT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
@@ -69,12 +69,8 @@ def build_codec(settings: dict[str, Any], weights: dict[str, Tensor], where: str
     from transformers import EncodecConfig, EncodecModel
 
     plain = {key: value for key, value in settings.items() if key not in _LEFT_OUT}
-    try:
+    with refusing(f"{where}: EncodecModel refuses the configuration"):
         model: Any = EncodecModel(EncodecConfig.from_dict(plain))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AttuneError(
-            f"{where}: EncodecModel refuses the configuration: {one_line(error)}"
-        ) from error
     expected = model.state_dict()
     state = canonical_names(weights)
     for name in expected:

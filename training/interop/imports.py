@@ -16,19 +16,24 @@ from typing import Any
 import torch
 import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from common.codec import codec_identity, load_codec, resolve_codec
 from common.config import TextEncoderConfig, load_recipe
-from common.errors import AttuneError, one_line
+from common.errors import AttuneError
 from common.prompts import PromptPolicy
 from common.text_encoder import complete_encoder, load_encoder_parts, text_encoder_identity
 from training.interop.codec import read_codec, write_codec
 from training.interop.folders import RECORD, read_record
 from training.interop.musicgen import architecture, from_musicgen
-from training.interop.sources import quiet, read_config, read_object, read_weights
+from training.interop.sources import (
+    quiet,
+    read_config,
+    read_object,
+    read_weights,
+    refusing,
+)
 from training.lm.model import Architecture
 from training.run.folder import as_recorded
 from training.sampling.config import SamplingConfig
@@ -95,13 +100,8 @@ def read_musicgen(folder: Path, where: str, codec: str = "", text_encoder: str =
     """
     from transformers import MusicgenConfig
 
-    settings = read_config(folder)
-    try:
-        config = MusicgenConfig.from_dict(settings)
-    except (TypeError, ValueError, KeyError) as error:
-        raise AttuneError(
-            f"{where}: config.json is not a MusicGen configuration: {one_line(error)}"
-        ) from error
+    with refusing(f"{where}: config.json is not a MusicGen configuration"):
+        config = MusicgenConfig.from_dict(read_config(folder))
     inner: Any = config.text_encoder
     width = getattr(inner, "hidden_size", None)
     if not isinstance(width, int):
@@ -228,15 +228,10 @@ def _read_encoder(folder: Path, config: Any, where: str) -> Any:
         name: value.float() if value.is_floating_point() else value
         for name, value in read_weights(folder, "text_encoder.").items()
     }
-    try:
-        with quiet():
-            model, loaded = kind.from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise AttuneError(
-            f"{where}: its text encoder cannot be loaded: {one_line(error)}"
-        ) from error
+    with refusing(f"{where}: its text encoder cannot be loaded"), quiet():
+        model, loaded = kind.from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True
+        )
     complete_encoder(model, loaded["missing_keys"], f"{where}: its text encoder")
     model.config.name_or_path = ""
     return model.eval().requires_grad_(False)
@@ -248,10 +243,8 @@ def _read_tokenizer(folder: Path, where: str) -> Any:
     # Without such a file, `from_pretrained` makes an empty tokenizer and reports nothing.
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise AttuneError(f"{where}: holds no tokenizer ({', '.join(_VOCABULARIES)})")
-    try:
+    with refusing(f"{where}: its tokenizer cannot be loaded"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise AttuneError(f"{where}: its tokenizer cannot be loaded: {one_line(error)}") from error
 
 
 def check_same(given: Any, inside: Any, what: str, where: str) -> None:
@@ -280,26 +273,24 @@ def _longest_frames(generation: dict[str, Any], arch: Architecture, rate: float)
 def _recipe_text(
     parts: Parts, description: dict[str, Any], to: Path, origin: str, codec: str, encoder: str
 ) -> str:
-    arch = parts.arch
-    longest = float(description["trained_s"])
-    sampling = {"duration_s": min(longest, 10.0)} | {
-        key: value for key, value in parts.sampling.items() if key != "duration_s"
-    }
-    head = {"name": description["recipe"], "run_dir": str(to), "data_dir": "${run_dir}/data"}
+    duration = {"duration_s": min(float(description["trained_s"]), 10.0)}
     tree = {
+        "name": description["recipe"],
+        "run_dir": str(to),
+        "data_dir": "${run_dir}/data",
         "sample_rate": description["sample_rate"],
         "codec": {"path": codec},
         "text_encoder": {"path": encoder, "max_length": parts.max_length},
         "lm": {
             "run": RUN,
-            "model": {key: getattr(arch, key) for key in ("d_model", "n_layers", "n_heads")},
+            "model": {key: getattr(parts.arch, key) for key in ("d_model", "n_layers", "n_heads")},
             "segment_s": float(description["segment_s"]),
             **_FINE_TUNING,
         },
-        "sampling": sampling,
+        "sampling": duration | parts.sampling | duration,  # the duration first
         "pipeline": {"text": {"policy": description["prompt_policy"]}},
     }
-    text = yaml.safe_dump(head | tree, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     return (
         f"# Imported from {' '.join(origin.split())}.\n#\n"
         f"#   python -m training generate --config {to}/recipe.yaml --prompt ...\n#\n"

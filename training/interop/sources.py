@@ -23,6 +23,10 @@ AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")
 """File names of audiocraft's two checkpoints: language model and codec."""
 
 _SMALL = ["*.json", "*.txt", "*.model"]
+_BAD_INPUT = (
+    OSError, EOFError, ImportError, LookupError, TypeError, ValueError, AttributeError,
+    RuntimeError, SafetensorError,
+)  # fmt: skip
 _WEIGHTS = (["model*.safetensors"], ["pytorch_model*.bin"])
 
 
@@ -58,6 +62,15 @@ def fetch(source: str) -> Path:
     return folder
 
 
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Report an error of a library that reads a source in one line, after `what`."""
+    try:
+        yield
+    except _BAD_INPUT as error:
+        raise AttuneError(f"{what}: {one_line(error)}") from error
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a Hugging Face folder; empty if there is none.
 
@@ -67,10 +80,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         return {}
-    try:
+    with refusing(f"{path}: cannot be read as JSON"):
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AttuneError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
         raise AttuneError(f"{path}: holds a {type(config).__name__}, expected an object")
     return config
@@ -141,7 +152,8 @@ def load_pickle(path: Path) -> Any:
         AttuneError: it cannot be read, or holds more than tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with refusing(f"{path}: cannot be read"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "omegaconf" in str(error):
             raise AttuneError(
@@ -153,8 +165,6 @@ def load_pickle(path: Path) -> Any:
             f"{path}: not a checkpoint of tensors and plain values, and reading anything else can "
             f"run code: {one_line(error)}"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise AttuneError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 @contextmanager
@@ -172,10 +182,8 @@ def quiet() -> Iterator[None]:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
+    with refusing(f"{index}: not an index of weights"):
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AttuneError(f"{index}: not an index of weights: {error}") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise AttuneError(f"{index}: names {name!r}, which is not a file beside it")
@@ -188,9 +196,6 @@ def _read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
         if not isinstance(found, dict):
             raise AttuneError(f"{path}: holds a {type(found).__name__}, expected named tensors")
         return {name: value for name, value in found.items() if name.startswith(prefix)}
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise AttuneError(f"{path}: cannot be read: {error}") from error
+    with refusing(f"{path}: cannot be read"), safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in names}

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
@@ -129,8 +128,8 @@ def find_place(folder: Path, name: str, facts: dict[str, Any], kind: Format) -> 
     """
     # Facts as they are read back from a file, for example with lists instead of tuples.
     asked = json.loads(json.dumps(facts))
-    for number in count(1):
-        stem = name if number == 1 else f"{name}-{number}"
+    stem, number = name, 1
+    while True:
         path, sidecar = folder / f"{stem}.{kind}", folder / f"{stem}.json"
         if _read_facts(sidecar) == asked:
             return path, path.is_file()
@@ -138,7 +137,8 @@ def find_place(folder: Path, name: str, facts: dict[str, Any], kind: Format) -> 
         sounds = [folder / f"{stem}.{other}" for other in get_args(Format)]
         if not any(os.path.lexists(taken) for taken in (sidecar, *sounds)):
             return path, False
-    raise AssertionError("unreachable")
+        number += 1
+        stem = f"{name}-{number}"
 
 
 def _read_facts(sidecar: Path) -> Any:
