@@ -52,8 +52,6 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device.  The CPU does not wait for the copy of a pinned batch."""
-        if device.type == "cpu":
-            return self
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:

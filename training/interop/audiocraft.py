@@ -149,10 +149,9 @@ class Checkpoint:
 
 def is_audiocraft(path: Path) -> bool:
     """Whether a source is a file, or a folder of audiocraft's checkpoints only."""
-    if path.is_dir():
-        known = any((path / name).is_file() for name in AUDIOCRAFT_FILES)
-        return known and not (path / "config.json").is_file()
-    return path.is_file()
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path.is_file()
+    return any((path / name).is_file() for name in AUDIOCRAFT_FILES)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

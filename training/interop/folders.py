@@ -83,19 +83,16 @@ def staged(to: Path, replace: bool) -> Iterator[Path]:
         raise AttuneError(f"--to {to}: cannot be written: {reason}") from error
     finally:
         if room is not None:
-            if (room / "new").is_dir() and (room / "old").is_dir():
-                _put_back(room / "old", to)
+            old = room / "old"
+            if old.is_dir() and (room / "new").is_dir():  # the new one did not replace it
+                try:
+                    old.rename(to)
+                except OSError as error:
+                    raise AttuneError(
+                        f"--to {to}: cannot be written, and the earlier export cannot be put back: "
+                        f"{error.strerror}; it is kept in {old}"
+                    ) from error
             shutil.rmtree(room, ignore_errors=True)
-
-
-def _put_back(old: Path, to: Path) -> None:
-    try:
-        old.rename(to)
-    except OSError as error:
-        raise AttuneError(
-            f"--to {to}: cannot be written, and the earlier export cannot be put back: "
-            f"{error.strerror}; it is kept in {old}"
-        ) from error
 
 
 def write_record(folder: Path, facts: dict[str, Any]) -> None:

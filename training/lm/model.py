@@ -177,30 +177,29 @@ class LanguageModel(nn.Module):
         """
         generator = torch.Generator(device="cpu").manual_seed(seed)
 
-        def fill(weight: Tensor, fan_in: int, depth: int | None = None) -> None:
-            sigma = fan_in**-0.5 / (math.sqrt(2 * depth) if depth else 1.0)
+        def fill(weight: Tensor, depth: int | None = None) -> None:
+            sigma = weight.shape[1] ** -0.5 / (math.sqrt(2 * depth) if depth else 1.0)
             values = torch.empty(weight.shape, dtype=torch.float32)
             nn.init.trunc_normal_(values, std=sigma, a=-3 * sigma, b=3 * sigma, generator=generator)
             weight.copy_(values)
 
-        width = self.arch.d_model
-        fill(self.embedding.weight, width)
-        fill(self.text_projection.weight, self.arch.text_dim)
+        fill(self.embedding.weight)
+        fill(self.text_projection.weight)
         self.text_projection.bias.zero_()
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            fill(block.self_attention.qkv.weight, width)
-            fill(block.self_attention.out.weight, width, index + 1)
-            fill(block.cross_attention.q.weight, width)
-            fill(block.cross_attention.kv.weight, width)
-            fill(block.cross_attention.out.weight, width, index + 1)
-            fill(block.ff_in.weight, width)
-            fill(block.ff_out.weight, self.arch.ff_mult * width, index + 1)
-        fill(self.head.weight, width)
+            fill(block.self_attention.qkv.weight)
+            fill(block.self_attention.out.weight, index + 1)
+            fill(block.cross_attention.q.weight)
+            fill(block.cross_attention.kv.weight)
+            fill(block.cross_attention.out.weight, index + 1)
+            fill(block.ff_in.weight)
+            fill(block.ff_out.weight, index + 1)
+        fill(self.head.weight)
         if self.contrastive is not None:  # last, so that all else starts as without this head
             for part in self.contrastive.children():
                 assert isinstance(part, nn.Linear)
-                fill(part.weight, part.in_features)
+                fill(part.weight)
                 part.bias.zero_()
             self.contrastive.log_scale.fill_(math.log(1 / 0.07))
         for module in self.modules():

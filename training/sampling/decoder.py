@@ -50,7 +50,7 @@ class DecodingWeights:
             if isinstance(block, Block)
         ]
         head = head_kind(kind, self.processor)
-        self.norm = _Norm(model.norm, _products(head))
+        self.norm = _norm(model.norm, _products(head))
         self.head = linear(model.head.weight, head, processor=self.processor)
         arch = model.arch
         # The first row of each stream's codes in the embedding table.
@@ -68,7 +68,7 @@ class DecodingWeights:
 
 class _Block:
     def __init__(self, block: Block, lay_out: Callable[..., Linear], dtype: torch.dtype) -> None:
-        self.norm_self, self.norm_ff = _Norm(block.norm_self, dtype), _Norm(block.norm_ff, dtype)
+        self.norm_self, self.norm_ff = _norm(block.norm_self, dtype), _norm(block.norm_ff, dtype)
         self.norm_cross = block.norm_cross
         self.cross = block.cross_attention
         # Queries are scaled here, once.  Rows are sorted by head: query, key, value `[H, 3, D]`.
@@ -176,7 +176,7 @@ class _CrossAttention:
         k, v = block.cross.keys_values(context)  # [B, H, L, D]
         self._rows, self._heads, _, self._width = k.shape
         self._dtype = dtype
-        self._norm = _Norm(block.norm_cross, dtype)
+        self._norm = _norm(block.norm_cross, dtype)
         self._keys = k.flatten(0, 1).transpose(1, 2).to(_cached(dtype, k.device))
         self._values = v.flatten(0, 1).to(self._keys.dtype).contiguous()
         self._bias = bias
@@ -205,7 +205,7 @@ class _FoldedCrossAttention:
         keys = torch.einsum("bhld,hdm->bmhl", k, query).flatten(2).contiguous()
         values = torch.einsum("bhld,hdm->bhlm", v, out).flatten(1, 2).contiguous()
         self._score, self._mix = _products_by_clip(keys), _products_by_clip(values)
-        self._norm = _Norm(block.norm_cross, torch.float32)
+        self._norm = _norm(block.norm_cross, torch.float32)
         # [B x H, 1, L] to [B, 1, H, L]
         self._bias = None if bias is None else bias.view(-1, 1, self._heads, self._length)
 
@@ -265,15 +265,10 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return torch.bmm(torch.softmax(scores, dim=-1), v)
 
 
-class _Norm:
+def _norm(norm: torch.nn.LayerNorm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """A layer norm of float32 rows, with a result of the type of the products that follow."""
-
-    def __init__(self, norm: torch.nn.LayerNorm, dtype: torch.dtype) -> None:
-        self._arguments = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        self._dtype = dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return _as(torch.layer_norm(x, *self._arguments), self._dtype)
+    arguments = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return lambda x: _as(torch.layer_norm(x, *arguments), dtype)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

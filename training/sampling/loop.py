@@ -95,9 +95,10 @@ def stream_codes(
     kept = max(1, min(room - 1, round(OVERLAP * room)))
     begin, decoder = 0, None
     for step in range(known, steps):
-        if decoder is not None and step - begin >= room:
-            decoder = None
+        if step - begin >= room:
+            decoder = None  # the window is full; this frees its cache before the next one is made
         if decoder is None:
+            # The first window starts at 0, also with a prefix that fits into it.
             begin = step - kept if step >= room else 0
             size = min(room, steps - begin)
             decoder = Decoder(weights, states, size, guided, negative)
@@ -112,7 +113,7 @@ def stream_codes(
             conditional, unconditional = logits.chunk(2)
             logits = torch.lerp(unconditional, conditional, sampling.cfg)
         codes = choose(logits, draws[:, step], sampling.top_k, sampling.temperature, sampling.top_p)
-        if not every[step]:
+        if not every[step]:  # some streams have not begun, are known, or have ended
             codes = torch.where(drawn[step], codes, grid[:, :, step])
         grid[:, :, step] = codes
         yield max(known, step + 2 - arch.n_codebooks), grid

@@ -141,12 +141,12 @@ LAYOUTS: dict[str, Sequence[Rule]] = {
 """Layouts of fp32 weights by processor: the first rule that fits, else plain weights."""
 
 
+@dataclass
 class Linear:
-    """A linear layer, followed by GELU if asked."""
+    """A linear layer, followed by GELU if `gelu`."""
 
-    def __init__(self, layout: Layout, gelu: bool) -> None:
-        self.layout = layout
-        self._gelu = gelu
+    layout: Layout
+    gelu: bool
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[n, in]` to `[n, out]`."""
@@ -154,7 +154,7 @@ class Linear:
 
     def plus(self, total: Tensor, x: Tensor) -> Tensor:
         """`total` `[n, out]` plus the product, a new tensor."""
-        if total.dtype == x.dtype and not self._gelu:
+        if total.dtype == x.dtype and not self.gelu:
             return self.layout.plus(total, x)
         return total + self.layout.product(x)
 
@@ -175,9 +175,9 @@ class _ByRows(Linear):
         chosen = (fit[0][2], rows if fit[0][1] else 1) if fit else None
         if chosen != self._chosen:
             self._chosen = chosen
-            self.layout = _plain(self._weight, self._gelu)  # frees the memory of the last layout
+            self.layout = _plain(self._weight, self.gelu)  # frees the memory of the last layout
             if chosen:
-                self.layout = chosen[0](self._weight, self._gelu, chosen[1])
+                self.layout = chosen[0](self._weight, self.gelu, chosen[1])
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def head_kind(kind: Kind, processor: Processor) -> Kind:
 def linear(
     weight: Tensor, kind: Kind, gelu: bool = False, processor: Processor | None = None
 ) -> Linear:
-    """`x @ weight.T`, followed by GELU if asked.
+    """The layer `x @ weight.T`, followed by GELU if `gelu`.
 
     Args:
         weight: `[out, in]`.
