@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from common.codec import codec_identity
 from common.config import Recipe, TextEncoderConfig
@@ -310,20 +311,15 @@ class Loader:
 def collate(clips: list[tuple[str, NDArray[np.int16], NDArray[np.float16]]], special: int) -> Batch:
     """Pad clips to the longest: (id, codes int16 `[K, T_i]`, text float16 `[L_i, D]`) each."""
     ids, codes, texts = zip(*clips, strict=True)
-    frames = max(c.shape[1] for c in codes)
-    tokens = max(len(t) for t in texts)
-    padded = np.full((len(clips), codes[0].shape[0], frames), special, dtype=np.int64)
-    states = np.zeros((len(clips), tokens, texts[0].shape[1]), dtype=np.float32)
-    for i, (code, text) in enumerate(zip(codes, texts, strict=True)):
-        padded[i, :, : code.shape[1]] = code
-        states[i, : len(text)] = text
-    lengths = torch.tensor([c.shape[1] for c in codes])
-    text_lengths = torch.tensor([len(t) for t in texts])
+    frames = [torch.from_numpy(c.T.astype(np.int64)) for c in codes]
+    states = [torch.from_numpy(t.astype(np.float32)) for t in texts]
+    text = pad_sequence(states, batch_first=True)
+    tokens = torch.tensor([len(t) for t in texts])
     return Batch(
-        torch.from_numpy(padded),
-        lengths,
-        torch.from_numpy(states),
-        torch.arange(tokens) < text_lengths[:, None],
+        pad_sequence(frames, True, special).transpose(1, 2).contiguous(),
+        torch.tensor([len(f) for f in frames]),
+        text,
+        torch.arange(text.shape[1]) < tokens[:, None],
         ids,
     )
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from training.lm.model import Block, LanguageModel
 from training.sampling.packed import Kind, Linear, Processor, head_kind, linear, processor_of
@@ -231,19 +232,16 @@ def _cross_attentions(
 ) -> list[_CrossAttention | _FoldedCrossAttention]:
     """Cross-attention of every block to the texts of all rows that have one."""
     model, device = weights.model, weights.device
-    length, heads = max(len(state) for state in states), model.arch.n_heads
-    text = torch.zeros(len(states), length, model.arch.text_dim, device=device)
-    mask = torch.zeros(len(states), length, dtype=torch.bool, device=device)
-    for i, state in enumerate(states):
-        text[i, : len(state)] = torch.from_numpy(state.astype(np.float32))
-        mask[i, : len(state)] = True
-    context, found = model.context(text, mask)
+    lengths, heads = torch.tensor([len(state) for state in states]), model.arch.n_heads
+    text = pad_sequence([torch.from_numpy(s.astype(np.float32)) for s in states], batch_first=True)
+    mask = torch.arange(text.shape[1]) < lengths[:, None]
+    context, found = model.context(text.to(device), mask.to(device))
     assert context is not None and found is not None
     bias = None
     if not bool(mask.all()):
         bias = found[:, 0].repeat_interleave(heads, dim=0).to(weights.cached)
     # Folding pays while the folded keys are at most twice as large as the weights they replace.
-    if weights.cached == torch.float32 and len(states) * heads * length <= 2 * model.arch.d_model:
+    if weights.cached == torch.float32 and mask.numel() * heads <= 2 * model.arch.d_model:
         return [_FoldedCrossAttention(block, context, bias) for block in weights.blocks]
     return [_CrossAttention(block, context, bias, weights.dtype) for block in weights.blocks]
 
