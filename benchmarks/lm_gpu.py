@@ -188,7 +188,7 @@ def _backends(device: torch.device) -> tuple[Backend, ...]:
     """Those that can train on a device."""
     if device.type == "cpu":
         return ("matmul", "sdpa")
-    return ("sdpa", "flex", *(("xformers",) if find_spec("xformers") else ()))
+    return ("sdpa", *(("xformers",) if find_spec("xformers") else ()))
 
 
 def _fits(make: Make, arch: Architecture, clips: int, frames: int, device: torch.device) -> bool:

@@ -36,7 +36,8 @@ from training.lm.model import Architecture, LanguageModel
 from training.lm.patterns import delayed_steps
 from training.sampling.config import SamplingConfig
 from training.sampling.decoder import Decoder, DecodingWeights
-from training.sampling.draw import choose, draw, sample_codes, stream_codes
+from training.sampling.draw import choose, draw
+from training.sampling.loop import sample_codes, stream_codes
 from training.sampling.packed import Kind
 from training.sampling.sampler import Sampler
 

@@ -29,8 +29,8 @@ class ModelConfig(Section):
     n_layers: int = Field(default=24, ge=1)
     n_heads: int = Field(default=16, ge=1)
     attention: Backend = "auto"
-    """Kernel of self-attention. `auto` chooses by device; the others compare kernels, or step
-    round one that is slow or wrong on a device."""
+    """Attention kernel (`lm/attention.py`). `auto` chooses by device. `xformers` is for comparisons
+    with the paper, which used it; the others are for devices where `auto` is slow or wrong."""
 
     @model_validator(mode="before")
     @classmethod

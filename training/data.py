@@ -1,11 +1,11 @@
-"""Batches from shards, in an order that nothing but the seed decides.
+"""Batches from shards, in an order that only the seed decides.
 
-Position p of a run (p = step x global batch + place in the batch) lies in epoch p // N at index
-p % N.  What comes there is a function of (seed, epoch) only, and which prompt and which crop are
-functions of (seed, epoch, sample, how often the sample came before in the epoch).  So the state of
-the loader is one number, nothing depends on which thread is faster, and a run may resume with
-another number of processes.  Batches continue across the end of an epoch: every clip comes once per
-epoch, and every process makes the same number of steps.
+Position p of a run (p = step x global batch + place in the batch) belongs to epoch p // N, at index
+p % N.  The clip at a position is a function of (seed, epoch, index).  Its prompt and its crop are
+functions of (seed, epoch, sample, number of earlier places of the sample in the epoch).  So the
+state of the loader is one number, no result depends on the speed of a thread, and a run may resume
+with another number of processes.  Batches continue across the end of an epoch: every clip comes
+once per epoch, and every process makes the same number of steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,16 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from common.codec import codec_identity
-from common.config import Recipe
+from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError
 from common.shards import BadSample, Sample, ShardDataset
 from common.text_encoder import text_encoder_identity
 
 _TRIES = 16
-"""Clips drawn for the place of one that cannot be read; if none of them can, the data is lost."""
+"""Clips that are tried in place of one that cannot be read, before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Batch:
 
     codes: int64 [B, K, T], special token past a clip's end; lengths: int64 [B] in frames.
     text: float32 [B, L, D] encoder states, zero past a prompt's end; text_mask: bool [B, L].
-    replaced: how many of the clips took the place of one that cannot be read.
+    replaced: number of clips that replace one that cannot be read.
     """
 
     codes: Tensor
@@ -51,9 +52,7 @@ class Batch:
     replaced: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; pinned ones are copied while the CPU continues."""
-        if device.type == "cpu":
-            return self
+        """The same batch on a device.  The CPU does not wait for the copy of a pinned batch."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
@@ -61,45 +60,60 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            codes=change(self.codes),
-            lengths=change(self.lengths),
-            text=change(self.text),
-            text_mask=change(self.text_mask),
-        )
+        names = ("codes", "lengths", "text", "text_mask")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
 
 def check_shards(recipe: Recipe, summary: Mapping[str, Any]) -> None:
-    """Refuse shards that another codec, text encoder or sample rate made.
+    """Refuse shards that were made with another codec, text encoder or sample rate.
 
     Raises:
         AttuneError: naming both sides.
     """
+    shards = f"shards in {recipe.data_dir}"
     if summary["sample_rate"] != recipe.sample_rate:
         raise AttuneError(
-            f"shards in {recipe.data_dir} are at {summary['sample_rate']} Hz, but sample_rate in "
-            f"{recipe.source_file} is {recipe.sample_rate}; use one of them for both"
+            f"{shards} are at {summary['sample_rate']} Hz, but sample_rate in "
+            f"{recipe.source_file} is {recipe.sample_rate}; set both to the same rate"
         )
-    found = codec_identity(recipe.codec.path)
-    if summary["codec_id"] != found:
-        raise AttuneError(
-            f"shards in {recipe.data_dir} were made by codec {summary['codec_id']}, but "
-            f"codec.path {recipe.codec.path} is {found}; rerun the pipeline with this codec or "
-            "name the one that made them"
-        )
-    found = text_encoder_identity(recipe.text_encoder)
-    if summary["text_encoder_id"] != found:
-        raise AttuneError(
-            f"shards in {recipe.data_dir} were made by text encoder {summary['text_encoder_id']}, "
-            f"but text_encoder {recipe.text_encoder.path} (max_length "
-            f"{recipe.text_encoder.max_length}) is {found}; rerun the pipeline with this encoder "
-            "or name the one that made them"
-        )
+    check_made_with(
+        recipe.codec.path,
+        recipe.text_encoder,
+        summary,
+        f"{shards} were made by",
+        ", or rerun the pipeline",
+    )
+
+
+def check_made_with(
+    codec: str, encoder: TextEncoderConfig, made: Mapping[str, Any], whose: str, remedy: str = ""
+) -> None:
+    """Refuse a recipe's codec or text encoder if data or a model were made with another one.
+
+    Args:
+        codec, encoder: as in the recipe.
+        made: has `codec_id` and `text_encoder_id`.
+        whose: beginning of the message.
+        remedy: what else can be done, for the end of the message.
+
+    Raises:
+        AttuneError: naming both sides.
+    """
+    named = f"text_encoder.path {encoder.path} (max_length {encoder.max_length})"
+    for what, key, given, found in (
+        ("codec", "codec_id", f"codec.path {codec}", codec_identity(codec)),
+        ("text encoder", "text_encoder_id", named, text_encoder_identity(encoder)),
+    ):
+        if made[key] != found:
+            raise AttuneError(
+                f"{whose} {what} {made[key]}, but {given} is {found}; name {what} {made[key]} in "
+                f"the recipe{remedy}"
+            )
 
 
 class ClipOrder:
-    """Which manifest row comes at which position of the run."""
+    """The manifest row at each position of a run."""
 
     def __init__(
         self,
@@ -114,18 +128,18 @@ class ClipOrder:
             dataset: opened shards.
             split: `train` or `valid`.
             seed: decides every epoch's order.
-            window: clips shuffled together.
-            weights: per dataset, how often its clips come per epoch (1 if not named).
+            window: number of clips that are shuffled together.
+            weights: how often the clips of each dataset come per epoch; 1 for other datasets.
 
         Raises:
-            AttuneError: no clip of that split, or a weight for a dataset that is not there.
+            AttuneError: the split has no clip, or a weight names an unknown dataset.
         """
         manifest = dataset.manifest
         self._rows = np.flatnonzero(pc.equal(manifest["split"], split).to_numpy())
         if not len(self._rows):
             raise AttuneError(
-                f"{dataset.store.uri}: no clip of split '{split}' among {len(dataset)}; "
-                "the catalogs' `split` decides"
+                f"{dataset.store.uri}: no clip of split '{split}' among {len(dataset)}; set "
+                "`split` of the recipe's catalogs and rerun the pipeline"
             )
         self._shards = manifest["shard"].to_numpy()[self._rows]
         self._seed = seed
@@ -135,20 +149,20 @@ class ClipOrder:
         unknown = sorted(set(self._weights) - set(self._datasets.tolist()))
         if unknown:
             raise AttuneError(
-                f"lm.datasets: no clip of '{unknown[0]}' in split '{split}'; there are "
+                f"lm.datasets: no clip of '{unknown[0]}' in split '{split}'; its datasets are "
                 f"{', '.join(sorted(set(self._datasets.tolist())))}"
             )
         self._cached: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
         self.epoch_size = len(self._draw(0))
         if not self.epoch_size:
-            raise AttuneError("lm.datasets: the weights leave no clip to train on")
+            raise AttuneError("lm.datasets: the weights leave no clip to train on; raise one")
         left_out = [name for name, weight in self._weights.items() if weight == 0]
         kept = self._rows[~np.isin(self._datasets, left_out)]
         self.longest = int(manifest["frames"].to_numpy()[kept].max())
         """Frames of the longest clip."""
 
     def at(self, position: int) -> tuple[int, int, int]:
-        """Epoch and manifest row of a position, and how often the row came before in the epoch."""
+        """Epoch and manifest row of a position, and number of earlier places of the row in it."""
         epoch, index = divmod(position, self.epoch_size)
         rows, repeats = self._order(epoch)
         return epoch, int(rows[index]), int(repeats[index])
@@ -164,7 +178,7 @@ class ClipOrder:
         return self._cached[1:]
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
-        rng = _rng(self._seed, "order", epoch)
+        rng = purpose_rng(self._seed, "order", epoch)
         picked = self._weighted(rng)
         shards = np.unique(self._shards)
         rank = np.empty(int(shards.max()) + 1, dtype=np.int64)
@@ -175,7 +189,10 @@ class ClipOrder:
         return self._rows[picked]
 
     def _weighted(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Places in `_rows`, each dataset's as often as its weight says; same size every epoch."""
+        """Indices into `_rows`, with those of a dataset repeated by its weight, int64 `[N]`.
+
+        N is the same in every epoch.
+        """
         if not self._weights:
             return np.arange(len(self._rows))
         parts = []
@@ -187,57 +204,42 @@ class ClipOrder:
         return np.sort(np.concatenate(parts))
 
 
+@dataclass(eq=False)
 class Loader:
-    """Batches of one process, read ahead by one thread."""
+    """Batches of one process, which one thread reads ahead."""
 
-    def __init__(
-        self,
-        dataset: ShardDataset,
-        order: ClipOrder,
-        *,
-        segment_s: float,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        prefetch: int = 4,
-        pin: bool = False,
-        skip_bad: bool = False,
-    ) -> None:
-        """
-        Args:
-            segment_s: longest clip in seconds; longer ones are cropped.
-            batch_size: clips of the global batch; `world` divides it.
-            prefetch: batches read ahead.
-            pin: into page-locked memory, from which a GPU copies without waiting.
-            skip_bad: another clip takes the place of one that cannot be read.
-        """
-        self._dataset = dataset
-        self._order = order
-        self._frames = max(1, round(segment_s * dataset.summary["frame_rate"]))
-        self._special = int(dataset.summary["codebook_size"])
-        self._seed = seed
-        self._batch_size = batch_size
-        self._share = batch_size // world
-        self._rank = rank
-        self._prefetch = prefetch
-        self._pin = pin
-        self._skip_bad = skip_bad
-        self._told: set[int] = set()
+    dataset: ShardDataset
+    order: ClipOrder
+    _: KW_ONLY
+    segment_s: float
+    """Longest clip in seconds; longer clips are cropped."""
+    seed: int
+    batch_size: int
+    """Number of clips of the global batch; a multiple of `world`."""
+    rank: int = 0
+    world: int = 1
+    prefetch: int = 4
+    """Number of batches that are read ahead."""
+    pin: bool = False
+    """Put batches into page-locked memory, from which a GPU copies without waiting."""
+    skip_bad: bool = False
+    """Replace a clip that cannot be read by another one, instead of stopping."""
 
-    @property
-    def segment_frames(self) -> int:
+    def __post_init__(self) -> None:
+        self.segment_frames = max(1, round(self.segment_s * self.dataset.summary["frame_rate"]))
         """Longest clip in frames."""
-        return self._frames
+        self._special = int(self.dataset.summary["codebook_size"])
+        self._share = self.batch_size // self.world
+        self._reported: set[int] = set()
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """This process's batches for steps `first_step`...`last_step - 1`."""
+        """This process's shares of the batches of steps `first_step`...`last_step - 1`."""
         pending: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as reader:
             try:
                 for step in range(first_step, last_step):
                     pending.append(reader.submit(self.batch, step))
-                    if len(pending) > self._prefetch:
+                    if len(pending) > self.prefetch:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
@@ -249,99 +251,81 @@ class Loader:
         """This process's share of the global batch of one step.
 
         Raises:
-            BadSample: naming it, unless such are skipped.
+            BadSample: naming a clip that cannot be read; not with `skip_bad`.
         """
-        start = step * self._batch_size + self._rank * self._share
+        start = step * self.batch_size + self.rank * self._share
         clips, replaced = [], 0
         for position in range(start, start + self._share):
-            epoch, row, repeat = self._order.at(position)
+            epoch, row, repeat = self.order.at(position)
             sample = self._read(row)
             if sample is None:
                 sample, repeat = self._instead(position)
                 replaced += 1
             clips.append((sample.sample_id, *self._cut(sample, epoch, repeat)))
         batch = replace(collate(clips, self._special), replaced=replaced)
-        return batch.pinned() if self._pin else batch
+        return batch.pinned() if self.pin else batch
 
     def _read(self, row: int) -> Sample | None:
-        """The sample of a manifest row; None if it is bad and such are skipped."""
+        """The sample of a manifest row; with `skip_bad`, None if it cannot be read."""
         try:
-            sample = self._dataset.read(row)
+            sample = self.dataset.read(row)
             if not sample.text:
                 raise BadSample(f"sample {sample.sample_id}: no prompt in its shard")
             return sample
         except BadSample as error:
-            if not self._skip_bad:
+            if not self.skip_bad:
                 raise
-            if row not in self._told:
-                self._told.add(row)
+            if row not in self._reported:
+                self._reported.add(row)
                 print(f"warning: {error}; skipped", file=sys.stderr, flush=True)
             return None
 
     def _instead(self, position: int) -> tuple[Sample, int]:
-        """What takes the place of a bad sample: another one of the epoch, by (seed, position).
+        """A sample in place of a bad one: another of the epoch, by (seed, position).
 
-        Its number stands for "how often it came before", and is none that occurs there, so that
-        its crop is not that of its own turn.
+        The number returned with it stands for its number of earlier places.  It is larger than any
+        such number, so that the crop differs from those at the sample's own places.
         """
-        epoch, index = divmod(position, self._order.epoch_size)
-        rows = self._order.epoch(epoch)
-        for place in _rng(self._seed, "instead", position).integers(len(rows), size=_TRIES):
+        epoch, index = divmod(position, self.order.epoch_size)
+        rows = self.order.epoch(epoch)
+        for place in purpose_rng(self.seed, "instead", position).integers(len(rows), size=_TRIES):
             sample = self._read(int(rows[place]))
             if sample is not None:
                 return sample, len(rows) + index
         raise AttuneError(
-            f"{self._dataset.store.uri}: {_TRIES} samples drawn in place of a bad one are bad as "
-            "well; see `python -m pipeline shards verify`"
+            f"{self.dataset.store.uri}: {_TRIES} samples drawn in place of a bad one are bad as "
+            "well; check the data with `python -m pipeline shards verify --config RECIPE`"
         )
 
     def _cut(
         self, sample: Sample, epoch: int, repeat: int
     ) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
-        """One crop of the codes and one of the prompts, by (seed, epoch, sample, repeat)."""
-        rng = _rng(self._seed, "clip", epoch, int(sample.sample_id[:16], 16), repeat)
+        """A crop of the codes, and one of the prompts, by (seed, epoch, sample, repeat)."""
+        rng = purpose_rng(self.seed, "clip", epoch, int(sample.sample_id[:16], 16), repeat)
         prompt = int(rng.integers(len(sample.text)))
-        spare = sample.codes.shape[1] - self._frames
+        spare = sample.codes.shape[1] - self.segment_frames
         start = int(rng.integers(spare + 1)) if spare > 0 else 0
-        return sample.codes[:, start : start + self._frames], sample.text[prompt]
+        return sample.codes[:, start : start + self.segment_frames], sample.text[prompt]
 
 
 def collate(clips: list[tuple[str, NDArray[np.int16], NDArray[np.float16]]], special: int) -> Batch:
     """Pad clips to the longest: (id, codes int16 `[K, T_i]`, text float16 `[L_i, D]`) each."""
     ids, codes, texts = zip(*clips, strict=True)
-    frames = max(c.shape[1] for c in codes)
-    tokens = max(len(t) for t in texts)
-    padded = np.full((len(clips), codes[0].shape[0], frames), special, dtype=np.int64)
-    states = np.zeros((len(clips), tokens, texts[0].shape[1]), dtype=np.float32)
-    for i, (code, text) in enumerate(zip(codes, texts, strict=True)):
-        padded[i, :, : code.shape[1]] = code
-        states[i, : len(text)] = text
-    lengths = torch.tensor([c.shape[1] for c in codes])
-    text_lengths = torch.tensor([len(t) for t in texts])
+    frames = [torch.from_numpy(c.T.astype(np.int64)) for c in codes]
+    states = [torch.from_numpy(t.astype(np.float32)) for t in texts]
+    text = pad_sequence(states, batch_first=True)
+    tokens = torch.tensor([len(t) for t in texts])
     return Batch(
-        torch.from_numpy(padded),
-        lengths,
-        torch.from_numpy(states),
-        torch.arange(tokens) < text_lengths[:, None],
+        pad_sequence(frames, True, special).transpose(1, 2).contiguous(),
+        torch.tensor([len(f) for f in frames]),
+        text,
+        torch.arange(text.shape[1]) < tokens[:, None],
         ids,
     )
 
 
-def dropped_text(
-    seed: int, step: int, batch_size: int, dropout: float, granularity: str
-) -> NDArray[np.bool_]:
-    """Which clips of a global batch train without text: bool `[batch_size]`.
-
-    A function of (seed, step), so that all processes agree and a resumed run repeats them.
-    """
-    rng = _rng(seed, "cfg", step)
-    if granularity == "batch":
-        return np.full(batch_size, rng.random() < dropout)
-    return rng.random(batch_size) < dropout
-
-
 def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many earlier entries equal each entry: int64 `[N]`."""
+    """Number of earlier entries that equal each entry: int64 `[N]`."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
     counts = np.empty_like(rows)
@@ -349,6 +333,6 @@ def _occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return counts
 
 
-def _rng(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """A generator of its own for each purpose and key."""
+def purpose_rng(seed: int, purpose: str, *keys: int) -> np.random.Generator:
+    """A generator for each purpose and key, independent of those for all others."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *keys])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from training.config import LMConfig
-from training.data import Batch, dropped_text
+from training.data import Batch, purpose_rng
 from training.distributed import World, gather_rows, sum_over_processes
 from training.lm.losses import (
     contrastive_loss,
@@ -156,6 +156,19 @@ class TrainingStep:
             outcome.contrastive = objective.detach()
         clips, *rest = torch.autograd.grad(how.weight * objective, [own, *weights])
         return Pull(clips, list(zip(weights, rest, strict=True)))
+
+
+def dropped_text(
+    seed: int, step: int, batch_size: int, dropout: float, granularity: str
+) -> NDArray[np.bool_]:
+    """Clips of a global batch that train without text, for guidance: bool `[batch_size]`.
+
+    A function of (seed, step), so all processes agree and a resumed run repeats the draw.
+    """
+    rng = purpose_rng(seed, "cfg", step)
+    if granularity == "batch":
+        return np.full(batch_size, rng.random() < dropout)
+    return rng.random(batch_size) < dropout
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from training.data import ClipOrder, Loader, check_shards, dropped_text
+from training.data import ClipOrder, Loader, check_shards
+from training.step import dropped_text
 
 
 @pytest.fixture(scope="module")

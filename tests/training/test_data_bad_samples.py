@@ -152,6 +152,6 @@ def test_a_store_that_fails_is_no_bad_sample(data: Path, monkeypatch: pytest.Mon
     def refused(*_: object) -> bytes:
         raise StorageError("s3://bucket/x: access denied")
 
-    monkeypatch.setattr(loader._dataset.store, "read_range", refused)
+    monkeypatch.setattr(loader.dataset.store, "read_range", refused)
     with pytest.raises(StorageError, match="access denied"):
         loader.batch(0)

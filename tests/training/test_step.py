@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from training.config import LMConfig
-from training.data import Batch, dropped_text
+from training.data import Batch
 from training.distributed import World
 from training.lm.losses import similarity_correlation
 from training.lm.model import LanguageModel
-from training.step import TrainingStep
+from training.step import TrainingStep, dropped_text
 
 ONE = World(0, 1, torch.device("cpu"))
 BASE = {"batch_size": 5, "precision": "fp32"}

@@ -16,11 +16,11 @@ from tiny_runs import train_tiny
 from torch import Tensor
 
 from training.config import LMConfig
-from training.data import Batch, dropped_text
+from training.data import Batch
 from training.distributed import World, parallelize
 from training.lm.model import Architecture, LanguageModel
 from training.preflight import forward_again, memory
-from training.step import TrainingStep
+from training.step import TrainingStep, dropped_text
 
 ONE = World(0, 1, torch.device("cpu"))
 KEYS = ("loss", "loss_per_stream", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm")
@@ -145,7 +145,7 @@ from training.config import LMConfig
 from training.data import Batch
 from training.distributed import World, parallelize
 from training.lm.model import Architecture, LanguageModel
-from training.step import TrainingStep
+from training.step import TrainingStep, dropped_text
 torch.set_num_threads(1)
 arch = Architecture(d_model=256, n_layers=6, n_heads=4, n_codebooks=4, codebook_size=256,
                     text_dim=64)

@@ -20,11 +20,12 @@ from common.shards import ShardDataset
 from training import step as step_module
 from training import train as training
 from training.checkpoint.load import load_for_inference
-from training.data import ClipOrder, Loader, dropped_text
+from training.data import ClipOrder, Loader
 from training.distributed import World
 from training.lm.losses import stream_losses
 from training.lm.patterns import delay
 from training.run.log import Progress, read_log
+from training.step import dropped_text
 
 
 def test_losses_fall_and_every_stream_learns(tiny_root: Path, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from common.shards import ShardDataset
 from training import distributed
 from training.checkpoint.load import load_for_inference
 from training.config import LMConfig
-from training.data import ClipOrder, Loader, dropped_text
+from training.data import ClipOrder, Loader
 from training.distributed import World, parallelize
 from training.lm.model import LanguageModel
-from training.step import TrainingStep
+from training.step import TrainingStep, dropped_text
 from training.train import architecture
 
 ONE = World(0, 1, torch.device("cpu"))

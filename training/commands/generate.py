@@ -58,7 +58,7 @@ def generate(
     from training.config import LMConfig
     from training.evaluation.metrics.backbones.backbone import file_hash
     from training.sampling.config import SamplingConfig
-    from training.sampling.draw import OVERLAP
+    from training.sampling.loop import OVERLAP
     from training.sampling.outputs import check_folder, find_place, slug, write_clip
     from training.sampling.sampler import Sampler
 

@@ -1,16 +1,16 @@
-"""Checkpoints of audiocraft (MusicGen, AudioGen and their EnCodec), read without running any code.
+"""Read checkpoints of audiocraft (MusicGen, AudioGen and their EnCodec) without running their code.
 
-`torch.save` files, each a dictionary with
+They are `torch.save` files, each a dictionary with
 
     xp.cfg         the training configuration as YAML text
     best_state     weights, by the names of audiocraft's modules
 
-A compression checkpoint may name a codec (`pretrained`) instead of holding one.  Weights are
-renamed to Hugging Face's; what a configuration asks for that our models do not compute is refused.
+A codec's checkpoint may name another codec (`pretrained`) instead of holding one.  Weights are
+renamed to Hugging Face's names.  Configurations that our models do not compute are refused.
 
-Notable against audiocraft: it lets steps attend to the (zero) padding of shorter prompts, so that a
-prompt's logits depend on what it is batched with; here and in Hugging Face's library padding is
-masked.  Prompts of one length, and single ones, come out the same.
+One difference from audiocraft: there, steps attend to the (zero) padding of shorter prompts, so the
+logits of a prompt depend on the other prompts of its batch.  Here and in Hugging Face's library
+padding is masked.  For single prompts, and for prompts of one length, the results are the same.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _LM_IS: dict[str, Any] = {
     "fuser.input_interpolate": [],
     "conditioners.description.model": "t5",
 }
-"""What the configuration must say, where it says anything."""
+"""Values that these keys of a configuration must have, if it has the keys."""
 
 _CODEC_NAMES = (
     (r"^(encoder|decoder)\.model\.", r"\1.layers."),
@@ -89,7 +89,7 @@ _LM_NAMES = (
     (r"(\.\d+)\.norm2\.", r"\1.final_layer_norm."),
     (r"(\.\d+)\.linear(\d)\.", r"\1.fc\2."),
     (r"(\.\d+)\.cross_attention\.", r"\1.encoder_attn."),
-    (r"_attn\.mha\.", "_attn."),  # where PyTorch's own attention was trained
+    (r"_attn\.mha\.", "_attn."),  # if it was trained with PyTorch's own attention
 )
 
 
@@ -101,18 +101,18 @@ class Checkpoint:
     config: DictConfig
     weights: dict[str, Tensor]
     pretrained: str = ""
-    """The codec that a compression checkpoint names instead of holding one."""
+    """The codec that a codec's checkpoint names instead of holding one."""
 
     @property
     def is_codec(self) -> bool:
-        """Whether it is of a codec, not of a language model."""
+        """Whether it holds or names a codec; otherwise it holds a language model."""
         return bool(self.pretrained) or any(name.startswith("encoder.") for name in self.weights)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value of the configuration, references in it resolved.
+        """A value of the configuration, with its references resolved.
 
         Raises:
-            AttuneError: it refers to something that is not there.
+            AttuneError: a reference has no target.
         """
         try:
             value = OmegaConf.select(self.config, key)
@@ -123,10 +123,10 @@ class Checkpoint:
         return default if value is None else value
 
     def number(self, key: str) -> int:
-        """A whole number that the configuration must have.
+        """A whole number above 0 that the configuration must have.
 
         Raises:
-            AttuneError: it has not.
+            AttuneError: the key is missing, or is something else.
         """
         value = self.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -134,10 +134,10 @@ class Checkpoint:
         return value
 
     def check(self, expected: dict[str, Any]) -> None:
-        """Refuse a configuration that says anything else.
+        """Refuse a configuration with other values of these keys.
 
         Raises:
-            AttuneError: naming the first key.
+            AttuneError: naming the first such key.
         """
         for key, value in expected.items():
             found = self.get(key, value)
@@ -148,18 +148,17 @@ class Checkpoint:
 
 
 def is_audiocraft(path: Path) -> bool:
-    """Whether a source is a checkpoint of audiocraft's, or a folder of nothing else."""
-    if path.is_dir():
-        known = any((path / name).is_file() for name in AUDIOCRAFT_FILES)
-        return known and not (path / "config.json").is_file()
-    return path.is_file()
+    """Whether a source is a file, or a folder of audiocraft's checkpoints only."""
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path.is_file()
+    return any((path / name).is_file() for name in AUDIOCRAFT_FILES)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read one file.
 
     Raises:
-        AttuneError: it is no such checkpoint, or holds objects whose reading could run code.
+        AttuneError: it is not such a checkpoint, or reading its objects could run code.
     """
     package = load_pickle(path)
     if not isinstance(package, dict):
@@ -168,7 +167,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(str(path), OmegaConf.create({}), {}, package["pretrained"])
     weights = package.get("best_state") or package.get("model")
     if isinstance(weights, dict) and isinstance(weights.get("model"), dict):
-        weights = weights["model"]  # as a training checkpoint nests it
+        weights = weights["model"]  # training checkpoints have one level more
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise AttuneError(f"{path}: has no best_state of named tensors; is it audiocraft's?")
     text = package.get("xp.cfg")
@@ -179,13 +178,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise AttuneError(f"{path}: xp.cfg is not YAML: {one_line(error)}") from error
     if not isinstance(tree, dict) or not isinstance(config, DictConfig):
         raise AttuneError(
-            f"{path}: has no xp.cfg, the configuration that says how its weights are put together"
+            f"{path}: has no xp.cfg, the configuration of the model that its weights belong to"
         )
     return Checkpoint(str(path), config, dict(weights))
 
 
 def read_codec_checkpoint(checkpoint: Checkpoint) -> Any:
-    """The `EncodecModel` of a compression checkpoint.
+    """The `EncodecModel` of a codec's checkpoint.
 
     Raises:
         AttuneError: another codec, or one that `EncodecModel` does not compute.
@@ -196,7 +195,9 @@ def read_codec_checkpoint(checkpoint: Checkpoint) -> Any:
     number, get = checkpoint.number, checkpoint.get
     ratios, rate = get("seanet.ratios"), number("sample_rate")
     if not isinstance(ratios, list) or not all(isinstance(r, int) and r > 0 for r in ratios):
-        raise AttuneError(f"{checkpoint.where}: xp.cfg: seanet.ratios is {ratios!r}")
+        raise AttuneError(
+            f"{checkpoint.where}: xp.cfg: seanet.ratios is {ratios!r}, expected a list of numbers"
+        )
     frame_rate = -(-rate // math.prod(ratios))
     settings = {
         "sampling_rate": rate,
@@ -231,8 +232,8 @@ def read_lm(path: Path, codec: str = "", text_encoder: str = "") -> Parts:
 
     Args:
         path: `state_dict.bin`, with `compression_state_dict.bin` beside it, or their folder.
-        codec, text_encoder: to be used from where they lie; needed where the checkpoint names
-            none, or those that it names are not to be had.
+        codec, text_encoder: paths to use instead; needed if the checkpoint names none, or if those
+            that it names are not available.
 
     Raises:
         AttuneError: another architecture, or no codec.
@@ -247,14 +248,13 @@ def read_lm(path: Path, codec: str = "", text_encoder: str = "") -> Parts:
     delays = lm.get("codebooks_pattern.delay.delays") or list(range(n_codebooks))
     if modeling != "delay" or delays != list(range(n_codebooks)):
         raise AttuneError(
-            f"{lm.where}: xp.cfg: its streams follow the pattern {modeling!r} {delays}; only "
+            f"{lm.where}: xp.cfg: its streams have the pattern {modeling!r} {delays}; only "
             f"'delay' {list(range(n_codebooks))} is supported"
         )
     theirs = _renamed(_split_projections(lm.weights), _LM_NAMES)
     projection = theirs.get("enc_to_dec_proj.weight")
     if projection is None:
         raise AttuneError(f"{lm.where}: has no projection of a text condition named description")
-    scale = lm.get("transformer_lm.hidden_scale", 4)
     arch = Architecture(
         d_model=lm.number("transformer_lm.dim"),
         n_layers=lm.number("transformer_lm.num_layers"),
@@ -262,15 +262,15 @@ def read_lm(path: Path, codec: str = "", text_encoder: str = "") -> Parts:
         n_codebooks=n_codebooks,
         codebook_size=lm.number("transformer_lm.card"),
         text_dim=projection.shape[1],
-        ff_mult=int(scale),
+        ff_mult=int(lm.get("transformer_lm.hidden_scale", 4)),
     )
     weights = from_musicgen(theirs, arch, lm.where)
     name = text_encoder or str(lm.get("conditioners.description.t5.name", "t5-base"))
     encoder, tokenizer = load_encoder_parts(name)
     if encoder.config.hidden_size != arch.text_dim:
         raise AttuneError(
-            f"text encoder {name}: is {encoder.config.hidden_size} wide, {lm.where} was trained "
-            f"with one of {arch.text_dim}; name it with --text-encoder"
+            f"text encoder {name}: is {encoder.config.hidden_size} wide, but {lm.where} was "
+            f"trained with one of {arch.text_dim}; name it with --text-encoder"
         )
     seconds = float(lm.get("dataset.segment_duration", 30.0))
     normalized = lm.get("conditioners.description.t5.normalize_text", False)
@@ -291,7 +291,7 @@ def read_lm(path: Path, codec: str = "", text_encoder: str = "") -> Parts:
 
 
 def _codec_of(lm: Checkpoint, file: Path, given: str) -> Any:
-    """The codec beside a language model, or the reference of one."""
+    """The codec beside a language model, or the path of one."""
     beside = file.with_name(_CODEC)
     if beside.is_file():
         checkpoint = read_checkpoint(beside)
@@ -305,8 +305,8 @@ def _codec_of(lm: Checkpoint, file: Path, given: str) -> Any:
     if given or named.startswith(_PRETRAINED):
         return given or named.removeprefix(_PRETRAINED)
     raise AttuneError(
-        f"{lm.where}: there is no {_CODEC} beside it; name the codec that it was trained with: "
-        "--codec"
+        f"{lm.where}: there is no {_CODEC} beside it; name the codec that it was trained with "
+        "(--codec)"
     )
 
 
@@ -320,7 +320,7 @@ def _renamed(weights: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> 
 
 
 def _split_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`in_proj_weight` `[3 d, d]` as queries, keys and values."""
+    """Split each `in_proj_weight` `[3 d, d]` into queries, keys and values."""
     split: dict[str, Tensor] = {}
     for name, value in weights.items():
         stem, found, _ = name.partition("in_proj_weight")

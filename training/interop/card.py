@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
+from common.page import render
 from common.prompts import normalize_prompts
 from common.shards import ShardDataset
+from training.interop.sources import read_object
 
 _EXAMPLE = "A dog is barking at the park"
 _POLICIES = {
@@ -22,97 +23,56 @@ _POLICIES = {
 def model_card(
     description: dict[str, Any],
     run_config: dict[str, Any],
-    facts: dict[str, Any],
     data: str,
     metrics: str,
+    **facts: Any,
 ) -> str:
-    """The whole card, Markdown under the hub's YAML header.
+    """The whole card (`card.md`), Markdown below the hub's YAML header.
 
     Args:
         description: the checkpoint's `model.json`.
         run_config: the run's `config.json`; empty if there is none.
-        facts: parameters, weights, sample_rate, frame_rate, seconds, frames, encoder, max_length,
-            sampling, codec_card.
-        data, metrics: those sections, as `data_section` and `metrics_section` make them.
+        data, metrics: these sections, from `data_section` and `metrics_section`.
+        facts: parameters, weights, sample_rate, frame_rate, frames, encoder, max_length, sampling,
+            codec_card.
     """
-    arch = description["architecture"]
-    sampling = facts["sampling"]
-    codec_card = "; its card: codec.md" if facts["codec_card"] else ""
-    decoder = (
-        f"{arch['n_layers']} layers, width {arch['d_model']}, {arch['n_heads']} heads, "
-        f"{facts['parameters'] / 1e6:.1f}M parameters"
+    policy = description["prompt_policy"]
+    try:
+        prompt = normalize_prompts([_EXAMPLE], policy)[0]
+    except AttuneError:  # the library of that policy is not installed here
+        prompt = "dog bark park"
+    notes = left_behind(facts["sampling"])
+    card = render(
+        "training.interop",
+        "card.md",
+        description=description,
+        arch=description["architecture"],
+        lm=run_config.get("lm"),
+        data=data,
+        metrics=metrics,
+        example=_EXAMPLE,
+        prompt=prompt,
+        form_of_prompts=_POLICIES.get(policy),
+        notes=[_cell(note[:1].upper() + note[1:]) for note in notes],
+        **facts,
     )
-    rate = f"{facts['sample_rate']} Hz, {facts['frame_rate']:g} frames"
-    encoder = f"{facts['encoder']}, frozen, at most {facts['max_length']} tokens"
-    drawn = f"{facts['frames']} frames ({facts['seconds']:g} s)"
-    return f"""---
-library_name: transformers
-pipeline_tag: text-to-audio
-tags: [musicgen, text-to-audio]
----
-
-# {description.get("recipe", "model")}: text to audio
-
-A decoder of MusicGen's architecture over the codes of an EnCodec, conditioned on a text encoder:
-`MusicgenForConditionalGeneration`, written by `python -m training export`.
-
-| | |
-|---|---|
-| decoder | {decoder} |
-| weights | {facts["weights"]}, after {description["step"]} steps |
-| codec | {rate} per second, {arch["n_codebooks"]} x {arch["codebook_size"]} codes (`codec_id` \
-{description["codec_id"]}{codec_card}) |
-| text encoder | {encoder} (`text_encoder_id` {description["text_encoder_id"]}) |
-| longest clip | {facts["seconds"]:g} s: longer ones were never trained |
-{_training(run_config)}
-## How to play it
-
-```python
-from transformers import pipeline
-
-play = pipeline("text-to-audio", "THIS_FOLDER")
-sound = play("{_prompt(description)}")
-sound["audio"], sound["sampling_rate"]
-```
-
-It draws {drawn} with guidance {max(sampling["cfg"], 1.0):g}, top-k {sampling["top_k"]} and
-temperature {sampling["temperature"]:g} (`generation_config.json`). T frames take
-`max_new_tokens = T + {arch["n_codebooks"] - 1}`, as stream k lags k steps behind.
-`AutoProcessor` and `MusicgenForConditionalGeneration` load the parts.
-{_notes(sampling)}
-## Form of prompts
-
-{_prompt_form(description["prompt_policy"])}
-
-## Data
-
-{data}
-
-## Measured
-
-{metrics}
-
-## Licence
-
-None is set here: it is for whoever trained the model to choose one that the licences of the data,
-of the text encoder and of the codec allow.
-"""
+    return f"{card}\n"
 
 
 def left_behind(sampling: dict[str, Any]) -> list[str]:
-    """What a recipe's sampling does and transformers' MusicGen cannot, a line each."""
+    """Settings of a recipe's sampling that transformers' MusicGen does not have, a line each."""
     found = []
     if prompt := sampling["negative_prompt"]:
         found.append(f"the recipe's negative prompt is not exported, MusicGen takes none: {prompt}")
     if sampling["cfg"] < 1:
         found.append(
-            f"the recipe's guidance is {sampling['cfg']:g}, MusicGen's is 1 at least: exported as 1"
+            f"the recipe's guidance is {sampling['cfg']:g}, MusicGen's is at least 1: exported as 1"
         )
     return found
 
 
 def data_section(data_dir: str, run_config: dict[str, Any]) -> str:
-    """Data sets, samples, hours and licences of what was trained on, if the shards can be read."""
+    """Datasets, clips, hours and licences of the training data, if the shards can be read."""
     if "imported" in run_config:
         return f"The weights were imported from {run_config['imported']['from']}: see there."
     try:
@@ -122,116 +82,69 @@ def data_section(data_dir: str, run_config: dict[str, Any]) -> str:
     trained = run_config.get("plan_hash")
     if not trained or dataset.summary.get("plan_hash") != trained:
         return (
-            f"Unknown: what lies in {data_dir} is not what the run was started with "
+            f"Unknown: the shards in {data_dir} are not those that the run was started with "
             f"(plan {dataset.summary.get('plan_hash')}, trained on {trained})."
         )
     weights = run_config.get("lm", {}).get("datasets", {})
     rate = float(dataset.summary["frame_rate"])
-    clips: Counter[str] = Counter()
-    seconds: dict[str, float] = defaultdict(float)
+    frames: Counter[str] = Counter()
     licences: dict[str, Counter[str]] = defaultdict(Counter)
     columns = ["dataset", "split", "frames", "license", "license_url"]
     for row in dataset.manifest.select(columns).to_pylist():
         name = row["dataset"]
         if row["split"] == "train" and weights.get(name, 1) > 0:
-            clips[name] += 1
-            seconds[name] += row["frames"] / rate
+            frames[name] += row["frames"]
             licences[name][row["license"] or row["license_url"] or "not stated"] += 1
+    clips = sum(counts.total() for counts in licences.values())
     lines = [
-        f"Plan `{trained}`: {sum(clips.values())} clips, {sum(seconds.values()) / 3600:.2f} hours.",
+        f"Plan `{trained}`: {clips} clips, {frames.total() / rate / 3600:.2f} hours.",
         "",
         "| data set | clips | hours | licences (clips) |",
         "|---|---|---|---|",
     ]
-    for name, count in sorted(clips.items()):
-        listed = ", ".join(f"{_cell(what)} ({n})" for what, n in licences[name].most_common())
-        lines.append(f"| {_cell(name)} | {count} | {seconds[name] / 3600:.2f} | {listed} |")
+    for name, counts in sorted(licences.items()):
+        listed = ", ".join(f"{_cell(what)} ({n})" for what, n in counts.most_common())
+        hours = f"{frames[name] / rate / 3600:.2f}"
+        lines.append(f"| {_cell(name)} | {counts.total()} | {hours} | {listed} |")
     return "\n".join(lines)
 
 
 def metrics_section(
     description: dict[str, Any], run: Path, checkpoint: Path, run_dir: Path, raw: bool = False
 ) -> str:
-    """Validation loss, and what `report.json` beside the run says of this very checkpoint.
+    """Validation loss, and the figures of this checkpoint in the `report.json` beside the run.
 
     Args:
-        raw: the weights are those that training left; all figures are of their average.
+        raw: the exported weights are not the averaged ones, to which all figures belong.
     """
     if raw:
         return "Nothing was measured of these weights: a run's figures are those of their average."
     rows: list[tuple[str, Any]] = []
     if "valid_loss" in description:
         rows.append(("validation loss (average of the streams)", description["valid_loss"]))
-    source = ""
-    for folder in dict.fromkeys((run_dir, run.parent)):
-        found = _reported(folder / "report.json", run.name, checkpoint.name)
-        if found:
-            rows += _leaves(found)
-            source = "\nFrom `report.json` of the recipe. Figures in brackets are intervals.\n"
-            break
+    reports = (folder / "report.json" for folder in (run_dir, run.parent))
+    found = next(filter(None, (_reported(path, run.name, checkpoint.name) for path in reports)), {})
+    rows += _leaves(found)
     if not rows:
         return "Nothing was measured for this checkpoint (no report.json beside the run)."
-    table = "\n".join(f"| {_cell(name)} | {_figure(value)} |" for name, value in rows)
-    return f"| | |\n|---|---|\n{table}\n{source}".rstrip()
+    lines = ["| | |", "|---|---|"]
+    lines += [f"| {_cell(name)} | {_figure(value)} |" for name, value in rows]
+    if found:
+        lines += ["", "From `report.json` of the recipe. Figures in brackets are intervals."]
+    return "\n".join(lines)
 
 
-def _notes(sampling: dict[str, Any]) -> str:
-    lines = (_cell(line[:1].upper() + line[1:]) for line in left_behind(sampling))
-    return "".join(f"{line}.\n" for line in lines)
-
-
-def _training(run_config: dict[str, Any]) -> str:
-    lm = run_config.get("lm")
-    if not lm:
-        return ""
-    rr = lm["rr"]
-    how = (
-        f"representation regularization {rr['weight']:g} ({rr['pool']} pooling)"
-        if rr["weight"]
-        else "no representation regularization"
-    )
-    start = f", from the weights of {lm['init_from']}" if lm.get("init_from") else ""
-    return (
-        f"| training | {lm['steps']} steps of {lm['batch_size']} clips of at most "
-        f"{lm['segment_s']:g} s{start}; text dropped {lm['cfg']['dropout']:.0%}, {how}, "
-        f"AdamW {lm['optim']['lr']:g}, average {lm['ema_decay']:g}, {lm['precision']} |\n"
-    )
-
-
-def _prompt(description: dict[str, Any]) -> str:
-    try:
-        return normalize_prompts([_EXAMPLE], description["prompt_policy"])[0]
-    except AttuneError:  # the library of that policy is not installed here
-        return "dog bark park"
-
-
-def _prompt_form(policy: str) -> str:
-    if policy not in _POLICIES:
-        return f"The prompts of the training data stand as they were written: `{_EXAMPLE}`."
-    said = _prompt({"prompt_policy": policy})
-    return (
-        f"The model was trained on prompts in one form: {_POLICIES[policy]}.\n"
-        f"The pipeline does not bring them into it. Instead of `{_EXAMPLE}` say\n`{said}`; in "
-        f'Attune `common.prompts.normalize_prompts([prompt], "{policy}")` does that.\nWhole '
-        "sentences are heard too, with words in them that training never had."
-    )
-
-
-def _reported(path: Path, run: str, checkpoint: str) -> dict[str, Any] | None:
-    """What a report says of a checkpoint, named there as `.../RUN/checkpoints/STEP (step N)`."""
-    try:
-        models = json.loads(path.read_text(encoding="utf-8"))["models"].values()
-        for model in models:
-            named = Path(str(model["checkpoint"]).split(" (step")[0])
-            if named.name == checkpoint and named.parent.parent.name == run:
-                return {key: value for key, value in model.items() if key != "checkpoint"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
+def _reported(path: Path, run: str, checkpoint: str) -> dict[str, Any]:
+    """A report's figures of a checkpoint, which it names `.../RUN/checkpoints/STEP (step N)`."""
+    for model in read_object(path).get("models", {}).values():
+        named = Path(str(model.get("checkpoint")).split(" (step")[0])
+        if named.name == checkpoint and named.parent.parent.name == run:
+            return {key: value for key, value in model.items() if key != "checkpoint"}
+    return {}
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Figures of a tree as `a.b`: numbers, and short lists of them."""
+    """Figures of a tree, named like `a.b`: numbers, and short lists of numbers."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -248,5 +161,5 @@ def _figure(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Catalogs' words in a table: nothing that would end the cell or begin HTML."""
+    """Text for a table's cell, without line breaks, and escaped so that it cannot begin HTML."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,12 +1,12 @@
-"""Codecs between `EncodecModel` folders, MusicGen folders and other spellings of the same weights.
+"""Codecs to and from `EncodecModel` folders, MusicGen folders and other names of the same weights.
 
-A convolution under weight norm is stored in one of three ways, all of which are read here:
+A convolution with weight norm is stored in one of three ways, all of which are read here:
 
     conv.parametrizations.weight.original0 / original1    PyTorch today, what we write
     conv.weight_g / conv.weight_v                         the files that Meta released
-    conv.weight                                           folded, g v / |v| worked out
+    conv.weight                                           folded: the product g v / |v|
 
-The first two are the same numbers; a folded weight w comes back as g = |w|, v = w.
+The first two hold the same numbers; a folded weight w is read as g = |w|, v = w.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from common.codec import codec_identity, load_codec
-from common.errors import AttuneError, one_line
+from common.errors import AttuneError
 from training.interop.folders import write_record
-from training.interop.sources import quiet, read_config, read_weights
+from training.interop.sources import check_weights, quiet, read_config, read_weights, refusing
 
 _G, _V = "parametrizations.weight.original0", "parametrizations.weight.original1"
 _LEFT_OUT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
-"""Of a configuration: says where it came from, not what it is."""
+"""Keys of a configuration that say where it came from, not what the model is."""
 
 
 def read_codec(folder: Path, where: str = "") -> Any:
@@ -34,47 +34,43 @@ def read_codec(folder: Path, where: str = "") -> Any:
 
     Args:
         folder: holds `config.json` and the weights.
-        where: how messages name it; the folder if empty.
+        where: the source, for messages; the folder if empty.
 
     Returns:
-        A Hugging Face `EncodecModel` on the CPU, weight norm kept apart.
+        A Hugging Face `EncodecModel` on the CPU, with weight norm in two parts (g and v).
 
     Raises:
-        AttuneError: another kind of folder, or weights that are not the configuration's.
+        AttuneError: another kind of folder, or the weights do not fit the configuration.
     """
+    where = where or str(folder)
     settings = read_config(folder)
     kind = settings.get("model_type")
     if kind == "musicgen":
         inner = settings.get("audio_encoder")
         if not isinstance(inner, dict) or inner.get("model_type") != "encodec":
-            raise AttuneError(f"{where or folder}: its audio encoder is no EncodecModel")
-        return build_codec(inner, read_weights(folder, "audio_encoder."), where or str(folder))
+            raise AttuneError(f"{where}: its audio encoder is not an EncodecModel")
+        return build_codec(inner, read_weights(folder, "audio_encoder."), where)
     if kind != "encodec":
         raise AttuneError(
-            f"{where or folder}: config.json says model_type {kind!r}, expected 'encodec' or "
-            "'musicgen'"
+            f"{where}: config.json says model_type {kind!r}, expected 'encodec' or 'musicgen'"
         )
-    return build_codec(settings, read_weights(folder), where or str(folder))
+    return build_codec(settings, read_weights(folder), where)
 
 
 def build_codec(settings: dict[str, Any], weights: dict[str, Tensor], where: str) -> Any:
-    """An `EncodecModel` of these weights, whatever way they spell weight norm.
+    """An `EncodecModel` of these weights, with weight norm stored in any of the three ways.
 
-    What only codebook training reads may be missing: it is then filled in so that training
-    resumes from the codebooks as they are.
+    Statistics that only codebook training reads may be missing.  They are then filled in such that
+    training continues from the codebooks as they are.
 
     Raises:
-        AttuneError: weights are missing, too many, or of other shapes.
+        AttuneError: weights are missing, unknown, or of other shapes.
     """
     from transformers import EncodecConfig, EncodecModel
 
     plain = {key: value for key, value in settings.items() if key not in _LEFT_OUT}
-    try:
+    with refusing(f"{where}: EncodecModel refuses the configuration"):
         model: Any = EncodecModel(EncodecConfig.from_dict(plain))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AttuneError(
-            f"{where}: no EncodecModel has such a configuration: {one_line(error)}"
-        ) from error
     expected = model.state_dict()
     state = canonical_names(weights)
     for name in expected:
@@ -83,27 +79,13 @@ def build_codec(settings: dict[str, Any], weights: dict[str, Tensor], where: str
             state.setdefault(name, torch.ones_like(expected[name]))
         elif part == "embed_avg" and f"{book}.embed" in state:
             state.setdefault(name, state[f"{book}.embed"].clone())
-    for what, names in (
-        ("lacks", expected.keys() - state.keys()),
-        ("has unknown", state.keys() - expected.keys()),
-    ):
-        if names:
-            raise AttuneError(
-                f"{where}: {what} {len(names)} weights of the codec ({min(names)}, ...); "
-                "configuration and weights do not belong together"
-            )
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise AttuneError(
-                f"{where}: {name} is {tuple(value.shape)}, its configuration makes it "
-                f"{tuple(expected[name].shape)}"
-            )
+    check_weights(state, expected, f"{where}: the codec")
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
 
 
 def canonical_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an `EncodecModel`, float32, with weight norm as PyTorch spells it today."""
+    """Weights of an `EncodecModel`, float32, with weight norm under PyTorch's present names."""
     state: dict[str, Tensor] = {}
     for name, value in weights.items():
         value = value.float() if value.is_floating_point() else value
@@ -123,28 +105,28 @@ def canonical_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def bandwidth(n_codebooks: int, codebook_size: int, frame_rate: int) -> float:
-    """kbit/s of these streams, such that `EncodecConfig` counts as many streams out of it."""
+    """Bandwidth in kbit/s from which `EncodecConfig` computes this number of streams."""
     exact = n_codebooks * math.ceil(math.log2(codebook_size)) * frame_rate / 1000
     if 1000 * exact // (frame_rate * math.ceil(math.log2(codebook_size))) == n_codebooks:
         return exact
-    return round(exact + 1e-3, 6)  # a hair above: the quotient is rounded down
+    return round(exact + 1e-3, 6)  # slightly more, because the quotient is rounded down
 
 
 def write_codec(folder: Path, model: Any, origin: str, source: Path | None = None) -> str:
     """Write a complete `EncodecModel` folder: weights, configuration, feature extractor, card.
 
     Args:
-        folder: exists, and is empty.
-        model: an `EncodecModel`, weight norm kept apart.
+        folder: an empty folder.
+        model: an `EncodecModel`, with weight norm in two parts.
         origin: where it came from, for the card.
-        source: the model's own folder: configuration and weights are copied from it byte for byte,
-            so that the `codec_id` stays.
+        source: the model's own folder, from which configuration and weights are copied byte for
+            byte, so that the `codec_id` stays the same.
 
     Returns:
         Its `codec_id`.
 
     Raises:
-        AttuneError: the rest of this project cannot run such a codec (it is not mono, ...).
+        AttuneError: Attune cannot run such a codec (it is not mono, ...).
     """
     from transformers import EncodecFeatureExtractor
 
@@ -177,8 +159,7 @@ def write_codec(folder: Path, model: Any, origin: str, source: Path | None = Non
 def import_codec(folder: Path, to: Path, origin: str) -> str:
     """Write the codec of an `EncodecModel` or MusicGen folder into the empty folder `to`.
 
-    Files that this project reads as they are stay as they are, so that `codec_id` is the same by
-    either path.
+    Files that Attune can read are copied without a change, so that `codec_id` stays the same.
 
     Returns:
         Its `codec_id`.
@@ -189,10 +170,10 @@ def import_codec(folder: Path, to: Path, origin: str) -> str:
 
 
 def export_codec(source: Path, to: Path) -> dict[str, Any]:
-    """Copy a codec folder, made complete for Hugging Face, into the empty folder `to`.
+    """Copy a codec folder into the empty folder `to`, with all files that Hugging Face needs.
 
     Returns:
-        What to tell about it.
+        Its kind and `codec_id`, for `--json`.
     """
     codec_id = write_codec(to, read_codec(source), source.name, source)
     if (source / "README.md").is_file():
@@ -203,5 +184,5 @@ def export_codec(source: Path, to: Path) -> dict[str, Any]:
 
 
 def is_codec(folder: Path) -> bool:
-    """Whether a folder says that it is an `EncodecModel`."""
+    """Whether a folder's `config.json` says that it is an `EncodecModel`."""
     return folder.is_dir() and read_config(folder).get("model_type") == "encodec"

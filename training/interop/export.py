@@ -1,21 +1,22 @@
-"""A trained run as a folder that Hugging Face's library plays by itself.
+"""Write a trained run as a folder that Hugging Face's library plays by itself.
 
-Written is a complete `MusicgenForConditionalGeneration`: decoder, codec and text encoder in one
-safetensors file, configurations, tokenizer, feature extractor, generation settings, a model card,
-and `attune.json`, from which `import` makes the same run again.
+The folder holds a complete `MusicgenForConditionalGeneration`: decoder, codec and text encoder in
+one safetensors file, configurations, tokenizer, feature extractor, generation settings, a model
+card, and `attune.json`, from which `import` makes the same run again.
 
-What differs over there, and what the export does about it:
+Three things differ from our models:
 
-- Its pipeline hands everything that the tokenizer returns to `generate`, which refuses BERT's
-  `token_type_ids`: the tokenizer is saved as one that only returns ids and mask.
-- T frames take T + K - 1 steps.  `max_new_tokens` says so; without it the pipeline draws 256.
-- Where text encoder and decoder are equally wide it has no text projection, and ours always does:
-  such a model can only be exported if its projection changes nothing (`_check_projection`).
+- Their pipeline passes everything that the tokenizer returns to `generate`, which refuses BERT's
+  `token_type_ids`.  So the exported tokenizer only returns ids and mask.
+- T frames take T + K - 1 steps.  The export sets `max_new_tokens`; without it the pipeline makes
+  256 steps.
+- Their model has no text projection where text encoder and decoder are equally wide; ours always
+  has one.  Such a model can only be exported if its projection changes nothing
+  (`_check_projection`).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,25 +28,26 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.text_encoder import load_encoder_parts
 from training.checkpoint.load import load_for_inference
+from training.data import check_made_with
 from training.interop.card import data_section, left_behind, metrics_section, model_card
 from training.interop.codec import read_codec
 from training.interop.folders import write_record
 from training.interop.musicgen import decoder_config, to_musicgen
-from training.interop.sources import quiet
+from training.interop.sources import quiet, read_object
 from training.lm.model import LanguageModel
 from training.lm.patterns import delayed_steps
 from training.run.folder import find_checkpoint
 from training.sampling.config import SamplingConfig
-from training.sampling.sampler import check_belongs, longest_frames
+from training.sampling.sampler import longest_frames
 
 
 def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dict[str, Any]:
-    """Write a run's newest checkpoint, or the checkpoint named, into the empty folder `to`.
+    """Write a checkpoint, or a run's newest one, into the empty folder `to`.
 
     Args:
         source: as in `find_checkpoint`.
         recipe: names codec, text encoder and shards of the run.
-        raw: the weights as training left them, instead of their average.
+        raw: export the weights of the last step instead of the averaged weights.
 
     Returns:
         What was written, for `--json`.
@@ -54,11 +56,12 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
         AttuneError: damaged checkpoint, another codec or text encoder, or an encoder or a text
             projection that `MusicgenForConditionalGeneration` cannot hold.
     """
-    from transformers import GenerationConfig
+    from transformers import EncodecFeatureExtractor, GenerationConfig, MusicgenProcessor
 
     run, checkpoint = find_checkpoint(source)
     model, description = load_for_inference(checkpoint, raw)
-    check_belongs(recipe.codec.path, recipe.text_encoder, description, checkpoint)
+    whose = f"checkpoint {checkpoint} was trained with"
+    check_made_with(recipe.codec.path, recipe.text_encoder, description, whose)
     codec_folder = resolve_codec(recipe.codec.path)
     codec = read_codec(codec_folder)
     max_length = recipe.text_encoder.max_length
@@ -68,16 +71,16 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
         model_max_length=max_length,
     )
     _check_encoder(encoder, recipe.text_encoder.path)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     _check_projection(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     arch = model.arch
     sampling = recipe.section("sampling", SamplingConfig)
     frames = longest_frames(description, codec.config.frame_rate)
     greedy = sampling.temperature == 0
-    composite = compose(encoder, codec, model)
+    composite = _compose(encoder, codec, model)
     composite.generation_config = GenerationConfig(
         do_sample=not greedy,
-        guidance_scale=max(sampling.cfg, 1.0),  # theirs guides only above 1
+        guidance_scale=max(sampling.cfg, 1.0),  # their guidance only acts above 1
         top_k=None if greedy else min(sampling.top_k, arch.codebook_size),
         top_p=None if greedy or sampling.top_p == 1 else sampling.top_p,
         temperature=None if greedy else sampling.temperature,
@@ -88,28 +91,30 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     )
     with quiet():
         composite.save_pretrained(to)
-    save_processor(to, tokenizer, codec.config.sampling_rate)
+    # Tokenizer and feature extractor, together and (for older versions of the library) separately.
+    extractor = EncodecFeatureExtractor(
+        feature_size=1, sampling_rate=codec.config.sampling_rate, padding_side="left"
+    )
+    extractor.save_pretrained(to)
+    MusicgenProcessor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(to)
     has_card = (codec_folder / "README.md").is_file()
     if has_card:
         shutil.copyfile(codec_folder / "README.md", to / "codec.md")
-    run_config = _run_config(run)
+    run_config = read_object(run / "config.json")
     card = model_card(
         description,
         run_config,
-        {
-            "parameters": parameters,
-            "weights": "as training left them" if raw else "averaged (EMA)",
-            "sample_rate": codec.config.sampling_rate,
-            "frame_rate": codec.config.frame_rate,
-            "seconds": frames / codec.config.frame_rate,
-            "frames": frames,
-            "encoder": f"{encoder.config.model_type}, width {arch.text_dim}",
-            "max_length": max_length,
-            "sampling": sampling.model_dump(),
-            "codec_card": has_card,
-        },
         data_section(recipe.data_dir, run_config),
         metrics_section(description, run, checkpoint, Path(recipe.run_dir), raw),
+        parameters=parameters,
+        weights="of the last step (not averaged)" if raw else "averaged (EMA)",
+        sample_rate=codec.config.sampling_rate,
+        frame_rate=codec.config.frame_rate,
+        frames=frames,
+        encoder=f"{encoder.config.model_type}, width {arch.text_dim}",
+        max_length=max_length,
+        sampling=sampling.model_dump(),
+        codec_card=has_card,
     )
     (to / "README.md").write_text(card, encoding="utf-8")
     facts = {
@@ -134,15 +139,15 @@ def export_run(source: Path, recipe: Recipe, to: Path, raw: bool = False) -> dic
     }
 
 
-def compose(encoder: Any, codec: Any, model: LanguageModel) -> Any:
-    """A `MusicgenForConditionalGeneration` of its parts, to be saved.
+def _compose(encoder: Any, codec: Any, model: LanguageModel) -> Any:
+    """Put a `MusicgenForConditionalGeneration` together from its parts, only to be saved.
 
-    It is not to be run: put together from parts it has no attention implementation (transformers
-    5.23), and T5 then hears its padding.  What `from_pretrained` makes of the files is right.
+    Do not run it: built from parts, it has no attention implementation (transformers 5.23), and T5
+    then attends to padding.  A model that `from_pretrained` loads from the saved files is right.
 
     Args:
         encoder, codec: Hugging Face's models.
-        model: whose text projection is left out if the widths are equal.
+        model: our decoder; its text projection is left out if the widths are equal.
     """
     from transformers import (
         MusicgenConfig,
@@ -152,7 +157,7 @@ def compose(encoder: Any, codec: Any, model: LanguageModel) -> Any:
 
     decoder = decoder_config(model.arch)
     for part in (encoder, codec):
-        part.config.name_or_path = ""  # a path on this machine
+        part.config.name_or_path = ""  # was a path on this machine
     config = MusicgenConfig(
         text_encoder=encoder.config, audio_encoder=codec.config, decoder=decoder
     )
@@ -168,17 +173,6 @@ def compose(encoder: Any, codec: Any, model: LanguageModel) -> Any:
     return composite.eval().requires_grad_(False)
 
 
-def save_processor(to: Path, tokenizer: Any, sample_rate: int) -> None:
-    """Tokenizer and feature extractor, in today's form and, for older versions, apart."""
-    from transformers import EncodecFeatureExtractor, MusicgenProcessor
-
-    extractor = EncodecFeatureExtractor(
-        feature_size=1, sampling_rate=sample_rate, padding_side="left"
-    )
-    extractor.save_pretrained(to)
-    MusicgenProcessor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(to)
-
-
 def _check_encoder(encoder: Any, path: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
@@ -187,28 +181,23 @@ def _check_encoder(encoder: Any, path: str) -> None:
     if type(encoder) is not expected:
         raise AttuneError(
             f"text encoder {path}: transformers cannot load a {type(encoder).__name__} inside a "
-            "MusicgenForConditionalGeneration (it is not among its text encoders), so this model "
-            "cannot be exported"
+            "MusicgenForConditionalGeneration (it is not in its list of text encoders), so this "
+            "model cannot be exported"
         )
 
 
 def _check_projection(model: LanguageModel) -> None:
-    """Refuse a text projection where theirs has none; models that came from there have none."""
+    """Refuse a learnt text projection where their model has none.
+
+    Models that were imported from there have a projection that changes nothing.
+    """
     weight, bias = model.text_projection.weight, model.text_projection.bias
     width, text_width = weight.shape
     if text_width != width or (weight.equal(torch.eye(width)) and not bias.any()):
         return
     raise AttuneError(
-        f"export: text encoder and decoder are equally wide ({width}), where "
-        "MusicgenForConditionalGeneration has no text projection, and this model has learnt one; "
+        f"export: text encoder and decoder are equally wide ({width}), and for equal widths "
+        "MusicgenForConditionalGeneration has no text projection, but this model has learnt one; "
         "train with another lm.model.d_model to export it (`python -m training generate` plays it "
-        "as it is)"
+        "without an export)"
     )
-
-
-def _run_config(run: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

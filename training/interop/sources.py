@@ -1,6 +1,6 @@
-"""Where imported weights come from: a folder, a file, or a Hugging Face hub id.
+"""Sources of imported weights: a folder, a file, or a Hugging Face hub id.
 
-Nothing that is read here runs code: safetensors, and pickles with `weights_only=True`.
+Reading never runs code from a file: safetensors, and pickles with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from common.errors import AttuneError, one_line
 from common.hub import hub_snapshot
 
 AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")
-"""Names of audiocraft's two checkpoints: language model and codec."""
+"""File names of audiocraft's two checkpoints: language model and codec."""
 
 _SMALL = ["*.json", "*.txt", "*.model"]
+_BAD_INPUT = (
+    OSError, EOFError, ImportError, LookupError, TypeError, ValueError, AttributeError,
+    RuntimeError, SafetensorError,
+)  # fmt: skip
 _WEIGHTS = (["model*.safetensors"], ["pytorch_model*.bin"])
 
 
 def fetch(source: str) -> Path:
-    """The local file or folder behind a source; a hub id is downloaded first.
+    """The local file or folder of a source; a hub id is downloaded first.
 
-    Of a hub repository with a `config.json` only Hugging Face's files are fetched, of any other
+    From a hub repository with a `config.json` only Hugging Face's files are fetched, from any other
     only audiocraft's.
 
     Raises:
-        AttuneError: nothing there by that name.
+        AttuneError: there is no such source.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -52,10 +56,19 @@ def fetch(source: str) -> Path:
                 break
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AttuneError(
-            f"{source}: no such file or folder, and the Hugging Face hub did not give it "
+            f"{source}: no such file or folder, and fetching it from the Hugging Face hub failed "
             f"({type(error).__name__}); check the name and the network, or name a local folder"
         ) from error
     return folder
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Report an error of a library that reads a source in one line, after `what`."""
+    try:
+        yield
+    except _BAD_INPUT as error:
+        raise AttuneError(f"{what}: {one_line(error)}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -67,58 +80,96 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         return {}
-    try:
+    with refusing(f"{path}: cannot be read as JSON"):
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AttuneError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
         raise AttuneError(f"{path}: holds a {type(config).__name__}, expected an object")
     return config
 
 
-def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a Hugging Face folder whose names begin with `prefix`, which is cut off.
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if the file is missing or holds no JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
-    safetensors if there are any, else `pytorch_model*.bin`; whole or in shards.
+
+def check_weights(found: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
+    """Refuse weights that do not fit a model.
+
+    Args:
+        found: named tensors.
+        expected: tensors of the right names and shapes, of any values.
+        where: the source and its part, for messages.
 
     Raises:
-        AttuneError: no weights there, or they cannot be read.
+        AttuneError: weights are missing, unknown, or of other shapes.
+    """
+    for what, names in (
+        ("lacks", expected.keys() - found.keys()),
+        ("has unknown", found.keys() - expected.keys()),
+    ):
+        if names:
+            raise AttuneError(
+                f"{where} {what} {len(names)} weights ({min(names)}, ...); configuration and "
+                "weights do not belong together, or the architecture is not supported"
+            )
+    for name, value in found.items():
+        if value.shape != expected[name].shape:
+            raise AttuneError(
+                f"{where}: {name} is {tuple(value.shape)}, its configuration makes it "
+                f"{tuple(expected[name].shape)}"
+            )
+
+
+def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a Hugging Face folder whose names begin with `prefix`, without the prefix.
+
+    They are read from safetensors if there are any, else from `pytorch_model*.bin`; whole or in
+    shards.
+
+    Raises:
+        AttuneError: there are no weights, or they cannot be read.
     """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            return _read_all(_shards(index), prefix)
-        if (folder / f"{stem}.{suffix}").is_file():
-            return _read_all([folder / f"{stem}.{suffix}"], prefix)
+        whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
+        if index.is_file() or whole.is_file():
+            files = _shards(index) if index.is_file() else [whole]
+            return {
+                name.removeprefix(prefix): value
+                for file in files
+                for name, value in _read_tensors(file, prefix).items()
+            }
     raise AttuneError(f"{folder}: no model.safetensors or pytorch_model.bin there")
 
 
 def load_pickle(path: Path) -> Any:
-    """A `torch.save` file, without running any code of it.
+    """Read a `torch.save` file without running code from it.
 
     Raises:
         AttuneError: it cannot be read, or holds more than tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with refusing(f"{path}: cannot be read"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "omegaconf" in str(error):
             raise AttuneError(
                 f"{path}: its configuration is a pickled omegaconf object, and reading one can run "
-                "code; where you trust the file, convert it with audiocraft.utils.export "
+                "code; if you trust the file, convert it with audiocraft.utils.export "
                 "(export_encodec or export_lm), which stores the configuration as text"
             ) from error
         raise AttuneError(
             f"{path}: not a checkpoint of tensors and plain values, and reading anything else can "
             f"run code: {one_line(error)}"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise AttuneError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of Hugging Face's."""
+    """Hide Hugging Face's progress bars."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
@@ -131,30 +182,20 @@ def quiet() -> Iterator[None]:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
+    with refusing(f"{index}: not an index of weights"):
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AttuneError(f"{index}: not an index of weights: {error}") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise AttuneError(f"{index}: names {name!r}, which is no file beside it")
+            raise AttuneError(f"{index}: names {name!r}, which is not a file beside it")
     return [index.parent / name for name in names]
 
 
-def _read_all(paths: list[Path], prefix: str) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for path in paths:
-        if path.suffix == ".bin":
-            found = load_pickle(path)
-            if not isinstance(found, dict):
-                raise AttuneError(f"{path}: holds a {type(found).__name__}, expected named tensors")
-            weights |= {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-            continue
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    if name.startswith(prefix):
-                        weights[name.removeprefix(prefix)] = file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise AttuneError(f"{path}: cannot be read: {error}") from error
-    return weights
+def _read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    if path.suffix == ".bin":
+        found = load_pickle(path)
+        if not isinstance(found, dict):
+            raise AttuneError(f"{path}: holds a {type(found).__name__}, expected named tensors")
+        return {name: value for name, value in found.items() if name.startswith(prefix)}
+    with refusing(f"{path}: cannot be read"), safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in names}

@@ -1,4 +1,4 @@
-"""What `python -m training export` and `import` do: find out what a source is, and pass it on."""
+"""`python -m training export` and `import`: find out what a source is, and write it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def export(
         source: folder of a run, of one of its checkpoints, or of a codec; a run's name in the
             recipe's `run_dir`; `builtin:NAME` for a shipped codec.
         to: folder to write, new or an earlier export.
-        recipe: that the run was trained under; as the run itself keeps it if None.
-        raw: of a run, the weights as training left them instead of their average.
+        recipe: the recipe of the run; if None, the copy in the run's folder.
+        raw: export a run's weights of the last step instead of its averaged weights.
 
     Returns:
         What was written, for `--json`.
@@ -49,30 +49,29 @@ def export(
     if is_codec(folder):
         with staged(to, replace=True) as partial:
             facts = export_codec(folder, partial)
-        return facts | {"to": str(to)}
-    run, _ = find_checkpoint(folder)
-    recipe = recipe or recorded_recipe(run)
-    with staged(to, replace=True) as partial:
-        facts = export_run(folder, recipe, partial, raw)
+    else:
+        recipe = recipe or recorded_recipe(find_checkpoint(folder)[0])
+        with staged(to, replace=True) as partial:
+            facts = export_run(folder, recipe, partial, raw)
     return facts | {"to": str(to)}
 
 
 def import_(
     source: str, to: Path, part: Part = "all", codec: str = "", text_encoder: str = ""
 ) -> dict[str, Any]:
-    """Take weights in that others wrote.
+    """Write a model or a codec that others trained as a run or a codec of ours.
 
     Args:
-        source: folder, file or hub id: Hugging Face's folders, checkpoints of audiocraft's.
+        source: folder, file or hub id of a Hugging Face folder or an audiocraft checkpoint.
         to: folder to write, new or empty.
         part: `codec` takes only the codec.
-        codec, text_encoder: to be used from where they lie, in place of copies of those inside.
+        codec, text_encoder: paths to use instead of copies of those inside.
 
     Returns:
         What was written, for `--json`.
 
     Raises:
-        AttuneError: nothing known there, or `to` holds something.
+        AttuneError: the source is none of these, or `to` holds something.
     """
     check_free(to, replace=False)
     folder = fetch(source)

@@ -1,6 +1,6 @@
 """The training objective: cross-entropy per stream and representation regularization.
 
-Pure functions of tensors; nothing here knows of models, files or processes.
+All functions only depend on tensors, not on models, files or processes.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ Pool = Literal["max", "average"]
 def stream_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of each stream (the inner sums of equations 1 and 2).
 
-    Sums and counts, not means: they add up over the processes of a global batch.
+    Sums and counts instead of means, because they can be added over processes.
 
     Args:
         logits: `[B, S, K, V]`.
-        targets: int64 `[B, K, S]`, `IGNORE` where there is none.
+        targets: int64 `[B, K, S]`, `IGNORE` where there is no code.
 
     Returns:
         sums float32 `[K]` in nats, and counts of targets int64 `[K]`.
     """
-    targets = targets.transpose(1, 2)  # [B, S, K], as the head lays its logits out
+    targets = targets.transpose(1, 2)  # [B, S, K], like the logits
     losses: Tensor = _CrossEntropy.apply(logits.flatten(0, 2), targets.flatten())
     sums = losses.view(-1, targets.shape[-1]).sum(0)
     return sums, (targets != IGNORE).flatten(0, 1).sum(0)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each row, in fp32 whatever the logits are, a few rows at a time.
+    """Cross-entropy of each row in fp32, for logits of any type, a few rows at a time.
 
-    The forward pass leaves the gradient behind, up to the row's weight: exponentials are taken
-    once, and nothing but logits and their gradient, in their own type, passes through memory.
+    The forward pass already computes the gradient, except for the row's weight.  So exponentials
+    are computed once, and only logits and their gradient, in their own type, go through memory.
     """
 
     @staticmethod
@@ -52,7 +52,7 @@ class _CrossEntropy(torch.autograd.Function):
         for rows in _chunks(logits):
             scores = logits[rows].float()
             shares = torch.softmax(scores, dim=-1)
-            # The largest share is exp(0) / sum, which gives the sum back.
+            # The largest share is exp(0) / sum, from which the sum follows.
             total = scores.amax(dim=-1) - shares.amax(dim=-1).log()
             losses[rows] = total - scores.gather(1, places[rows])[:, 0]
             if keep:
@@ -65,21 +65,21 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         found, valid = ctx.saved_tensors
         weights = (gradient * valid)[:, None]
-        # In place: a second backward pass through the same graph is refused by PyTorch.
+        # In place, because PyTorch refuses a second backward pass through the same graph anyway.
         for rows in _chunks(found):
             found[rows].mul_(weights[rows])
         return found, None
 
 
 def _chunks(logits: Tensor) -> list[slice]:
-    """Rows of `[N, V]` that fit a processor's cache together; a GPU takes many at once."""
+    """Groups of rows of `[N, V]`: on a CPU as many as fit its cache, on a GPU many more."""
     elements = 1 << (18 if logits.device.type == "cpu" else 26)
     step = max(1, elements // logits.shape[1])
     return [slice(start, start + step) for start in range(0, len(logits), step)]
 
 
 def pool(states: Tensor, mask: Tensor, how: Pool) -> Tensor:
-    """One vector per sequence (the paper's F), in fp32; zeros where nothing is valid.
+    """One vector per sequence (the paper's F), in fp32; zeros for a sequence without valid places.
 
     Args:
         states: `[B, L, D]`.
@@ -98,21 +98,21 @@ def pool(states: Tensor, mask: Tensor, how: Pool) -> Tensor:
 
 def similarity(vectors: Tensor) -> Tensor:
     """Cosine similarities (equations 3 and 4) of all pairs: float32 `[B, B]` of `[B, D]`."""
-    # Exact whatever the precision of the model and of fp32 products: this is a few kFLOP.
+    # In fp64, whatever the precision of the model and of fp32 products: it costs a few kFLOP.
     with torch.autocast(vectors.device.type, enabled=False):
         unit = F.normalize(vectors.double(), dim=-1, eps=1e-8)
         return (unit @ unit.T).float()
 
 
 def representation_regularization(audio: Tensor, text: Tensor) -> Tensor:
-    """L_rr (equation 5): do clips differ from each other as their prompts do?
+    """L_rr (equation 5): whether clips differ from each other as their prompts do.
 
     Args:
         audio: pooled decoder states `[B, D]`, through which gradients flow.
         text: pooled text states `[B, D']`, held fixed.
 
     Returns:
-        A float32 scalar; 0 for fewer than two samples, which have no pairs.
+        A float32 scalar; 0 for fewer than two samples.
     """
     batch = audio.shape[0]
     if batch < 2:
@@ -123,19 +123,19 @@ def representation_regularization(audio: Tensor, text: Tensor) -> Tensor:
 
 
 def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """CLAP's loss (Elizalde et al. 2022, the paper's [29]; the paper tried it, section 2): of all
-    prompts of the batch, which one belongs to a clip, and of all clips, which one to a prompt?
+    """CLAP's loss (Elizalde et al. 2022, reference 29 of the paper, which tried it, section 2).
 
-    A prompt that occurs twice in a batch counts as two different ones, as in CLAP: the right answer
-    for a clip is only its own.
+    It is the cross-entropy of finding a clip's prompt among all prompts of the batch, and a
+    prompt's clip among all clips.  As in CLAP, a prompt that occurs twice counts as two prompts:
+    the only right answer for a clip is its own.
 
     Args:
         audio: `[B, D]`, clips mapped into the common space.
         text: `[B, D]`, their prompts, in the same order.
-        scale: what cosine similarities are multiplied with, one over the temperature: `[1]`.
+        scale: `[1]`, factor of the cosine similarities: one over the temperature.
 
     Returns:
-        A float32 scalar in nats, log B where nothing is known; 0 for fewer than two samples.
+        A float32 scalar in nats, log B if nothing was learnt; 0 for fewer than two samples.
     """
     batch = audio.shape[0]
     if batch < 2:
@@ -148,15 +148,15 @@ def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def similarity_correlation(audio: Tensor, text: Tensor) -> Tensor:
-    """How far the clips are alike where their prompts are: Pearson correlation between the
-    off-diagonal entries of the two similarity matrices.
+    """Pearson correlation between the off-diagonal similarities of clips and of their prompts.
 
     Args:
         audio: pooled decoder states `[B, D]`.
         text: pooled text states `[B, D']`.
 
     Returns:
-        A float32 scalar in -1...1; 0 where either matrix has no spread, or fewer than 3 clips.
+        A float32 scalar in -1...1; 0 if all similarities of either kind are equal, or for fewer
+        than 3 clips.
     """
     batch = audio.shape[0]
     if batch < 3:

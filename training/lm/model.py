@@ -1,12 +1,12 @@
 """The decoder: MusicGen's architecture in a few hundred lines.
 
-- K code streams in, their embeddings summed; one stacked head gives the logits of all streams.
+- The embeddings of K code streams are summed; one stacked head gives the logits of all streams.
 - Pre-norm LayerNorm, a final norm, GELU feed-forward, no bias in attention, feed-forward or head.
-- Sinusoidal positions `[cos, sin]` computed in fp32.
-- Cross-attention to projected text masks padding: what a prompt gives does not depend on its batch.
-- Dropped text skips cross-attention, which without biases equals attending to zero keys exactly.
-- Fused QKV and KV projections; `training/lm/attention.py` picks the fastest attention.
-- No parallelism here: `training/distributed.py` applies it from outside.
+- Sinusoidal positions `[cos, sin]`, computed in fp32.
+- Cross-attention to projected text masks padding: a prompt's effect does not depend on its batch.
+- Dropped text skips cross-attention, which without biases exactly equals attention to zero keys.
+- Fused QKV and KV projections; `training/lm/attention.py` chooses the attention kernel.
+- No parallelism: `training/distributed.py` applies it from outside.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.lm.attention import Backend, causal_attention, masked_attention
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that decides the shapes of the weights."""
+    """All sizes on which the shapes of the weights depend."""
 
     d_model: int
     n_layers: int
@@ -34,7 +34,7 @@ class Architecture:
     text_dim: int
     ff_mult: int = 4
     contrastive: int = 0
-    """Width of the space that `ContrastiveHead` maps into; 0 for none."""
+    """Width of the common space of `ContrastiveHead`; 0 for a model without this head."""
 
     @property
     def special(self) -> int:
@@ -42,12 +42,12 @@ class Architecture:
         return self.codebook_size
 
     def as_dict(self) -> dict[str, int]:
-        """For `model.json`."""
+        """The sizes by name, for `model.json`."""
         return dataclasses.asdict(self)
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention over the steps so far."""
+    """Multi-head self-attention over this step and the steps before it."""
 
     def __init__(self, d_model: int, n_heads: int, backend: Backend) -> None:
         super().__init__()
@@ -56,16 +56,11 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`[B, S, d]` to queries, keys and values, each `[B, H, S, D]`."""
-        batch, steps, width = x.shape
-        qkv = self.qkv(x).view(batch, steps, 3, self.n_heads, width // self.n_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
-
     def forward(self, x: Tensor) -> Tensor:
         """`[B, S, d]` to `[B, S, d]`."""
-        q, k, v = self.split(x)
+        batch, steps, width = x.shape
+        qkv = self.qkv(x).view(batch, steps, 3, self.n_heads, width // self.n_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, S, D]
         y = causal_attention(q, k, v, self.backend)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -88,17 +83,13 @@ class CrossAttention(nn.Module):
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         return k, v
 
-    def attend(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Steps `[B, S, d]` to `[B, S, d]`, over keys and values made before."""
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor) -> Tensor:
+        """`[B, S, d]` to `[B, S, d]`; context `[B, L, d]` and its additive bias `[B, 1, 1, L]`."""
         batch, steps, width = x.shape
+        k, v = self.keys_values(context)
         q = self.q(x).view(batch, steps, self.n_heads, width // self.n_heads).transpose(1, 2)
         y = masked_attention(q, k, v, bias, self.backend)
         return self.out(y.transpose(1, 2).flatten(2))
-
-    def forward(self, x: Tensor, context: Tensor, bias: Tensor) -> Tensor:
-        """`[B, S, d]` over context `[B, L, d]` with additive bias `[B, 1, 1, L]`."""
-        k, v = self.keys_values(context)
-        return self.attend(x, k, v, bias)
 
 
 class Block(nn.Module):
@@ -116,23 +107,19 @@ class Block(nn.Module):
         self.ff_out = nn.Linear(arch.ff_mult * d, d, bias=False)
 
     def forward(self, x: Tensor, context: Tensor | None, bias: Tensor | None) -> Tensor:
-        """`[B, S, d]` to `[B, S, d]`; without context, cross-attention adds zero: it is skipped."""
+        """`[B, S, d]` to `[B, S, d]`; cross-attention without context adds zero, so is skipped."""
         x = x + self.self_attention(self.norm_self(x))
         if context is not None and bias is not None:
             x = x + self.cross_attention(self.norm_cross(x), context, bias)
-        return x + self.feed_forward(x)
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """The feed-forward branch, norm included."""
-        return self.ff_out(F.gelu(self.ff_in(self.norm_ff(x))))
+        return x + self.ff_out(F.gelu(self.ff_in(self.norm_ff(x))))
 
 
 class ContrastiveHead(nn.Module):
-    """Maps pooled clips and prompts into a common space, in training only (`contrastive_loss`).
+    """Map pooled clips and prompts into a common space, in training only (`contrastive_loss`).
 
-    The paper does not describe its own; this one is that of LAION's CLAP (Wu et al. 2023, section
-    2): two layers with a ReLU between them on either side, and a learnt temperature that begins at
-    0.07.
+    The paper does not describe its head.  This is the head of LAION's CLAP (Wu et al. 2023, section
+    2): for clips and for prompts two layers with a ReLU between them, and a learnt temperature that
+    starts at 0.07.
     """
 
     def __init__(self, arch: Architecture) -> None:
@@ -142,13 +129,13 @@ class ContrastiveHead(nn.Module):
         self.audio_out = nn.Linear(width, width)
         self.text_in = nn.Linear(arch.text_dim, width)
         self.text_out = nn.Linear(width, width)
-        # One value in a row of its own: FSDP does not shard scalars.
+        # A vector of one value, because FSDP does not shard scalars.
         self.log_scale = nn.Parameter(torch.empty(1))
 
     def forward(self, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled clips `[B, d_model]` and prompts `[B, text_dim]` to `[B, D]` each, and the scale
-        of their similarities, which `LanguageModel.keep_bounds` keeps at 100 at most."""
-        # In the weights' type, which under FSDP is not that of the pooled states.
+        of their similarities, at most 100 (`LanguageModel.keep_bounds`)."""
+        # Under FSDP the type of the weights differs from the type of the pooled states.
         kind = self.log_scale.dtype
         return (
             self.audio_out(F.relu(self.audio_in(audio.to(kind)))),
@@ -158,12 +145,12 @@ class ContrastiveHead(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Delayed codes and text states in; logits and final hidden states out."""
+    """Logits and final hidden states from delayed codes and text states."""
 
     def __init__(self, arch: Architecture, backend: Backend = "auto") -> None:
         super().__init__()
         self.arch = arch
-        # The K tables, one above the other: stream k's code c is row k * (card + 1) + c.
+        # The tables of all K streams, stacked: code c of stream k is row k * (size + 1) + c.
         self.embedding = nn.Embedding(arch.n_codebooks * (arch.codebook_size + 1), arch.d_model)
         self.text_projection = nn.Linear(arch.text_dim, arch.d_model, bias=True)
         self.blocks = nn.ModuleList(Block(arch, backend) for _ in range(arch.n_layers))
@@ -174,46 +161,45 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def keep_bounds(self) -> None:
-        """After an update: the scale of the contrastive loss stays at 100 at most, as CLIP's.
+        """After an update, limit the scale of the contrastive loss to 100, as CLIP does.
 
-        The parameter is bounded, not its use, which would leave it without a gradient for good.
+        The parameter is limited itself.  If only its use were, it would never get a gradient again.
         """
         if self.contrastive is not None:
             self.contrastive.log_scale.clamp_(max=math.log(100.0))
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Truncated normals (at 3 sigma), sigma 1/sqrt(fan_in); biases 0.
+        """Set weights to truncated normals (at 3 sigma), sigma 1/sqrt(fan_in), and biases to 0.
 
-        What a block adds to the residual stream is scaled by 1/sqrt(2 depth), so that variance does
-        not grow with depth.
+        The outputs that a block adds to the residual stream are scaled by 1/sqrt(2 depth), so that
+        variance does not grow with depth.
         """
         generator = torch.Generator(device="cpu").manual_seed(seed)
 
-        def fill(weight: Tensor, fan_in: int, depth: int | None = None) -> None:
-            sigma = fan_in**-0.5 / (math.sqrt(2 * depth) if depth else 1.0)
+        def fill(weight: Tensor, depth: int | None = None) -> None:
+            sigma = weight.shape[1] ** -0.5 / (math.sqrt(2 * depth) if depth else 1.0)
             values = torch.empty(weight.shape, dtype=torch.float32)
             nn.init.trunc_normal_(values, std=sigma, a=-3 * sigma, b=3 * sigma, generator=generator)
             weight.copy_(values)
 
-        width = self.arch.d_model
-        fill(self.embedding.weight, width)
-        fill(self.text_projection.weight, self.arch.text_dim)
+        fill(self.embedding.weight)
+        fill(self.text_projection.weight)
         self.text_projection.bias.zero_()
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            fill(block.self_attention.qkv.weight, width)
-            fill(block.self_attention.out.weight, width, index + 1)
-            fill(block.cross_attention.q.weight, width)
-            fill(block.cross_attention.kv.weight, width)
-            fill(block.cross_attention.out.weight, width, index + 1)
-            fill(block.ff_in.weight, width)
-            fill(block.ff_out.weight, self.arch.ff_mult * width, index + 1)
-        fill(self.head.weight, width)
-        if self.contrastive is not None:  # last: the rest begins as it does without
+            fill(block.self_attention.qkv.weight)
+            fill(block.self_attention.out.weight, index + 1)
+            fill(block.cross_attention.q.weight)
+            fill(block.cross_attention.kv.weight)
+            fill(block.cross_attention.out.weight, index + 1)
+            fill(block.ff_in.weight)
+            fill(block.ff_out.weight, index + 1)
+        fill(self.head.weight)
+        if self.contrastive is not None:  # last, so that all else starts as without this head
             for part in self.contrastive.children():
                 assert isinstance(part, nn.Linear)
-                fill(part.weight, part.in_features)
+                fill(part.weight)
                 part.bias.zero_()
             self.contrastive.log_scale.fill_(math.log(1 / 0.07))
         for module in self.modules():
@@ -223,12 +209,12 @@ class LanguageModel(nn.Module):
     def forward(
         self, codes: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Predict every step from those before it.
+        """Predict every step from the steps before it.
 
         Args:
             codes: int64 `[B, K, S]`, delayed, special tokens included.
             text: encoder states `[B, L, text_dim]`; None drops the text of the whole batch.
-            text_mask: bool `[B, L]`, True for real tokens; a row without any is dropped text.
+            text_mask: bool `[B, L]`, True for real tokens; dropped text is a row of False.
 
         Returns:
             logits `[B, S, K, codebook_size]` and hidden states `[B, S, d_model]` after the final
@@ -241,12 +227,12 @@ class LanguageModel(nn.Module):
         hidden = self.norm(x)
         return self.logits(hidden), hidden
 
-    def embed(self, codes: Tensor, start: int = 0) -> Tensor:
-        """Summed embeddings plus positions of steps `start`...: `[B, S, d]` of `[B, K, S]`."""
+    def embed(self, codes: Tensor) -> Tensor:
+        """Sums of embeddings, plus positions: `[B, S, d]` from codes `[B, K, S]`."""
         streams = torch.arange(self.arch.n_codebooks, device=codes.device)
         rows = codes + (streams * (self.arch.codebook_size + 1))[None, :, None]
         summed = self.embedding(rows).sum(dim=1)
-        return summed + self.positions(start, codes.shape[-1], summed.device).to(summed.dtype)
+        return summed + self.positions(0, codes.shape[-1], summed.device).to(summed.dtype)
 
     def context(
         self, text: Tensor | None, text_mask: Tensor | None
@@ -255,13 +241,13 @@ class LanguageModel(nn.Module):
         if text is None or text_mask is None:
             return None, None
         context = self.text_projection(text) * text_mask[:, :, None]
-        # A dropped row keeps its (zero) keys and values in reach: it attends to zeros, not to NaN.
+        # A row of dropped text attends to its (zero) keys and values: masking all would give NaN.
         reachable = text_mask | ~text_mask.any(dim=1, keepdim=True)
         bias = torch.zeros(text_mask.shape, dtype=context.dtype, device=context.device)
         return context, bias.masked_fill(~reachable, float("-inf"))[:, None, None]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[B, S, K, codebook_size]` of hidden states `[B, S, d]`."""
+        """`[B, S, K, codebook_size]` from hidden states `[B, S, d]`."""
         return self.head(hidden).unflatten(-1, (self.arch.n_codebooks, self.arch.codebook_size))
 
     def positions(self, start: int, steps: int, device: torch.device) -> Tensor:
@@ -274,7 +260,7 @@ class LanguageModel(nn.Module):
 
 
 def sinusoidal_positions(steps: int, width: int) -> Tensor:
-    """`[cos, sin]` halves, float32 `[steps, width]` (MusicGen's layout), for an even width."""
+    """Cosines, then sines (MusicGen's layout): float32 `[steps, width]`, for an even width."""
     half = width // 2
     frequencies = torch.exp(
         torch.arange(half, dtype=torch.float32) * -(math.log(10000) / (half - 1))

@@ -3,12 +3,12 @@
 Frame t of stream k is predicted at step s = t + k, from the codes of earlier steps, so a stream
 sees the same frame of the streams before it.  T frames take S = T + K - 1 steps:
 
-    stream 0    c0 c1 c2 c3  .  .        inputs are the same grid one step later, the special
-    stream 1     . c0 c1 c2 c3  .        token (the codebook's size) wherever there is no code:
+    stream 0    c0 c1 c2 c3  .  .        inputs are the same grid one step later, with the special
+    stream 1     . c0 c1 c2 c3  .        token (the codebook's size) where there is no code:
     stream 2     .  . c0 c1 c2 c3        before a stream begins and past a clip's end
 
-All T frames of all K streams are targets.  (Upstream trims the last k frames of stream k from the
-loss and then generates them anyway.)
+All T frames of all K streams are targets.  (audiocraft leaves the last k frames of stream k out of
+the loss, and generates them nevertheless.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-"""Target value of a place without a code."""
+"""Target where there is no code."""
 
 
 def delayed_steps(frames: int, n_codebooks: int) -> int:
@@ -26,10 +26,10 @@ def delayed_steps(frames: int, n_codebooks: int) -> int:
 
 
 def delay(codes: Tensor, lengths: Tensor, special: int) -> tuple[Tensor, Tensor]:
-    """Lay codes out for training.
+    """Inputs and targets for training.
 
     Args:
-        codes: int64 `[B, K, T]`; values past a clip's end are not looked at.
+        codes: int64 `[B, K, T]`; values past a clip's end are ignored.
         lengths: int64 `[B]`, valid frames of each clip, at most T.
         special: the special token.
 
@@ -48,14 +48,11 @@ def delay(codes: Tensor, lengths: Tensor, special: int) -> tuple[Tensor, Tensor]
 
 
 def undelay(delayed: Tensor, frames: int) -> Tensor:
-    """Codes from predicted steps.
+    """Codes `[B, K, T]` from predicted steps.
 
     Args:
-        delayed: `[B, K, S]`, column s holding what was predicted at step s.
+        delayed: `[B, K, S]`, with the predictions of step s in column s.
         frames: T.
-
-    Returns:
-        `[B, K, T]`.
     """
     streams = [delayed[:, k, k : k + frames] for k in range(delayed.shape[1])]
     return torch.stack(streams, dim=1)

@@ -1,9 +1,10 @@
-"""One step of the decoder at a time, over a preallocated cache.
+"""The decoder one step at a time, with a preallocated cache.
 
-The same function as `LanguageModel.forward`, laid out for a few rows: weights packed once
-(`packed.py`), keys and values of the text computed once, those of the steps so far kept.  With
-guidance the rows are the clips with their text, then the same clips without it (or with a negative
-prompt's); where there is no text, cross-attention adds exactly zero and is skipped.
+It computes the same function as `LanguageModel.forward`, made fast for a few rows.  Weights are
+packed once (`packed.py`), keys and values of the text are computed once, and keys and values of
+earlier steps are cached.  With guidance the rows are the clips with their text, then the same clips
+without text (or with a negative prompt).  For rows without text cross-attention adds exactly zero,
+so it is skipped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from training.lm.model import Block, LanguageModel
 from training.sampling.packed import Kind, Linear, Processor, head_kind, linear, processor_of
@@ -25,13 +27,13 @@ States = Sequence[NDArray[np.float16]]
 
 
 class DecodingWeights:
-    """A model's weights as decoding reads them; made once, used for any number of clips.
+    """A model's weights in the form that decoding reads; made once, used for any number of clips.
 
     Args:
-        model: whose weights they are, which must not change afterwards: norms, embeddings and the
-            text projection stay its own, other weights may.
-        kind: of the linear layers.
-        processor: that the layouts are chosen for; the one that has the model if None.
+        model: its weights must not change afterwards, because some are used without a copy: norms,
+            embeddings, the text projection and maybe others.
+        kind: what the weights of the linear layers are read as.
+        processor: the processor that layouts are chosen for; the model's own if None.
     """
 
     def __init__(
@@ -49,28 +51,28 @@ class DecodingWeights:
             if isinstance(block, Block)
         ]
         head = head_kind(kind, self.processor)
-        self.norm = _Norm(model.norm, _products(head))
+        self.norm = _norm(model.norm, _products(head))
         self.head = linear(model.head.weight, head, processor=self.processor)
         arch = model.arch
-        # Row of the embedding table where each stream's codes begin.
+        # The first row of each stream's codes in the embedding table.
         self.rows = torch.arange(arch.n_codebooks, device=self.device) * (arch.codebook_size + 1)
 
     def expect(self, rows: int, prompted: int) -> None:
-        """Get ready for steps of this many rows, of which `prompted` have a text."""
+        """Choose layouts for steps of this many rows, of which `prompted` have a text."""
+        self.head.expect(rows)
         for block in self.blocks:
             for product in (block.qkv, block.out, block.ff_in, block.ff_out):
                 product.expect(rows)
             for product in (block.cross_q, block.cross_out):
                 product.expect(prompted)
-        self.head.expect(rows)
 
 
 class _Block:
     def __init__(self, block: Block, lay_out: Callable[..., Linear], dtype: torch.dtype) -> None:
-        self.norm_self, self.norm_ff = _Norm(block.norm_self, dtype), _Norm(block.norm_ff, dtype)
+        self.norm_self, self.norm_ff = _norm(block.norm_self, dtype), _norm(block.norm_ff, dtype)
         self.norm_cross = block.norm_cross
         self.cross = block.cross_attention
-        # Queries come scaled, and beside the keys and values of their head: `[H, 3, D]`.
+        # Queries are scaled here, once.  Rows are sorted by head: query, key, value `[H, 3, D]`.
         qkv = block.self_attention.qkv.weight.detach().clone()
         width = qkv.shape[1]
         qkv[:width] *= (width // self.cross.n_heads) ** -0.5
@@ -83,13 +85,13 @@ class _Block:
         self.ff_out = lay_out(block.ff_out.weight)
 
     def queries(self) -> Tensor:
-        """Weights `[d, d]` of cross-attention's scaled queries."""
+        """Weights `[d, d]` of cross-attention's queries, scaled."""
         weight = self.cross.q.weight.detach()
         return weight * (weight.shape[0] // self.cross.n_heads) ** -0.5
 
 
 class Decoder:
-    """Steps of one batch of clips."""
+    """Decodes one batch of clips, step by step."""
 
     def __init__(
         self,
@@ -101,10 +103,10 @@ class Decoder:
     ) -> None:
         """
         Args:
-            states: of each clip's prompt.
-            steps: that the cache holds.
-            guided: rows without text (or with `negative`) come after those with it.
-            negative: text states `[L, text_dim]` for the second half.
+            states: text states of each clip's prompt.
+            steps: size of the cache.
+            guided: after the rows with text, add rows without text (or with `negative`).
+            negative: text states `[L, text_dim]` for these added rows.
         """
         arch = weights.model.arch
         self._weights = weights
@@ -118,18 +120,18 @@ class Decoder:
         self._shape = (len(states) * self._copies, arch.n_heads, arch.d_model // arch.n_heads)
         rows, heads, width = self._shape
         weights.expect(rows, self._prompted)
-        # Keys and values of every layer, row and head.
+        # Keys and values of each layer, row and head.
         shape = (arch.n_layers, rows * heads, 2, steps, width)
         self._cache = torch.zeros(shape, dtype=weights.cached, device=weights.device)
 
     def step(self, columns: Tensor) -> Tensor:
-        """Append columns of codes, mostly one.
+        """Append one or more columns of codes.
 
         Args:
             columns: int64 `[B, K]` or `[B, K, n]`, delayed, special tokens included.
 
         Returns:
-            float32 logits `[B or 2B, K, V]` of what follows the last of them.
+            float32 logits `[B or 2B, K, V]` of the codes after the last column.
         """
         if columns.ndim == 2:
             columns = columns[:, :, None]
@@ -147,7 +149,7 @@ class Decoder:
         # [rows x n, d] from here on.
         x = torch.cat([(x + positions).flatten(0, 1)] * self._copies)
         prompted = self._prompted * count
-        # Views of all layers at once: small operations are what a step spends its time on.
+        # Views of all layers at once, because small operations take most of a step's time.
         new = self._cache[:, :, :, begin:end].unbind(0)
         keys = self._cache[:, :, 0, :end].transpose(2, 3).unbind(0)
         values = self._cache[:, :, 1, :end].unbind(0)
@@ -157,8 +159,8 @@ class Decoder:
             new[i].copy_(qkv[:, 1:])
             y = _attention(qkv[:, 0], keys[i], values[i], ahead)
             x = block.out.plus(x, _by_step(y, rows, weights.dtype))
-            # Only the rows with text: for the others cross-attention adds exactly zero.
-            # In place: `plus` has just made `x`, nobody else has it.
+            # Only the rows with text: cross-attention adds exactly zero to all others.  In place,
+            # as `plus` has just made `x` and nothing else refers to it.
             has_text = x[:prompted]
             has_text.add_(self._cross[i](has_text, count))
             x = block.ff_out.plus(x, block.ff_in(block.norm_ff(x)))
@@ -168,14 +170,14 @@ class Decoder:
 
 
 class _CrossAttention:
-    """Of one block to given texts: keys and values are there from the start."""
+    """Cross-attention of one block to fixed texts, whose keys and values are computed once."""
 
     def __init__(self, block: _Block, context: Tensor, bias: Tensor | None, dtype: torch.dtype):
         self._block = block
         k, v = block.cross.keys_values(context)  # [B, H, L, D]
         self._rows, self._heads, _, self._width = k.shape
         self._dtype = dtype
-        self._norm = _Norm(block.norm_cross, dtype)
+        self._norm = _norm(block.norm_cross, dtype)
         self._keys = k.flatten(0, 1).transpose(1, 2).to(_cached(dtype, k.device))
         self._values = v.flatten(0, 1).to(self._keys.dtype).contiguous()
         self._bias = bias
@@ -189,11 +191,11 @@ class _CrossAttention:
 
 
 class _FoldedCrossAttention:
-    """The same function with the projections multiplied into keys and values.
+    """Cross-attention with its projections multiplied into keys and values.
 
-    q . k = (W_q x) . k = x . (W_q^T k): with few keys that is a smaller product than W_q itself,
-    and two products and a softmax are all there is to do.  Those of one clip are packed as weights
-    are, in fp32: so small a product costs no more than rounding its operands.
+    q . k = (W_q x) . k = x . (W_q^T k).  With few keys the last product is smaller than W_q x, and
+    the whole step is two products and a softmax.  For one clip these products are packed like
+    weights, in fp32: at this size, rounding to bf16 would cost as much as it saves.
     """
 
     def __init__(self, block: _Block, context: Tensor, bias: Tensor | None):
@@ -203,16 +205,8 @@ class _FoldedCrossAttention:
         out = block.cross.out.weight.detach().t().view(self._heads, width, -1)
         keys = torch.einsum("bhld,hdm->bmhl", k, query).flatten(2).contiguous()
         values = torch.einsum("bhld,hdm->bhlm", v, out).flatten(1, 2).contiguous()
-        self._score: Callable[[Tensor], Tensor]
-        self._mix: Callable[[Tensor], Tensor]
-        if self._rows == 1:
-            score, mix = linear(keys[0].t(), "fp32"), linear(values[0].t(), "fp32")
-            score.expect(1)
-            mix.expect(1)
-            self._score, self._mix = score, mix
-        else:
-            self._score, self._mix = partial(_by_clip, keys), partial(_by_clip, values)
-        self._norm = _Norm(block.norm_cross, torch.float32)
+        self._score, self._mix = _products_by_clip(keys), _products_by_clip(values)
+        self._norm = _norm(block.norm_cross, torch.float32)
         # [B x H, 1, L] to [B, 1, H, L]
         self._bias = None if bias is None else bias.view(-1, 1, self._heads, self._length)
 
@@ -224,29 +218,30 @@ class _FoldedCrossAttention:
         return self._mix(torch.softmax(scores, dim=-1).view(x.shape[0], -1))
 
 
-def _by_clip(weights: Tensor, x: Tensor) -> Tensor:
-    """`[B x n, in]` times each clip's own of `[B, in, out]`."""
-    return torch.bmm(x.view(len(weights), -1, x.shape[-1]), weights).flatten(0, 1)
+def _products_by_clip(weights: Tensor) -> Callable[[Tensor], Tensor]:
+    """`[B x n, in]` to `[B x n, out]`: the rows of each clip times its own of `[B, in, out]`."""
+    if len(weights) == 1:
+        product = linear(weights[0].t(), "fp32")
+        product.expect(1)
+        return product
+    return lambda x: torch.bmm(x.view(len(weights), -1, x.shape[-1]), weights).flatten(0, 1)
 
 
 def _cross_attentions(
     weights: DecodingWeights, states: States
 ) -> list[_CrossAttention | _FoldedCrossAttention]:
-    """Every block's, to the texts of all rows that have one."""
+    """Cross-attention of every block to the texts of all rows that have one."""
     model, device = weights.model, weights.device
-    length, heads = max(len(state) for state in states), model.arch.n_heads
-    text = torch.zeros(len(states), length, model.arch.text_dim, device=device)
-    mask = torch.zeros(len(states), length, dtype=torch.bool, device=device)
-    for i, state in enumerate(states):
-        text[i, : len(state)] = torch.from_numpy(state.astype(np.float32))
-        mask[i, : len(state)] = True
-    context, found = model.context(text, mask)
+    lengths, heads = torch.tensor([len(state) for state in states]), model.arch.n_heads
+    text = pad_sequence([torch.from_numpy(s.astype(np.float32)) for s in states], batch_first=True)
+    mask = torch.arange(text.shape[1]) < lengths[:, None]
+    context, found = model.context(text.to(device), mask.to(device))
     assert context is not None and found is not None
     bias = None
     if not bool(mask.all()):
         bias = found[:, 0].repeat_interleave(heads, dim=0).to(weights.cached)
-    # What is read of folded keys is no more than twice what is read of the weights they replace.
-    if weights.cached == torch.float32 and len(states) * heads * length <= 2 * model.arch.d_model:
+    # Folding pays while the folded keys are at most twice as large as the weights they replace.
+    if weights.cached == torch.float32 and mask.numel() * heads <= 2 * model.arch.d_model:
         return [_FoldedCrossAttention(block, context, bias) for block in weights.blocks]
     return [_CrossAttention(block, context, bias, weights.dtype) for block in weights.blocks]
 
@@ -261,26 +256,21 @@ def _by_step(x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """`q` `[B x H, n, D]`, `k` `[B x H, D, L]`, `v` `[B x H, L, D]`."""
-    # One query per row: plain products beat the fused kernel on CPUs.
+    # With one query per row, plain products are faster than the fused kernel on CPUs.
     scores = torch.bmm(_as(q, k.dtype), k)
     if bias is not None:
         scores = scores + bias
     return torch.bmm(torch.softmax(scores, dim=-1), v)
 
 
-class _Norm:
-    """A layer norm of float32 rows, into the type of the products after it."""
-
-    def __init__(self, norm: torch.nn.LayerNorm, dtype: torch.dtype) -> None:
-        self._arguments = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        self._dtype = dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return _as(torch.layer_norm(x, *self._arguments), self._dtype)
+def _norm(norm: torch.nn.LayerNorm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A layer norm of float32 rows, with a result of the type of the products that follow."""
+    arguments = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return lambda x: _as(torch.layer_norm(x, *arguments), dtype)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # Asking is cheaper than a conversion that finds nothing to do.
+    # The comparison is cheaper than a call of `to` without effect.
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -289,5 +279,5 @@ def _products(kind: Kind) -> torch.dtype:
 
 
 def _cached(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    # A CPU's products of one query with bf16 keys take three times as long as with fp32 ones.
+    # On a CPU, products of one query with bf16 keys take three times as long as with fp32 keys.
     return torch.float32 if device.type == "cpu" else dtype

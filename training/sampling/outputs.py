@@ -1,4 +1,4 @@
-"""Around generation: prompts out of files, clips into files."""
+"""Read prompts from files, and write clips to files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import os
 import re
 import unicodedata
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
@@ -26,7 +26,7 @@ Format = Literal["wav", "flac"]
 
 _COLUMNS = ("prompt", "caption", "text")
 _NAME_BYTES = 180
-"""Of a clip's name. File systems take 255, with what is put behind it while it is written."""
+"""Longest name of a clip. File systems allow 255 bytes, and a partial file's name is longer."""
 _SLUG_BYTES = 80
 
 
@@ -37,7 +37,7 @@ class Prompt:
     text: str
     seed: int | None = None
     name: str = ""
-    """Of the files, without ending; made from the prompt if empty."""
+    """Name of the clip's files without suffix; made from the prompt if empty."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -52,66 +52,61 @@ def read_prompts(path: Path) -> list[Prompt]:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AttuneError(f"prompts {path}: cannot be read as text: {error}") from error
-    kind = path.suffix.lower()
-    if kind == ".csv":
-        reader = csv.DictReader(io.StringIO(content, newline=""))
-        columns = reader.fieldnames or []
-        if not set(columns) & set(_COLUMNS):
-            raise AttuneError(
-                f"prompts {path}: no column prompt, caption or text in its header "
-                f"({', '.join(columns)[:100]})"
-            )
-        return [_prompt(path, reader.line_num, row) for row in reader]
-    # Other characters that str.splitlines takes for an end may stand within a JSON string.
+    # Not str.splitlines, which also splits at characters that a JSON string may hold.
     lines = [(i, line.strip()) for i, line in enumerate(content.split("\n"), 1) if line.strip()]
-    if kind in (".jsonl", ".ndjson"):
-        return [_prompt(path, i, _object(path, i, line)) for i, line in lines]
-    return [Prompt(line) for _, line in lines]
+    rows: Iterable[tuple[int, Any]]
+    match path.suffix.lower():
+        case ".csv":
+            reader = csv.DictReader(io.StringIO(content, newline=""))
+            columns = reader.fieldnames or []
+            if not set(columns) & set(_COLUMNS):
+                raise AttuneError(
+                    f"prompts {path}: no column prompt, caption or text in its header "
+                    f"({', '.join(columns)[:100]})"
+                )
+            rows = ((reader.line_num, row) for row in reader)
+        case ".jsonl" | ".ndjson":
+            rows = lines
+        case _:
+            return [Prompt(line) for _, line in lines]
+    prompts = []
+    for number, row in rows:
+        try:
+            prompts.append(_prompt(json.loads(row) if isinstance(row, str) else row))
+        except ValueError as error:
+            kind = "not JSON: " if isinstance(error, json.JSONDecodeError) else ""
+            raise AttuneError(f"prompts {path}, line {number}: {kind}{error}") from error
+    return prompts
 
 
-def _object(path: Path, line: int, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise AttuneError(f"prompts {path}, line {line}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise AttuneError(f"prompts {path}, line {line}: expected an object with a prompt")
-    return found
-
-
-def _prompt(path: Path, line: int, row: dict[str, Any]) -> Prompt:
+def _prompt(row: Any) -> Prompt:
+    if not isinstance(row, dict):
+        raise ValueError("expected an object with a prompt")
     text = next((row[name] for name in _COLUMNS if row.get(name)), None)
     if not isinstance(text, str) or not text.strip():
-        raise AttuneError(f"prompts {path}, line {line}: no prompt")
+        raise ValueError("no prompt")
     seed, name = row.get("seed"), row.get("name") or ""
-    try:
-        number = None if seed in (None, "") else int(str(seed))
-    except ValueError:
-        number = -1
-    if number is not None and number < 0:
-        raise AttuneError(
-            f"prompts {path}, line {line}: seed {seed!r} is not a whole number from 0 on"
-        )
+    if seed in (None, ""):
+        seed = None
+    elif str(seed).isascii() and str(seed).isdigit():
+        seed = int(str(seed))
+    else:
+        raise ValueError(f"seed {seed!r} is not a whole number, 0 or more")
     if not isinstance(name, str) or (name and not re.fullmatch(r"[\w-][\w .-]*", name)):
-        raise AttuneError(
-            f"prompts {path}, line {line}: name {name!r} is no file name (letters, digits, "
-            "spaces, - _ .)"
-        )
+        raise ValueError(f"name {name!r} is not a file name (letters, digits, spaces, - _ .)")
     if len(name.encode()) > _NAME_BYTES:
-        raise AttuneError(
-            f"prompts {path}, line {line}: name {name[:40]!r}... is longer than {_NAME_BYTES} bytes"
-        )
-    return Prompt(text.strip(), number, name)
+        raise ValueError(f"name {name[:40]!r}... is longer than {_NAME_BYTES} bytes")
+    return Prompt(text.strip(), seed, name)
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:
-    """Make a folder, if need be, and see that files can be written into it.
+    """Make a folder if there is none, and check that files can be written into it.
 
     Args:
-        option: that names it.
+        option: the option that names the folder, for messages.
 
     Raises:
-        AttuneError: they cannot.
+        AttuneError: no file can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,57 +117,57 @@ def check_folder(folder: Path, option: str = "--out") -> None:
 
 
 def find_place(folder: Path, name: str, facts: dict[str, Any], kind: Format) -> tuple[Path, bool]:
-    """Where a clip is or can be written without overwriting another one.
+    """The path where a clip is, or can be written without overwriting another clip.
 
     Args:
-        name: without ending; `-2`, `-3`, ... is put behind it where it stands for something else.
+        name: without suffix; `-2`, `-3`, ... is appended if another clip has the name.
         facts: as `write_clip` writes them.
 
     Returns:
-        The clip's path, and whether it is there already, made just so.
+        The clip's path, and whether the same clip is there already.
     """
-    # As they come back out of a file.
+    # Facts as they are read back from a file, for example with lists instead of tuples.
     asked = json.loads(json.dumps(facts))
-    for number in count(1):
-        stem = name if number == 1 else f"{name}-{number}"
+    stem, number = name, 1
+    while True:
         path, sidecar = folder / f"{stem}.{kind}", folder / f"{stem}.json"
         if _read_facts(sidecar) == asked:
             return path, path.is_file()
-        # A clip without facts may be anyone's.
+        # A sound without facts may be anyone's, so it is not overwritten either.
         sounds = [folder / f"{stem}.{other}" for other in get_args(Format)]
         if not any(os.path.lexists(taken) for taken in (sidecar, *sounds)):
             return path, False
-    raise AssertionError("numbers end")
+        number += 1
+        stem = f"{name}-{number}"
 
 
 def _read_facts(sidecar: Path) -> Any:
-    try:
+    with suppress(OSError, ValueError):
         return json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def write_clip(
     folder: Path, name: str, wave: NDArray[np.float32], facts: dict[str, Any], kind: Format
 ) -> dict[str, Any]:
-    """Write a clip (16 bits) and the facts beside it as JSON.
+    """Write a clip (16 bits), and its facts beside it as JSON.
 
-    Facts are there only beside a whole file that they are true of, whenever this is interrupted:
-    the same command, run again, trusts them.
+    Whenever this is interrupted, facts are only beside a complete file that they describe, because
+    the same command trusts them when it is run again.
 
     Args:
         wave: float32 `[S]`.
-        facts: with the `sample_rate`.
+        facts: must have the `sample_rate`.
 
     Returns:
-        The facts and, as `wav` or `flac`, the path.
+        The facts, and the path as `wav` or `flac`.
 
     Raises:
         AttuneError: it cannot be written (a full disk).
     """
     path = folder / f"{name}.{kind}"
     sidecar = path.with_suffix(".json")
-    # Two commands may make the same clip at once.
+    # Random names, because two commands may make the same clip at once.
     ending = f"{uuid.uuid4().hex}.partial"
     partial, described = (one.with_name(f"{one.name}.{ending}") for one in (path, sidecar))
     rate = facts["sample_rate"]
@@ -181,7 +176,7 @@ def write_clip(
         sidecar.unlink(missing_ok=True)
         soundfile.write(partial, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16", format=kind)
         described.write_text(json.dumps(facts, indent=2) + "\n")
-        # Only now: a clip whose facts find no room would keep its name from the next one.
+        # After the facts are written: if the disk has no room for them, no clip is left either.
         partial.replace(path)
         described.replace(sidecar)
     except (OSError, soundfile.LibsndfileError) as error:
@@ -194,7 +189,7 @@ def write_clip(
 
 
 def slug(text: str) -> str:
-    """A file name out of a text: its letters and digits, of any script; at most 80 bytes."""
+    """A file name from a text: its letters and digits, of any script; at most 80 bytes."""
     plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     # Marks, such as vowels in Indic scripts, belong to the letter before them.
     kept = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in plain)

@@ -1,11 +1,11 @@
-"""Linear layers for a few rows: weights laid out once, in the type that sampling reads them in.
+"""Linear layers for a few rows: weights packed once, in the layout and type that sampling reads.
 
-A decoding step multiplies every weight with two rows (one clip with guidance) or a few more, so it
-takes as long as reading the weights does.  Plain weights are read at a third of what some machines
-can.  `LAYOUTS` says what is chosen where, and what was measured.
+A decoding step multiplies every weight with two rows (one clip with guidance) or a few more, so its
+time is the time to read the weights.  Plain weights are read at a third of the speed that some
+machines allow.  `LAYOUTS` says which layout is used where, and what was measured.
 
 All layouts and operators here are those that PyTorch's own compiler calls for a frozen model on a
-CPU.  They are not public; the tests hold them to `F.linear`.
+CPU.  They are not public; tests compare them with `F.linear`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from torch import Tensor
 from common.bfloat16 import has_bfloat16
 
 Kind = Literal["fp32", "bf16", "int8"]
-"""`fp32`: exact. `bf16`: weights and products. `int8`: weights only, one scale per row, bf16
-products; the head is not (`head_kind`)."""
+"""`fp32`: exact. `bf16`: weights and products. `int8`: weights only, one scale per row, with bf16
+products and without the head (`head_kind`)."""
 
 
 class Layout(NamedTuple):
-    """One weight `[out, in]`, laid out: what multiplies with it."""
+    """The products with one weight `[out, in]` in some layout."""
 
     product: Callable[[Tensor], Tensor]
     """`[n, in]` to `[n, out]`, GELU included."""
     plus: Callable[[Tensor, Tensor], Tensor]
-    """(total `[n, out]`, `[n, in]`) to total plus the product; without GELU, of one type."""
+    """(total `[n, out]`, `[n, in]`) to total plus the product, without GELU; both of one type."""
 
 
 def _plain(weight: Tensor, gelu: bool) -> Layout:
@@ -45,7 +45,7 @@ def _plain(weight: Tensor, gelu: bool) -> Layout:
 
 
 def _onednn(weight: Tensor, gelu: bool, rows: int = 1) -> Layout:
-    """oneDNN's layout for linear layers.  It is made for `rows` rows and serves any number."""
+    """oneDNN's layout for linear layers, fastest with `rows` rows and right with any number."""
     ops: Any = torch.ops.mkldnn
     packed = ops._reorder_linear_weight(weight.contiguous(), rows)
     product, plus, after = ops._linear_pointwise.default, ops._linear_pointwise.binary, _after(gelu)
@@ -67,11 +67,11 @@ def _mkl(weight: Tensor, gelu: bool, rows: int) -> Layout:
 
 
 def _convolution(weight: Tensor, gelu: bool, rows: int) -> Layout:
-    """A linear layer run as a 1 x 1 convolution over a line of pixels, a row each.
+    """A linear layer run as a 1 x 1 convolution over a line of pixels, one pixel per row.
 
     It is the same product: a kernel of one pixel multiplies each pixel's channels with the weight.
-    But oneDNN has layouts for convolutions that it does not have for linear layers: on AVX2 any at
-    all, on AVX-512 one that is twice as fast for large weights and several rows.
+    But oneDNN has other layouts for convolutions: on AVX2 it has none for linear layers, and on
+    AVX-512 they are twice as fast for large weights and several rows.
     """
     height, width = weight.shape
     ops: Any = torch.ops.mkldnn
@@ -80,7 +80,7 @@ def _convolution(weight: Tensor, gelu: bool, rows: int) -> Layout:
         weight.contiguous()[:, :, None, None], *geometry, [1, width, 1, rows]
     )
     convolve, arguments = ops._convolution_pointwise.default, (None, *geometry, *_after(gelu))
-    # Sizes and strides of one line of pixels, channels last, and of what comes out as rows.
+    # Sizes and strides of the input as one line of pixels, channels last, and of the output rows.
     pixels = (1, width, 1, rows), (rows * width, 1, rows * width, width)
     lines = (rows, height), (height, 1)
 
@@ -92,7 +92,7 @@ def _convolution(weight: Tensor, gelu: bool, rows: int) -> Layout:
 
 
 def _for_rows(rows: int, product: Callable[[Tensor], Tensor], others: Layout) -> Layout:
-    """A layout that only serves one number of rows, with another one for all others."""
+    """A layout that only works with one number of rows, and another layout for other numbers."""
     return Layout(
         lambda x: product(x) if len(x) == rows else others.product(x),
         lambda total, x: product(x).add_(total) if len(x) == rows else others.plus(total, x),
@@ -112,40 +112,41 @@ def _int8(weight: Tensor, gelu: bool) -> Layout:
 
 
 def _after(gelu: bool) -> tuple[str, list[float], str]:
-    """What oneDNN's operators do to a product."""
+    """What oneDNN's operators apply to a product."""
     return ("gelu", [], "none") if gelu else ("none", [], "")
 
 
 Rule = tuple[int, int, Callable[[Tensor, bool, int], Layout]]
-"""Least number of values in a weight, least number of rows that are expected (0: any number; the
-layout is then made for one row), layout."""
+"""Smallest number of values in a weight, smallest number of expected rows (0: any number, and the
+layout is made for one row), layout."""
 
-# Times are µs with cold weights (`LOG.md`).  `linear` chooses the rest:
-# - bf16, where the processor multiplies in it: oneDNN's layout (512 x 2048, 2 rows: 88, plain 182).
-# - int8: PyTorch's own product (the same: 60).
-# - On a GPU, and on processors that are not named here: plain weights.
+# Times are in µs, with weights that are not in the processor's cache (`LOG.md`).  `linear` chooses
+# for all other cases:
+# - bf16, if the processor multiplies in it: oneDNN's layout (512 x 2048, 2 rows: 88, plain 182).
+# - int8: PyTorch's own product (the same weight: 60).
+# - On a GPU, and on processors that are not listed here: plain weights.
 LAYOUTS: dict[str, Sequence[Rule]] = {
-    # oneDNN reads large weights with several rows at half the speed of a convolution (8192 x 512, 8
+    # With large weights and several rows oneDNN is half as fast as a convolution (8192 x 512, 8
     # rows: 1,006 and 442). Its layout for one row is the best up to 15 rows (2048 x 512, 2 rows:
-    # 101, plain 414), from 16 rows on it must be made for them (512 x 2048: 153 instead of 803).
+    # 101, plain 414). From 16 rows on it must be made for that number (512 x 2048: 153, not 803).
     "AVX-512": ((1 << 19, 4, _convolution), (0, 16, _onednn), (0, 0, _onednn)),
     # oneDNN has no layout for linear layers here; large weights are convolutions (8192 x 512, 2
     # rows: 743, plain 2,900). A call costs some 57 more, so smaller weights stay plain.
     "AVX2": ((1 << 17, 1, _convolution),),
-    # MKL reads plain weights faster than oneDNN its layout (512 x 2048, 2 rows: 194 and 220); from
-    # eight rows on its own layout saves a sixth of the whole time (four clips: .84).
+    # MKL with plain weights is faster than oneDNN with its layout (512 x 2048, 2 rows: 194, 220).
+    # From eight rows on MKL's layout saves a sixth of the whole time (four clips: .84).
     "Intel": ((0, 8, _mkl),),
     "other": (),
 }
-"""Layouts of fp32 weights by processor; the first rule that holds, else plain weights."""
+"""Layouts of fp32 weights by processor: the first rule that fits, else plain weights."""
 
 
+@dataclass
 class Linear:
-    """A linear layer, followed by GELU if asked."""
+    """A linear layer, followed by GELU if `gelu`."""
 
-    def __init__(self, layout: Layout, gelu: bool) -> None:
-        self.layout = layout
-        self._gelu = gelu
+    layout: Layout
+    gelu: bool
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[n, in]` to `[n, out]`."""
@@ -153,20 +154,20 @@ class Linear:
 
     def plus(self, total: Tensor, x: Tensor) -> Tensor:
         """`total` `[n, out]` plus the product, a new tensor."""
-        if total.dtype == x.dtype and not self._gelu:
+        if total.dtype == x.dtype and not self.gelu:
             return self.layout.plus(total, x)
         return total + self.layout.product(x)
 
     def expect(self, rows: int) -> None:
-        """Get ready for products with mostly this many rows; others stay right, and are slower."""
+        """Choose the layout for this number of rows; other numbers stay right but are slower."""
 
 
 class _ByRows(Linear):
-    """Float32 weights in the layout for the rows that are expected."""
+    """Float32 weights in the layout for the expected number of rows."""
 
     def __init__(self, weight: Tensor, gelu: bool, rules: Sequence[Rule]) -> None:
         super().__init__(_plain(weight, gelu), gelu)
-        self._weight, self._rules = weight, rules  # the weight is mostly the model's own, no copy
+        self._weight, self._rules = weight, rules  # mostly the model's own weight, not a copy
         self._chosen: tuple[Any, int] | None = None
 
     def expect(self, rows: int) -> None:
@@ -174,17 +175,17 @@ class _ByRows(Linear):
         chosen = (fit[0][2], rows if fit[0][1] else 1) if fit else None
         if chosen != self._chosen:
             self._chosen = chosen
-            self.layout = _plain(self._weight, self._gelu)  # before the next one takes memory
+            self.layout = _plain(self._weight, self.gelu)  # frees the memory of the last layout
             if chosen:
-                self.layout = chosen[0](self._weight, self._gelu, chosen[1])
+                self.layout = chosen[0](self._weight, self.gelu, chosen[1])
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What decides how weights are read."""
+    """The properties of a processor that decide how weights are read."""
 
     layouts: str
-    """Of fp32 weights: a key of `LAYOUTS`."""
+    """Key of `LAYOUTS`, for fp32 weights."""
     bf16: bool
     """Whether it has instructions for bf16 products."""
     int8: bool
@@ -193,42 +194,37 @@ class Processor:
 
 @functools.cache
 def processor_of(device: torch.device) -> Processor:
-    """What reads the weights on a device."""
+    """The processor of a device."""
     if device.type != "cpu":
         return Processor("other", bf16=True, int8=False)
     vectors = torch.backends.cpu.get_cpu_capability()
     layouts = {"AVX2": "AVX2", "AVX512": "AVX-512"}.get(vectors, "other")
     if not torch.backends.mkldnn.is_available():
         layouts = "other"
-    if torch.backends.mkl.is_available() and _is_intel():
+    cpuinfo = Path("/proc/cpuinfo")
+    vendor = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    if torch.backends.mkl.is_available() and "GenuineIntel" in vendor:
         layouts = "Intel"
     return Processor(layouts, has_bfloat16(device), vectors.startswith("AVX"))
-
-
-def _is_intel() -> bool:
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return False
 
 
 def default_kind(processor: Processor, clips: int = 1) -> Kind:
     """The fastest kind: int8 for one clip, else bf16 where the processor has instructions for it.
 
     Args:
-        clips: that are made together.
+        clips: number of clips that are made together.
     """
-    # With more rows int8 products take as long as their conversion, no longer as reading.
+    # With more rows the time of int8 products is that of their conversion, not of reading.
     if clips == 1 and processor.int8:
         return "int8"
     return "bf16" if processor.bf16 else "fp32"
 
 
 def head_kind(kind: Kind, processor: Processor) -> Kind:
-    """Kind of the head's weights beside layers of `kind`.
+    """Kind of the head's weights in a model with layers of `kind`.
 
-    Never int8: errors of the head are errors of the logits, and the head is a small part of what is
-    read.  With a bf16 head int8 layers change .8% of the drawn codes, with an int8 head 1.1%.
+    It is never int8: errors of the head are errors of the logits, and the head is a small part of
+    all weights.  With int8 layers, a bf16 head changes .8% of the drawn codes, an int8 head 1.1%.
     """
     if kind != "int8":
         return kind
@@ -238,17 +234,17 @@ def head_kind(kind: Kind, processor: Processor) -> Kind:
 def linear(
     weight: Tensor, kind: Kind, gelu: bool = False, processor: Processor | None = None
 ) -> Linear:
-    """`x @ weight.T`, followed by GELU if asked.
+    """The layer `x @ weight.T`, followed by GELU if `gelu`.
 
     Args:
         weight: `[out, in]`.
         kind: what the weights are read as; `x` must be float32 for `fp32` and bfloat16 otherwise.
-            `int8` is bf16 where the product with int8 cannot be had.
-        processor: that the layout is chosen for; the weight's own if None.
+            `int8` becomes `bf16` for widths that are not a multiple of 16.
+        processor: the processor that the layout is chosen for; the weight's own if None.
     """
     processor = processor or processor_of(weight.device)
     weight = weight.detach()
-    # PyTorch's kernel for CPUs reads 16 values at a time, past the end if need be.
+    # PyTorch's int8 kernel for CPUs reads 16 values at a time, also past the end of a row.
     if kind == "int8" and weight.shape[1] % 16 == 0:
         return Linear(_int8(weight, gelu), gelu)
     if kind == "fp32":
@@ -258,9 +254,9 @@ def linear(
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest int8 `[out, in]` and scales bf16 `[out]`: `weight` is about their product."""
+    """Int8 `[out, in]` and bf16 scales `[out]` whose product is nearest to `weight`."""
     weight = weight.float().contiguous()
-    # Scales as they will be read: their rounding is made up for by the codes.
+    # Scales are rounded first, so that the int8 values make up for their rounding.
     scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).to(torch.bfloat16)
     codes = (weight / scale.float()[:, None]).round().clamp(-127, 127)
     return codes.to(torch.int8), scale

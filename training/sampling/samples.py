@@ -1,4 +1,4 @@
-"""Clips of the newest checkpoint while a run trains: wav files, and the same in TensorBoard."""
+"""Clips of the newest checkpoint while a run trains, as wav files and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from training.sampling.sampler import Sampler
 def write_samples(
     recipe: Recipe, run: Path, config: SampleConfig, board: Any, step: int, device: torch.device
 ) -> list[Path]:
-    """Generate a clip for each prompt with the averaged weights of the checkpoint just saved.
+    """Generate a clip for each prompt with the averaged weights of the newest checkpoint.
 
-    The seeds are the prompts' places, so that clips of different steps can be compared.
+    The seeds are the prompts' indices, so that clips of different steps can be compared.
 
     Args:
         board: a TensorBoard `SummaryWriter`.
-        step: finished steps.
+        step: number of finished steps.
 
     Returns:
         The files `RUN/samples/step-NNNNNNNN/NN.wav`.

@@ -223,7 +223,7 @@ def test_mistakes_are_reported_in_one_line_and_leave_nothing(theirs: Any, tmp_pa
     (outside / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}})
     )
-    cases.append((str(outside), "names '../elsewhere.safetensors', which is no file beside it"))
+    cases.append((str(outside), "names '../elsewhere.safetensors', which is not a file beside it"))
     before = names_in(tmp_path)
     for source, words in cases:
         with pytest.raises(AttuneError, match=words):

@@ -36,7 +36,7 @@ from training.lm.patterns import delay
 from training.run.folder import latest_checkpoint
 from training.sampling.config import SamplingConfig
 from training.sampling.decoder import DecodingWeights
-from training.sampling.draw import sample_codes
+from training.sampling.loop import sample_codes
 from training.sampling.sampler import Sampler
 
 PROMPTS = ["dog bark", "loud rain roof far away", "bell"]
@@ -210,10 +210,10 @@ def test_settings_that_musicgen_does_not_have_are_reported(tmp_path: Path) -> No
     sampling = {"negative_prompt": "rain |\n<b>", "cfg": 0.5}
     found = export(str(run), tmp_path / "out", recipe.model_copy(update={"sampling": sampling}))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "negative prompt is not exported" in found["note"] and "1 at least" in found["note"]
+    assert "negative prompt is not exported" in found["note"] and "at least 1" in found["note"]
     for line in (
         r"The recipe's negative prompt is not exported, MusicGen takes none: rain \| &lt;b>.",
-        "The recipe's guidance is 0.5, MusicGen's is 1 at least: exported as 1.",
+        "The recipe's guidance is 0.5, MusicGen's is at least 1: exported as 1.",
     ):
         assert f"\n{line}\n" in card and line not in plain
 

@@ -44,7 +44,7 @@ from training.lm.patterns import delay
 from training.run.folder import latest_checkpoint
 from training.sampling.config import SamplingConfig
 from training.sampling.decoder import DecodingWeights
-from training.sampling.draw import sample_codes
+from training.sampling.loop import sample_codes
 from training.sampling.sampler import Sampler
 
 PROMPTS = ["dog bark", "loud rain roof far away", "bell"]
@@ -174,7 +174,7 @@ def test_the_way_back_is_lossless(imported: tuple[Any, Any, Path], tmp_path: Pat
     export(str(folder / "imported"), tmp_path / "back")
     card = (tmp_path / "back" / "README.md").read_text()
     assert f"The weights were imported from {folder.with_name('theirs')}: see there." in card
-    assert "The prompts of the training data stand as they were written" in card
+    assert "The prompts of the training data are as they were written" in card
     back: Any = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "back")
     expected, found = theirs.state_dict(), back.state_dict()
     assert found.keys() == expected.keys()
@@ -219,14 +219,22 @@ def test_a_run_goes_out_and_comes_back_as_it_was(tmp_path: Path) -> None:
         assert one == two, name
 
 
-def test_a_damaged_record_costs_only_what_it_says(tmp_path: Path) -> None:
+def test_a_damaged_record_is_refused_and_may_be_deleted(tmp_path: Path) -> None:
     _, run = make_tiny_run(tmp_path)
     export(str(run), tmp_path / "out")
     path = tmp_path / "out" / "attune.json"
     record = json.loads(path.read_text())
-    damage = {"step": "../7", "prompt_policy": "loud", "trained_s": -1}
-    record |= {"max_length": "many", "sampling": {"cfg": "strong"}}
-    path.write_text(json.dumps(record | {"description": record["description"] | damage}))
+    for damage in (
+        {"description": record["description"] | {"step": "../7"}},
+        {"description": record["description"] | {"prompt_policy": "loud"}},
+        {"description": record["description"] | {"trained_s": -1}},
+        {"max_length": "many"},
+        {"sampling": {"cfg": "strong"}},
+    ):
+        path.write_text(json.dumps(record | damage))
+        with pytest.raises(AttuneError, match=r"attune\.json: damaged: .*delete this file"):
+            import_(str(tmp_path / "out"), tmp_path / "ours")
+    path.unlink()
     import_(str(tmp_path / "out"), tmp_path / "ours")
     found = latest_checkpoint(tmp_path / "ours" / "imported")
     assert found is not None and found.name == "step-00000000"
@@ -320,13 +328,13 @@ def test_other_models_are_refused_in_one_line(tmp_path: Path) -> None:
     for path in no_tokenizer.glob("tokenizer*"):
         path.unlink()
     cases = [
-        (changed("stereo", {"audio_channels": 2}), "stereo is not supported"),
-        (changed("relu", {"activation_function": "relu"}), "another activation is not supported"),
-        (changed("scaled", {"scale_embedding": True}), "scaled embeddings is not supported"),
-        (changed("odd", {"ffn_dim": 190}), "ffn_dim 190 is no multiple of hidden_size 48"),
+        (changed("stereo", {"audio_channels": 2}), "audio_channels is 2; only 1 is supported"),
+        (changed("relu", {"activation_function": "relu"}), "is 'relu'; only 'gelu'"),
+        (changed("scaled", {"scale_embedding": True}), "scale_embedding is True; only False"),
+        (changed("odd", {"ffn_dim": 190}), "ffn_dim 190 is not a multiple of hidden_size 48"),
         (changed("deep", {"num_hidden_layers": 4}), "lacks 16 weights"),
         (changed("streams", {"num_codebooks": 5}), "lacks 2 weights"),
-        (changed("vocabulary", {"vocab_size": 63}), "another special token"),
+        (changed("vocabulary", {"vocab_size": 63}), "pad_token_id is 64; only 63"),
         (
             changed("bias", {}, weights=lambda w: w.update({bias: torch.zeros(192)})),
             "has unknown 1 weights",

@@ -20,7 +20,8 @@ from training.lm.model import LanguageModel
 from training.lm.patterns import delay
 from training.sampling.config import SamplingConfig
 from training.sampling.decoder import Decoder, DecodingWeights
-from training.sampling.draw import choose, gumbel_noise, sample_codes, stream_codes
+from training.sampling.draw import choose, gumbel_noise
+from training.sampling.loop import sample_codes, stream_codes
 from training.sampling.packed import (
     LAYOUTS,
     Kind,

@@ -22,7 +22,7 @@ from training.run.folder import latest_checkpoint
 from training.sampling import sampler as generate
 from training.sampling.config import DRAWS, SamplingConfig
 from training.sampling.decoder import Decoder, DecodingWeights
-from training.sampling.draw import sample_codes
+from training.sampling.loop import sample_codes
 from training.sampling.packed import Kind
 from training.sampling.sampler import Sampler, draw_key
 from training.train import train
