@@ -14,22 +14,20 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.lm_io import write_shards
+from benchmarks.lm_io import open_loader
 from benchmarks.lm_step import TEXT_DIM, TOKENS, Step, batch, our_step, their_step
 from benchmarks.measure import Result, Row
 from benchmarks.musicgen import Musicgen
 from common.errors import AttuneError, one_line
-from common.shards import ShardDataset
 from training.config import SIZES
-from training.data import Batch, ClipOrder, Loader
+from training.data import Batch
 from training.distributed import World, parallelize
 from training.lm.attention import Backend
 from training.lm.model import Architecture, LanguageModel
@@ -223,20 +221,11 @@ def _loader_wait(
 ) -> float:
     """Share of the time that steps wait for batches from shards on disk."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_shards(Path(scratch), samples=max(200, 4 * clips), frames=frames)
-        dataset = ShardDataset.open(scratch)
-        loader = Loader(
-            dataset,
-            ClipOrder(dataset, "train", seed=0),
-            segment_s=frames / 50,
-            seed=0,
-            batch_size=clips,
-            pin=device.type == "cuda",
-        )
+        pin = device.type == "cuda"
+        loader = open_loader(scratch, max(200, 4 * clips), frames, clips, pin)
         meter, step = Meter(1.0, device), make(clips)
         until = float("inf")
-        batches: Iterator[Batch] = loader.batches(0, 100_000)
-        for turn, one in enumerate(meter.waiting(batches)):
+        for turn, one in enumerate(meter.waiting(loader.batches(0, 100_000))):
             if turn == WARM_UP:
                 meter.restart()
                 until = time.perf_counter() + seconds

@@ -35,7 +35,7 @@ SAMPLES, PER_SHARD, PROMPTS = 2000, 200, 3
 ROUNDS = 3
 
 
-def write_shards(folder: Path, samples: int = SAMPLES, frames: int = FRAMES) -> None:
+def write_shards(folder: Path, samples: int, frames: int) -> None:
     """Shards as the pipeline writes them: 4 x `frames` codes and `PROMPTS` prompts per clip."""
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
@@ -64,13 +64,18 @@ def write_shards(folder: Path, samples: int = SAMPLES, frames: int = FRAMES) -> 
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
+def open_loader(folder: str, samples: int, frames: int, clips: int, pin: bool = False) -> Loader:
+    """Write shards and open them as training does, in batches of `clips` clips."""
+    write_shards(Path(folder), samples, frames)
+    dataset = ShardDataset.open(folder)
+    order = ClipOrder(dataset, "train", seed=0)
+    return Loader(dataset, order, segment_s=frames / 50, seed=0, batch_size=clips, pin=pin)
+
+
 def loader_rate() -> float:
     """Tokens (codes) per second of the loader, best of `ROUNDS` epochs."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_shards(Path(scratch))
-        dataset = ShardDataset.open(scratch)
-        order = ClipOrder(dataset, "train", seed=0)
-        loader = Loader(dataset, order, segment_s=10.0, seed=0, batch_size=CLIPS)
+        loader = open_loader(scratch, SAMPLES, FRAMES, CLIPS)
         steps = SAMPLES // CLIPS
         best = float("inf")
         for epoch in range(ROUNDS):

@@ -313,14 +313,15 @@ class _Clip:
         self._clipped = self._values = 0
 
     def add(self, samples: NDArray[np.float32]) -> None:
-        """Samples [S, C]."""
+        """Add samples [S, C]."""
         if not len(samples):
             return
         level = np.abs(samples)
         self._peak = max(self._peak, float(level.max()))
         self._clipped += int(np.count_nonzero(level >= _FULL_SCALE))
         self._values += samples.size
-        self._blocks.append(_downmix(samples))
+        mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
+        self._blocks.append(np.ascontiguousarray(mono))
         self.size += len(samples)
 
     def wav(self) -> Wave:
@@ -523,10 +524,3 @@ def _seek(
     if round(at) > start_s * first.sample_rate:
         return None
     return round(at), chain([anchor], frames)
-
-
-def _downmix(samples: NDArray[np.float32]) -> Wave:
-    """Samples [S, C] to the mean of the channels [S]."""
-    if samples.shape[1] == 1:
-        return np.ascontiguousarray(samples[:, 0], dtype=np.float32)
-    return samples.mean(axis=1, dtype=np.float32)

@@ -49,18 +49,8 @@ PLAN = pa.schema(
     ]
 )
 
-REJECTS = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("dataset", pa.string()),
-        ("native_id", pa.string()),
-        ("source", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("raw", pa.string()),
-    ]
-)
+_REJECT = ("sample_id", "dataset", "native_id", "source", "stage", "reason", "detail", "raw")
+REJECTS = pa.schema(dict.fromkeys(_REJECT, pa.string()))
 
 MANIFEST = pa.schema(
     [

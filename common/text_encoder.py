@@ -28,16 +28,9 @@ from common.hub import check_complete, hub_snapshot, loading
 _PACKAGE_SCHEME = "package:"
 _T5_TYPES = {"t5", "mt5", "umt5", "longt5"}
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 _PAD_MULTIPLE = 8
 PROMPTS_PER_BATCH = 64
 
