@@ -15,10 +15,10 @@ turns. `lm_io.py` reports the loader's rate and the cost of a checkpoint in unit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,11 +37,11 @@ from benchmarks.measure import Result, Row, in_turns
 from benchmarks.musicgen import Musicgen
 from common.allocator import keep_freed_memory
 from training.config import LMConfig
-from training.data import Batch
 from training.interop.musicgen import to_musicgen
 from training.lm.model import LanguageModel
 from training.preflight import flops_per_clip
 
+T = TypeVar("T")
 PRECISIONS = ("fp32", "medium", "bf16")
 ROUNDS = 8
 COMPARED = 10
@@ -83,14 +83,14 @@ def bench() -> Result:
     ]
 
 
-@contextmanager
-def switched(precision: str) -> Iterator[None]:
-    """PyTorch's switch for fp32 products, set for a precision."""
-    torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def under(precision: str, action: Callable[[], T]) -> Callable[[], T]:
+    """`action` with PyTorch's switch for fp32 products set for a precision."""
+
+    def run() -> T:
+        torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
+        return action()
+
+    return run
 
 
 def run_size(size: str) -> dict[str, Any]:
@@ -119,16 +119,19 @@ def run_size(size: str) -> dict[str, Any]:
     losses: dict[tuple[str, str], list[float]] = {}
     for run in order:
         step = make(*run)
-        with switched(run[1]):
-            losses[run] = [float(step(one)) for one in batches]
+        losses[run] = [float(under(run[1], partial(step, one))()) for one in batches]
 
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     for run in order:
-        runs[run] = _training(make(*run), run[1], batches)
+        following = map(make(*run), cycle(batches))
+        runs[run] = under(run[1], partial(next, following))
     for precision in PRECISIONS:
-        runs["matmul", precision] = _product(precision)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        a, b = torch.randn(2, _PRODUCT, _PRODUCT).to(dtype).unbind(0)
+        runs["matmul", precision] = under(precision, partial(torch.matmul, a, b))
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     best = in_turns(runs, ROUNDS, warm_up=1, clock=clock)
+    torch.set_float32_matmul_precision("highest")
     peaks = {p: 2.0 * _PRODUCT**3 / best["matmul", p] for p in PRECISIONS}
     work = CLIPS * flops_per_clip(arch, FRAMES + arch.n_codebooks - 1, TOKENS)
 
@@ -153,26 +156,3 @@ def run_size(size: str) -> dict[str, Any]:
             "apart bf16 to their fp32": apart(("ours", "bf16"), ("theirs", "fp32")),
         },
     }
-
-
-def _training(step: Step, precision: str, batches: list[Batch]) -> Callable[[], object]:
-    """One step per call, each on the next batch."""
-    following = cycle(batches)
-
-    def run() -> None:
-        with switched(precision):
-            step(next(following))
-
-    return run
-
-
-def _product(precision: str) -> Callable[[], object]:
-    """One large square product per call."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = torch.randn(2, _PRODUCT, _PRODUCT).to(dtype).unbind(0)
-
-    def run() -> None:
-        with switched(precision):
-            a @ b
-
-    return run

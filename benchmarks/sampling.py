@@ -24,14 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 import typer
 from numpy.typing import NDArray
-from transformers import (
-    EncodecConfig,
-    MusicgenConfig,
-    MusicgenForConditionalGeneration,
-    T5Config,
-)
 
 from benchmarks.lm_step import FRAMES, TEXT_DIM, TOKENS, architecture
 from benchmarks.measure import Result, Row, in_turns
@@ -114,12 +109,13 @@ class _Theirs:
         decoder = Musicgen(arch)
         decoder.load_state_dict(to_musicgen(model.state_dict(), arch))
         # Only the decoder is to be timed: one small layer encodes the text, and no codec runs.
-        text = T5Config(d_model=TEXT_DIM, num_layers=1, num_heads=2, d_ff=32, vocab_size=100)
-        codec = EncodecConfig(num_filters=4, hidden_size=8, codebook_dim=8)
-        config = MusicgenConfig(
+        one_layer = {"num_layers": 1, "num_heads": 2, "d_ff": 32, "vocab_size": 100}
+        text = transformers.T5Config(d_model=TEXT_DIM, **one_layer)
+        codec = transformers.EncodecConfig(num_filters=4, hidden_size=8, codebook_dim=8)
+        config = transformers.MusicgenConfig(
             text_encoder=text, audio_encoder=codec, decoder=decoder.decoder.config
         )
-        self._model: Any = MusicgenForConditionalGeneration(config).eval()
+        self._model: Any = transformers.MusicgenForConditionalGeneration(config).eval()
         self._model.decoder.load_state_dict(decoder.decoder.state_dict())
         self._model.audio_encoder.decode = lambda codes, **_: SimpleNamespace(audio_values=codes)
         settings = self._model.generation_config

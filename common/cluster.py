@@ -9,7 +9,7 @@ from common.errors import AttuneError
 
 
 def check_address(address: str, given_as: str) -> None:
-    """Refuse an address where nobody listens. Ray itself tries for minutes before it gives up.
+    """Refuse an address where nothing listens. Ray itself tries for minutes before it gives up.
 
     Args:
         address: `HOST:PORT` or `ray://HOST:PORT`; Ray checks others (`auto`, `local`) itself.

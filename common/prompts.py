@@ -238,7 +238,7 @@ def _with_silent_e(word: str, stem: str, verbs: Container[str]) -> str:
 
 
 def _unknown_lemma(word: str) -> str:
-    """Of a word that no dictionary has: "rimshots" is cut, names in -es are not."""
+    """The lemma of a word that no dictionary has: "rimshots" loses its s, names in -es do not."""
     return word[:-1] if _PLAIN_PLURAL.search(word) else word
 
 
