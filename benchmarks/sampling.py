@@ -109,7 +109,7 @@ class _Theirs:
         decoder = Musicgen(arch)
         decoder.load_state_dict(to_musicgen(model.state_dict(), arch))
         # Only the decoder is to be timed: one small layer encodes the text, and no codec runs.
-        one_layer = {"num_layers": 1, "num_heads": 2, "d_ff": 32, "vocab_size": 100}
+        one_layer: dict[str, Any] = {"num_layers": 1, "num_heads": 2, "d_ff": 32, "vocab_size": 100}
         text = transformers.T5Config(d_model=TEXT_DIM, **one_layer)
         codec = transformers.EncodecConfig(num_filters=4, hidden_size=8, codebook_dim=8)
         config = transformers.MusicgenConfig(
