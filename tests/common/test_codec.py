@@ -146,7 +146,7 @@ def test_wrong_codecs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
     cases.append((str(other), "expected 'encodec'"))
     listed = _folder(tmp_path / "listed")
     (listed / "config.json").write_text("[1]")
-    cases.append((str(listed), "holds a list, expected an object"))
+    cases.append((str(listed), "is not a JSON object"))
     (path / "model.safetensors").write_bytes(b"torn")
     cases.append((str(path), "cannot load weights"))
     for reference, message in cases:
