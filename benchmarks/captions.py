@@ -1,80 +1,50 @@
-"""How fast captions become prompts, against spaCy's pipeline as it comes, called text by text.
+"""How fast captions become prompts, against spaCy's default pipeline, one text at a time.
 
-    python -m benchmarks.captions --captions train.csv
-    python -m benchmarks.captions
-
-The file is AudioCaps' (column `caption`) or any CSV with such a column; without one, captions are
-made up from a small grammar, with as many repeated ones as AudioCaps has.
+The captions are made from a small grammar. As many of them are repeated as in AudioCaps.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib
 import random
 import statistics
-import time
-from pathlib import Path
-from typing import Annotated, Any
+from functools import partial
 
-import typer
-
-from common.cli import run_app
-from common.errors import AttuneError
+from benchmarks.measure import Result, seconds
 from common.prompts import installed_model, normalize_prompts
 
+CAPTIONS = 5000
 ROUNDS = 4
 DUPLICATES = 0.0827
 """Share of AudioCaps' training captions that repeat an earlier one (49,838 rows, 45,716 texts)."""
 
 
-def run(captions_csv: Path | None, n: int) -> dict[str, Any]:
-    """Time both on the first `n` captions.
-
-    The two take turns, so that a machine that slows down slows both: in each of `ROUNDS` rounds
-    spaCy gets another part of the captions, and `normalize_prompts` all of them.
-
-    Returns:
-        source, captions, unique (after normalization of case and blanks), reference_s (spaCy, all
-        captions), ours_s (median of the rounds), ratio (reference_s / ours_s).
-
-    Raises:
-        AttuneError: the file has no column `caption`, or no rows.
-    """
-    captions = read_captions(captions_csv)[:n] if captions_csv else make_captions(n, seed=0)
-    if not captions:
-        raise AttuneError(f"{captions_csv}: no captions in it")
+def bench() -> Result:
+    """Captions to prompts. In each of `ROUNDS` turns spaCy gets another part of the captions and
+    `normalize_prompts` gets all of them, so a machine that slows down slows both."""
+    captions = make_captions(CAPTIONS, seed=0)
     reference = importlib.import_module(installed_model()[0]).load()
-    for text in captions[:20]:
-        reference(text)
-    normalize_prompts(captions[:20], "lemmas")
 
+    def by_spacy(texts: list[str]) -> None:
+        for text in texts:
+            " ".join(token.lemma_ for token in reference(text) if not token.is_stop)
+
+    by_spacy(captions[:20])
+    normalize_prompts(captions[:20], "lemmas")
     reference_s, ours_s = 0.0, []
     for i in range(ROUNDS):
-        start = time.perf_counter()
-        for text in captions[i::ROUNDS]:
-            " ".join(token.lemma_ for token in reference(text) if not token.is_stop)
-        reference_s += time.perf_counter() - start
-        start = time.perf_counter()
-        normalize_prompts(captions, "lemmas")
-        ours_s.append(time.perf_counter() - start)
-    return {
-        "source": str(captions_csv) if captions_csv else "made up from a grammar",
-        "captions": len(captions),
+        reference_s += seconds(partial(by_spacy, captions[i::ROUNDS]))
+        ours_s.append(seconds(partial(normalize_prompts, captions, "lemmas")))
+    ours = statistics.median(ours_s)
+    found = {
+        "captions": CAPTIONS,
         "unique": len({" ".join(text.lower().split()) for text in captions}),
         "reference_s": reference_s,
-        "ours_s": statistics.median(ours_s),
-        "ratio": reference_s / statistics.median(ours_s),
+        "ours_s": ours,
+        "ratio": reference_s / ours,
     }
-
-
-def read_captions(path: Path) -> list[str]:
-    """The column `caption` of a CSV file."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if "caption" not in (rows.fieldnames or ()):
-            raise AttuneError(f"{path}: no column caption")
-        return [row["caption"] for row in rows]
+    title = "spaCy one text at a time / prompts from captions"
+    return found, [(title, f"{found['ratio']:.2f}", "at least 4")]
 
 
 _SUBJECTS = ("a man", "a woman", "two dogs", "an engine", "several birds", "a baby", "water",
@@ -88,7 +58,7 @@ _PLACES = ("", "in the background", "nearby", "in the distance", "at the park", 
 
 
 def make_captions(n: int, seed: int) -> list[str]:
-    """`n` captions of one to three clauses, of which `DUPLICATES` repeat an earlier one."""
+    """`n` captions of one to three clauses, a share `DUPLICATES` of them repeated."""
     rng = random.Random(seed)
     captions: list[str] = []
     seen: set[str] = set()
@@ -101,35 +71,9 @@ def make_captions(n: int, seed: int) -> list[str]:
             for _ in range(rng.choice((1, 2, 2, 2, 3, 3)))
         ]
         text = f" {rng.choice(_LINKS)} ".join(clauses).capitalize()
-        # Short captions run out: what was made before gets another clause.
+        # Short captions run out: a caption that exists already gets another clause.
         while text in seen:
             text += f" {rng.choice(_LINKS)} {rng.choice(_SUBJECTS)} {rng.choice(_VERBS)}"
         seen.add(text)
         captions.append(text)
     return captions
-
-
-app = typer.Typer(add_completion=False)
-
-
-@app.command()
-def measure(
-    captions: Annotated[Path | None, typer.Option(help="CSV with a column caption.")] = None,
-    n: Annotated[int, typer.Option(min=ROUNDS, help="Captions to take.")] = 5000,
-) -> None:
-    """Print both times and their ratio."""
-    result = run(captions, n)
-    if captions is None:
-        print(f"no --captions: made up from a grammar, {DUPLICATES:.1%} repeated as in AudioCaps")
-    print(f"{result['captions']} captions, {result['unique']} different, from {result['source']}")
-    print(f"spaCy's pipeline, one by one: {result['reference_s']:8.2f} s")
-    print(f"normalize_prompts:            {result['ours_s']:8.2f} s")
-    print(f"ratio:                        {result['ratio']:8.2f}")
-
-
-def main() -> None:
-    run_app(app)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,186 +1,138 @@
 """A training step of the language model against Hugging Face's MusicGen decoder.
 
-    python -m benchmarks.lm [--sizes tiny 60M] [--rounds 8] [--compared 10] [--threads 2]
+Both sides do the same work: embeddings, text projection, decoder, heads, cross-entropy of 4 streams
+of 2048 codes, backward, clipping, fused AdamW; 4 clips of 250 frames with 20 text states each. They
+have the same weights, batches and optimizer in one process and take turns in every precision; the
+best round counts. Before that each side trains from the same weights, and the losses are compared.
+Our step is what `training.train` runs for a batch, without the average of the weights (Hugging
+Face's step has none either).
 
-The same work on both sides: embeddings, text projection, decoder, heads, cross-entropy of 4
-streams of 2048 codes, backward, clipping, fused AdamW; 4 clips of 250 frames with 20 text states
-each.  The same weights, batches and optimizer in one process, with one allocator, taking turns in
-every precision; the best round counts.  Before that each side trains on its own from the same
-weights, and the losses are compared.  Ours is what `training.train` runs for a batch (without the
-average of the weights, which theirs has not either).
-
-Seconds are those of the wall, or with one thread those of the processor, which hold on a machine
-that is busy with other work.  The machine's matmul peak is measured between the turns.  What the
-loader gives and what a checkpoint costs is reported in units of these steps (`lm_io.py`).
+Seconds are wall-clock time. With `OMP_NUM_THREADS=1` they are processor time, which is reliable
+even on a machine that is busy with other work. The machine's matmul peak is measured in the same
+turns. `lm_io.py` reports the loader's rate and the cost of a checkpoint in units of these steps.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
 
-from benchmarks.musicgen import Musicgen, musicgen_optimizer
+from benchmarks.lm_io import checkpoint_seconds, loader_rate
+from benchmarks.lm_step import (
+    CLIPS,
+    FRAMES,
+    TOKENS,
+    Step,
+    architecture,
+    batch,
+    our_step,
+    their_step,
+)
+from benchmarks.measure import Result, Row, in_turns
+from benchmarks.musicgen import Musicgen
 from common.allocator import keep_freed_memory
-from training.config import LMConfig, ModelConfig, OptimConfig, RegularizationConfig
-from training.data import Batch
-from training.distributed import World
+from training.config import LMConfig
 from training.interop.musicgen import to_musicgen
-from training.lm.model import Architecture, LanguageModel
-from training.lm.patterns import delay
-from training.optim import build_optimizer, fill_missing_gradients
+from training.lm.model import LanguageModel
 from training.preflight import flops_per_clip
-from training.step import TrainingStep
 
-SIZES = {"tiny": (256, 4, 4), "60M": (512, 16, 8)}
-"""Width, layers, heads."""
+T = TypeVar("T")
 PRECISIONS = ("fp32", "medium", "bf16")
-CLIPS, FRAMES, TOKENS, TEXT_DIM = 4, 250, 20, 768
 ROUNDS = 8
 COMPARED = 10
 """Steps over which the losses are compared."""
-OPTIM = OptimConfig(lr=3e-4, warmup=0)
-_CPU = torch.device("cpu")
-
-Step = Callable[[Batch], Tensor]
-"""Trains on a batch and returns the loss."""
+_PRODUCT = 2048
+"""Rows and columns of the matrices whose product gives the matmul peak."""
 
 
-def architecture(size: str) -> Architecture:
-    width, layers, heads = SIZES[size]
-    return Architecture(width, layers, heads, 4, 2048, TEXT_DIM)
+def bench() -> Result:
+    """Training steps of the language model, and the loader and checkpoint around them."""
+    found: dict[str, Any] = {}
+    rows: list[Row] = []
+    for size, aim in (("tiny", "at most 0.80"), ("60M", "at most 0.85")):
+        one = found[size] = run_size(size)
+        ratios, shares, loss = one["ratios"], one["share_of_peak"], one["loss"]
+        rows += [
+            (f"training step, {size}, fp32 / Hugging Face's", ratios["fp32"], aim),
+            ("  both with fp32 matmul precision medium", ratios["medium"], aim),
+            ("  both in bf16", ratios["bf16"], aim),
+            ("  ours in bf16 / theirs in fp32", ratios["bf16 to their fp32"], "at most 0.33"),
+        ]
+        for side in ("ours", "theirs"):
+            text = ", ".join(f"{shares[f'{side} {p}']:.2f}" for p in PRECISIONS)
+            rows.append((f"  share of the matmul peak, {side}: fp32, medium, bf16", text, "-"))
+        text = f"{loss['first']:.2f} -> {loss['last']:.2f}"
+        rows.append((f"  loss over {COMPARED} steps", text, "-"))
+        for key, bound in (("fp32", "1e-4"), ("medium", "1e-4"), ("bf16 to their fp32", "2e-2")):
+            apart = f"{loss[f'apart {key}']:.1e}"
+            rows.append((f"    largest difference, {key}", apart, f"at most {bound}"))
+    consumed = CLIPS * FRAMES * 4 / found["tiny"]["seconds"]["ours bf16"]
+    loader, saving = loader_rate(), checkpoint_seconds()
+    stall = saving["mean_s"] / (LMConfig().checkpoint_every * found["60M"]["seconds"]["ours bf16"])
+    found["loader_tokens_per_s"] = round(loader)
+    found["checkpoint"] = saving | {"stall": round(stall, 5)}
+    return found, [
+        *rows,
+        ("loader / tokens that tiny in bf16 takes", f"{loader / consumed:.1f}", "at least 20"),
+        ("checkpoint of 60M, share of training time", f"{stall:.2%}", "below 5%"),
+    ]
 
 
-def batch(arch: Architecture, seed: int, clips: int = CLIPS, frames: int = FRAMES) -> Batch:
-    """Codes that can be learnt (each stream repeats a melody of its clip), and text."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (clips, arch.n_codebooks, 1)
-    start = torch.randint(0, arch.codebook_size, shape, generator=generator)
-    codes = (start + 7 * torch.arange(frames)) % arch.codebook_size
-    text = torch.randn(clips, TOKENS, TEXT_DIM, generator=generator)
-    return Batch(
-        codes,
-        torch.full((clips,), frames),
-        text,
-        torch.ones(clips, TOKENS, dtype=torch.bool),
-        tuple(str(i) for i in range(clips)),
-    )
+def under(precision: str, action: Callable[[], T]) -> Callable[[], T]:
+    """`action` with PyTorch's switch for fp32 products set for a precision."""
+
+    def run() -> T:
+        torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
+        return action()
+
+    return run
 
 
-@contextmanager
-def switched(precision: str) -> Iterator[None]:
-    """PyTorch's switch for fp32 products set as the precision has it."""
-    torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
-def our_step(
-    model: LanguageModel, precision: str, device: torch.device = _CPU, clips: int = CLIPS
-) -> Step:
-    """What `training.train.train` does for a batch."""
-    world = World(0, 1, device)
-    config = LMConfig.model_validate(
-        {
-            "model": ModelConfig(),
-            "batch_size": clips,
-            "precision": precision,
-            "optim": OPTIM,
-            "cfg": {"dropout": 0.0},
-            "rr": RegularizationConfig(weight=0.0),
-        }
-    )
-    objective = TrainingStep(model, config, world, seed=0)
-    optimizer = build_optimizer(model, OPTIM)
-
-    def step(batch: Batch) -> Tensor:
-        outcome = objective(batch, 0)
-        fill_missing_gradients(model)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return outcome.loss
-
-    return step
-
-
-def their_step(model: Musicgen, arch: Architecture, precision: str) -> Step:
-    """The same with their decoder and their loss."""
-    optimizer = musicgen_optimizer(model, OPTIM)
-
-    def step(batch: Batch) -> Tensor:
-        inputs, targets = delay(batch.codes, batch.lengths, arch.special)
-        half = precision == "bf16"
-        kind = batch.codes.device.type
-        with torch.autocast(kind, dtype=torch.bfloat16) if half else nullcontext():
-            loss = model(inputs, targets, batch.text, batch.text_mask).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step
-
-
-def run_size(
-    size: str, threads: int, rounds: int = ROUNDS, compared: int = COMPARED
-) -> dict[str, Any]:
+def run_size(size: str) -> dict[str, Any]:
     """One size.
 
     Returns:
-        seconds of the best round by side and precision, ratios, shares of the matmul peak, and the
-        largest difference between the losses of `compared` steps.
+        Seconds of the best round by side and precision, ratios, shares of the matmul peak, and the
+        largest difference between the losses of `COMPARED` steps.
     """
-    torch.set_num_threads(threads)
     keep_freed_memory()
-    clock = time.process_time if threads == 1 else time.perf_counter
     arch = architecture(size)
     ours, theirs = LanguageModel(arch), Musicgen(arch)
     ours.initialize(0)
     weights = {name: weight.clone() for name, weight in ours.state_dict().items()}
-    runs = {(side, precision) for side in ("ours", "theirs") for precision in PRECISIONS}
-    order = sorted(runs, key=lambda run: (PRECISIONS.index(run[1]), run[0]))
+    order = [(side, precision) for precision in PRECISIONS for side in ("ours", "theirs")]
 
     def make(side: str, precision: str) -> Step:
-        """A step whose optimizer is new and whose model stands at the first weights."""
+        """A step with a new optimizer, whose model is back at the first weights."""
         if side == "ours":
-            _restore(ours, weights)
+            ours.load_state_dict(weights)
             return our_step(ours, precision)
-        _restore(theirs, to_musicgen(weights, arch))
+        theirs.load_state_dict(to_musicgen(weights, arch))
         return their_step(theirs, arch, precision)
 
-    batches = [batch(arch, seed) for seed in range(compared)]
+    batches = [batch(arch, seed) for seed in range(COMPARED)]
     losses: dict[tuple[str, str], list[float]] = {}
-    for side, precision in order:
-        step = make(side, precision)
-        with switched(precision):
-            losses[side, precision] = [float(step(one)) for one in batches]
+    for run in order:
+        step = make(*run)
+        losses[run] = [float(under(run[1], partial(step, one))()) for one in batches]
 
-    steps = {run: make(*run) for run in order}
-    times: dict[tuple[str, str], list[float]] = {run: [] for run in order}
-    peaks = dict.fromkeys(PRECISIONS, 0.0)
-    for turn in range(rounds + 1):
-        for run in order if turn % 2 else order[::-1]:
-            with switched(run[1]):
-                began = clock()
-                steps[run](batches[turn % compared])
-                seconds = clock() - began
-            if turn:  # the first makes optimizer states and warms caches
-                times[run].append(seconds)
-        for precision in PRECISIONS:
-            with switched(precision):
-                peaks[precision] = max(peaks[precision], matmul_rate(precision, clock))
-    best = {run: min(values) for run, values in times.items()}
+    runs: dict[tuple[str, str], Callable[[], object]] = {}
+    for run in order:
+        following = map(make(*run), cycle(batches))
+        runs[run] = under(run[1], partial(next, following))
+    for precision in PRECISIONS:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        a, b = torch.randn(2, _PRODUCT, _PRODUCT).to(dtype).unbind(0)
+        runs["matmul", precision] = under(precision, partial(torch.matmul, a, b))
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    best = in_turns(runs, ROUNDS, warm_up=1, clock=clock)
+    torch.set_float32_matmul_precision("highest")
+    peaks = {p: 2.0 * _PRODUCT**3 / best["matmul", p] for p in PRECISIONS}
     work = CLIPS * flops_per_clip(arch, FRAMES + arch.n_codebooks - 1, TOKENS)
 
     def apart(one: tuple[str, str], other: tuple[str, str]) -> float:
@@ -188,10 +140,6 @@ def run_size(
         return max(abs(a - b) for a, b in pairs)
 
     return {
-        "size": size,
-        "threads": threads,
-        "rounds": rounds,
-        "compared": compared,
         "seconds": {" ".join(run): round(best[run], 4) for run in order},
         "ratios": {
             **{p: round(best["ours", p] / best["theirs", p], 3) for p in PRECISIONS},
@@ -208,39 +156,3 @@ def run_size(
             "apart bf16 to their fp32": apart(("ours", "bf16"), ("theirs", "fp32")),
         },
     }
-
-
-def matmul_rate(precision: str, clock: Callable[[], float]) -> float:
-    """FLOP/s of the best of a few large square products."""
-    size = 2048
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = torch.randn(2, size, size).to(dtype).unbind(0)
-    best = float("inf")
-    for _ in range(3):
-        began = clock()
-        a @ b
-        best = min(best, clock() - began)
-    return 2.0 * size**3 / best
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    model.load_state_dict(weights)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--compared", type=int, default=COMPARED, help="steps of the losses")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args()
-    for size in options.sizes:
-        print(
-            json.dumps(run_size(size, options.threads, options.rounds, options.compared), indent=2),
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main()

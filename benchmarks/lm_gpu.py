@@ -1,49 +1,40 @@
 """A training step of the paper's 300M model on a GPU: tokens per second, MFU, memory.
 
-    python -m benchmarks.lm_gpu [--size 300M] [--frames 500] [--clips N] [--seconds 10]
-
 bf16 mixed precision; embeddings, text projection, decoder, heads, cross-entropy of 4 streams of
-2048 codes, backward, clipping, fused AdamW, on clips of 10 s.  For each attention backend, with and
-without `torch.compile`: the largest micro-batch that fits, or `--clips`.  Against it Hugging Face's
-decoder, trained the same way with the micro-batch that fits it.  The matmul peak is measured
-between them, in the same run.  Last, the fastest of ours trains from shards through the loader,
-which tells the share of the time that it waits for data.
-
-`--device cpu` runs the same on a CPU, with sizes of its own: that shows that it runs, no more.
+2048 codes, backward, clipping, fused AdamW, on clips of 10 s. For each attention backend, with and
+without `torch.compile`, it measures the largest micro-batch that fits. Hugging Face's decoder is
+trained the same way, with the largest micro-batch that fits it. The matmul peak is measured between
+them, in the same run. Last, the fastest of our variants trains from shards through the loader,
+which gives the share of the time that it waits for data.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.lm import CLIPS, TEXT_DIM, TOKENS, Step, batch, our_step, their_step
-from benchmarks.lm_io import write_shards
+from benchmarks.lm_io import open_loader
+from benchmarks.lm_step import TEXT_DIM, TOKENS, Step, batch, our_step, their_step
+from benchmarks.measure import Result, Row
 from benchmarks.musicgen import Musicgen
 from common.errors import AttuneError, one_line
-from common.shards import ShardDataset
 from training.config import SIZES
-from training.data import Batch, ClipOrder, Loader
+from training.data import Batch
 from training.distributed import World, parallelize
 from training.lm.attention import Backend
 from training.lm.model import Architecture, LanguageModel
 from training.preflight import flops_per_clip, matmul_rate
 from training.run.log import Meter
 
-FRAMES = 500
 WARM_UP = 3
-SECONDS = 10.0
-_SMALLEST = {"d_model": 64, "n_layers": 2, "n_heads": 2}
 MOST = 1024
 """Clips in the largest micro-batch that is tried."""
 
@@ -51,152 +42,138 @@ Make = Callable[[int], Step]
 """A step for micro-batches of so many clips, with a model and an optimizer of its own."""
 
 
-def run(
-    size: str = "300M",
-    frames: int = FRAMES,
-    clips: int = 0,
-    seconds: float = SECONDS,
-    device: str = "cuda",
-) -> dict[str, Any]:
-    """All variants of one size.
-
-    Args:
-        clips: of every micro-batch; 0 finds the largest that fits.
-        seconds: that each variant is measured for.
-
-    Returns:
-        device, the matmul peak in FLOP/s, one entry per variant (clips, tokens_per_s, mfu,
-        memory_gib, seconds), the ratio of ours to Hugging Face's tokens/s, and loader_wait.
-
-    Raises:
-        AttuneError: there is no such device.
-    """
-    where = torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise AttuneError("no GPU here; --device cpu runs the benchmark on the CPU")
-    shape = SIZES.get(size, _SMALLEST)
-    arch = Architecture(**shape, n_codebooks=4, codebook_size=2048, text_dim=TEXT_DIM)
-    peak = matmul_rate(where, "bf16")
-    found: dict[str, Any] = {}
-    makes: dict[str, Make] = {}
-    for backend in _backends(where):
-        try:
-            fits = clips or _largest(_ours(arch, where, backend, False), arch, frames, where)
-        except Exception as error:
-            found[f"ours, {backend}"] = {
-                "clips": clips,
-                "error": one_line(f"{type(error).__name__}: {error}", 120),
-            }
-            continue
-        for compiled in (False, True):
-            title = f"ours, {backend}" + (", compiled" if compiled else "")
-            makes[title] = _ours(arch, where, backend, compiled)
-            found[title] = _measure(makes[title], arch, fits, frames, seconds, where)
-            peak = max(peak, matmul_rate(where, "bf16"))
-    theirs = _theirs(arch, where)
-    fits = clips or _largest(theirs, arch, frames, where)
-    found["Hugging Face"] = _measure(theirs, arch, fits, frames, seconds, where)
-    peak = max(peak, matmul_rate(where, "bf16"))
-    work = flops_per_clip(arch, frames + arch.n_codebooks - 1, TOKENS)
-    for one in found.values():
-        if "tokens_per_s" in one:
-            rate = one["clips"] * work / one["seconds"]
-            one["mfu"] = round(rate / peak, 4)
-    measured = {k: v for k, v in found.items() if k.startswith("ours") and "tokens_per_s" in v}
-    best = max(measured, key=lambda k: float(measured[k]["tokens_per_s"]))
-    make, most = makes[best], measured[best]["clips"]
-    result: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU",
-        "torch": torch.__version__,
-        "size": size,
-        "frames": frames,
-        "matmul_peak_tflops": round(peak / 1e12, 2),
-        "variants": found,
-        "best": best,
-        "loader_wait": _loader_wait(make, most, frames, seconds, where),
-    }
-    if "tokens_per_s" in found["Hugging Face"]:
-        rates = measured[best]["tokens_per_s"], found["Hugging Face"]["tokens_per_s"]
-        result["tokens_per_s_to_hugging_face"] = round(rates[0] / rates[1], 3)
-    return result
+def bench() -> Result:
+    """A training step of the 300M model on a GPU."""
+    if not torch.cuda.is_available():
+        return {"measured": False}, [("training step, 300M, GPU", "not measured", "no GPU here")]
+    found = run(torch.device("cuda"), SIZES["300M"])
+    return found, rows(found)
 
 
-def table(found: dict[str, Any]) -> list[str]:
-    """`run`'s result for a person."""
-    lines = [
-        f"{found['device']}, torch {found['torch']}: {found['size']}, {found['frames']} frames, "
-        f"bf16, matmul peak {found['matmul_peak_tflops']} TFLOP/s",
-        f"{'':<24}{'clips':>7}{'tokens/s':>12}{'MFU':>8}{'GiB':>8}{'s/step':>10}",
+def rows(found: dict[str, Any]) -> list[Row]:
+    """`run`'s result as rows of the table."""
+    lines: list[Row] = [
+        (f"training step, bf16, matmul peak of {found['device']}, TFLOP/s", found["peak"], "-")
     ]
     for name, one in found["variants"].items():
-        if "error" in one:
-            lines.append(f"{name:<24}  {one['error']}")
-            continue
-        lines.append(
-            f"{name:<24}{one['clips']:>7}{one['tokens_per_s']:>12.0f}{one['mfu']:>8.1%}"
-            f"{one['memory_gib']:>8.1f}{one['seconds']:>10.4f}"
-        )
-    if ratio := found.get("tokens_per_s_to_hugging_face"):
-        lines.append(f"tokens/s of {found['best']} to Hugging Face's: {ratio:.2f}")
-    lines.append(
-        f"waiting for data with {found['best']}: {found['loader_wait']:.2%} (aim: below 2%)"
-    )
-    return lines
+        lines.append((f"  {name}: MFU", one.get("error") or f"{one['mfu']:.1%}", "at least 50%"))
+        if "error" not in one:
+            text = f"{one['clips']}, {one['tokens_per_s']:.0f}, {one['memory_gib']:.1f}"
+            lines.append(("    clips, tokens/s, GiB", text, "-"))
+    return [
+        *lines,
+        ("  tokens/s of the best / Hugging Face's", found["ratio"], "-"),
+        ("  waiting for data", f"{found['loader_wait']:.2%}", "below 2%"),
+    ]
 
 
-def _ours(arch: Architecture, device: torch.device, backend: Backend, compiled: bool) -> Make:
-    def make(clips: int) -> Step:
-        # On the device at once, as PyTorch initializes it: speed does not depend on the weights.
-        with torch.device(device):
-            model = LanguageModel(arch, backend)
-        parallelize(model, World(0, 1, device), "bf16", compile=compiled)
-        return our_step(model, "bf16", device, clips)
+def run(
+    device: torch.device,
+    shape: dict[str, int],
+    frames: int = 500,
+    clips: int = 0,
+    seconds: float = 10.0,
+) -> dict[str, Any]:
+    """All variants of one size. It also runs on a CPU, which only shows that it runs.
 
-    return make
+    Args:
+        shape: d_model, n_layers, n_heads.
+        clips: in every micro-batch; 0 finds the largest micro-batch that fits (GPU only).
+        seconds: for each variant.
+
+    Returns:
+        device, the matmul peak in TFLOP/s, one entry per variant (clips, tokens_per_s, mfu,
+        memory_gib, seconds), the ratio of our tokens/s to Hugging Face's, and loader_wait.
+    """
+    arch = Architecture(**shape, n_codebooks=4, codebook_size=2048, text_dim=TEXT_DIM)
+    makes: dict[str, Make] = {}
+    for backend in _backends(device):
+        makes[f"ours, {backend}"] = partial(_ours, arch, device, backend, False)
+        makes[f"ours, {backend}, compiled"] = partial(_ours, arch, device, backend, True)
+    makes["Hugging Face"] = partial(_theirs, arch, device)
+
+    def batch_of(count: int, seed: int) -> Batch:
+        return batch(arch, seed, count, frames).to(device)
+
+    found: dict[str, Any] = {}
+    peak = matmul_rate(device, "bf16")
+    for name, make in makes.items():
+        # A compiled variant takes the micro-batch of the same backend without compilation.
+        most = clips or found.get(name.removesuffix(", compiled"), {}).get("clips", 0)
+        found[name] = _measure(make, batch_of, most, seconds, device)
+        peak = max(peak, matmul_rate(device, "bf16"))
+    work = flops_per_clip(arch, frames + arch.n_codebooks - 1, TOKENS)
+    measured = {name: one for name, one in found.items() if "error" not in one}
+    for one in measured.values():
+        one["tokens_per_s"] = one["clips"] * frames * arch.n_codebooks / one["seconds"]
+        one["mfu"] = one["clips"] * work / one["seconds"] / peak
+    theirs = measured.pop("Hugging Face", None)
+    if not measured:
+        raise AttuneError(f"no variant of ours ran: {found}")
+    best = max(measured, key=lambda name: float(measured[name]["tokens_per_s"]))
+    rate = measured[best]["tokens_per_s"]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "torch": torch.__version__,
+        "peak": round(peak / 1e12, 2),
+        "variants": found,
+        "best": best,
+        "ratio": round(rate / theirs["tokens_per_s"], 3) if theirs else None,
+        "loader_wait": _loader_wait(makes[best], measured[best]["clips"], frames, seconds, device),
+    }
 
 
-def _theirs(arch: Architecture, device: torch.device) -> Make:
-    def make(clips: int) -> Step:
-        with torch.device(device):
-            model = Musicgen(arch)
-        return their_step(model.to(device), arch, "bf16")
-
-    return make
-
-
-def _largest(make: Make, arch: Architecture, frames: int, device: torch.device) -> int:
-    """The largest micro-batch that a step fits with, to an eighth."""
+def _backends(device: torch.device) -> tuple[Backend, ...]:
+    """Attention backends that can train on a device."""
     if device.type == "cpu":
-        return CLIPS
+        return ("matmul", "sdpa")
+    return ("sdpa", *(("xformers",) if find_spec("xformers") else ()))
+
+
+def _ours(
+    arch: Architecture, device: torch.device, backend: Backend, compiled: bool, clips: int
+) -> Step:
+    # On the device at once, as PyTorch initializes it: speed does not depend on the weights.
+    with torch.device(device):
+        model = LanguageModel(arch, backend)
+    parallelize(model, World(0, 1, device), "bf16", compile=compiled)
+    return our_step(model, "bf16", device, clips)
+
+
+def _theirs(arch: Architecture, device: torch.device, clips: int) -> Step:
+    with torch.device(device):
+        model = Musicgen(arch)
+    return their_step(model.to(device), arch, "bf16")
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest micro-batch that fits, to an eighth, and at most `MOST`.
+
+    Raises:
+        AttuneError: not even one clip fits.
+    """
     good, bad = 0, 1
-    while bad <= MOST and _fits(make, arch, bad, frames, device):
+    while bad <= MOST and fits(bad):
         good, bad = bad, 2 * bad
     if not good:
         raise AttuneError("not even one clip fits into this GPU's memory")
-    if bad > MOST:
-        return good
-    while bad - good > max(1, good // 8):
+    while bad <= MOST and bad - good > max(1, good // 8):
         middle = (good + bad) // 2
-        if _fits(make, arch, middle, frames, device):
+        if fits(middle):
             good = middle
         else:
             bad = middle
     return good
 
 
-def _backends(device: torch.device) -> tuple[Backend, ...]:
-    """Those that can train on a device."""
-    if device.type == "cpu":
-        return ("matmul", "sdpa")
-    return ("sdpa", *(("xformers",) if find_spec("xformers") else ()))
-
-
-def _fits(make: Make, arch: Architecture, clips: int, frames: int, device: torch.device) -> bool:
+def _fits(
+    make: Make, batch_of: Callable[[int, int], Batch], device: torch.device, clips: int
+) -> bool:
     try:
-        step, one = make(clips), batch(arch, 0, clips, frames).to(device)
+        step, one = make(clips), batch_of(clips, 0)
         for _ in range(2):  # the second has optimizer states from the start
             step(one)
-        torch.cuda.synchronize(device)
+        _wait(device)
         return True
     except torch.OutOfMemoryError:
         return False
@@ -206,40 +183,34 @@ def _fits(make: Make, arch: Architecture, clips: int, frames: int, device: torch
 
 
 def _measure(
-    make: Make, arch: Architecture, clips: int, frames: int, seconds: float, device: torch.device
+    make: Make,
+    batch_of: Callable[[int, int], Batch],
+    clips: int,
+    seconds: float,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Median seconds of a step, tokens/s, most memory; or why there are none."""
+    """Clips, median seconds of a step, most memory; or `error`, the reason why there are none."""
     try:
+        clips = clips or largest(partial(_fits, make, batch_of, device))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        step = make(clips)
-        batches = [batch(arch, seed, clips, frames).to(device) for seed in range(2)]
-        times = []
-        until = float("inf")
-        for turn in range(10_000):
-            if turn == WARM_UP:
-                until = time.perf_counter() + seconds
+        step, batches = make(clips), [batch_of(clips, seed) for seed in range(2)]
+        times: list[float] = []
+        while len(times) <= WARM_UP or sum(times[WARM_UP:]) < seconds:
             began = time.perf_counter()
-            loss = float(step(batches[turn % 2]))  # waits for the device
+            loss = float(step(batches[len(times) % 2]))
             _wait(device)
-            if turn >= WARM_UP:
-                times.append(time.perf_counter() - began)
-            if time.perf_counter() > until:
-                break
-        middle = statistics.median(times)
+            times.append(time.perf_counter() - began)
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         return {
             "clips": clips,
-            "steps": len(times),
-            "seconds": round(middle, 5),
-            "tokens_per_s": round(clips * frames * arch.n_codebooks / middle, 1),
+            "steps": len(times) - WARM_UP,
+            "seconds": statistics.median(times[WARM_UP:]),
             "memory_gib": round(memory / 2**30, 2),
             "loss": round(loss, 4),
         }
-    except torch.OutOfMemoryError:
-        return {"clips": clips, "error": f"{clips} clips do not fit"}
-    except Exception as error:  # a kernel that cannot be had costs only its variant
-        return {"clips": clips, "error": one_line(f"{type(error).__name__}: {error}", 120)}
+    except Exception as error:  # a missing kernel only costs its own variant
+        return {"error": one_line(f"{type(error).__name__}: {error}", 120)}
     finally:
         step = batches = None  # type: ignore[assignment]
         _tidy(device)
@@ -248,24 +219,14 @@ def _measure(
 def _loader_wait(
     make: Make, clips: int, frames: int, seconds: float, device: torch.device
 ) -> float:
-    """Share of the time that steps wait for batches out of real shards."""
+    """Share of the time that steps wait for batches from shards on disk."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_shards(Path(scratch), samples=max(200, 4 * clips), frames=frames)
-        dataset = ShardDataset.open(scratch)
-        loader = Loader(
-            dataset,
-            ClipOrder(dataset, "train", seed=0),
-            segment_s=frames / 50,
-            seed=0,
-            batch_size=clips,
-            pin=device.type == "cuda",
-        )
+        pin = device.type == "cuda"
+        loader = open_loader(scratch, max(200, 4 * clips), frames, clips, pin)
         meter, step = Meter(1.0, device), make(clips)
         until = float("inf")
-        batches: Iterator[Batch] = loader.batches(0, 100_000)
-        for turn, one in enumerate(meter.waiting(batches)):
+        for turn, one in enumerate(meter.waiting(loader.batches(0, 100_000))):
             if turn == WARM_UP:
-                _wait(device)
                 meter.restart()
                 until = time.perf_counter() + seconds
             step(one.to(device))
@@ -284,27 +245,8 @@ def _wait(device: torch.device) -> None:
 
 
 def _tidy(device: torch.device) -> None:
+    """Free the memory of the last variant."""
     gc.collect()
     torch.compiler.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--size", choices=[*SIZES, "smallest"], default="300M")
-    parser.add_argument("--frames", type=int, default=FRAMES)
-    parser.add_argument("--clips", type=int, default=0, help="0: the most that fit")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="per variant")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    try:
-        found = run(options.size, options.frames, options.clips, options.seconds, options.device)
-    except AttuneError as error:
-        raise SystemExit(f"error: {error}") from error
-    print(json.dumps(found, indent=2) if options.json else "\n".join(table(found)))
-
-
-if __name__ == "__main__":
-    main()

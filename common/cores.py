@@ -1,4 +1,4 @@
-"""Processor cores: how many are ours, and how threads on them wait for each other.
+"""Processor cores: how many this process may use, and how its threads wait for each other.
 
 OpenMP, which torch computes with, reads its settings once, when torch is imported.
 """
@@ -11,11 +11,12 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 SPINS = 10_000
-"""Turns that a thread spins, waiting for the others, before it sleeps.
+"""Turns that a thread spins while it waits for the others, before it sleeps.
 
-OpenMP's own 300,000 take longer than the turn that the scheduler gives to another program, and a
-step of sampling waits 200 times: beside two busy programs on two cores it took 1,700 ms instead of
-12, with this 100.  On idle cores there is no difference to be measured (`training/LOG.md`).
+OpenMP's default of 300,000 takes longer than the time slice that the scheduler gives to another
+program, and a step of sampling waits 200 times. Beside two busy programs on two cores a step took
+1,700 ms instead of 12; with this value it takes 100. On idle cores there is no measurable
+difference (`training/LOG.md`).
 """
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -24,12 +25,12 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def set_up_openmp(
     environment: MutableMapping[str, str] = os.environ, cgroups: Path = _CGROUPS
 ) -> None:
-    """Settings for what is imported from here on; the user's own stay.
+    """Set OpenMP's environment variables before torch is imported; the user's values are kept.
 
     Args:
-        environment: gets `GOMP_SPINCOUNT`, and `OMP_NUM_THREADS` where a container may use fewer
-            cores than it sees: threads without a core hold up all others.
-        cgroups: where the kernel tells a container's share.
+        environment: gets `GOMP_SPINCOUNT`. It also gets `OMP_NUM_THREADS` if a container may use
+            fewer cores than it sees, because threads without a core hold up all others.
+        cgroups: the folder where the kernel reports a container's share.
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", str(SPINS))
@@ -38,8 +39,8 @@ def set_up_openmp(
 
 
 def usable_cores(cgroups: Path = _CGROUPS) -> int:
-    """Cores that this process may keep busy: those it may run on, or its container's share of them,
-    rounded up."""
+    """Number of cores that this process may keep busy: the cores it may run on, or its container's
+    share of them, rounded up."""
     visible = _visible_cores()
     try:
         if (cgroups / "cpu.max").exists():

@@ -2,22 +2,22 @@
 
 
 class AttuneError(Exception):
-    """A user's mistake or a bad input, told in one line: what was found, where, and the remedy.
+    """A user's mistake or a bad input, reported in one line: what was found, where, what to do.
 
-    The command line prints the message without a traceback and exits with status 1; every other
-    exception is a defect of ours and keeps its traceback.
+    The command line prints the message without a traceback and exits with status 1. Every other
+    exception is a defect of Attune and keeps its traceback.
     """
 
-    alone = False
-    """One of several processes may meet it by itself, so each one tells it, not the first alone."""
+    every_rank_reports = False
+    """Whether each process reports it, and not only rank 0, because it may happen in only one."""
 
 
 class MetAlone(AttuneError):
-    """Of one of several processes, while the others cannot know."""
+    """An error of one process that the other processes cannot know about."""
 
-    alone = True
+    every_rank_reports = True
 
 
 def one_line(error: object, limit: int = 200) -> str:
-    """An error's text, of other libraries mostly, for a message of ours: in one line, shortened."""
+    """The text of another library's error in one line, shortened, for a message of ours."""
     return " ".join(str(error).split())[:limit]

@@ -10,29 +10,21 @@ PEAK_DB = -1.0
 
 
 def integrated_loudness(wave: NDArray[np.float32], rate: int) -> float:
-    """Integrated loudness in LUFS (ITU-R BS.1770); -inf below the standard's gate of -70, as of
-    silence.
-
-    Args:
-        wave: float32 `[S]`.
-    """
+    """Integrated loudness (ITU-R BS.1770) of float32 `[S]` in LUFS; -inf below the standard's gate
+    of -70, for example for silence."""
     import pyloudnorm
 
     if not wave.any():
         return -np.inf
-    # Clips shorter than the standard's block of 0.4 s are one block; of half a sample less, or
-    # rounding makes some of them shorter than their block.
+    # A clip shorter than the standard's block of 0.4 s is one block. The block is half a sample
+    # shorter than the clip, because rounding could make the clip shorter than its block.
     meter = pyloudnorm.Meter(rate, block_size=min(0.4, (len(wave) - 0.5) / rate))
     return float(meter.integrated_loudness(wave.astype(np.float64)))
 
 
 def at_loudness(wave: NDArray[np.float32], rate: int, target: float) -> NDArray[np.float32]:
-    """A clip at an integrated loudness (ITU-R BS.1770, LUFS), quieter where its peak would pass
-    `PEAK_DB`: nothing is clipped or bent.
-
-    Args:
-        wave: float32 `[S]`; silence stays as it is.
-    """
+    """A clip, float32 `[S]`, at an integrated loudness in LUFS, or less if its peak would exceed
+    `PEAK_DB`: nothing is clipped. Silence is returned unchanged."""
     loudness = integrated_loudness(wave, rate)
     if not np.isfinite(loudness):
         return wave
@@ -41,6 +33,6 @@ def at_loudness(wave: NDArray[np.float32], rate: int, target: float) -> NDArray[
 
 
 def headroom_db(wave: NDArray[np.float32]) -> float:
-    """Decibels between a clip's peak and `PEAK_DB`; infinite for silence."""
+    """Decibels from a clip's peak up to `PEAK_DB`; infinite for silence."""
     peak = float(np.abs(wave).max(initial=0.0))
     return np.inf if peak == 0 else PEAK_DB - 20 * float(np.log10(peak))

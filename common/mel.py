@@ -12,7 +12,7 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> NDArray[np.floa
     Args:
         sample_rate: Hz.
         n_fft: STFT window, samples.
-        n_mels: bands; narrow ones may hold no bin when this is large for `n_fft`.
+        n_mels: number of bands; narrow bands hold no bin if this is large for `n_fft`.
 
     Returns:
         float64 [n_mels, n_fft // 2 + 1].
@@ -25,16 +25,20 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> NDArray[np.floa
     return np.maximum(0, np.minimum(rising, falling))
 
 
-N_MELS = 48
-
-
 FLOOR_DB = 40.0
-"""Everything this far below a clip's loudest mel cell counts as silence."""
+"""A mel cell this far below the clip's loudest cell counts as silence."""
 
 
-def log_mel(
-    wave: NDArray[np.float32], sample_rate: int, n_mels: int = N_MELS
+def mel_power(
+    wave: NDArray[np.float64], sample_rate: int, n_fft: int, hop: int, n_mels: int
 ) -> NDArray[np.float64]:
+    """Power in mel bands, float64 [frames, n_mels], of Hann windows of `n_fft` samples."""
+    frames = np.lib.stride_tricks.sliding_window_view(wave, n_fft)[::hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1)) ** 2
+    return power @ mel_filterbank(sample_rate, n_fft, n_mels).T
+
+
+def log_mel(wave: NDArray[np.float32], sample_rate: int, n_mels: int = 48) -> NDArray[np.float64]:
     """Log-mel spectrogram in dB relative to the clip's loudest cell, floored at -`FLOOR_DB`.
 
     Args:
@@ -45,10 +49,7 @@ def log_mel(
         float64 [frames, n_mels], 32 ms windows every 16 ms.
     """
     n_fft = int(2 ** np.round(np.log2(0.032 * sample_rate)))
-    hop = n_fft // 2
     padded = np.pad(np.asarray(wave, np.float64), (n_fft // 2, n_fft))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
-    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1)) ** 2
-    mel = power @ mel_filterbank(sample_rate, n_fft, n_mels).T
+    mel = mel_power(padded, sample_rate, n_fft, n_fft // 2, n_mels)
     decibel = 10 * np.log10(mel + 1e-12)
     return np.maximum(decibel - decibel.max(), -FLOOR_DB)

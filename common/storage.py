@@ -1,11 +1,10 @@
-"""Object stores behind one small surface: a plain folder and `s3://bucket/prefix` behave the same.
+"""Object stores behind one small interface: a folder and `s3://bucket/prefix` behave the same.
 
-Keys are relative, `/`-separated and ASCII.  Two properties carry the commit protocol: `write`
-replaces an object atomically (a reader sees the old bytes or the new ones, never a part), and
-`create` is conditional (of several writers of one key exactly one wins).  obstore gives both, on
-local disks (temporary file + rename or hard link) and on S3 (`If-None-Match: *`), and retries
-transient faults by itself.  S3 endpoint, region and credentials come from the usual `AWS_*`
-environment variables.
+Keys are relative, `/`-separated and ASCII. The commit protocol needs two properties. `write`
+replaces an object atomically: a reader sees the old bytes or the new bytes, never a part. `create`
+is conditional: if several writers create the same key, exactly one succeeds. obstore gives both on
+local disks (temporary file + rename or hard link) and on S3 (`If-None-Match: *`), and it retries
+transient faults. S3 endpoint, region and credentials come from the `AWS_*` environment variables.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
@@ -32,46 +31,46 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, S3Store
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 
 class StorageError(AttuneError):
-    """The store refused or could not be reached, after its own retries."""
+    """The store refused a request or could not be reached, after retries."""
 
-    alone = True
+    every_rank_reports = True
 
 
 class AccessDenied(StorageError):
-    """The store has an object, but not for these credentials."""
+    """The store refuses these credentials access to an object."""
 
 
 RETRY_VARIABLE = "ATTUNE_STORE_RETRY_S"
-"""Seconds for which a remote store's faults are retried before they are the caller's."""
+"""Environment variable: seconds for which a remote store's faults are retried."""
 _RETRY_S = 120.0
 _NO_ANSWER = "HTTP error"
-"""In what obstore says of a connection that failed, or of an answer that came in part."""
+"""Part of obstore's message when a connection failed or an answer was incomplete."""
 _UPLOADS = 3
-"""Attempts at a multipart upload that the store forgot, or at a long request that broke."""
+"""Attempts at a multipart upload that the store lost, or at a long request that failed."""
 
 _CONNECT = timedelta(seconds=5)
 _SILENCE = timedelta(seconds=30)
-"""After which a request that brings nothing more is given up and tried again."""
+"""A request without any data for this long is given up and retried."""
 _DOWNLOAD = timedelta(hours=1)
-"""For all of a request that brings bytes all the while, as a long recording on a slow line does."""
+"""Limit for a whole download that keeps sending data, such as a long recording on a slow line."""
 _UPLOAD = timedelta(minutes=10)
-"""For one part of an upload.  To the client it is silent while it is sent, so `_SILENCE` would end
-it on a slow line."""
+"""Limit for one part of an upload. It gets no answer while it is sent, so `_SILENCE` would end it
+on a slow line."""
 _QUICK_BYTES = 1 << 20
-"""What is sent in less than `_SILENCE` anywhere."""
+"""Size of an upload that takes less than `_SILENCE` on any line."""
 
 T = TypeVar("T")
 
 
 class Entry(NamedTuple):
-    """An object as its store lists it; `modified` is by the store's clock."""
+    """An object as the store lists it; `modified` is the store's time."""
 
     key: str
     size: int
@@ -94,7 +93,7 @@ class Store:
 
         Raises:
             FileNotFoundError: there is no such object.
-            AccessDenied: it is not for these credentials.
+            AccessDenied: these credentials may not read it.
             StorageError: any other failure.
         """
         with self._errors(key):
@@ -115,7 +114,7 @@ class Store:
         return data
 
     def read_ranges(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Several `(start, length)` of one object at once; near ones share a request."""
+        """Several `(start, length)` spans of one object; near spans share a request."""
         with self._errors(key):
             parts = self._patiently(
                 lambda: obstore.get_ranges(
@@ -128,10 +127,10 @@ class Store:
         return [bytes(part) for part in parts]
 
     def open(self, key: str) -> BinaryIO:
-        """A seekable binary file over the object, reading only the ranges that are asked for."""
-        with self._errors(key):
-            size = int(self._head(key)["size"])
-        return io.BufferedReader(_RangeFile(self, key, size), buffer_size=1 << 18)
+        """The object as a seekable binary file that only requests the ranges that are read."""
+        if (found := self.entry(key)) is None:
+            raise FileNotFoundError(f"{self.uri}/{key}")
+        return io.BufferedReader(_RangeFile(self, key, found.size), buffer_size=1 << 18)
 
     def write(self, key: str, data: bytes | Path) -> None:
         """Create or atomically replace an object from bytes or a local file."""
@@ -139,11 +138,11 @@ class Store:
         self._put(key, lambda: obstore.put(backend, key, data, mode="overwrite"))
 
     def create(self, key: str, data: bytes | Path) -> bool:
-        """Create an object only if there is none: False if there was one already.
+        """Create an object only if there is none; False if there was one already.
 
-        After a lost answer the next try can find its own object: one with the same bytes counts as
-        that.  Where the store itself answered with an error and had created it all the same, False
-        comes back: a caller that must know whose object it is reads it.
+        If the store's answer is lost, the retry may find its own object, so an object with the same
+        bytes then counts as created. If the store answered with an error but had created the
+        object, this returns False; a caller that must know who created it reads it.
         """
         lost = False
         backend = self._for_upload(data)
@@ -176,7 +175,7 @@ class Store:
             )
 
     def is_listable(self) -> bool:
-        """Whether the store lists the folder for these credentials; asks for its first names."""
+        """Whether these credentials may list the folder."""
         try:
             with self._errors(""):
                 self._patiently(lambda: next(iter(obstore.list(self._backend)), None))
@@ -189,33 +188,23 @@ class Store:
         return [(entry.key, entry.size) for entry in self.entries(prefix)]
 
     def entry(self, key: str) -> Entry | None:
-        """One object as `entries` has it; None if there is none."""
-        try:
-            with self._errors(key):
-                meta = self._head(key)
-        except FileNotFoundError:
-            return None
-        return Entry(key, int(meta["size"]), meta["last_modified"])
+        """One object as `entries` lists it; None if there is none."""
+        meta = self._head(key)
+        return Entry(key, int(meta["size"]), meta["last_modified"]) if meta else None
 
     def exists(self, key: str) -> bool:
         return self.entry(key) is not None
 
     def version(self, key: str) -> str | None:
-        """What changes when the object's content does (tag, time, size); None if there is none."""
-        try:
-            with self._errors(key):
-                meta = self._head(key)
-        except FileNotFoundError:
+        """A text that changes when the object does (tag, time, size); None if there is none."""
+        if (meta := self._head(key)) is None:
             return None
         return f"{meta['e_tag']} {meta['last_modified'].isoformat()} {meta['size']}"
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
-        try:
-            with self._errors(key):
-                self._patiently(lambda: obstore.delete(self._backend, key))
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError), self._errors(key):
+            self._patiently(lambda: obstore.delete(self._backend, key))
 
     def _for_upload(self, data: bytes | Path) -> Any:
         if self._uploads is self._backend:
@@ -223,8 +212,10 @@ class Store:
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
         return self._uploads if size > _QUICK_BYTES else self._backend
 
-    def _head(self, key: str) -> Any:
-        return self._patiently(lambda: obstore.head(self._backend, key))
+    def _head(self, key: str) -> Any | None:
+        with suppress(FileNotFoundError), self._errors(key):
+            return self._patiently(lambda: obstore.head(self._backend, key))
+        return None
 
     def _put(self, key: str, put: Callable[[], object]) -> None:
         if not key.isascii() or key.startswith("/") or ".." in key.split("/"):
@@ -236,17 +227,17 @@ class Store:
             except (AlreadyExistsError, PreconditionError):
                 raise
             except (NotFoundError, FileNotFoundError) as error:
-                # No such bucket; or no such upload: the answer to its completion was lost.
+                # No such bucket; or no such upload, because the answer to its completion was lost.
                 if attempt == _UPLOADS or not self._retry_s:
                     raise self._failure(key, error) from error
             except BaseError as error:
                 raise self._failure(key, error) from error
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Repeat what got no answer, or a part of one, while there is time.
+        """Repeat a request that got no answer, or only part of one, for `retry_s` seconds.
 
-        A request that ran for longer than that before it broke is no store that is out of reach: a
-        few of those are begun anew.
+        If a request ran for longer than twice that before it failed, the store can be reached. Such
+        a request is restarted, at most twice.
         """
         deadline, pause, long_ones = time.monotonic() + self._retry_s, 0.1, 1
         while True:
@@ -275,14 +266,12 @@ class Store:
 
     def _failure(self, key: str, error: Exception) -> StorageError:
         kind = AccessDenied if isinstance(error, PermissionDeniedError) else StorageError
-        return kind(f"{self.uri}/{key}: {_first_line(error)}")
-
-    def __repr__(self) -> str:
-        return f"Store({self.uri!r})"
+        text = str(error).split("\n\nDebug source")[0]  # obstore appends a debug dump
+        return kind(f"{self.uri}/{key}: {one_line(text, 400)}")
 
 
 class _RangeFile(io.RawIOBase):
-    """An object as a file: each read is one range request."""
+    """An object as a file; each read is one range request."""
 
     def __init__(self, store: Store, key: str, size: int) -> None:
         self._store, self._key, self._size, self._position = store, key, size, 0
@@ -306,11 +295,11 @@ class _RangeFile(io.RawIOBase):
 
 
 def open_store(uri: str | Path) -> Store:
-    """Open a folder (made if it is missing) or `s3://bucket/prefix`.
+    """Open a folder (created if it is missing) or `s3://bucket/prefix`.
 
     Raises:
         AttuneError: the scheme is not supported, the path is a file, or `ATTUNE_STORE_RETRY_S` is
-            no number of seconds.
+            not a number of seconds.
     """
     text = str(uri).rstrip("/") or "/"
     scheme, separator, rest = text.partition("://")
@@ -329,7 +318,7 @@ def open_store(uri: str | Path) -> Store:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AttuneError(f"{folder}: cannot make the folder: {error.strerror}") from error
+        raise AttuneError(f"{folder}: cannot create the folder: {error.strerror}") from error
     return Store(str(folder), LocalStore(folder))
 
 
@@ -342,7 +331,7 @@ def _bucket(bucket: str, prefix: str, retry_s: float, limits: ClientConfig) -> S
         bucket,
         prefix=prefix or None,
         client_options=options,
-        # Time alone decides: obstore waits ever longer between tries, up to 15 s.
+        # Only the time is limited: obstore waits up to 15 s between tries.
         retry_config={"max_retries": 10_000, "retry_timeout": timedelta(seconds=retry_s)},
     )
 
@@ -356,8 +345,3 @@ def _retry_s() -> float:
     if not 0 <= seconds <= 86400:
         raise AttuneError(f"{RETRY_VARIABLE}={text}: expected seconds, 0 to 86400")
     return seconds
-
-
-def _first_line(error: Exception) -> str:
-    """The part of an obstore message that a person can use (it appends a debug dump)."""
-    return str(error).split("\n\nDebug source")[0].replace("\n", " ").strip()[:400]

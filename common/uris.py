@@ -1,4 +1,4 @@
-"""Audio that shards were made of, wherever it lies: a disk or a bucket."""
+"""Source audio and catalogs on a disk or in a bucket."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from common.audio import AudioError, Waveform, read_part
+from common.audio import AudioError, Wave, file_faults, read_part
 from common.errors import AttuneError
-from common.storage import AccessDenied, StorageError, Store, open_store
+from common.storage import AccessDenied, StorageError, open_store
 
 
 def read_source(
     uri: str, start_s: float | None = None, end_s: float | None = None
-) -> tuple[Waveform, int]:
+) -> tuple[Wave, int]:
     """Decode a file or an object, or its part from `start_s` to `end_s` seconds.
 
     Returns:
         Mono float32 [S] and its rate in Hz.
 
     Raises:
-        AudioError: it cannot be used; says why.
+        AudioError: it cannot be used, with the reason.
         StorageError: the disk or the store failed, not the file.
     """
     with opened(uri) as (file, size):
@@ -41,36 +41,41 @@ def opened(uri: str) -> Iterator[tuple[BinaryIO, int]]:
         StorageError: the disk or the store failed, not the file.
     """
     try:
-        if "://" in uri:
-            folder, _, name = uri.rpartition("/")
-            with _store(folder).open(name) as file:
-                size = file.seek(0, os.SEEK_END)
-                yield file, size
-        else:
-            path = Path(uri)
-            if path.exists() and not path.is_file():
-                raise AudioError("not_a_file", uri)
-            with path.open("rb") as file:
-                yield file, os.fstat(file.fileno()).st_size
-    except (FileNotFoundError, NotADirectoryError):
-        raise AudioError("missing", uri) from None
-    except PermissionError as error:
-        raise AudioError("unreadable", f"{uri}: {error.strerror}") from error
-    except AccessDenied:
-        if not _store(uri.rpartition("/")[0]).is_listable():
-            raise  # nobody gets in: no fault of this file
-        raise AudioError("unreadable", f"{uri}: access denied") from None
+        with _refusals(uri):
+            if "://" in uri:
+                folder, _, name = uri.rpartition("/")
+                with _store(folder).open(name) as file:
+                    size = file.seek(0, os.SEEK_END)
+                    yield file, size
+            else:
+                path = Path(uri)
+                if path.exists() and not path.is_file():
+                    raise AudioError("not_a_file", uri)
+                with path.open("rb") as file:
+                    yield file, os.fstat(file.fileno()).st_size
     except OSError as error:  # the disk, not the file
         raise StorageError(f"{uri}: {error}; run again") from error
 
 
 @contextmanager
+def _refusals(uri: str) -> Iterator[None]:
+    """Turn a store's or disk's error that concerns only this file into an `AudioError`."""
+    try:
+        with file_faults(uri):
+            yield
+    except AccessDenied:
+        if not _store(uri.rpartition("/")[0]).is_listable():
+            raise  # these credentials may read nothing here: not the fault of this file
+        raise AudioError("unreadable", f"{uri}: access denied") from None
+
+
+@contextmanager
 def on_disk(uri: str) -> Iterator[Path]:
-    """An audio file on a local disk: itself, or for a while a copy of an object.
+    """An audio file on a local disk: the file itself, or a temporary copy of an object.
 
     Raises:
-        AudioError: there is no such object, or it alone is not for these credentials.
-        StorageError: the store cannot be reached, or not with these credentials; tried again.
+        AudioError: there is no such object, or these credentials may not read it.
+        StorageError: the store cannot be reached, or these credentials may read nothing there.
     """
     if remote_uri(uri) is None:
         yield Path(uri)
@@ -78,36 +83,28 @@ def on_disk(uri: str) -> Iterator[Path]:
     folder, _, name = uri.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / f"audio{Path(name).suffix}"
-        try:
-            copy.write_bytes(_store(folder).read(name))
-        except FileNotFoundError:
-            raise AudioError("missing", uri) from None
-        except AccessDenied:
-            if not _store(folder).is_listable():
-                raise  # nobody gets in: no fault of this file
-            raise AudioError("unreadable", f"{uri}: access denied") from None
+        with _refusals(uri):
+            data = _store(folder).read(name)
+        copy.write_bytes(data)
         try:
             yield copy
         except AudioError as error:
             raise AudioError(error.reason, error.detail.replace(str(copy), uri)) from error
 
 
-@lru_cache(maxsize=64)
-def _store(folder: str) -> Store:
-    return open_store(folder)
+_store = lru_cache(maxsize=64)(open_store)
 
 
 def remote_uri(path: Path | str) -> str | None:
-    """`s3://...` of a path that names an object; None for a path on a disk."""
+    """The `s3://` URI of an object's path; None for a path on a disk."""
     text = str(path)
-    if text.startswith("s3://"):
-        return text
-    # What `Path` makes of it.
-    return f"s3://{text.removeprefix('s3:/')}" if text.startswith("s3:/") else None
+    # `Path` turns `s3://` into `s3:/`.
+    place = text.removeprefix("s3:/").removeprefix("/")
+    return f"s3://{place}" if text.startswith("s3:/") else None
 
 
 def local_copy(uri: str) -> Path:
-    """A local copy of an object, fetched once for each of its contents.
+    """A local copy of an object; it is fetched again only when the object has changed.
 
     Raises:
         AttuneError: there is no such object, or the store cannot be reached.
@@ -118,7 +115,7 @@ def local_copy(uri: str) -> Path:
     if version is None:
         raise AttuneError(f"{uri}: no such file")
     key = hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=12).hexdigest()
-    # A folder of one's own: whoever could write there could pass off another catalog.
+    # A private folder: whoever can write there could replace the catalog.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     copy = cache / "attune" / "catalogs" / key / name
     if not copy.is_file():

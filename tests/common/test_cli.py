@@ -25,7 +25,7 @@ def good(n: int = 0): print("fine", n)
 def mistake(): raise AttuneError("first line\\nsecond line")
 
 class Alone(AttuneError):
-    alone = True
+    every_rank_reports = True
 
 @app.command()
 def alone(): raise Alone("only here")
@@ -57,7 +57,7 @@ run_app(app)
         (
             ["full"],
             1,
-            "error: CUDA out of memory; make fewer clips at a time (lm.micro_batch, samp",
+            "error: CUDA out of memory; use a smaller lm.micro_batch or samp",
         ),
         (["interrupted"], 130, "rerun the same command"),
         (["status"], 3, ""),
@@ -109,7 +109,7 @@ def test_a_device_is_chosen_or_refused(
     with monkeypatch.context() as patch:
         patch.setattr("torch.empty", Mock(side_effect=full))
         assert choose_device("auto") == "cpu"
-        assert "out of memory); going on with the CPU" in capsys.readouterr().err
+        assert "out of memory); using the CPU" in capsys.readouterr().err
         patch.setattr("torch.empty", Mock())
         assert choose_device("auto") == "cuda"
     with pytest.raises(AttuneError, match="--device banana: not available here; use auto, cpu or"):

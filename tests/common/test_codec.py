@@ -96,12 +96,12 @@ def test_files_of_others_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def forbidden(*_: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    for method in ("read_bytes", "is_file", "read_text"):
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, method, forbidden)
-            names = "config.json cannot be read: Permission denied; its owner can"
-            with pytest.raises(AttuneError, match=names):
-                (load_codec if method == "read_text" else codec_identity)(str(path))
+    message = "config.json cannot be read: Permission denied; its owner can"
+    for method in ("read_bytes", "is_file"):
+        for read in (codec_identity, load_codec):
+            with monkeypatch.context() as patch, pytest.raises(AttuneError, match=message):
+                patch.setattr(Path, method, forbidden)
+                read(str(path))
 
 
 def _rename(folder: Path, change: Callable[[str], str | None]) -> None:
@@ -146,7 +146,7 @@ def test_wrong_codecs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
     cases.append((str(other), "expected 'encodec'"))
     listed = _folder(tmp_path / "listed")
     (listed / "config.json").write_text("[1]")
-    cases.append((str(listed), "holds a list, expected an object"))
+    cases.append((str(listed), "is not a JSON object"))
     (path / "model.safetensors").write_bytes(b"torn")
     cases.append((str(path), "cannot load weights"))
     for reference, message in cases:

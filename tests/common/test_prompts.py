@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.prompts import (
-    explain_prompt,
-    normalize_caption,
-    normalize_captions,
-    normalize_prompts,
-    normalizer_id,
-)
+from common.prompts import explain_prompt, normalize_prompts, normalizer_id
 
 PAIRS = {
     "a dog is barking at the park": "dog bark park",
@@ -33,18 +27,18 @@ PAIRS = {
 
 
 def test_captions_become_lemmas_without_stop_words_and_numbers() -> None:
-    assert normalize_captions(list(PAIRS)) == list(PAIRS.values())
+    assert normalize_prompts(list(PAIRS), "lemmas") == list(PAIRS.values())
 
 
 def test_equal_captions_and_single_ones_agree() -> None:
     texts = ["A dog barks", "a  dog barks", "A DOG BARKS", "rain"]
-    assert normalize_captions(texts) == ["dog bark"] * 3 + ["rain"]
-    assert normalize_caption("A dog barks") == "dog bark"
+    assert normalize_prompts(texts, "lemmas") == ["dog bark"] * 3 + ["rain"]
+    assert normalize_prompts(["A dog barks"], "lemmas") == ["dog bark"]
 
 
 @pytest.mark.parametrize("text", [value for value in PAIRS.values() if value])
 def test_a_normalized_prompt_stays_as_it_is(text: str) -> None:
-    assert normalize_caption(text) == text
+    assert normalize_prompts([text], "lemmas") == [text]
 
 
 def test_the_plain_policy_only_collapses_white_space() -> None:
@@ -58,6 +52,6 @@ def test_the_steps_end_in_the_prompt() -> None:
     assert explain_prompt(text, "lemmas") == [
         ("lowercased", "a dog is barking 0 times"),
         ("stop words and numbers removed", "dog barking times"),
-        ("lemmas", normalize_caption(text)),
+        ("lemmas", normalize_prompts([text], "lemmas")[0]),
     ]
     assert explain_prompt(text, "plain") == [("white space collapsed", "A DOG is barking 12 times")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.prompts import normalize_captions
+from common.prompts import normalize_prompts
 
 AUDIOCAPS = {
     "A dog is barking at the park": "dog bark park",
@@ -124,4 +124,4 @@ MUSICCAPS = {
 )
 def test_captions_become_prompts(cases: dict[str, str]) -> None:
     assert len(cases) == 20
-    assert dict(zip(cases, normalize_captions(list(cases)), strict=True)) == cases
+    assert dict(zip(cases, normalize_prompts(list(cases), "lemmas"), strict=True)) == cases
