@@ -111,7 +111,7 @@ def run(
             there = [wave for wave in found if wave is not None]
             if not start:
                 model.encode_track(there[0])
-                worker._on_codec_thread(worker.codec.encode_track, there[0])
+                worker.codec_thread.submit(worker.codec.encode_track, there[0]).result()
 
             def codec_alone(there: list[NDArray[np.float32]] = there) -> None:
                 for group in _group([wave for wave in there if model.is_short(wave)], batch):

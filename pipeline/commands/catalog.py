@@ -16,17 +16,14 @@ from common.storage import StorageError
 from pipeline.config import PipelineConfig
 
 catalog_app = typer.Typer(
-    help="Look into catalogs, before anything is encoded.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+    help="Look into catalogs before anything is encoded.", no_args_is_help=True
 )
 
 ConfigAnywhere = Annotated[
-    str | None, typer.Option("--config", help="Recipe file; or simply the first argument.")
+    str | None, typer.Option("--config", help="Recipe file; or name it as the first argument.")
 ]
 NoAudioOption = Annotated[
-    bool, typer.Option("--no-audio", help="Only read the metadata; do not look for audio files.")
+    bool, typer.Option("--no-audio", help="Read only the metadata; do not look for audio files.")
 ]
 
 
@@ -37,7 +34,7 @@ def check(
     no_audio: NoAudioOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Account for every row: read, accepted, refused and why; hours, prompts, licences, leakage."""
+    """Report on every row: accepted or refused and why; hours, prompts, licences, leakage."""
     from pipeline.inspect.catalogs import check_catalogs
 
     recipe, settings = _load(config, overrides)
@@ -46,7 +43,7 @@ def check(
     if json:
         print_json(found)
         return
-    # A pipe has no width of its own; 80 columns would fold the table.
+    # A pipe has no width, and the default of 80 columns would fold the table.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     _print_check(console, found)
 
@@ -61,15 +58,15 @@ def show(
     no_audio: NoAudioOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Explain one clip: its raw row, its text before and after each step, what became of it."""
-    from pipeline.inspect.catalogs import find_rows, tell_refused
+    """Explain one clip: raw row, text after each step, accepted or refused and why."""
+    from pipeline.inspect.catalogs import add_encoding_refusals, find_rows
 
     recipe, settings = _load(config, overrides)
     rules = settings.text_rules(recipe.seed)
     rows = find_rows(settings.catalogs, rules, settings.overlap, clip, look_for_audio=not no_audio)
     try:
-        tell_refused(rows, recipe.data_dir)
-    except StorageError as error:  # the catalogs can be shown without it
+        add_encoding_refusals(rows, recipe.data_dir)
+    except StorageError as error:  # catalogs can be shown without the store
         print(f"note: what encoding refused is not shown: {error}", file=sys.stderr)
     if json:
         print_json(rows)
@@ -103,18 +100,19 @@ def _print_check(console: Console, found: dict[str, Any]) -> None:
     for name in numbers:
         table.add_column(name, justify="right")
     for label, entry in found["datasets"].items():
-        refused = sum(entry["refused"].values())
-        hours = "-" if entry["hours"] is None else f"{entry['hours']:,.1f}"
-        hours += "+" if entry["hours"] is not None and entry["without_hours"] else ""
-        counts = [entry["read"], entry["accepted"], entry["merged"], entry["held_out"], refused]
+        counts = [entry[fate] for fate in ("read", "accepted", "merged", "held_out")]
+        counts.append(sum(entry["refused"].values()))
+        hours = "-"
+        if entry["hours"] is not None:  # "+": the catalog states no duration for some rows
+            hours = f"{entry['hours']:,.1f}" + ("+" if entry["without_hours"] else "")
         prompts = [entry["prompts"], entry["unique_prompts"]]
         table.add_row(label, *(f"{n:,}" for n in counts), hours, *(f"{n:,}" for n in prompts))
     console.print(table)
     for label, entry in found["datasets"].items():
         console.print(f"\n[bold]{label}[/bold]", highlight=False)
         if entry["licenses"]:
-            told = ", ".join(f"{name} {n:,}" for name, n in list(entry["licenses"].items())[:6])
-            console.print(f"  licences  {told}", markup=False)
+            licences = ", ".join(f"{name} {n:,}" for name, n in list(entry["licenses"].items())[:6])
+            console.print(f"  licences  {licences}", markup=False)
         speech = ", ".join(f"{policy} {n:,}" for policy, n in entry["speech"].items())
         console.print(f"  speech policies would drop  {speech}", markup=False)
         for reason, n in sorted(entry["refused"].items(), key=lambda item: -item[1]):
@@ -127,4 +125,4 @@ def _print_check(console: Console, found: dict[str, Any]) -> None:
             for name, n in found[key].items():
                 console.print(f"  {name}  {n:,}", markup=False)
     if not found["look_for_audio"]:
-        console.print("\naudio files were not looked for (--no-audio)")
+        console.print("\n--no-audio: did not look for audio files")

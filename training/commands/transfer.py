@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from common.cli import JsonOption, OverridesArgument, print_json
-from common.config import load_recipe
 from common.errors import AttuneError
+from training.commands.options import recipe_or_none
 
 
 def export_command(
@@ -19,23 +19,22 @@ def export_command(
             metavar="RUN", help="Folder of a run, a checkpoint or a codec, or builtin:NAME."
         ),
     ],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write; or an earlier export.")],
+    to: Annotated[
+        Path, typer.Option("--to", help="Folder to write; new, or of an earlier export.")
+    ],
     overrides: OverridesArgument = None,
     config: Annotated[
-        str, typer.Option("--config", help="The run's recipe (default: as the run keeps it).")
+        str, typer.Option("--config", help="Recipe of the run (default: the run's copy).")
     ] = "",
     raw: Annotated[
-        bool, typer.Option("--raw", help="Weights as training left them, not their average.")
+        bool, typer.Option("--raw", help="The trained weights themselves, not their average.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run, or a codec, as a folder that Hugging Face's library plays by itself."""
+    """Write a run or a codec as a folder that Hugging Face's library can load."""
     from training.interop.transfer import export
 
-    if overrides and not config:
-        raise AttuneError("overrides go with --config")
-    recipe = load_recipe(config, overrides or []) if config else None
-    _told(export(source, to, recipe, raw), as_json)
+    _print(export(source, to, recipe_or_none(config, overrides), raw), as_json)
 
 
 def import_command(
@@ -47,24 +46,24 @@ def import_command(
         ),
     ],
     to: Annotated[Path, typer.Option("--to", help="Folder to write; new or empty.")],
-    only: Annotated[str, typer.Option("--only", help="codec: take only the codec.")] = "",
+    only: Annotated[str, typer.Option("--only", help="With `codec`: import only the codec.")] = "",
     codec: Annotated[
-        str, typer.Option("--codec", help="Use this codec, not a copy of the one inside.")
+        str, typer.Option("--codec", help="Codec to use instead of the source's.")
     ] = "",
     text_encoder: Annotated[
-        str, typer.Option("--text-encoder", help="Use this encoder, not a copy of the one inside.")
+        str, typer.Option("--text-encoder", help="Text encoder to use instead of the source's.")
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Take in a model or a codec that others trained: sampled, judged, fine-tuned like our own."""
+    """Convert a model or codec that others trained, to sample, evaluate or fine-tune it here."""
     from training.interop.transfer import import_
 
     if only not in ("", "codec"):
         raise AttuneError(f"--only {only}: expected codec")
-    _told(import_(source, to, "codec" if only else "all", codec, text_encoder), as_json)
+    _print(import_(source, to, "codec" if only else "all", codec, text_encoder), as_json)
 
 
-def _told(facts: dict[str, Any], as_json: bool) -> None:
+def _print(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:

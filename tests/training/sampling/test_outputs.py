@@ -260,7 +260,7 @@ def test_a_stopped_command_goes_on(
     (out / "001-dog-seed1.wav").unlink()
     rest = CliRunner().invoke(app, command)
     assert rest.exit_code == 0, rest.output
-    assert "3 of them are there already" in rest.stderr
+    assert "3 of them exist" in rest.stderr
     # The batch whose clip was lost, whole, and the one that was not made.
     assert batches == [2, 2, 1, 2, 1]
     assert all(
@@ -275,7 +275,7 @@ def test_a_stopped_command_goes_on(
         assert facts == one and facts["weights"] == "fp32"
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0 and len(batches) == 5
-    assert "5 of them are there already" in again.stderr and len(json.loads(again.stdout)) == 5
+    assert "5 of them exist" in again.stderr and len(json.loads(again.stdout)) == 5
 
 
 def test_clips_of_other_settings_lie_beside_each_other(
