@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
@@ -46,8 +47,8 @@ def run(
 
 @app.command()
 def corpus(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    out: Annotated[Path, Option(help="Folder to write.")],
+    seed: Annotated[int, Option(min=0)] = 0,
     json: JsonOption = False,
 ) -> None:
     """Write the built-in corpus: synthesized sounds and music in the layouts of real datasets."""
@@ -86,9 +87,7 @@ def plan(
 def status(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    refused: Annotated[
-        bool, typer.Option("--refused", help="List every refused clip and row, and the reason.")
-    ] = False,
+    refused: Annotated[bool, Option("--refused", help="List what was refused, and why.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Report the state of a run, at any time, from its files."""
@@ -113,13 +112,9 @@ def retry(
     overrides: OverridesArgument = None,
     reason: Annotated[
         list[str] | None,
-        typer.Option(
-            "--reason", help="Only refusals for this reason, e.g. missing; may be repeated."
-        ),
+        Option(help="Only refusals for this reason, e.g. missing; may be repeated."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only report what would be retried.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only report the choice.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Encode again the shards that hold refused clips, or that failed on every attempt.
@@ -150,12 +145,8 @@ def retry(
 def gc(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Remove the files; without it, only list them.")
-    ] = False,
-    older_than: Annotated[
-        str, typer.Option("--older-than", help="Keep younger files; e.g. 90s, 24h, 7d, 0.")
-    ] = "24h",
+    delete: Annotated[bool, Option("--delete", help="Remove the listed files.")] = False,
+    older_than: Annotated[str, Option(help="Keep younger files; e.g. 90s, 24h, 7d, 0.")] = "24h",
     json: JsonOption = False,
 ) -> None:
     """List files that no commit or plan names: orphan tars, unused text chunks, old poison files.

@@ -8,23 +8,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Option
 
 from common.cli import JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.storage import StorageError
+from pipeline.catalogs import CatalogEntry
 from pipeline.config import PipelineConfig
 
 catalog_app = typer.Typer(
     help="Look into catalogs before anything is encoded.", no_args_is_help=True
 )
 
-ConfigAnywhere = Annotated[
-    str | None, typer.Option("--config", help="Recipe file; or name it as the first argument.")
-]
-NoAudioOption = Annotated[
-    bool, typer.Option("--no-audio", help="Read only the metadata; do not look for audio files.")
-]
+ConfigAnywhere = Annotated[str | None, Option("--config", help="Recipe; or the first argument.")]
+NoAudioOption = Annotated[bool, Option("--no-audio", help="Do not look for audio files.")]
 
 
 @catalog_app.command("check")
@@ -36,10 +34,12 @@ def check(
 ) -> None:
     """Report on every row: accepted or refused and why; hours, prompts, licences, leakage."""
     from pipeline.inspect.catalogs import check_catalogs
+    from pipeline.plan.decide import decide
 
-    recipe, settings = _load(config, overrides)
+    recipe, catalogs, settings = _load(config, overrides, no_audio)
     rules = settings.text_rules(recipe.seed)
-    found = check_catalogs(settings.catalogs, rules, settings.overlap, look_for_audio=not no_audio)
+    decision = decide(catalogs, rules=rules, overlap=settings.overlap)
+    found = check_catalogs(decision) | {"look_for_audio": not no_audio}
     if json:
         print_json(found)
         return
@@ -50,9 +50,7 @@ def check(
 
 @catalog_app.command("show")
 def show(
-    clip: Annotated[
-        str, typer.Option("--id", help="Sample id, native id, or YouTube or Freesound id.")
-    ],
+    clip: Annotated[str, Option("--id", help="Sample, native, YouTube or Freesound id.")],
     overrides: OverridesArgument = None,
     config: ConfigAnywhere = None,
     no_audio: NoAudioOption = False,
@@ -60,10 +58,12 @@ def show(
 ) -> None:
     """Explain one clip: raw row, text after each step, accepted or refused and why."""
     from pipeline.inspect.catalogs import add_encoding_refusals, find_rows
+    from pipeline.plan.decide import decide
 
-    recipe, settings = _load(config, overrides)
+    recipe, catalogs, settings = _load(config, overrides, no_audio)
     rules = settings.text_rules(recipe.seed)
-    rows = find_rows(settings.catalogs, rules, settings.overlap, clip, look_for_audio=not no_audio)
+    decision = decide(catalogs, rules=rules, overlap=settings.overlap)
+    rows = find_rows(decision.rows, catalogs, rules, clip)
     try:
         add_encoding_refusals(rows, recipe.data_dir)
     except StorageError as error:  # catalogs can be shown without the store
@@ -83,14 +83,18 @@ def show(
         print()
 
 
-def _load(config: str | None, overrides: list[str] | None) -> tuple[Recipe, PipelineConfig]:
+def _load(
+    config: str | None, overrides: list[str] | None, no_audio: bool
+) -> tuple[Recipe, list[CatalogEntry], PipelineConfig]:
     rest = list(overrides or [])
     if config is None:
         if not rest or "=" in rest[0]:
             raise AttuneError("name a recipe, e.g. configs/demo.yaml")
         config = rest.pop(0)
     recipe = load_recipe(config, rest)
-    return recipe, recipe.section("pipeline", PipelineConfig)
+    settings = recipe.section("pipeline", PipelineConfig)
+    catalogs = [one.without_audio() if no_audio else one for one in settings.catalogs]
+    return recipe, catalogs, settings
 
 
 def _print_check(console: Console, found: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import load_recipe
@@ -19,10 +20,9 @@ from pipeline.progress import Progress
 shards_app = typer.Typer(help="Look into finished shards.", no_args_is_help=True)
 
 SampleOption = Annotated[
-    int | None,
-    typer.Option("--sample", min=1, metavar="N", help="Read the codes of only N shards."),
+    int | None, Option("--sample", min=1, metavar="N", help="Read the codes of only N shards.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Random seed of every draw.")]
+SeedOption = Annotated[int, Option("--seed", min=0, help="Random seed of every draw.")]
 
 
 @shards_app.command("ls")
@@ -41,7 +41,7 @@ def ls(config: ConfigOption, overrides: OverridesArgument = None, json: JsonOpti
 
 @shards_app.command("show")
 def show(
-    sample_id: Annotated[str, typer.Argument(help="A sample id, or a unique prefix of it.")],
+    sample_id: Annotated[str, Argument(help="A sample id, or a unique prefix of it.")],
     config: ConfigOption,
     overrides: OverridesArgument = None,
     json: JsonOption = False,
@@ -98,16 +98,12 @@ def stats(
 
 @shards_app.command("export-audio")
 def export(
-    sample_id: Annotated[str, typer.Argument(help="A sample id, or a unique prefix of it.")],
+    sample_id: Annotated[str, Argument(help="A sample id, or a unique prefix of it.")],
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    out: Annotated[
-        str | None, typer.Option(help="FILE.wav (default: ID.wav in this folder).")
-    ] = None,
-    as_float: Annotated[
-        bool, typer.Option("--float", help="32-bit float samples instead of 16-bit integers.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    out: Annotated[str | None, Option(help="FILE.wav (default: ID.wav).")] = None,
+    as_float: Annotated[bool, Option("--float", help="32-bit float, not 16-bit samples.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing file.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Decode one sample to a wav file."""
@@ -130,8 +126,8 @@ def export(
 def report(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    out: Annotated[str, typer.Option(help="File of the page.")] = "report.html",
-    clips: Annotated[int, typer.Option(min=0, help="Number of decoded clips per dataset.")] = 3,
+    out: Annotated[str, Option(help="File of the page.")] = "report.html",
+    clips: Annotated[int, Option(min=0, help="Number of decoded clips per dataset.")] = 3,
     sample: SampleOption = None,
     seed: SeedOption = 0,
     json: JsonOption = False,

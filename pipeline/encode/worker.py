@@ -14,7 +14,7 @@ import errno
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -287,26 +287,23 @@ class EncodeWorker:
         except AudioError as error:
             is_suspect = error.reason == "missing" or isinstance(error.__cause__, PermissionError)
             if is_suspect and remote_uri(row["audio_uri"]) is None:
-                _check_folder(self._audio_folder(row["audio_uri"]))
+                _check_folder(row["audio_uri"], settings.audio_folders)
             return error
         wav = resample(audio.wav, audio.sample_rate, sample_rate)
         if not wav.size:
             return AudioError("too_short", f"{audio.wav.size} samples at {audio.sample_rate} Hz")
         return audio._replace(wav=wav)
 
-    def _audio_folder(self, path: str) -> Path:
-        """The deepest planned audio folder that holds a file; else the file's own folder."""
-        inside = (f for f in self.settings.audio_folders if path.startswith(os.path.join(f, "")))
-        return Path(max(inside, key=len, default=os.path.dirname(path)))
 
-
-def _check_folder(folder: Path) -> None:
-    """Check that a folder with planned files is still mounted.
+def _check_folder(path: str, planned: Iterable[str]) -> None:
+    """Check that the planned audio folder of a file, else the folder of the file, is still mounted.
 
     Raises:
         StorageError: the folder is gone, empty or not readable, so its mount is lost, not only a
             file; the shard is tried again.
     """
+    inside = (folder for folder in planned if path.startswith(os.path.join(folder, "")))
+    folder = max(inside, key=len, default=os.path.dirname(path))
     try:
         os.stat(os.path.join(folder, "."))  # fails if names can be listed but files not opened
         with os.scandir(folder) as entries:

@@ -17,59 +17,39 @@ from common.schema import Record
 from common.storage import open_store
 from pipeline.catalogs import CatalogEntry
 from pipeline.catalogs.as_rows import raw_of
-from pipeline.config import OverlapPolicy
 from pipeline.datadir.frozen_plan import load_plan
 from pipeline.inspect.status import refused_while_encoding
-from pipeline.plan.decide import Decision, decide
+from pipeline.plan.decide import Decision
 from pipeline.rows import hex_ids, is_in, plain, sources_of
 from pipeline.text.captions import TextRules, explain
 
 _EXAMPLES = 3
 
 
-def check_catalogs(
-    catalogs: Sequence[CatalogEntry],
-    rules: TextRules,
-    overlap: OverlapPolicy,
-    *,
-    look_for_audio: bool,
-) -> dict[str, Any]:
-    """Read all catalogs of a recipe and account for every row.
+def check_catalogs(decision: Decision) -> dict[str, Any]:
+    """Account for every row of a recipe's catalogs.
 
     Returns:
         datasets: by label `read`, `accepted`, `merged`, `held_out`, `refused` (by reason), `speech`
         (rows that each policy would drop), `hours` (of accepted rows, as the catalog states them;
         None if it states none), `prompts`, `unique_prompts`, `licenses`, `examples` (of refusals,
-        by reason); and `overlaps`, `leakage`, `look_for_audio`.
-
-    Raises:
-        AttuneError: a catalog cannot be read.
+        by reason); and `overlaps`, `leakage`.
     """
-    decision = _decide(catalogs, rules, overlap, look_for_audio)
     datasets = {}
     for label, count in decision.counts.items():
         own = decision.rows.filter(pc.equal(plain(decision.rows["dataset"]), label))
         datasets[label] = count.as_dict() | _contents(own.filter(is_in(own)))
         datasets[label]["examples"] = _examples(own)
-    return {
-        "look_for_audio": look_for_audio,
-        "datasets": datasets,
-        "overlaps": decision.overlaps,
-        "leakage": decision.leakage,
-    }
+    return {"datasets": datasets, "overlaps": decision.overlaps, "leakage": decision.leakage}
 
 
 def find_rows(
-    catalogs: Sequence[CatalogEntry],
-    rules: TextRules,
-    overlap: OverlapPolicy,
-    wanted: str,
-    *,
-    look_for_audio: bool,
+    rows: pa.Table, catalogs: Sequence[CatalogEntry], rules: TextRules, wanted: str
 ) -> list[dict[str, Any]]:
     """Every catalog row of a clip, and the decision on it.
 
     Args:
+        rows: all rows of the catalogs (`Decision.rows`).
         wanted: a sample id (or at least its first 8 digits), a native id, or a group id such as
             `youtube:ID`, also without `youtube:`.
 
@@ -80,7 +60,6 @@ def find_rows(
     Raises:
         AttuneError: there is no such row.
     """
-    rows = _decide(catalogs, rules, overlap, look_for_audio).rows
     group = rows["group_id"]
     matches = pc.equal(rows["native_id"], wanted), pc.equal(group, wanted)
     here = np.any(
@@ -114,14 +93,6 @@ def add_encoding_refusals(rows: Sequence[dict[str, Any]], data_dir: str) -> None
         if row := accepted.get(refusal["sample_id"]):
             row["outcome"] = f"{refusal['stage']}: {refusal['reason']}"
             row["detail"] = f"refused while encoding: {refusal['detail']}"
-
-
-def _decide(
-    catalogs: Sequence[CatalogEntry], rules: TextRules, overlap: OverlapPolicy, look_for_audio: bool
-) -> Decision:
-    if not look_for_audio:
-        catalogs = [catalog.without_audio() for catalog in catalogs]
-    return decide(catalogs, rules=rules, overlap=overlap)
 
 
 def _contents(rows: pa.Table) -> dict[str, Any]:

@@ -20,13 +20,7 @@ from common.schema import MANIFEST
 from common.shards import Sample, ShardDataset, parse_sample, read_summary
 from common.storage import Store
 from pipeline.datadir.commit import committed_shards, read_commit
-from pipeline.inspect.tally import (
-    TALLIED,
-    by_dataset,
-    codebook_usage,
-    smallest_by_hash,
-    tally,
-)
+from pipeline.inspect.tally import TALLIED, by_dataset, codebook_usage, smallest_by_hash, tally
 
 _CLIPS_PER_READ = 64
 _SEE = "see `python -m pipeline shards verify --config RECIPE`"

@@ -85,18 +85,16 @@ def verify_shards(
                     raise AttuneError("is missing")
                 if commit["shard"] != shard:
                     raise AttuneError(f"is about shard {commit['shard']}")
-            except AttuneError as error:
-                problems.append(Problem(commit_key(shard), str(error)))
-                continue
-            orphans.discard(commit["shard_key"])
-            samples += len(commit["samples"])
-            problems.extend(_tar(store, commit, planned, ids, elsewhere, cache))
-            try:
+                orphans.discard(commit["shard_key"])
+                samples += len(commit["samples"])
+                problems.extend(_tar(store, commit, planned, ids, elsewhere, cache))
                 check_account(planned, commit, plan.plan_hash)
+            except StorageError:
+                raise
             except AttuneError as error:
                 problems.append(Problem(commit_key(shard), str(error)))
-                continue
-            yield planned, commit
+            else:
+                yield planned, commit
 
     results = Results(plan)
     parts = [(MANIFEST.empty_table(), REJECTS.empty_table())]

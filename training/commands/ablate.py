@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from common.cli import DeviceOption, JsonOption, OverridesArgument, choose_device, print_json
 from common.config import load_recipe
@@ -17,30 +17,15 @@ from training.commands.options import WeightsOption
 
 def ablate(
     overrides: OverridesArgument = None,
-    config: Annotated[Path, typer.Option("--config", help="File of rows and profiles.")] = Path(
-        "configs/ablation.yaml"
-    ),
-    profile: Annotated[
-        str, typer.Option("--profile", help="Name of a profile: small, esc10, paper, music.")
-    ] = "paper",
-    rows: Annotated[
-        list[str] | None, typer.Option("--row", help="Only this row; may be repeated.")
-    ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option("--jobs", min=0, help="Rows at a time (default: one per core; 1 on a GPU)."),
-    ] = 0,
-    processes: Annotated[
-        int, typer.Option("--nproc", min=1, help="Number of processes (GPUs) that train one row.")
-    ] = 1,
-    ray: Annotated[
-        str, typer.Option("--ray", help="Make rows on Ray: a cluster's address, auto, or local.")
-    ] = "",
+    config: Annotated[Path, Option(help="Rows and profiles.")] = Path("configs/ablation.yaml"),
+    profile: Annotated[str, Option(help="Profile: small, esc10, paper, music.")] = "paper",
+    rows: Annotated[list[str] | None, Option("--row", help="Only this row (repeatable).")] = None,
+    jobs: Annotated[int, Option(min=0, help="Rows at a time (0: one per core; 1 on a GPU).")] = 0,
+    processes: Annotated[int, Option("--nproc", min=1, help="Processes (GPUs) per row.")] = 1,
+    ray: Annotated[str, Option(help="Use Ray: a cluster's address, auto, or local.")] = "",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only report what would be made.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only report what would be made.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train and measure every row of Table 1 over several seeds; writes Tables 1 to 3.

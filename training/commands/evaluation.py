@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from common.cli import (
     ConfigOption,
@@ -38,56 +38,35 @@ def report(config: ConfigOption, overrides: OverridesArgument = None) -> None:
 
 def evaluate(
     target: Annotated[
-        Path, typer.Argument(metavar="RUN|DIR", help="A trained run, or a folder of clips.")
+        Path, Argument(metavar="RUN|DIR", help="A trained run, or a folder of clips.")
     ],
-    reference: Annotated[
-        str, typer.Option("--reference", help="Real clips: a folder, or a data folder of shards.")
-    ],
+    reference: Annotated[str, Option(help="Real clips: a folder, or a data folder of shards.")],
     overrides: OverridesArgument = None,
     config: RecipeOption = "",
-    against: Annotated[
-        Path | None, typer.Option("--against", help="Another run or folder to compare with.")
-    ] = None,
-    split: Annotated[
-        str, typer.Option("--split", help="Split of the shards to compare with.")
-    ] = "test",
-    preset: Annotated[
-        Preset | None, typer.Option("--preset", help="Protocol of a benchmark; needs --list.")
-    ] = None,
+    against: Annotated[Path | None, Option(help="Another run or folder to compare with.")] = None,
+    split: Annotated[str, Option(help="Split of the shards to compare with.")] = "test",
+    preset: Annotated[Preset | None, Option(help="Protocol of a benchmark; needs --list.")] = None,
     listed: Annotated[
-        Path | None, typer.Option("--list", help="AudioCaps' test.csv or musiccaps-public.csv.")
+        Path | None, Option("--list", help="AudioCaps' test.csv or musiccaps-public.csv.")
     ] = None,
-    captions: Annotated[
-        Captions,
-        typer.Option("--captions", help="Which captions of a clip to use; see the README."),
-    ] = "first",
+    captions: Annotated[Captions, Option(help="Captions to use; see the README.")] = "first",
     clips: Annotated[
-        int | None, typer.Option("--clips", min=2, help="Generate for at most so many prompts.")
+        int | None, Option(min=2, help="Generate for at most so many prompts.")
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Random seed for the generated clips.")
-    ] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for figures and page.")] = None,
+    seed: Annotated[int, Option(min=0, help="Random seed for the generated clips.")] = 0,
+    out: Annotated[Path | None, Option(help="Folder for figures and page.")] = None,
     weights: WeightsOption = None,
     cache: Annotated[
-        Path | None,
-        typer.Option("--cache", help="Folder of embeddings (default: ~/.cache/attune/embeddings)."),
+        Path | None, Option(help="Folder of embeddings (default: ~/.cache/attune/embeddings).")
     ] = None,
     codec: Annotated[
-        str,
-        typer.Option(
-            "--codec", help="Codec for latents (default: the recipe's; builtin:sfx-small)."
-        ),
+        str, Option(help="Codec for latents (default: the recipe's; builtin:sfx-small).")
     ] = "",
     framing: Annotated[
-        Framing,
-        typer.Option("--framing", help="Windows of VGGish: every 0.48 s, or as in Google's code."),
+        Framing, Option(help="Windows of VGGish: every 0.48 s, or as in Google's code.")
     ] = "half",
     loudness: Annotated[
-        float | None,
-        typer.Option(
-            "--loudness", min=-70, max=0, help="Normalize all clips to this loudness (LUFS)."
-        ),
+        float | None, Option(min=-70, max=0, help="Loudness of clips (LUFS).")
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -171,9 +150,7 @@ def evaluate(
     print(result / "metrics.html")
 
 
-def weights(
-    folder: WeightsOption = None,
-) -> None:
+def weights(folder: WeightsOption = None) -> None:
     """Fetch the backbones that `evaluate` measures with: VGGish, PaSST, CLAP (about 1.6 GB)."""
     from training.evaluation.metrics.weights import SOURCES, default_weights, fetch_all
 

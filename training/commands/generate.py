@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from common.cli import (
     ConfigOption,
@@ -30,26 +30,19 @@ from training.sampling.outputs import Format, Prompt, read_prompts
 def generate(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="Text of a clip; may be repeated.")
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="File of prompts: one per line, or .csv or .jsonl."),
-    ] = None,
-    run: Annotated[str, typer.Option("--run", help="Training run (default: lm.run).")] = "",
+    prompt: Annotated[list[str] | None, Option(help="Text of a clip; may be repeated.")] = None,
+    prompts: Annotated[Path | None, Option(help="Prompts: one per line, .csv or .jsonl.")] = None,
+    run: Annotated[str, Option(help="Training run (default: lm.run).")] = "",
     duration: Annotated[
-        float | None, typer.Option("--duration", help="Seconds (default: sampling.duration_s).")
+        float | None, Option(help="Seconds (default: sampling.duration_s).")
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Clips per prompt.")] = 1,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of each prompt's first clip.")
-    ] = 0,
+    n: Annotated[int, Option(min=1, help="Clips per prompt.")] = 1,
+    seed: Annotated[int, Option(min=0, help="Seed of each prompt's first clip.")] = 0,
     continue_from: Annotated[
-        Path | None, typer.Option("--continue", help="Audio file that every clip continues.")
+        Path | None, Option("--continue", help="Audio file that every clip continues.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the clips.")] = None,
-    kind: Annotated[Format, typer.Option("--format", help="wav or flac.")] = "wav",
+    out: Annotated[Path | None, Option(help="Folder for the clips.")] = None,
+    kind: Annotated[Format, Option("--format", help="wav or flac.")] = "wav",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -103,23 +96,20 @@ def generate(
         for i, (job, plain) in enumerate(zip(wanted, sampler.normalize(texts), strict=True))
     ]
     check_folder(folder)
-    print(
-        f"{len(wanted)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}",
-        file=sys.stderr,
-    )
+    say = partial(print, file=sys.stderr)
+    say(f"{len(wanted)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}")
     if seconds > trained:
-        print(
+        say(
             f"longer than the {trained:g} s that the model was trained on: sampled in windows of "
-            f"that length, each beginning with the last {OVERLAP:.0%} of the window before",
-            file=sys.stderr,
+            f"that length, each beginning with the last {OVERLAP:.0%} of the window before"
         )
     made: dict[int, dict[str, Any]] = {}
     for i, (stem, facts) in enumerate(orders):
-        path, there = find_place(folder, stem, facts, kind)
-        if there:
+        path, exists = find_place(folder, stem, facts, kind)
+        if exists:
             made[i] = facts | {kind: str(path)}
     if made:
-        print(f"{len(made)} of them exist with the same settings and are kept", file=sys.stderr)
+        say(f"{len(made)} of them exist with the same settings and are kept")
     # Batches are those of the whole order, so a rerun makes the same clips as a whole run.
     everything, size = range(len(wanted)), sampling.batch_size
     batches = [everything[start : start + size] for start in everything[::size]]
@@ -143,24 +133,20 @@ def generate(
             made[i] = write_clip(folder, path.stem, wave, facts, kind)
     if batches:
         spent = time.monotonic() - began
-        speed = f"{spent:.1f} s: {total / spent:.2f}x real time"
-        print(f"{total:g} s of sound in {speed}", file=sys.stderr)
+        say(f"{total:g} s of sound in {spent:.1f} s: {total / spent:.2f}x real time")
     in_order = [made[i] for i in range(len(orders))]
     if as_json:
         print_json(in_order)
     else:
-        for facts in in_order:
-            print(facts[kind])
+        print(*(facts[kind] for facts in in_order), sep="\n")
 
 
 def play(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    run: Annotated[
-        list[str] | None, typer.Option("--run", help="Training run; repeat it to compare.")
-    ] = None,
+    run: Annotated[list[str] | None, Option(help="Training run; repeat it to compare.")] = None,
     host: HostOption = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8400,
+    port: Annotated[int, Option(min=1, max=65535)] = 8400,
     device: DeviceOption = "auto",
 ) -> None:
     """Serve a local page, without a login: type prompts, hear clips, compare two checkpoints."""

@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 
-RecipeOption = Annotated[
-    str, typer.Option("--config", help="Recipe of the runs; folders of clips need none.")
-]
+RecipeOption = Annotated[str, Option("--config", help="Recipe of the runs, if there are any.")]
 WeightsOption = Annotated[
-    Path | None,
-    typer.Option("--weights", help="Folder of backbones (default: ~/.cache/attune/weights)."),
+    Path | None, Option("--weights", help="Backbones (default: ~/.cache/attune/weights).")
 ]
 HostOption = Annotated[
-    str,
-    typer.Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in."),
+    str, Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.")
 ]
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from common.cli import DeviceOption, JsonOption, OverridesArgument, choose_device, print_json
 from common.errors import AttuneError
@@ -22,42 +23,31 @@ preference_app = typer.Typer(
 )
 PORT = 8401
 
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]
-UrlOption = Annotated[
-    str,
-    typer.Option("--url", help="Address that raters open, e.g. https://lab.example."),
-]
+StudyArgument = Annotated[Path, Argument(metavar="STUDY", help="Folder of the study.")]
+UrlOption = Annotated[str, Option("--url", help="Address for raters, e.g. https://lab.example.")]
 
 
 @preference_app.command("prepare")
 def prepare_command(
-    a: Annotated[
-        str, typer.Option("--a", help="Model under test: a run's name, or a folder of clips.")
-    ],
-    b: Annotated[str, typer.Option("--b", help="Model to compare with, likewise.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the study.")],
+    a: Annotated[str, Option(help="Model under test: a run's name, or a folder of clips.")],
+    b: Annotated[str, Option(help="Model to compare with, likewise.")],
+    out: Annotated[Path, Option(help="Folder of the study.")],
     overrides: OverridesArgument = None,
     config: RecipeOption = "",
     prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="For runs: one per line, or .csv or .jsonl (else --split)."),
+        Path | None, Option(help="For runs: file of prompts (else --split).")
     ] = None,
-    split: Annotated[
-        str, typer.Option("--split", help="For runs: prompts of this split of the recipe's shards.")
-    ] = "test",
-    pairs: Annotated[int, typer.Option("--pairs", min=1, max=1000, help="At most so many.")] = 20,
-    raters: Annotated[int, typer.Option("--raters", min=1, max=1000, help="Number of raters.")] = 8,
+    split: Annotated[str, Option(help="For runs: split of the prompts.")] = "test",
+    pairs: Annotated[int, Option(min=1, max=1000, help="Largest number of pairs.")] = 20,
+    raters: Annotated[int, Option(min=1, max=1000, help="Number of raters.")] = 8,
     seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, help="Random seed for orders and sides (default: drawn)."),
+        int | None, Option(min=0, help="Seed of orders and sides (default: drawn).")
     ] = None,
-    clip_seed: Annotated[int, typer.Option("--clip-seed", min=0, help="Seed of clips.")] = 0,
-    loudness: Annotated[
-        float, typer.Option("--loudness", min=-60, max=0, help="Loudness of all clips (LUFS).")
-    ] = -23.0,
+    clip_seed: Annotated[int, Option(min=0, help="Seed of clips.")] = 0,
+    loudness: Annotated[float, Option(min=-60, max=0, help="Loudness of clips (LUFS).")] = -23.0,
     url: UrlOption = f"http://127.0.0.1:{PORT}",
     device: DeviceOption = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report the study.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only report the study.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a study: pairs of equally loud clips under random names, and invitations."""
@@ -131,7 +121,7 @@ def links_command(
 def serve_command(
     folder: StudyArgument,
     host: HostOption = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = PORT,
+    port: Annotated[int, Option(min=1, max=65535)] = PORT,
     url: UrlOption = "",
 ) -> None:
     """Serve the raters' page; after a restart it continues where it was."""

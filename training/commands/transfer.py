@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from common.cli import JsonOption, OverridesArgument, print_json
 from common.errors import AttuneError
@@ -14,21 +14,12 @@ from training.commands.options import recipe_or_none
 
 def export_command(
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN", help="Folder of a run, a checkpoint or a codec, or builtin:NAME."
-        ),
+        str, Argument(metavar="RUN", help="Folder of a run, checkpoint or codec, or builtin:NAME.")
     ],
-    to: Annotated[
-        Path, typer.Option("--to", help="Folder to write; new, or of an earlier export.")
-    ],
+    to: Annotated[Path, Option(help="Folder to write; new, or of an earlier export.")],
     overrides: OverridesArgument = None,
-    config: Annotated[
-        str, typer.Option("--config", help="Recipe of the run (default: the run's copy).")
-    ] = "",
-    raw: Annotated[
-        bool, typer.Option("--raw", help="The trained weights themselves, not their average.")
-    ] = False,
+    config: Annotated[str, Option(help="Recipe of the run (default: the run's copy).")] = "",
+    raw: Annotated[bool, Option("--raw", help="Trained weights, not their average.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run or a codec as a folder that Hugging Face's library can load."""
@@ -39,20 +30,12 @@ def export_command(
 
 def import_command(
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder, file or hub id: facebook/musicgen-small, facebook/encodec_32khz.",
-        ),
+        str, Argument(metavar="SOURCE", help="Folder, file or hub id: facebook/musicgen-small.")
     ],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write; new or empty.")],
-    only: Annotated[str, typer.Option("--only", help="With `codec`: import only the codec.")] = "",
-    codec: Annotated[
-        str, typer.Option("--codec", help="Codec to use instead of the source's.")
-    ] = "",
-    text_encoder: Annotated[
-        str, typer.Option("--text-encoder", help="Text encoder to use instead of the source's.")
-    ] = "",
+    to: Annotated[Path, Option(help="Folder to write; new or empty.")],
+    only: Annotated[str, Option(help="With `codec`: import only the codec.")] = "",
+    codec: Annotated[str, Option(help="Codec to use instead of the source's.")] = "",
+    text_encoder: Annotated[str, Option(help="Text encoder to use instead of the source's.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Convert a model or codec that others trained, to sample, evaluate or fine-tune it here."""
