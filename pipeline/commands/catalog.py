@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -85,7 +86,7 @@ def show(
 
 def _load(
     config: str | None, overrides: list[str] | None, no_audio: bool
-) -> tuple[Recipe, list[CatalogEntry], PipelineConfig]:
+) -> tuple[Recipe, Sequence[CatalogEntry], PipelineConfig]:
     rest = list(overrides or [])
     if config is None:
         if not rest or "=" in rest[0]:

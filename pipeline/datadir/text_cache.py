@@ -5,7 +5,7 @@
 
 The key of a prompt is its text.  The folder's name identifies the encoder (weights, tokenizer and
 maximal length).  Prompts are embedded and stored in chunks, which the plan fixes.  This keeps the
-number of objects small, and the plan alone decides the states to the last bit: an encoder's
+number of objects small, and only the plan decides the states to the last bit: an encoder's
 rounding depends on which prompts share its batches.
 """
 

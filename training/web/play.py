@@ -239,7 +239,7 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
     def events(name: str) -> StreamingResponse:
         job = find(name)
 
-        def told() -> Iterator[str]:
+        def states() -> Iterator[str]:
             before = ""
             while True:
                 last = job.over  # read first: an end during describe() is sent in the next round
@@ -252,7 +252,7 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
                 with job.changed:
                     job.changed.wait(1.0)
 
-        return StreamingResponse(told(), media_type="text/event-stream")
+        return StreamingResponse(states(), media_type="text/event-stream")
 
     @app.get("/api/jobs/{name}/{index}.wav")
     def sound(name: str, index: int) -> Response:
