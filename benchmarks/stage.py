@@ -107,7 +107,7 @@ def run(audio: Path) -> dict[str, Any]:
             waves = [wave for uri in uris if (wave := clips[Path(uri)]) is not None]
             if not start:  # the first pass through a codec is slower
                 model.encode_track(waves[0])
-                worker._on_codec_thread(worker.codec.encode_track, waves[0])
+                worker.codec_thread.submit(worker.codec.encode_track, waves[0]).result()
             if not start % (2 * SHARDS_AT_ONCE):  # every second time the stage comes first
                 codec_s += seconds(partial(codec_only, waves))
             stage_s += seconds(partial(whole_stage, pair))

@@ -1,11 +1,43 @@
-"""Addresses of Ray clusters."""
+"""Ray: join a cluster, or start a local Ray."""
 
 from __future__ import annotations
 
+import logging
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
+
+
+@contextmanager
+def ray_session(address: str, given_as: str, **options: Any) -> Iterator[None]:
+    """Join the cluster at an address; with `local`, start a Ray that ends with this process.
+
+    Args:
+        given_as: what the user set, for messages: `RAY_ADDRESS=`.
+        options: further arguments of `ray.init`.
+
+    Raises:
+        AttuneError: there is no cluster at that address, or Ray does not start.
+    """
+    import ray
+
+    check_address(address, given_as)
+    if address == "local":
+        options["include_dashboard"] = False
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray has no narrower class, e.g. for a node that starts too slowly
+        raise AttuneError(f"cannot start Ray ({given_as}{address}): {one_line(error)}") from error
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def check_address(address: str, given_as: str) -> None:

@@ -1,14 +1,15 @@
-"""`python -m pipeline`: run, plan, status, gc, retry, and a look into the shards."""
+"""`python -m pipeline`: run, plan, status, gc, retry, corpus, catalog, shards."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
@@ -16,7 +17,7 @@ from common.storage import open_store
 from pipeline.commands.catalog import catalog_app
 from pipeline.commands.shards import shards_app
 from pipeline.config import PipelineConfig
-from pipeline.progress import format_duration, format_rate
+from pipeline.progress import format_duration
 
 app = typer.Typer(
     help="From catalogs and audio to token shards.",
@@ -32,9 +33,9 @@ app.add_typer(shards_app, name="shards")
 def run(
     config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
-    """Plan, embed, encode and finalize; resumes where it was left.
+    """Plan, embed, encode and finalize; resumes where it stopped.
 
-    Runs on a Ray of its own, or on the cluster at RAY_ADDRESS.
+    Runs on a local Ray, or on the cluster at RAY_ADDRESS.
     """
     from pipeline.run import run_pipeline
 
@@ -46,11 +47,11 @@ def run(
 
 @app.command()
 def corpus(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write it to.")],
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    out: Annotated[Path, Option(help="Folder to write.")],
+    seed: Annotated[int, Option(min=0)] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Write the embedded corpus: synthesized sounds and music in the layouts of real datasets."""
+    """Write the built-in corpus: synthesized sounds and music in the layouts of real datasets."""
     from pipeline.corpus.layout import write_corpus
 
     files = write_corpus(out, seed, progress=_say(json))
@@ -63,6 +64,7 @@ def plan(
     config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
     """Read the catalogs and freeze the plan: what is encoded, what is refused and why."""
+    from pipeline.inspect.status import account, aligned
     from pipeline.run import make_plan
 
     recipe, settings = _load(config, overrides)
@@ -73,7 +75,8 @@ def plan(
         print_json(frozen.info)
         return
     say(f"plan {frozen.plan_hash} ({'new' if is_new else 'kept'}) in {store.uri}/plan")
-    _print_rows(_catalog_rows(frozen.info["catalogs"]))
+    for line in aligned({name: account(n) for name, n in frozen.info["catalogs"].items()}):
+        say(line)
     say(
         f"{frozen.n_planned} clips in {frozen.n_shards} shards, "
         f"{frozen.info['n_unique_prompts']} unique prompts"
@@ -84,14 +87,12 @@ def plan(
 def status(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    refused: Annotated[
-        bool, typer.Option("--refused", help="List every clip and row that was refused, and why.")
-    ] = False,
+    refused: Annotated[bool, Option("--refused", help="List what was refused, and why.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Say where the run stands; works at any time, as it only reads files."""
+    """Report the state of a run, at any time, from its files."""
     from common.shards import open_store_to_read
-    from pipeline.inspect.status import read_refused, read_status
+    from pipeline.inspect.status import read_refused, read_status, status_lines
 
     recipe = load_recipe(config, overrides or [])
     store = open_store_to_read(recipe.data_dir)
@@ -102,8 +103,7 @@ def status(
     if json:
         print_json(found)
         return
-    print(f"{found['data_dir']}: {found['state']}, plan {found['plan_hash']}")
-    _print_rows([*_catalog_rows(found["catalogs"]), *_stage_rows(found)])
+    print(*status_lines(found), sep="\n")
 
 
 @app.command()
@@ -112,14 +112,14 @@ def retry(
     overrides: OverridesArgument = None,
     reason: Annotated[
         list[str] | None,
-        typer.Option("--reason", help="Refused for this reason, e.g. missing; may be repeated."),
+        Option(help="Only refusals for this reason, e.g. missing; may be repeated."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to retry.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only report the choice.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Encode again the shards with clips that were refused, or that failed on every attempt.
+    """Encode again the shards that hold refused clips, or that failed on every attempt.
 
-    For audio that was restored since. Without --reason: refusals of every reason.
+    For example after lost audio was restored. Without --reason: refusals of every reason.
     """
     from pipeline.run import retry_pipeline
 
@@ -136,8 +136,8 @@ def retry(
         )
         for sample_id in found["lost"]:
             say(
-                f"sample {sample_id} was accepted before and is refused now; "
-                "`python -m pipeline status --refused` says why"
+                f"sample {sample_id} was accepted before and is refused now; `python -m pipeline "
+                f"status --refused --config {config}` gives the reason"
             )
 
 
@@ -145,15 +145,13 @@ def retry(
 def gc(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove them; else list only.")] = False,
-    older_than: Annotated[
-        str, typer.Option("--older-than", help="Keep what is younger, e.g. 90s, 24h, 7d, 0.")
-    ] = "24h",
+    delete: Annotated[bool, Option("--delete", help="Remove the listed files.")] = False,
+    older_than: Annotated[str, Option(help="Keep younger files; e.g. 90s, 24h, 7d, 0.")] = "24h",
     json: JsonOption = False,
 ) -> None:
-    """List what no commit or plan names: orphan tars, unused text chunks, stale poison files.
+    """List files that no commit or plan names: orphan tars, unused text chunks, old poison files.
 
-    A finished run's orphans are removed at any age, the tars that retry replaced among them: wait
+    In a finished run, --delete removes them at any age, also the tars that a retry replaced. Wait
     for a training that was started before the retry.
     """
     from common.shards import open_store_to_read
@@ -167,19 +165,13 @@ def gc(
         return
     for item in found["items"]:
         kept = f"  (kept: younger than {older_than})" if item["kept"] else ""
-        print(f"{item['key']}  {item['bytes']} bytes, {_age(item['age_s'])}: {item['why']}{kept}")
+        how_old = format_duration(item["age_s"])
+        print(f"{item['key']}  {item['bytes']} bytes, age {how_old}: {item['why']}{kept}")
     number = len(found["deleted"]) if delete else sum(not item["kept"] for item in found["items"])
     print(
         f"{found['data_dir']}: {'removed' if delete else 'to remove:'} {number} files, "
         f"{found['bytes']} bytes" + ("" if delete or not number else "; --delete removes them")
     )
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _load(config: str, overrides: list[str] | None) -> tuple[Recipe, PipelineConfig]:
@@ -188,16 +180,8 @@ def _load(config: str, overrides: list[str] | None) -> tuple[Recipe, PipelineCon
 
 
 def _say(json: bool) -> Any:
-    """Progress goes to stdout, or out of the way of a script's JSON."""
+    """A printer of progress lines: to stdout, or to stderr if stdout gets JSON."""
     return lambda line: print(line, file=sys.stderr if json else sys.stdout, flush=True)
-
-
-def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    """Labels in one column, what there is to say in another."""
-    rows = list(rows)
-    width = max((len(label) for label, _ in rows), default=0)
-    for label, text in rows:
-        print(f"{label:<{width}}  {text}")
 
 
 def _list_refused(rows: Iterable[dict[str, Any]], json: bool) -> None:
@@ -212,79 +196,3 @@ def _list_refused(rows: Iterable[dict[str, Any]], json: bool) -> None:
         print(f"{row['dataset']}  {clip}  {row['stage']}: {row['reason']}  {detail}")
     encoding = stages.pop("audio", 0)
     print(f"{encoding} refused while encoding, {stages.total()} while planning")
-
-
-def _catalog_rows(catalogs: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for label, count in catalogs.items():
-        merged = f", merged {count['merged']}" if count["merged"] else ""
-        held_out = f", held out {count['held_out']}" if count["held_out"] else ""
-        refused = sum(count["refused"].values())
-        accepted = f"read {count['read']} = accepted {count['accepted']}{merged}{held_out}"
-        yield label, f"{accepted}, refused {refused}{_reasons(count['refused'])}"
-
-
-def _stage_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each stage of a run in a line, and each shard that is parked."""
-    for stage, parts in (
-        ("plan", _plan_parts(found["stages"]["plan"])),
-        ("embed", _embed_parts(found["stages"]["embed"])),
-        ("encode", _encode_parts(found["stages"]["encode"])),
-        ("finalize", _finalize_parts(found)),
-    ):
-        yield stage, "  ".join(part for part in parts if part)
-    for entry in found["poison"]:
-        yield "poison", f"shard {entry['shard']:06d}: {entry['errors'][-1]}"
-
-
-def _plan_parts(plan: dict[str, Any]) -> list[str]:
-    return [
-        f"{plan['read']} rows",
-        f"{plan['accepted']} accepted",
-        f"{plan['merged']} merged" if plan["merged"] else "",
-        f"{plan['held_out']} held out" if plan["held_out"] else "",
-        f"{sum(plan['refused'].values())} refused",
-        f"{plan['shards']} shards",
-        f"{plan['prompts']} prompts",
-    ]
-
-
-def _embed_parts(embed: dict[str, Any]) -> list[str]:
-    return [
-        f"{embed['chunks_done']}/{embed['chunks']} chunks",
-        f"{embed['prompts_done']}/{embed['prompts']} prompts",
-        _rate(embed["prompts_per_s"], "/s"),
-        _eta(embed["eta_s"]),
-    ]
-
-
-def _encode_parts(encode: dict[str, Any]) -> list[str]:
-    age = encode["last_commit_age_s"]
-    return [
-        f"{encode['shards_done']}/{encode['shards']} shards",
-        f"{encode['clips_done']}/{encode['clips']} clips",
-        f"{encode['hours']:.2f} h",
-        f"{sum(encode['refused'].values())} refused{_reasons(encode['refused'])}",
-        _rate(encode["times_real_time"], "x real time"),
-        _eta(encode["eta_s"]),
-        "" if age is None else f"last commit {_age(age)} ago",
-    ]
-
-
-def _finalize_parts(found: dict[str, Any]) -> list[str]:
-    shards = found["shards"]
-    written = "written" if found["stages"]["finalize"]["done"] else "not written yet"
-    return [f"{shards['committed']}/{shards['planned']} committed", f"manifest {written}"]
-
-
-def _reasons(refused: dict[str, int]) -> str:
-    """` (silent 8, truncated 4)`, the most frequent first; nothing where nothing was refused."""
-    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(refused).most_common())
-    return f" ({reasons})" if reasons else ""
-
-
-def _rate(per_s: float | None, unit: str) -> str:
-    return "" if per_s is None else f"{format_rate(per_s)}{unit}"
-
-
-def _eta(seconds: float | None) -> str:
-    return "" if seconds is None else f"ETA {format_duration(seconds, hours=True)}"

@@ -19,15 +19,15 @@ Task = Literal["sfx", "music"]
 Device = Literal["auto", "cpu", "cuda"]
 
 EXECUTION_ONLY = frozenset({"workers", "cpus_per_worker", "device"})
-"""Keys that decide how fast shards are made, not what is in them: no part of the plan's hash."""
+"""Keys that decide how fast shards are made, not their content; not in the plan's hash."""
 
 
 class TextConfig(Section):
-    """How catalog text becomes prompts; None takes the task's own default."""
+    """How catalog text becomes prompts; None takes the default of the task."""
 
     policy: PromptPolicy | None = None
-    """`lemmas` (sfx) or `plain` (music); see `common.prompts`.  For whoever wants sentences as
-    people wrote them in an sfx model, or has text that is not English."""
+    """`lemmas` (sfx) or `plain` (music); see `common.prompts`.  Choose `plain` in an sfx model for
+    sentences as people wrote them, or for text that is not English."""
     tags: TagPolicy = "unique"
     """How tags become a pseudo-sentence; see `pipeline.text.tags`.  For catalogs with an ontology:
     `specific` leaves out the tags that other tags imply."""
@@ -35,11 +35,11 @@ class TextConfig(Section):
     """Which clips are refused for speech: `term` (sfx) or `keep` (music); see
     `pipeline.text.speech`."""
     speech_terms: tuple[str, ...] = ()
-    """Words of your own that count as speech beside the policy's; for catalogs in which people name
-    it otherwise (a language, a profession)."""
+    """More words that count as speech; for catalogs that use other words for it (a language, a
+    profession)."""
     music_variants: int = Field(default=4, ge=1, le=64)
-    """Prompts drawn per music track from its description, genre, tempo and tags; more for few
-    tracks with rich metadata, fewer for many tracks, as each prompt is embedded and stored."""
+    """Number of prompts drawn per music track from its description, genre, tempo and tags; more for
+    few tracks with rich metadata, fewer for many tracks, as each prompt is embedded and stored."""
 
 
 class PipelineConfig(Section):
@@ -61,37 +61,37 @@ class PipelineConfig(Section):
     """Clips whose peak stays at or below this are refused; higher for scraped collections, in which
     silence is seldom digital."""
     max_clipped_share: float = Field(default=1.0, ge=0, le=1)
-    """Clips of which a larger share of the values is at full scale are refused; for collections of
-    unknown quality."""
+    """Clips with a larger share of values at full scale are refused; for collections of unknown
+    quality."""
     max_dc_offset: float = Field(default=1.0, ge=0, le=1)
-    """Clips with a larger constant offset, of full scale, are refused; for old field recordings."""
+    """Clips with a larger constant offset (share of full scale) are refused; for old recordings."""
     batch_clips: int = Field(default=1, ge=1)
-    """Clips of one length that the codec encodes together; for GPUs and datasets of equally long
-    clips.  Faster; by rounding, fewer than 0.1% of the codes differ from those of a single clip."""
+    """Number of clips of one length that the codec encodes together; faster on GPUs if clips are
+    equally long.  Rounding makes fewer than 0.1% of the codes differ from `batch_clips=1`."""
     precision: Precision = "float32"
-    """Of the codec's encoder.  For large datasets: `bfloat16` takes half the time, a few percent
-    of the codes differ, and some processors' is wrong and refused; see `common.codec`."""
+    """Precision of the codec's encoder.  For large datasets: `bfloat16` takes half the time and
+    changes a few percent of the codes; processors with wrong bfloat16 results are refused."""
 
     workers: int = Field(default=0, ge=0)
-    """Codec actors; 0 takes as many as the machine or cluster has room for.  For machines that are
-    shared with others."""
+    """Number of codec actors; 0 takes as many as the machine or cluster has room for.  For machines
+    that are shared with others."""
     cpus_per_worker: int = Field(default=2, ge=1)
     device: Device = "auto"
-    """Where codec and text encoder run; `auto` takes a GPU per worker where Ray has one.  `cpu` for
-    machines whose GPUs train meanwhile, `cuda` for whoever would rather stop than wait for CPUs."""
+    """Device of codec and text encoder; `auto` takes a GPU per worker if Ray has one.  `cpu` for
+    machines whose GPUs train meanwhile, `cuda` to stop if there is no GPU."""
 
     @field_validator("catalogs")
     @classmethod
-    def _labels_tell_clips_apart(cls, catalogs: list[AnyCatalog]) -> list[AnyCatalog]:
-        """A sample is label + native id: `a.wav` of two folders must not become one sample."""
+    def _check_labels(cls, catalogs: list[AnyCatalog]) -> list[AnyCatalog]:
+        """A sample is label + native id, so `a.wav` of two folders must not have one label."""
         by_label: dict[str, list[AnyCatalog]] = defaultdict(list)
         for catalog in catalogs:
             by_label[catalog.label].append(catalog)
         for label, same in by_label.items():
             if len(same) > 1 and not all(catalog.global_ids for catalog in same):
                 raise ValueError(
-                    f"{len(same)} catalogs are named {label!r}, and the ids in their files can "
-                    "stand for different clips; give each a name= of its own"
+                    f"{len(same)} catalogs are named {label!r}, and equal ids in their files can "
+                    "be different clips; give each catalog its own name="
                 )
         return catalogs
 
@@ -112,6 +112,6 @@ class PipelineConfig(Section):
 
 
 OverlapPolicy = Literal["keep", "merge"]
-"""`keep`: each dataset's row is a sample of its own, as when training sets are put together.
-`merge`: the row of the dataset that the recipe lists first stays, and takes over the other rows'
-tags, captions and prompts; of rows in different splits none is merged."""
+"""`keep`: each dataset's row is its own sample, as when training sets are put together.
+`merge`: the row of the dataset that the recipe lists first stays and gets the tags, captions and
+prompts of the other rows; rows in different splits are not merged."""

@@ -1,10 +1,11 @@
-"""Progress of a stage: one live line on a terminal, a line now and then in a log."""
+"""Progress of a stage: one live line on a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Self, TextIO
 
 from rich import progress as rich_progress
@@ -13,11 +14,11 @@ from rich.table import Column
 
 _LOG_EVERY_S = 10.0
 _WINDOW_S = 600.0
-"""Speeds are those of the last ten minutes: a slow start wears off, and large shards fit in."""
+"""Time over which speed is measured: long enough for large shards, and forgets a slow start."""
 
 
 class Progress:
-    """Progress of one stage: `STAGE  DONE/TOTAL UNIT  512/s  ETA 0:37`, at the end `took 0:41`."""
+    """Progress of a stage: `STAGE  DONE/TOTAL UNIT  512/s  ETA 0:00:37`."""
 
     def __init__(
         self,
@@ -30,16 +31,16 @@ class Progress:
     ) -> None:
         """
         Args:
-            unit: what is counted, in the plural.
-            done: by an earlier run: not part of any speed.
+            unit: name of the counted things, in the plural.
+            done: number of things that an earlier run did; not part of any speed.
             out: standard error if None.
-            clock: seconds from anywhere.
+            clock: time in seconds from any start.
         """
         self._stage, self._unit, self._clock = stage, unit, clock
         self._out = out or sys.stderr
         self._closed, self._last_line = False, clock()
         console = Console(file=self._out)
-        is_terminal = self._out.isatty() and console.is_terminal  # FORCE_COLOR makes it say so too
+        is_terminal = self._out.isatty() and console.is_terminal  # FORCE_COLOR sets the second too
         self._is_live = is_terminal and not console.is_dumb_terminal
         self._bars = rich_progress.Progress(
             rich_progress.TextColumn(
@@ -48,7 +49,7 @@ class Progress:
             console=console,
             get_time=clock,
             speed_estimate_period=_WINDOW_S,
-            redirect_stdout=False,  # else a command's own output would go to standard error
+            redirect_stdout=False,  # else the command's own output would go to standard error
             redirect_stderr=False,
         )
         self._work = self._count(total, done)
@@ -60,14 +61,14 @@ class Progress:
         return self._bars.tasks[number]
 
     def update(self, done: int) -> None:
-        """So much is done by now."""
+        """Set the number of finished things."""
         self._bars.update(self._work.id, completed=done)
         self.show()
 
     def show(self) -> None:
-        """Write a line if it is time for it; call it also while nothing gets done."""
+        """Write a line if it is time for one; call it also during a standstill."""
         for task in self._bars.tasks:
-            self._bars.advance(task.id, 0)  # without it a standstill would keep its speed
+            self._bars.advance(task.id, 0)  # else the speed would not fall during a standstill
         self._bars.update(self._work.id, description=self.line())
         if self._work.finished:
             self.close()
@@ -76,22 +77,20 @@ class Progress:
             print(self.line(), file=self._out, flush=True)
 
     def line(self) -> str:
-        return "  ".join([self._stage, *self._parts()])
+        return "  ".join([self._stage, *self._parts(self._work)])
 
-    def _parts(self) -> list[str]:
-        return [self._done(), f"{format_rate(self._work.speed)}/s", self._end()]
-
-    def _done(self) -> str:
-        return f"{self._work.completed:.0f}/{self._work.total:.0f} {self._unit}"
-
-    def _end(self) -> str:
-        if self._work.finished:
-            return f"took {format_duration(self._work.finished_time or 0)}"
-        left = self._work.time_remaining
-        return f"ETA {'?' if left is None else format_duration(left)}"
+    def _parts(self, work: rich_progress.Task) -> list[str]:
+        """Parts of the line after the stage's name."""
+        done = f"{work.completed:.0f}/{work.total:.0f} {self._unit}"
+        if work.finished:
+            end = f"took {format_duration(work.finished_time or 0)}"
+        else:
+            left = work.time_remaining
+            end = f"ETA {'?' if left is None else format_duration(left)}"
+        return [done, f"{format_rate(work.speed)}/s", end]
 
     def close(self) -> None:
-        """End the line; the stage is done, or ended early."""
+        """End the line; the stage is finished or ended early."""
         if not self._closed and self._is_live:
             self._bars.stop()
         elif not self._closed:
@@ -107,7 +106,7 @@ class Progress:
 
 
 class EncodeProgress(Progress):
-    """Clips, refusals, hours, speed and shards of the encode stage."""
+    """Progress of the encode stage: clips, refusals, hours, speed and shards."""
 
     def __init__(
         self,
@@ -123,33 +122,31 @@ class EncodeProgress(Progress):
         self._seconds = self._count(float("inf"), visible=False)
 
     def add(self, clips: int, refused: int, seconds: float) -> None:
-        """One more shard is committed: its clips (refused ones too), refusals, and seconds of
-        audio."""
+        """Count a committed shard: clips (refused ones too), refusals, seconds of audio."""
         self._shards_done += 1
         self._refused += refused
         self._bars.advance(self._seconds.id, seconds)
         self.update(round(self._work.completed) + clips)
 
-    def _parts(self) -> list[str]:
+    def _parts(self, work: rich_progress.Task) -> list[str]:
+        done, _, end = super()._parts(work)
         return [
-            self._done(),
+            done,
             f"{self._refused} refused",
             f"{self._seconds.completed / 3600:.2f} h",
             f"{format_rate(self._seconds.speed)}x real time",
-            self._end(),
-            f"{self._shards_done}/{self._shards} shards",  # what a narrow terminal cuts off
+            end,
+            f"{self._shards_done}/{self._shards} shards",  # last: a narrow terminal cuts it off
         ]
 
 
-def format_duration(seconds: float, hours: bool = False) -> str:
-    """`1:02:03` or `2:03`; with `hours` also `0:02:03`, which nobody takes for a time of day."""
-    minutes, rest = divmod(round(seconds), 60)
-    whole, minutes = divmod(minutes, 60)
-    return f"{whole}:{minutes:02d}:{rest:02d}" if whole or hours else f"{minutes}:{rest:02d}"
+def format_duration(seconds: float) -> str:
+    """`0:02:03`; from a day on `2 days, 1:02:03`."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def format_rate(rate: float | None) -> str:
-    """`512`, `31.2`, `0.0471`, or `?` before there is any."""
+    """`512`, `31.2`, `0.0471`; `?` if there is no rate yet."""
     if not rate:
         return "?"
     return f"{rate:.0f}" if rate >= 99.95 else f"{rate:.3g}"

@@ -1,4 +1,4 @@
-"""What an exception from Ray says, in one line for a person."""
+"""Ray's exceptions: find the cause, and describe it in one line."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ from common.errors import AttuneError
 
 
 def find_mistake(error: BaseException | None) -> AttuneError | None:
-    """The `AttuneError` that a worker raised, from under Ray's wrapping."""
-    seen = 0
-    while error is not None and seen < 10:
+    """The `AttuneError` that a worker raised, out of Ray's exceptions around it."""
+    for _ in range(10):
         if isinstance(error, AttuneError) and type(error).__module__.startswith("common"):
             return error
-        error = getattr(error, "cause", None) or error.__cause__
-        seen += 1
+        error = getattr(error, "cause", None) or getattr(error, "__cause__", None)
     return None
 
 
 def of_the_call() -> tuple[type[Exception], ...]:
-    """Ray's errors that leave the worker standing; after any other one it counts as dead.
+    """Ray's errors after which the worker is still alive; after any other it counts as dead.
 
-    A worker that is taken for dead and is not ends once its calls have: nobody holds it any more.
-    One that is dead and is not known for it would fail every shard at once, always free for more.
+    A live worker that is counted as dead stops after its calls, because nothing refers to it.  A
+    dead worker that is counted as alive would be idle, get every shard, and fail each one at once.
     """
     from ray import exceptions
 
     return (
         exceptions.RayTaskError,  # raised by the task itself
-        exceptions.UnserializableException,  # so was this, of a kind that the driver lacks
+        exceptions.UnserializableException,  # raised by the task; its class is not importable here
         exceptions.TaskCancelledError,
         exceptions.GetTimeoutError,
         exceptions.ObjectStoreFullError,
@@ -35,7 +33,7 @@ def of_the_call() -> tuple[type[Exception], ...]:
 
 
 def describe(error: Exception) -> str:
-    """A worker's error in one line."""
+    """Format a worker's error as one line."""
     cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0][:200] if lines else ''}"
+    first, *_ = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {first.strip()[:200]}"

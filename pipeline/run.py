@@ -1,13 +1,12 @@
 """`pipeline run`: plan, embed, encode, finalize; each step resumes where it was left.
 
-The driver holds no audio and no codes: it hands plan rows to codec actors and waits for their
-accounts.  Only the plan decides which clip goes into which shard, so restarts, retries and the
+The driver holds no audio and no codes: it sends plan rows to codec actors and waits for their
+results.  Only the plan decides which clip goes into which shard, so restarts, retries and the
 number of workers change nothing in the result.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from common.cluster import check_address
+from common.cluster import ray_session
 from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError
 from common.shards import open_store_to_read
@@ -23,8 +22,8 @@ from common.storage import Store, open_store
 from common.uris import remote_uri
 from pipeline.catalogs import CatalogEntry
 from pipeline.config import Device, PipelineConfig
-from pipeline.datadir.commit import committed_shards
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan, load_plan, plan_inputs
+from pipeline.datadir.commit import committed_shards, poison_key
+from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan, plan_inputs, plan_to_read
 from pipeline.datadir.results import remove_results
 from pipeline.encode.dispatch import Dispatch, Task
 from pipeline.encode.embed import embed_chunks
@@ -35,30 +34,31 @@ from pipeline.inspect.status import finished_summary
 from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
 from pipeline.plan.mapping import map_here, map_on_ray
 from pipeline.progress import EncodeProgress, Progress
-from pipeline.repair.retry import Retry, choose_shards, outcome, unmake_shards
+from pipeline.repair.retry import choose_shards, outcome, unmake_shards
 
 ATTEMPTS = 3
-"""Tries of one shard before it is parked as poison, and of embedding."""
+"""How often a shard is tried before it is given up (poison); also how often embedding is."""
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
-"""For workers: what one thread freed another may have; else each keeps what it ever needed."""
+"""Environment of workers.  All threads share one heap, so a thread can reuse memory that another
+freed; else each thread would keep its peak."""
 _OBJECT_STORE_BYTES = 200 * 2**20
-"""Only plan rows pass through Ray's object store."""
+"""Size of Ray's object store; small, because only plan rows pass through it."""
 
 
 def run_pipeline(
     recipe: Recipe, config: PipelineConfig, say: Callable[[str], None] = print
 ) -> tuple[dict[str, Any], bool]:
-    """Bring `data_dir` to its finished state.
+    """Run all stages until `data_dir` is complete; resumes from whatever is already there.
 
     Args:
-        say: hears one line per step.
+        say: called with one line of text per stage.
 
     Returns:
-        The summary, and whether anything was left to do.
+        The summary, and whether this call had to do any work.
 
     Raises:
         AttuneError: a user's mistake, a store that stays out of reach, or shards that failed on
-            every attempt (the others are committed by then).
+            every attempt (all others are committed by then).
     """
     store = open_store(recipe.data_dir)
     say(f"recipe {recipe.name}: {len(config.catalogs)} catalogs -> {store.uri}")
@@ -74,10 +74,10 @@ def run_pipeline(
         return summary, False
     committed = committed_shards(store) & set(range(plan.n_shards))
     if pending := plan.n_shards - len(committed):
-        if store.exists("summary.json"):  # of commits that were deleted since
+        if store.exists("summary.json"):  # out of date: commits were deleted after it
             remove_results(store)
         say(f"encoding {pending} shards ({len(committed)} are committed already)")
-        with ray_session(store) as ray_name:
+        with pipeline_session(store) as ray_name:
             resources = plan_resources(config.workers, config.cpus_per_worker, config.device, say)
             say(
                 f"ray: {ray_name}; {resources.workers} workers of {resources.cpus} CPUs and "
@@ -89,8 +89,8 @@ def run_pipeline(
         if poison:
             named = ", ".join(f"{shard:06d} ({error})" for shard, error in sorted(poison.items()))
             raise AttuneError(
-                f"{len(poison)} of {plan.n_shards} shards failed {ATTEMPTS} times and are "
-                f"parked: {named}; the others are committed, run again to retry these"
+                f"{len(poison)} of {plan.n_shards} shards failed {ATTEMPTS} times: {named}; all "
+                "others are committed, run the same command again to retry the failed ones"
             )
     summary = finalize(plan, recipe.name, recipe.codec.path)
     say(
@@ -102,12 +102,14 @@ def run_pipeline(
 
 
 def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[FrozenPlan, bool]:
-    """The frozen plan of a recipe, as `ensure_plan`: worked out on the cluster at `RAY_ADDRESS`,
-    else in this process."""
+    """The frozen plan of a recipe, and whether it is new (see `ensure_plan`).
+
+    The plan is computed on the cluster at `RAY_ADDRESS` if that is set, otherwise in this process.
+    """
 
     def build() -> PlanTables:
         on_cluster = bool(os.environ.get("RAY_ADDRESS"))
-        with ray_session(store) if on_cluster else nullcontext():
+        with pipeline_session(store) if on_cluster else nullcontext():
             return build_plan(
                 config.catalogs,
                 rules=config.text_rules(recipe.seed),
@@ -117,24 +119,20 @@ def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[Fro
                 mapper=map_on_ray if on_cluster else map_here,
             )
 
-    return ensure_plan(
-        store,
-        plan_inputs(recipe, config),
-        build,
-        clips_per_shard=config.clips_per_shard,
-        prompt_policy=config.prompt_policy,
-    )
+    return ensure_plan(store, plan_inputs(recipe, config), build, config.prompt_policy)
 
 
 def on_nodes(path: str) -> str:
-    """A codec's or encoder's path as workers find it, which run in folders of their own: absolute
-    if it is a folder here; names of hubs and packages stay."""
+    """A codec's or encoder's path that is valid for workers, which run in other folders.
+
+    A local folder becomes absolute; names of hubs and packages stay.
+    """
     folder = Path(path).expanduser()
     return str(folder.absolute()) if folder.is_dir() else path
 
 
 def embed(plan: FrozenPlan, encoder: TextEncoderConfig, resources: Resources) -> None:
-    """Embed the prompts that the text cache lacks."""
+    """Embed the prompts that are not in the text cache yet."""
     missing = sum(chunk.prompts for chunk in plan.missing_chunks())
     if not missing:
         return
@@ -153,7 +151,7 @@ def embed(plan: FrozenPlan, encoder: TextEncoderConfig, resources: Resources) ->
 def encode_settings(
     plan: FrozenPlan, recipe: Recipe, config: PipelineConfig, resources: Resources
 ) -> EncodeSettings:
-    """What the workers of a run need to know."""
+    """Settings for the workers of a run."""
     return EncodeSettings(
         data_dir=plan.store.uri,
         plan_hash=plan.plan_hash,
@@ -176,14 +174,14 @@ def encode_settings(
 def encode(
     plan: FrozenPlan, settings: EncodeSettings, resources: Resources, committed: set[int]
 ) -> dict[int, str]:
-    """Encode every shard without a commit.
+    """Encode every shard that has no commit yet.
 
     Returns:
-        The poison shards: those that failed `ATTEMPTS` times, with their last error.
+        The shards that failed `ATTEMPTS` times, each with its last error.
     """
     import ray
 
-    remote: Any = ray.remote  # typed without max_concurrency
+    remote: Any = ray.remote  # Any: its type stub does not have max_concurrency
     actor_class = remote(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
@@ -204,7 +202,7 @@ def encode(
 
 
 def audio_roots(catalogs: Sequence[CatalogEntry]) -> list[str]:
-    """The folders on a disk that the catalogs have their audio below, as the plan writes them."""
+    """Local root folders of the catalogs' audio, as the plan spells them."""
     named = (getattr(catalog, name, None) for catalog in catalogs for name in ("audio", "root"))
     folders = [str(path.absolute()) for path in named if path and remote_uri(path) is None]
     return [*folders, *map(os.path.normpath, folders)]
@@ -213,64 +211,42 @@ def audio_roots(catalogs: Sequence[CatalogEntry]) -> list[str]:
 def plan_resources(
     workers: int, cpus_per_worker: int, device: Device, say: Callable[[str], None]
 ) -> Resources:
-    """Share out what the running Ray has; says so when it is less than was asked for."""
+    """Divide what the running Ray has; reports when it is less than was requested."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     resources = share_out(nodes, workers, cpus_per_worker, device)
     if workers > resources.workers:
         say(
-            f"pipeline.workers is {workers}, Ray has room for {resources.workers} of "
-            f"{resources.cpus} CPUs: taking {resources.workers}"
+            f"pipeline.workers is {workers}, but Ray has room for only {resources.workers} workers "
+            f"with {resources.cpus} CPUs each: using {resources.workers}"
         )
     return resources
 
 
 @contextmanager
-def ray_session(store: Store) -> Iterator[str]:
-    """The cluster at `RAY_ADDRESS`, or a Ray of our own that ends with this process.
+def pipeline_session(store: Store) -> Iterator[str]:
+    """The cluster at `RAY_ADDRESS`, or a local Ray that ends with this process; yields its name.
 
     Raises:
-        AttuneError: there is no cluster at that address, or it could not reach a local `data_dir`.
+        AttuneError: there is no cluster at that address, or Ray does not start.
     """
     import ray
     from ray.data import DataContext
 
     address = os.environ.get("RAY_ADDRESS")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        check_address(address, "RAY_ADDRESS=")
-    try:
-        if address:
-            root = Path(__file__).resolve().parent.parent
-            # The cluster's nodes need our code; everything else they have installed.
-            modules = [str(root / "common"), str(root / "pipeline")]
-            ray.init(address, runtime_env={"py_modules": modules}, **common)
-        else:
-            # "local": without it Ray would join any cluster that it finds on this machine.
-            ray.init(
-                "local",
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **common,
-            )
-    except Exception as error:  # a node that is slow to start is no other kind to Ray
-        where = f"at RAY_ADDRESS={address}" if address else "on this machine"
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"cannot start Ray {where}: {reason}") from error
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    DataContext.get_current().enable_progress_bars = False
-    try:
+    root = Path(__file__).resolve().parent.parent
+    # The cluster's nodes get our code from here; all other packages must be installed there.
+    code = {"py_modules": [str(root / "common"), str(root / "pipeline")]}
+    options = {"runtime_env": code} if address else {"object_store_memory": _OBJECT_STORE_BYTES}
+    # Without an address, "local": else Ray would join any cluster that it finds on this machine.
+    with ray_session(address or "local", "RAY_ADDRESS=" if address else "", **options):
+        DataContext.get_current().enable_progress_bars = False
         nodes = sum(node["Alive"] for node in ray.nodes())
         if address and nodes > 1 and "://" not in store.uri:
-            print(
-                f"note: {nodes} nodes write to {store.uri}: it must be a shared folder",
-                file=sys.stderr,
-            )
-        yield f"cluster at {address}, {nodes} nodes" if address else "embedded"
-    finally:
-        ray.shutdown()
+            note = f"note: {nodes} nodes write to {store.uri}: it must be a shared folder"
+            print(note, file=sys.stderr)
+        yield f"cluster at {address}, {nodes} nodes" if address else "local"
 
 
 def retry_pipeline(
@@ -280,23 +256,21 @@ def retry_pipeline(
     dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Encode again what was refused or failed, and bring `data_dir` back to its finished state.
+    """Encode again what was refused or failed, until `data_dir` is complete.
 
     Args:
-        reasons: of the refusals to try again; none means every reason.
-        say: hears one line per step.
+        reasons: reasons of the refusals to retry; none means every reason.
+        say: called with one line of text per stage.
 
     Returns:
-        What was chosen (`Retry.as_dict`); after a run also what came of it (`outcome`).
+        The choice (`Retry.as_dict`); after a run also the result (`outcome`).
 
     Raises:
-        AttuneError: `data_dir` holds no plan or another recipe's; and as `choose_shards` and
-            `run_pipeline`.
+        AttuneError: `data_dir` holds no plan, or the plan of another recipe; and as
+            `choose_shards` and `run_pipeline`.
     """
     store = open_store_to_read(recipe.data_dir)
-    plan = load_plan(store)
-    if plan is None:
-        raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
+    plan = plan_to_read(store)
     inputs = plan_inputs(recipe, config)
     if hash_inputs(inputs) != plan.plan_hash:
         differing = differing_inputs(plan.info["inputs"], inputs)
@@ -305,24 +279,13 @@ def retry_pipeline(
             f"{hash_inputs(inputs)}; differs: {'; '.join(differing[:6])}. Restore what differs"
         )
     retry = choose_shards(plan, reasons)
-    _tell(retry, say)
+    for line in retry.lines():
+        say(line)
     if dry_run:
         return retry.as_dict()
     unmake_shards(plan, retry.shards)
     if finished_summary(plan) is None:
         run_pipeline(recipe, config, say)
-    for shard in retry.poison:  # committed by now, or the run would have ended with an error
-        store.delete(f"poison/{shard:06d}.json")
+    for shard in retry.poison:  # committed now, else the run would have ended with an error
+        store.delete(poison_key(shard))
     return retry.as_dict() | outcome(plan, retry)
-
-
-def _tell(retry: Retry, say: Callable[[str], None]) -> None:
-    counts = ", ".join(f"{reason} {number}" for reason, number in sorted(retry.clips.items()))
-    say(f"to retry: {len(retry.shards)} shards" + (f" with {counts}" if counts else ""))
-    if retry.poison:
-        say(f"to retry: {len(retry.poison)} shards that failed on every attempt")
-    if retry.waiting:
-        counts = ", ".join(f"{reason} {number}" for reason, number in sorted(retry.waiting.items()))
-        say(f"their files are as they were: {counts}")
-    for shard, why in sorted(retry.held.items()):
-        say(f"shard {shard:06d} is left as it is: {why}")

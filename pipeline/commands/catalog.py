@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Option
 
 from common.cli import JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.storage import StorageError
+from pipeline.catalogs import CatalogEntry
 from pipeline.config import PipelineConfig
 
 catalog_app = typer.Typer(
-    help="Look into catalogs, before anything is encoded.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+    help="Look into catalogs before anything is encoded.", no_args_is_help=True
 )
 
-ConfigAnywhere = Annotated[
-    str | None, typer.Option("--config", help="Recipe file; or simply the first argument.")
-]
-NoAudioOption = Annotated[
-    bool, typer.Option("--no-audio", help="Only read the metadata; do not look for audio files.")
-]
+ConfigAnywhere = Annotated[str | None, Option("--config", help="Recipe; or the first argument.")]
+NoAudioOption = Annotated[bool, Option("--no-audio", help="Do not look for audio files.")]
 
 
 @catalog_app.command("check")
@@ -37,39 +33,41 @@ def check(
     no_audio: NoAudioOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Account for every row: read, accepted, refused and why; hours, prompts, licences, leakage."""
+    """Report on every row: accepted or refused and why; hours, prompts, licences, leakage."""
     from pipeline.inspect.catalogs import check_catalogs
+    from pipeline.plan.decide import decide
 
-    recipe, settings = _load(config, overrides)
+    recipe, catalogs, settings = _load(config, overrides, no_audio)
     rules = settings.text_rules(recipe.seed)
-    found = check_catalogs(settings.catalogs, rules, settings.overlap, look_for_audio=not no_audio)
+    decision = decide(catalogs, rules=rules, overlap=settings.overlap)
+    found = check_catalogs(decision) | {"look_for_audio": not no_audio}
     if json:
         print_json(found)
         return
-    # A pipe has no width of its own; 80 columns would fold the table.
+    # A pipe has no width, and the default of 80 columns would fold the table.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     _print_check(console, found)
 
 
 @catalog_app.command("show")
 def show(
-    clip: Annotated[
-        str, typer.Option("--id", help="Sample id, native id, or YouTube or Freesound id.")
-    ],
+    clip: Annotated[str, Option("--id", help="Sample, native, YouTube or Freesound id.")],
     overrides: OverridesArgument = None,
     config: ConfigAnywhere = None,
     no_audio: NoAudioOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Explain one clip: its raw row, its text before and after each step, what became of it."""
-    from pipeline.inspect.catalogs import find_rows, tell_refused
+    """Explain one clip: raw row, text after each step, accepted or refused and why."""
+    from pipeline.inspect.catalogs import add_encoding_refusals, find_rows
+    from pipeline.plan.decide import decide
 
-    recipe, settings = _load(config, overrides)
+    recipe, catalogs, settings = _load(config, overrides, no_audio)
     rules = settings.text_rules(recipe.seed)
-    rows = find_rows(settings.catalogs, rules, settings.overlap, clip, look_for_audio=not no_audio)
+    decision = decide(catalogs, rules=rules, overlap=settings.overlap)
+    rows = find_rows(decision.rows, catalogs, rules, clip)
     try:
-        tell_refused(rows, recipe.data_dir)
-    except StorageError as error:  # the catalogs can be shown without it
+        add_encoding_refusals(rows, recipe.data_dir)
+    except StorageError as error:  # catalogs can be shown without the store
         print(f"note: what encoding refused is not shown: {error}", file=sys.stderr)
     if json:
         print_json(rows)
@@ -86,14 +84,18 @@ def show(
         print()
 
 
-def _load(config: str | None, overrides: list[str] | None) -> tuple[Recipe, PipelineConfig]:
+def _load(
+    config: str | None, overrides: list[str] | None, no_audio: bool
+) -> tuple[Recipe, Sequence[CatalogEntry], PipelineConfig]:
     rest = list(overrides or [])
     if config is None:
         if not rest or "=" in rest[0]:
             raise AttuneError("name a recipe, e.g. configs/demo.yaml")
         config = rest.pop(0)
     recipe = load_recipe(config, rest)
-    return recipe, recipe.section("pipeline", PipelineConfig)
+    settings = recipe.section("pipeline", PipelineConfig)
+    catalogs = [one.without_audio() if no_audio else one for one in settings.catalogs]
+    return recipe, catalogs, settings
 
 
 def _print_check(console: Console, found: dict[str, Any]) -> None:
@@ -103,18 +105,19 @@ def _print_check(console: Console, found: dict[str, Any]) -> None:
     for name in numbers:
         table.add_column(name, justify="right")
     for label, entry in found["datasets"].items():
-        refused = sum(entry["refused"].values())
-        hours = "-" if entry["hours"] is None else f"{entry['hours']:,.1f}"
-        hours += "+" if entry["hours"] is not None and entry["without_hours"] else ""
-        counts = [entry["read"], entry["accepted"], entry["merged"], entry["held_out"], refused]
+        counts = [entry[fate] for fate in ("read", "accepted", "merged", "held_out")]
+        counts.append(sum(entry["refused"].values()))
+        hours = "-"
+        if entry["hours"] is not None:  # "+": the catalog states no duration for some rows
+            hours = f"{entry['hours']:,.1f}" + ("+" if entry["without_hours"] else "")
         prompts = [entry["prompts"], entry["unique_prompts"]]
         table.add_row(label, *(f"{n:,}" for n in counts), hours, *(f"{n:,}" for n in prompts))
     console.print(table)
     for label, entry in found["datasets"].items():
         console.print(f"\n[bold]{label}[/bold]", highlight=False)
         if entry["licenses"]:
-            told = ", ".join(f"{name} {n:,}" for name, n in list(entry["licenses"].items())[:6])
-            console.print(f"  licences  {told}", markup=False)
+            licences = ", ".join(f"{name} {n:,}" for name, n in list(entry["licenses"].items())[:6])
+            console.print(f"  licences  {licences}", markup=False)
         speech = ", ".join(f"{policy} {n:,}" for policy, n in entry["speech"].items())
         console.print(f"  speech policies would drop  {speech}", markup=False)
         for reason, n in sorted(entry["refused"].items(), key=lambda item: -item[1]):
@@ -127,4 +130,4 @@ def _print_check(console: Console, found: dict[str, Any]) -> None:
             for name, n in found[key].items():
                 console.print(f"  {name}  {n:,}", markup=False)
     if not found["look_for_audio"]:
-        console.print("\naudio files were not looked for (--no-audio)")
+        console.print("\n--no-audio: did not look for audio files")

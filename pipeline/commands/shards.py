@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from common.cli import ConfigOption, JsonOption, OverridesArgument, print_json
 from common.config import load_recipe
@@ -16,18 +17,12 @@ from pipeline.inspect.shards import list_shards, shard_stats, show_sample
 from pipeline.inspect.verify import verify_shards
 from pipeline.progress import Progress
 
-shards_app = typer.Typer(
-    help="Look into finished shards.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+shards_app = typer.Typer(help="Look into finished shards.", no_args_is_help=True)
 
 SampleOption = Annotated[
-    int | None,
-    typer.Option("--sample", min=1, metavar="N", help="Take the codes of N shards, not of all."),
+    int | None, Option("--sample", min=1, metavar="N", help="Read the codes of only N shards.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of every draw.")]
+SeedOption = Annotated[int, Option("--seed", min=0, help="Random seed of every draw.")]
 
 
 @shards_app.command("ls")
@@ -46,23 +41,21 @@ def ls(config: ConfigOption, overrides: OverridesArgument = None, json: JsonOpti
 
 @shards_app.command("show")
 def show(
-    sample_id: Annotated[str, typer.Argument(help="A sample id, or its first digits.")],
+    sample_id: Annotated[str, Argument(help="A sample id, or a unique prefix of it.")],
     config: ConfigOption,
     overrides: OverridesArgument = None,
     json: JsonOption = False,
 ) -> None:
-    """Show one sample: where it is, its record, its prompts, its codes."""
+    """Show one sample: its place, record, prompts and codes."""
     found = show_sample(_store(config, overrides), sample_id)
     if json:
         print_json(found)
         return
-    for key, value in found.items():
-        if key == "record":
-            for name, item in value.items():
-                if item not in (None, [], ""):
-                    print(f"{name:<20} {item}")
-        else:
-            print(f"{key:<20} {value}")
+    record = {
+        name: value for name, value in found.pop("record").items() if value not in (None, [], "")
+    }
+    for name, value in (found | record).items():
+        print(f"{name:<20} {value}")
 
 
 @shards_app.command("stats")
@@ -75,12 +68,12 @@ def stats(
 ) -> None:
     """Clips, hours, prompts, durations, licences and codes, by dataset; refusals by reason."""
     store = _store(config, overrides)
-    with _shards("stats") as tell:
+    with _progress("stats") as tell:
         found = shard_stats(store, sample, seed, tell)
     if json:
         print_json(found)
         return
-    for name, row in found["datasets"].items():
+    for name, row in [*found["datasets"].items(), ("all", found["all"])]:
         splits = ", ".join(f"{split} {number}" for split, number in row["splits"].items())
         print(
             f"{name:<12} {row['clips']:>7} clips  {row['hours']:>8.3f} h  {row['prompts']:>7} "
@@ -88,20 +81,16 @@ def stats(
         )
         print(f"  duration   {_spread(row['duration_s'], 's', '.2f')}")
         print(f"  tokens     {_spread(row['prompt_tokens'], 'per prompt', 'g')}")
-        for stream, usage in enumerate(row["codebooks"]):
-            print(f"  codebook {stream} {_usage(usage)}")
-        for name, number in row["licenses"].items():
-            print(f"  licence    {number:>7} clips  {name}")
-    print(f"all          {found['n_samples']:>7} clips  {found['hours']:>8.3f} h")
-    print(f"  duration   {_spread(found['duration_s'], 's', '.2f')}")
-    print(f"  tokens     {_spread(found['prompt_tokens'], 'per prompt', 'g')}")
-    for stream, usage in enumerate(found["codebooks"]):
-        print(f"  codebook {stream} {_usage(usage)} of {found['codebook_size']}")
+        for k, usage in enumerate(row["codebooks"]):
+            used = f"{usage['used']} of {found['codebook_size']} codes used"
+            print(f"  codebook {k} perplexity {usage['perplexity']:>6.1f}, {used}")
+        for licence, number in row["licenses"].items():
+            print(f"  licence    {number['clips']:>7} clips  {licence}")
     source = found["codes_from"]
     drawn = "" if source["seed"] is None else f", drawn by seed {source['seed']}"
     print(
-        f"codes are of {source['clips']} clips in {source['shards']} of {source['of_shards']} "
-        f"shards{drawn}; all else is of every clip"
+        f"codes are from {source['clips']} clips in {source['shards']} of {source['of_shards']} "
+        f"shards{drawn}; all other figures are from every clip"
     )
     for reason, number in found["rejected_by_reason"].items():
         print(f"refused      {number:>7}  {reason}")
@@ -109,20 +98,16 @@ def stats(
 
 @shards_app.command("export-audio")
 def export(
-    sample_id: Annotated[str, typer.Argument(help="A sample id, or its first digits.")],
+    sample_id: Annotated[str, Argument(help="A sample id, or a unique prefix of it.")],
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    out: Annotated[
-        str | None, typer.Option(help="FILE.wav; default: ID.wav in this folder.")
-    ] = None,
-    as_float: Annotated[
-        bool, typer.Option("--float", help="32-bit float samples instead of 16-bit integers.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    out: Annotated[str | None, Option(help="FILE.wav (default: ID.wav).")] = None,
+    as_float: Annotated[bool, Option("--float", help="32-bit float, not 16-bit samples.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing file.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Decode one sample to a wav file."""
-    from pipeline.inspect.export import export_audio  # brings torch: not for every command
+    from pipeline.inspect.export import export_audio  # imports torch
 
     recipe = load_recipe(config, overrides or [])
     store = open_store_to_read(recipe.data_dir)
@@ -141,20 +126,20 @@ def export(
 def report(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    out: Annotated[str, typer.Option(help="The page.")] = "report.html",
-    clips: Annotated[int, typer.Option(min=0, help="Decoded clips per dataset.")] = 3,
+    out: Annotated[str, Option(help="File of the page.")] = "report.html",
+    clips: Annotated[int, Option(min=0, help="Number of decoded clips per dataset.")] = 3,
     sample: SampleOption = None,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
-    """Write one self-contained HTML page: totals, plots, clips to listen to."""
+    """Write one self-contained HTML page: totals, plots, clips to play."""
     from pipeline.inspect.export import check_target, write_file
     from pipeline.inspect.page import build_report
 
     recipe = load_recipe(config, overrides or [])
     path = check_target(out, force=True)
     store = open_store_to_read(recipe.data_dir)
-    with _shards("report") as tell:
+    with _progress("report") as tell:
         html, shown = build_report(store, recipe.codec.path, clips, sample, seed, tell)
     write_file(path, html.encode())
     if json:
@@ -163,27 +148,13 @@ def report(
     print(f"{path}: {len(html.encode()) / 1e6:.2f} MB, {len(shown)} clips to listen to")
 
 
-@contextmanager
-def _shards(stage: str) -> Iterator[Callable[[int, int], None]]:
-    """A line of progress from the first shard on: a mistake before that is one line by itself."""
-    with ExitStack() as stack:
-        line: list[Progress] = []
-
-        def tell(done: int, total: int) -> None:
-            if not line:
-                line.append(stack.enter_context(Progress(stage, total, "shards")))
-            line[0].update(done)
-
-        yield tell
-
-
 @shards_app.command("verify")
 def verify(
     config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
-    """Check commits, tars, every sample, the manifest and totals; exit 1 and name what is wrong."""
+    """Check commits, tars, every sample, manifest and totals; lists problems and exits with 1."""
     store = _store(config, overrides)
-    with _shards("verify") as tell:
+    with _progress("verify") as tell:
         found = verify_shards(store, tell)
     if json:
         print_json(found)
@@ -206,10 +177,20 @@ def _spread(figures: dict[str, Any], unit: str, form: str) -> str:
     return f"{' | '.join(kept)} {unit}" if figures.get("max") is not None else "none"
 
 
-def _usage(usage: dict[str, Any]) -> str:
-    return f"perplexity {usage['perplexity']:>6.1f}, {usage['used']} codes used"
-
-
 def _store(config: str, overrides: list[str] | None) -> Store:
     recipe = load_recipe(config, overrides or [])
     return open_store_to_read(recipe.data_dir)
+
+
+@contextmanager
+def _progress(stage: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress in shards; the line begins with the first shard, so an earlier error has no line."""
+    with ExitStack() as stack:
+        line: list[Progress] = []
+
+        def tell(done: int, total: int) -> None:
+            if not line:
+                line.append(stack.enter_context(Progress(stage, total, "shards")))
+            line[0].update(done)
+
+        yield tell

@@ -38,7 +38,6 @@ from common.shards import MEMBERS, parse_sample
 from common.storage import Store
 
 COMMIT_VERSION = 1
-_COMMIT_KEY = re.compile(r"commits/(\d{6,})\.json")
 _COMMIT_FIELDS = {"shard", "plan_hash", "shard_key", "sha256", "bytes", "samples", "refused"}
 _SAMPLE_FIELDS = {
     "sample_id", "offset", "length", "frames", "duration_s", "prompt_tokens",
@@ -48,7 +47,7 @@ _SAMPLE_FIELDS = {
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """What goes into the tar for one clip.
+    """The data that the tar stores for one clip.
 
     codes: int16 [K, T]. text: float16 [sum L_i, D]. record: the content of `ID.json`.
     """
@@ -63,35 +62,32 @@ def build_tar(path: Path, clips: Iterable[EncodedClip]) -> list[tuple[str, int, 
     """Write a shard's tar; clips must come sorted by sample id.
 
     Returns:
-        `(sample_id, offset, length)` per clip: the bytes of its members, headers and padding
-        included.
+        `(sample_id, offset, length)` per clip: the byte range of its members, with headers and
+        padding.
     """
-    # Imported here: webdataset imports torch (3 s), which only workers need, and they have it.
+    # Imported here: webdataset imports torch (3 s), which only workers need and have already.
     from webdataset.writer import TarWriter
 
     spans: list[tuple[str, int, int]] = []
-    # No names of users, no times: the same clips give the same bytes on every machine.
+    # Without user names and times, the same clips give the same bytes on every machine.
     plain = {"user": "", "group": "", "mode": 0o644, "mtime": 0, "encoder": False}
     with path.open("wb") as file, TarWriter(file, **plain) as tar:
         for clip in clips:
             if spans and spans[-1][0] >= clip.sample_id:
                 raise ValueError(f"{clip.sample_id} after {spans[-1][0]}: clips must be sorted")
-            contents = (
-                _npy_bytes(clip.codes, "<i2"),
-                canonical_json(clip.record),
-                _npy_bytes(clip.text, "<f2"),
-            )
+            codes, text = _npy_bytes(clip.codes, "<i2"), _npy_bytes(clip.text, "<f2")
+            members = zip(MEMBERS, (codes, canonical_json(clip.record), text), strict=True)
             start = tar.tarstream.offset
-            tar.write({"__key__": clip.sample_id} | dict(zip(MEMBERS, contents, strict=True)))
+            tar.write({"__key__": clip.sample_id} | dict(members))
             spans.append((clip.sample_id, start, tar.tarstream.offset - start))
     return spans
 
 
 def check_tar(path: Path, spans: Iterable[tuple[str, int, int]]) -> None:
-    """Read back every sample of a tar at its span.
+    """Read every sample of a tar at its byte range and parse it.
 
     Raises:
-        ValueError: a sample does not come back.
+        ValueError: a sample cannot be parsed.
     """
     with path.open("rb") as file:
         for sample_id, offset, length in spans:
@@ -110,12 +106,11 @@ def publish_shard(
     """Publish a tar (None if nothing was accepted) and commit the shard.
 
     Args:
-        samples: per accepted clip sample_id, offset, length, frames, duration_s, prompt_tokens,
-            source_sample_rate, source_sha256.
+        samples: one entry per accepted clip, with the keys `_SAMPLE_FIELDS`.
         refused: `REJECTS` rows of the clips refused while encoding.
 
     Returns:
-        The commit that stands: this one, or the one that was there first.
+        The shard's valid commit: the new one, or the one that another attempt made first.
     """
     shard_key, sha256, size = None, None, 0
     if tar is not None:
@@ -134,33 +129,47 @@ def publish_shard(
         "samples": samples,
         "refused": refused,
     }
-    # Conditional: replacing a commit that another attempt made would change a shard under readers.
+    # Only if there is none: replacing another attempt's commit would change a shard under readers.
     if store.create(commit_key(shard), canonical_json(commit)):
         return commit
-    standing = read_commit(store, shard)
-    assert standing is not None
-    return standing
+    first = read_commit(store, shard)
+    assert first is not None
+    return first
 
 
 def commit_key(shard: int) -> str:
     return f"commits/{shard:06d}.json"
 
 
+def poison_key(shard: int) -> str:
+    """Key of the file with the errors of a shard that failed on every attempt."""
+    return f"poison/{shard:06d}.json"
+
+
 def committed_shards(store: Store) -> set[int]:
-    """Numbers of the committed shards, from the listing alone."""
-    matches = (_COMMIT_KEY.fullmatch(key) for key, _ in store.list("commits"))
+    """Numbers of the committed shards, from the listing only (no commit is read)."""
+    return _numbers(store, "commits")
+
+
+def poison_shards(store: Store) -> set[int]:
+    """Numbers of the shards that failed on every attempt, also of those committed since."""
+    return _numbers(store, "poison")
+
+
+def _numbers(store: Store, folder: str) -> set[int]:
+    matches = (re.fullmatch(rf"{folder}/(\d{{6,}})\.json", key) for key, _ in store.list(folder))
     return {int(match[1]) for match in matches if match}
 
 
 def read_commit(store: Store, shard: int) -> dict[str, Any] | None:
-    """A shard's commit, if it has one.
+    """Read the commit of a shard; None if there is none.
 
     Raises:
         AttuneError: the file is damaged.
     """
     try:
         commit = json.loads(store.read(commit_key(shard)))
-        problem = _what_lacks(commit)
+        problem = _find_damage(commit)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -173,7 +182,7 @@ def read_commit(store: Store, shard: int) -> dict[str, Any] | None:
     return dict(commit)
 
 
-def _what_lacks(commit: Any) -> str:
+def _find_damage(commit: Any) -> str:
     if not isinstance(commit, dict):
         return "is damaged: not an object"
     if missing := _COMMIT_FIELDS - commit.keys():
@@ -189,7 +198,7 @@ def _what_lacks(commit: Any) -> str:
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
-    """The same bytes for the same content, in ASCII."""
+    """Serialize to ASCII JSON; equal content gives equal bytes."""
     return json.dumps(document, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
 
 
@@ -202,10 +211,10 @@ def _npy_bytes(array: npt.NDArray[Any], dtype: str) -> bytes:
 def check_account(
     planned: Iterable[Mapping[str, Any]], commit: Mapping[str, Any], plan_hash: str
 ) -> None:
-    """Prove that planned = committed + refused for one shard.
+    """Check that planned = committed + refused for one shard.
 
     Raises:
-        AttuneError: naming the shard and a sample at fault.
+        AttuneError: names the commit and a sample at fault.
     """
     where = commit_key(commit["shard"])
     if commit["plan_hash"] != plan_hash:
@@ -214,6 +223,6 @@ def check_account(
     kept = [sample["sample_id"] for sample in commit["samples"]]
     found = Counter(kept + [row["sample_id"] for row in commit["refused"]])
     if wrong := [key for key in found if key not in expected or found[key] > 1]:
-        raise AttuneError(f"{where}: sample {wrong[0]} is not in the plan, or there twice")
+        raise AttuneError(f"{where}: sample {wrong[0]} is not in the plan, or is listed twice")
     if lost := sorted(expected - found.keys()):
         raise AttuneError(f"{where}: sample {lost[0]} is neither committed nor refused")

@@ -1,9 +1,9 @@
 """The plan on disk: frozen once, then read by every later stage.
 
-plan/plan.parquet      accepted clips (`PLAN`) and the `chunks` of the text cache that their prompts
-                       are in, by shard and position; row groups hold whole shards
+plan/plan.parquet      accepted clips (`PLAN`) and the text chunks of their prompts (`chunks`), by
+                       shard and position; row groups hold whole shards
 plan/rejects.parquet   refused rows: stage, reason, detail
-plan/prompts.parquet   every unique prompt and its chunk; those to embed first, a row group each
+plan/prompts.parquet   every unique prompt and its chunk; chunks to embed first, a row group each
 plan/plan.json         plan_hash, its inputs, counts; written last: it makes the plan exist
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,8 @@ import pyarrow.parquet as pq
 
 from common.codec import codec_identity, resolve_codec
 from common.config import Recipe
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.prompts import PromptPolicy, normalizer_id
-from common.shards import parquet_table
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
 from common.uris import remote_uri
@@ -37,15 +37,15 @@ from pipeline.datadir.text_cache import TextCache
 from pipeline.plan.decide import PlanTables, differing_inputs, hash_inputs
 
 PLAN_VERSION = 5
-"""Raise when the same inputs come to mean other shards."""
+"""Increase it when the same inputs would make other shards."""
 CLIPS_PER_ROW_GROUP = 8192
 PROMPTS_PER_CHUNK = 1024
-"""Unit of the text cache: prompts that are embedded and stored together.  Part of the plan's
+"""Number of prompts that are embedded and stored together in the text cache.  Part of the plan's
 inputs, because an encoder's rounding depends on which prompts share its batches."""
 _HASH_KEY = b"attune.plan_hash"
-_MAKE_ANEW = (
+_PLAN_AGAIN = (
     "delete the folder plan/ and run again: the same recipe over the same audio files makes the "
-    "same plan, and where it does not, the run says so"
+    "same plan, and the run reports it where the plan differs"
 )
 _PLAN_KEYS = {
     "plan_hash", "inputs", "n_planned", "n_shards", "n_refused", "n_unique_prompts",
@@ -58,14 +58,14 @@ class MissingChunk(NamedTuple):
 
     name: str
     row_groups: tuple[int, ...]
-    """Of `prompts.parquet`, that its prompts lie in."""
+    """The row groups of `prompts.parquet` that hold its prompts."""
     prompts: int
-    """How many they are."""
+    """Number of prompts."""
 
 
 @dataclass(frozen=True)
 class FrozenPlan:
-    """A plan that is on disk; `info` is its `plan.json`."""
+    """A plan that is on disk; `info` is the content of `plan.json`."""
 
     store: Store
     info: dict[str, Any]
@@ -82,20 +82,21 @@ class FrozenPlan:
     def n_planned(self) -> int:
         return int(self.info["n_planned"])
 
+    @property
+    def shards_per_row_group(self) -> int:
+        return _shards_per_row_group(int(self.info["clips_per_shard"]))
+
     def clips_in(self, shard: int) -> int:
-        """Clips planned for a shard: all are full but the last."""
+        """Number of clips planned for a shard: all shards except the last are full."""
         size = int(self.info["clips_per_shard"])
         return min(size, self.n_planned - shard * size)
 
     def shards(self, skip: Collection[int] = ()) -> Iterator[tuple[int, pa.Table]]:
-        """Each shard's number and rows; holds one row group at a time."""
-        with self._reading("plan"), self.store.open("plan/plan.parquet") as source:
-            file = pq.ParquetFile(source)
-            self._check_hash("plan", file.schema_arrow)
-            per_group = _shards_per_row_group(int(self.info["clips_per_shard"]))
+        """Number and rows of each shard; holds one row group at a time."""
+        with self._open("plan") as file:
             for group in range(file.num_row_groups):
-                first = group * per_group
-                numbers = range(first, min(first + per_group, self.n_shards))
+                first = group * self.shards_per_row_group
+                numbers = range(first, min(first + self.shards_per_row_group, self.n_shards))
                 if all(number in skip for number in numbers):
                     continue
                 table = file.read_row_group(group)
@@ -104,17 +105,16 @@ class FrozenPlan:
                         yield number, table.filter(pc.equal(table["shard"], number))
 
     def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns of `plan`, `rejects` or `prompts`, a piece at a time."""
-        with self._reading(name), self.store.open(f"plan/{name}.parquet") as source:
-            file = pq.ParquetFile(source)
-            self._check_hash(name, file.schema_arrow)
+        """Some columns of `plan`, `rejects` or `prompts`, one batch of rows at a time."""
+        with self._open(name) as file:
             yield from file.iter_batches(columns=list(columns))
 
     def audio_folders(self, roots: Iterable[str]) -> tuple[str, ...]:
-        """The folders that the planned files lie in: below each root the one above all of them.
+        """Find, below each root, the deepest folder that holds all its planned files.
 
-        The root itself may hold more than audio, which would stay there when a mount below it
-        is lost; the folder of a file may hold that file alone.
+        These folders show whether a mount is lost.  A root can hold files other than audio, which
+        stay there when a mount below it is lost; the folder of a single file can hold only that
+        file.
         """
         spans: dict[str, tuple[str, str]] = {}
         deepest_first = sorted({os.path.join(root, "") for root in roots}, key=len, reverse=True)
@@ -127,77 +127,61 @@ class FrozenPlan:
                     low, high = spans.get(root, (found["min"], found["max"]))
                     spans[root] = min(low, found["min"]), max(high, found["max"])
                 left = left.filter(pc.invert(inside))
-        # What the first and the last in order have in common, all between them have.
+        # All paths between the first and the last in order share what these two have in common.
         return tuple(
             os.path.commonpath([os.path.dirname(path) for path in span]) for span in spans.values()
         )
 
-    def missing_chunks(self) -> Iterator[MissingChunk]:
-        """The chunks of prompts that the text cache lacks."""
+    def missing_chunks(self) -> list[MissingChunk]:
+        """Chunks of prompts that are not in the text cache, in the plan's order."""
         cached = TextCache(self.store, self.info["inputs"]["text_encoder_id"]).chunks()
-        with self._reading("prompts"), self.store.open("plan/prompts.parquet") as source:
-            file = pq.ParquetFile(source)
-            self._check_hash("prompts", file.schema_arrow)
-            waiting: MissingChunk | None = None
+        groups: dict[str, tuple[int, ...]] = {}
+        prompts: Counter[str] = Counter()
+        with self._open("prompts") as file:
             for group in range(file.num_row_groups):
                 names = file.read_row_group(group, columns=["chunk"])["chunk"]
                 for count in names.value_counts().to_pylist():
-                    name, number = count["values"], int(count["counts"])
-                    if waiting is not None and waiting.name == name:
-                        waiting = MissingChunk(
-                            name, (*waiting.row_groups, group), waiting.prompts + number
-                        )
-                        continue
-                    if waiting is not None:
-                        yield waiting
-                    waiting = None if name in cached else MissingChunk(name, (group,), number)
-            if waiting is not None:
-                yield waiting
+                    if (name := count["values"]) not in cached:
+                        groups[name] = (*groups.get(name, ()), group)
+                        prompts[name] += count["counts"]
+        return [MissingChunk(name, groups[name], prompts[name]) for name in groups]
 
     def prompts_of(self, chunk: str, row_groups: Iterable[int]) -> list[str]:
-        """The prompts of a chunk, in the plan's order, from the row groups that it lies in."""
-        with self._reading("prompts"), self.store.open("plan/prompts.parquet") as source:
-            file = pq.ParquetFile(source)
-            self._check_hash("prompts", file.schema_arrow)
+        """Prompts of a chunk, in the plan's order, from the row groups that hold them."""
+        with self._open("prompts") as file:
             rows = file.read_row_groups(list(row_groups))
         return list(rows.filter(pc.equal(rows["chunk"], chunk))["prompt"].to_pylist())
 
-    def table(self, name: str) -> pa.Table:
-        """All of `plan`, `rejects` or `prompts`."""
-        with self._reading(name):
-            table = parquet_table(self.store.read(f"plan/{name}.parquet"))
-            self._check_hash(name, table.schema)
-        return table
-
     @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
+    def _open(self, name: str) -> Iterator[pq.ParquetFile]:
+        """A table of this plan; damage that is found meanwhile becomes one line."""
+        where = f"{self.store.uri}/plan/{name}.parquet"
         try:
-            yield
+            with self.store.open(f"plan/{name}.parquet") as source:
+                file = pq.ParquetFile(source)
+                found = (file.schema_arrow.metadata or {}).get(_HASH_KEY, b"(none)").decode()
+                if found != self.plan_hash:
+                    raise AttuneError(
+                        f"{where} is of plan {found}, plan.json of plan {self.plan_hash}: two runs "
+                        "with different recipes planned there at once; delete the folder plan/ and "
+                        "run one of them again"
+                    )
+                yield file
         except (pa.ArrowException, OSError) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
-            raise AttuneError(
-                f"{self.store.uri}/plan/{name}.parquet: {reason}; {_MAKE_ANEW}"
-            ) from error
-
-    def _check_hash(self, name: str, schema: pa.Schema) -> None:
-        found = (schema.metadata or {}).get(_HASH_KEY, b"(none)").decode()
-        if found != self.plan_hash:
-            raise AttuneError(
-                f"{self.store.uri}/plan/{name}.parquet is of plan {found}, plan.json "
-                f"of plan {self.plan_hash}: two runs with different recipes planned there at once; "
-                "delete the folder plan/ and run one of them again"
-            )
+            raise AttuneError(f"{where}: {reason}; {_PLAN_AGAIN}") from error
 
 
 def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
-    """Everything that decides what the shards hold, as plain JSON values: all that later stages
-    know of a recipe.
+    """Everything that decides what the shards hold, as plain JSON values.
+
+    Later stages know nothing else of a recipe.
 
     Raises:
         AttuneError: a catalog file, the codec or the text encoder is missing, or the codec has
             another sample rate than the recipe.
     """
-    settings = _codec_settings(recipe.codec.path)
+    settings = codec_settings(recipe.codec.path)
     if settings.get("sampling_rate") != recipe.sample_rate:
         raise AttuneError(
             f"codec {recipe.codec.path} runs at {settings.get('sampling_rate')} Hz, but "
@@ -223,7 +207,7 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
 
 
 def load_plan(store: Store) -> FrozenPlan | None:
-    """The plan that is on disk, if there is one.
+    """Read the plan on disk; None if there is none.
 
     Raises:
         AttuneError: `plan.json` is damaged.
@@ -235,29 +219,40 @@ def load_plan(store: Store) -> FrozenPlan | None:
     except ValueError:
         info = None
     if not isinstance(info, dict) or not info.keys() >= _PLAN_KEYS:
-        raise AttuneError(f"{store.uri}/plan/plan.json: is damaged; {_MAKE_ANEW}")
+        raise AttuneError(f"{store.uri}/plan/plan.json: is damaged; {_PLAN_AGAIN}")
     return FrozenPlan(store, info)
+
+
+def plan_to_read(store: Store) -> FrozenPlan:
+    """The plan on disk.
+
+    Raises:
+        AttuneError: there is none yet, or `plan.json` is damaged.
+    """
+    plan = load_plan(store)
+    if plan is None:
+        raise AttuneError(
+            f"{store.uri}: no plan there; run `python -m pipeline run --config RECIPE` first"
+        )
+    return plan
 
 
 def ensure_plan(
     store: Store,
     inputs: dict[str, Any],
     build: Callable[[], PlanTables],
-    *,
-    clips_per_shard: int,
     prompt_policy: PromptPolicy,
 ) -> tuple[FrozenPlan, bool]:
-    """The frozen plan of these inputs (`plan_inputs`), made if there is none; True if it was made
-    now.
+    """The frozen plan of these inputs (`plan_inputs`), and whether it was made now.
 
-    A plan that no shard was made from yet is replaced when its inputs differ.
+    A plan with other inputs is replaced if no shard was made from it yet.
 
     Args:
-        build: works the tables out; called where there is no such plan.
+        build: computes the tables; called only if there is no such plan.
 
     Raises:
-        AttuneError: shards were made from a plan with other inputs: both hashes and what differs;
-            or from one that is gone, of other inputs or of other audio files.
+        AttuneError: there are shards of a plan with other inputs (names both hashes and what
+            differs), or of a plan that is gone and had other inputs or other audio files.
     """
     plan_hash = hash_inputs(inputs)
     found = load_plan(store)
@@ -274,34 +269,31 @@ def ensure_plan(
             )
     tables = build()
     if found is not None:
-        # From here until the new plan.json there is no plan: a torn replacement is none.
+        # Until the new plan.json is written there is no plan, so a killed replacement leaves none.
         store.delete("plan/plan.json")
-    return freeze_plan(store, tables, inputs, clips_per_shard, prompt_policy)
+    return _freeze(store, tables, inputs, prompt_policy)
 
 
-def freeze_plan(
-    store: Store,
-    tables: PlanTables,
-    inputs: dict[str, Any],
-    clips_per_shard: int,
-    prompt_policy: PromptPolicy,
+def _freeze(
+    store: Store, tables: PlanTables, inputs: dict[str, Any], prompt_policy: PromptPolicy
 ) -> tuple[FrozenPlan, bool]:
-    """Write the plan's files, `plan.json` last; False if another run was there first.
+    """Write the plan's files, `plan.json` last; False if another run was first.
 
-    The first `plan.json` wins.  Every table carries its plan's hash, so that whoever lost the race
-    to another recipe, or had its tables overwritten by it, hears of it.
+    The first `plan.json` wins.  Every table carries the hash of its plan, so a run that lost to
+    another recipe, or whose tables another run replaced, ends with an error.
 
     Raises:
         AttuneError: another run froze the plan of another recipe meanwhile, or there are shards of
             another plan, which is gone.
     """
     plan_hash = hash_inputs(inputs)
+    clips_per_shard = inputs["pipeline"]["clips_per_shard"]
     if standing := _standing(store, plan_hash):
         return standing, False
     _check_commits(store, tables.plan, plan_hash, clips_per_shard)
     cache = TextCache(store, str(inputs["text_encoder_id"]))
     prompts, chunks = cache.assign_chunks(tables.plan, PROMPTS_PER_CHUNK)
-    # Whole shards to a row group: whoever reads one shard holds a few thousand rows, not the plan.
+    # A row group holds whole shards, so reading one shard takes a few thousand rows of memory.
     per_group = _shards_per_row_group(clips_per_shard) * clips_per_shard
     for name, table, row_group_size in (
         ("rejects", tables.rejects, CLIPS_PER_ROW_GROUP),
@@ -344,13 +336,13 @@ def _standing(store: Store, plan_hash: str) -> FrozenPlan | None:
 
 
 def _check_commits(store: Store, plan: pa.Table, plan_hash: str, clips_per_shard: int) -> None:
-    """Shards whose plan is gone must be those of the new one: it depends on the audio that was
-    there, which `plan_hash` does not cover.
+    """Check that shards whose plan is gone are shards of the new plan.
+
+    The plan depends on the audio files that were there, which `plan_hash` does not cover.
 
     Raises:
         AttuneError: a commit does not account for the new plan's rows.
     """
-
     ids = plan["sample_id"]
     for shard in sorted(committed_shards(store)):
         commit = read_commit(store, shard)
@@ -370,14 +362,17 @@ def _check_commits(store: Store, plan: pa.Table, plan_hash: str, clips_per_shard
             ) from error
 
 
-def _codec_settings(path: str) -> dict[str, Any]:
+def codec_settings(path: str) -> dict[str, Any]:
+    """Content of a codec's `config.json`.
+
+    Raises:
+        AttuneError: there is no such codec, or the file is damaged.
+    """
     file = resolve_codec(path) / "config.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AttuneError(f"codec {path}: {file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise AttuneError(f"codec {path}: {file} is not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise AttuneError(f"codec {path}: {file} is not readable: {one_line(error)}") from error
     if not isinstance(settings, dict):
         raise AttuneError(f"codec {path}: {file} is not a JSON object")
     return settings
@@ -398,7 +393,5 @@ def _file_sha256(path: str) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise AttuneError(f"{path}: no such file") from None
     except OSError as error:
         raise AttuneError(f"{path}: cannot be read: {error.strerror}") from error

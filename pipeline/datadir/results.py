@@ -5,8 +5,8 @@
     shards.json          the shard list in the form of WebDataset's `wids` index
     summary.json         totals and identities; written last: it makes the run finished
 
-Nothing here depends on when, where or by whom the shards were encoded, so the files come out the
-same however often a run was killed.  `finalize` writes them; `shards verify` works them out again
+Nothing here depends on when, where or by which worker the shards were encoded, so the files are the
+same however often a run was killed.  `finalize` writes them; `shards verify` computes them again
 and compares.
 """
 
@@ -24,9 +24,9 @@ from common.storage import Store
 from pipeline.datadir.frozen_plan import FrozenPlan
 
 RESULTS = ("summary.json", "manifest.parquet", "quarantine.parquet", "shards.json")
-"""In the order in which they are removed: readers take `summary.json` for the end of a run."""
+"""In the order of removal: readers take `summary.json` as the sign of a finished run."""
 FROM_ELSEWHERE = ("codebook_size", "frame_rate", "n_codebooks", "name", "text_dim")
-"""Entries of the summary that neither plan nor commits know."""
+"""Entries of the summary that are neither in the plan nor in the commits."""
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Results:
     def add(
         self, planned: list[dict[str, Any]], commit: Mapping[str, Any]
     ) -> tuple[pa.Table, pa.Table]:
-        """Count a shard, given as its plan rows and a commit that accounts for them.
+        """Count a shard: its plan rows, and a commit that accounts for them.
 
         Returns:
-            Its rows of the manifest (`MANIFEST`) and of the quarantine (`REJECTS`).
+            The shard's rows of the manifest (`MANIFEST`) and of the quarantine (`REJECTS`).
         """
         inputs = self.plan.info["inputs"]
         same = {name: inputs[name] for name in ("codec_id", "text_encoder_id")}
@@ -67,9 +67,8 @@ class Results:
                     "sha256": commit["sha256"],
                 }
             )
-        tables = (rows, MANIFEST), (commit["refused"], REJECTS)
-        manifest, quarantine = (pa.Table.from_pylist(*table) for table in tables)
-        return manifest, quarantine
+        quarantine = pa.Table.from_pylist(commit["refused"], REJECTS)
+        return pa.Table.from_pylist(rows, MANIFEST), quarantine
 
     def shard_list(self, name: str) -> dict[str, Any]:
         """The content of `shards.json`."""
@@ -82,7 +81,8 @@ class Results:
 
     def summary(self, elsewhere: Mapping[str, Any]) -> dict[str, Any]:
         """The content of `summary.json`; `elsewhere` has the entries of `FROM_ELSEWHERE`."""
-        info, inputs = self.plan.info, self.plan.info["inputs"]
+        info = self.plan.info
+        names = ("sample_rate", "codec_id", "text_encoder_id", "text_max_length")
         rejected = self.reasons.copy()
         for count in info["catalogs"].values():
             rejected.update(count["refused"])
@@ -95,10 +95,7 @@ class Results:
             "n_planned": self.plan.n_planned,
             "n_rejected": rejected.total(),
             "rejected_by_reason": dict(sorted(rejected.items())),
-            "sample_rate": inputs["sample_rate"],
-            "codec_id": inputs["codec_id"],
-            "text_encoder_id": inputs["text_encoder_id"],
-            "text_max_length": inputs["text_max_length"],
+            **{name: info["inputs"][name] for name in names},
             "prompt_policy": info["prompt_policy"],
             "n_unique_prompts": info["n_unique_prompts"],
             "datasets": {

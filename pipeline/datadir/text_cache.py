@@ -1,11 +1,11 @@
-"""The text cache: each unique prompt's encoder states, kept by content.
+"""The text cache: the encoder states of each unique prompt, kept by content.
 
     text/<text_encoder_id>/<chunk>.f16       states of the chunk's prompts, float16 [sum L_i, D]
     text/<text_encoder_id>/<chunk>.parquet   prompt, first row, tokens, D; written last
 
-A prompt is its own key: the folder names the encoder (its weights, tokenizer and maximal length).
-The unit that is embedded and stored is a chunk of prompts, fixed by the plan.  That keeps the
-number of objects small and the states, to the last bit, a function of the plan: an encoder's
+The key of a prompt is its text.  The folder's name identifies the encoder (weights, tokenizer and
+maximal length).  Prompts are embedded and stored in chunks, which the plan fixes.  This keeps the
+number of objects small, and only the plan decides the states to the last bit: an encoder's
 rounding depends on which prompts share its batches.
 """
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -33,39 +33,26 @@ _INDEX = pa.schema(
 )
 
 
-_INDICES_KEPT = 256
-
-
-@dataclass(frozen=True, slots=True)
-class StateSpan:
-    """Where a prompt's states lie: `tokens` rows of `dim` from row `row` of a chunk."""
-
-    chunk: str
-    row: int
-    tokens: int
-    dim: int
-
-
 class TextCache:
     """The states of one text encoder in one store."""
 
     def __init__(self, store: Store, text_encoder_id: str) -> None:
         self.store = store
         self.folder = f"text/{text_encoder_id}"
-        # What a shard's neighbours ask for again; some tens of kilobytes each.
-        self._index = lru_cache(maxsize=_INDICES_KEPT)(self._read_index)
+        # Neighbouring shards ask for the same indices; each takes some tens of kilobytes.
+        self._index = lru_cache(maxsize=256)(self._read_index)
 
     def chunks(self) -> set[str]:
-        """Names of the finished chunks; an index without its states is none."""
+        """Names of the finished chunks: those with an index and states."""
         names = {key.rsplit("/", 1)[-1] for key, _ in self.store.list(self.folder)}
         chunks = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
         return {chunk for chunk in chunks if f"{chunk}.f16" in names}
 
     def assign_chunks(self, plan: pa.Table, chunk_size: int) -> tuple[pa.Table, pa.Array]:
-        """The chunk that each unique prompt of a plan is in, or will be in.
+        """Assign each unique prompt of a plan to a chunk.
 
-        Prompts that are in the cache already keep their chunk; the others are cut into new ones in
-        the order in which the plan comes to them, so that a shard finds most of its own in few.
+        Prompts that are in the cache already keep their chunk.  The others fill new chunks in the
+        order of the plan, so that the prompts of a shard are in few chunks.
 
         Returns:
             `PROMPTS`, new chunks first, each in one piece; and per row of the plan the chunks of
@@ -88,7 +75,9 @@ class TextCache:
         ).combine_chunks()
         where = pc.index_in(flat, value_set=table["prompt"].combine_chunks())
         chunks = table["chunk"].combine_chunks().take(where)
-        return table, pa.ListArray.from_arrays(_offsets(lists), chunks)
+        # In a slice of a longer array the first offset is not 0.
+        offsets = pc.subtract(lists.offsets, lists.offsets[0])
+        return table, pa.ListArray.from_arrays(offsets, chunks)
 
     def _known(self) -> pa.Table:
         """`PROMPTS` of the finished chunks, each prompt once."""
@@ -108,67 +97,45 @@ class TextCache:
     ) -> None:
         """Store the states (float16 [L_i, D] each) of a chunk's prompts."""
         tokens = [len(state) for state in states]
-        rows = np.cumsum([0, *tokens])[:-1]
-        index = pa.table(
-            {
-                "prompt": list(prompts),
-                "row": rows,
-                "tokens": tokens,
-                "dim": [state.shape[1] for state in states],
-            },
-            schema=_INDEX,
-        )
+        columns = {
+            "prompt": list(prompts),
+            "row": np.cumsum([0, *tokens])[:-1],
+            "tokens": tokens,
+            "dim": [state.shape[1] for state in states],
+        }
         buffer = io.BytesIO()
-        pq.write_table(index, buffer, compression="zstd")
+        pq.write_table(pa.table(columns, schema=_INDEX), buffer, compression="zstd")
         data = np.concatenate(states).astype("<f2", copy=False).tobytes()
         self.store.write(f"{self.folder}/{name}.f16", data)
         self.store.write(f"{self.folder}/{name}.parquet", buffer.getvalue())
 
-    def find(self, prompts: Mapping[str, str]) -> dict[str, StateSpan]:
-        """Where prompts lie, from the finished chunk that each is in.
+    def _read_index(self, chunk: str) -> pa.Table:
+        data = self.store.read(f"{self.folder}/{chunk}.parquet")
+        return parquet_table(data).combine_chunks()
+
+    def read(self, chunks: Mapping[str, str]) -> dict[str, npt.NDArray[np.float16]]:
+        """Read the states of prompts, float16 [L_i, D]; one request per chunk.
+
+        Args:
+            chunks: {prompt: the finished chunk that it is in}.
 
         Raises:
-            FileNotFoundError: a chunk is not there.
+            FileNotFoundError: a chunk is missing.
             KeyError: a prompt is not in its chunk.
         """
-        by_chunk: dict[str, list[str]] = {}
-        for prompt, chunk in prompts.items():
-            by_chunk.setdefault(chunk, []).append(prompt)
-        spans: dict[str, StateSpan] = {}
+        by_chunk: defaultdict[str, list[str]] = defaultdict(list)
+        for prompt, chunk in chunks.items():
+            by_chunk[chunk].append(prompt)
+        states: dict[str, npt.NDArray[np.float16]] = {}
         for chunk, wanted in by_chunk.items():
             index = self._index(chunk)
             places = pc.index_in(pa.array(wanted, pa.string()), value_set=index["prompt"])
             if places.null_count:
                 lost = wanted[places.is_null().index(True).as_py()]
                 raise KeyError(f"prompt {lost!r} is not in text chunk {chunk}")
-            found = index.take(places)
-            columns = (found[column].to_pylist() for column in ("row", "tokens", "dim"))
-            for prompt, row, tokens, dim in zip(wanted, *columns, strict=True):
-                spans[prompt] = StateSpan(chunk, row, tokens, dim)
-        return spans
-
-    def _read_index(self, chunk: str) -> pa.Table:
-        data = self.store.read(f"{self.folder}/{chunk}.parquet")
-        return parquet_table(data).combine_chunks()
-
-    def read(self, spans: Mapping[str, StateSpan]) -> dict[str, npt.NDArray[np.float16]]:
-        """The states of each prompt, float16 [L_i, D]; one request per chunk."""
-        by_chunk: dict[str, list[str]] = {}
-        for prompt, span in spans.items():
-            by_chunk.setdefault(span.chunk, []).append(prompt)
-        states: dict[str, npt.NDArray[np.float16]] = {}
-        for chunk, prompts in by_chunk.items():
-            wanted = [
-                (2 * spans[p].row * spans[p].dim, 2 * spans[p].tokens * spans[p].dim)
-                for p in prompts
-            ]
-            parts = self.store.read_ranges(f"{self.folder}/{chunk}.f16", wanted)
-            for prompt, part in zip(prompts, parts, strict=True):
-                states[prompt] = np.frombuffer(part, "<f2").reshape(-1, spans[prompt].dim)
+            rows = index.take(places).to_pylist()
+            spans = [(2 * r["row"] * r["dim"], 2 * r["tokens"] * r["dim"]) for r in rows]
+            parts = self.store.read_ranges(f"{self.folder}/{chunk}.f16", spans)
+            for row, part in zip(rows, parts, strict=True):
+                states[row["prompt"]] = np.frombuffer(part, "<f2").reshape(-1, row["dim"])
         return states
-
-
-def _offsets(lists: pa.ListArray) -> pa.Array:
-    """Of lists that begin at the first of their values, whatever array they are a part of."""
-    offsets = lists.offsets
-    return pc.subtract(offsets, offsets[0])

@@ -1,16 +1,16 @@
-"""Shards to codec actors: a bounded number under way, every failure counted against its cause.
+"""Assign shards to codec actors; a failure counts only for the shard that caused it.
 
-An actor works on a few shards at once, so that its codec never waits for the end of one.  When its
+An actor encodes a few shards at once, so its codec never waits for the end of one.  When its
 process dies, all of them fail with the same error, and Ray does not say which one was the cause:
 
     actor 1 has shards 7 and 8; a file in 8 crashes the decoder, the process dies
     7 fails, 8 fails             neither is blamed; both wait to be tried alone
-    7 alone on an idle actor     committed: it was innocent
-    8 alone on an idle actor     the process dies again: the first attempt that counts against 8
-    8 alone, twice more          dies each time: parked as poison, and the run carries on without it
+    7 alone on an idle actor     committed: it was not the cause
+    8 alone on an idle actor     the process dies again: the first attempt that counts for 8
+    8 alone, twice more          dies each time: marked as failed ("poison"), the run continues
 
-So an attempt counts against a shard in two cases: its process died while it was the only shard
-there, or the call raised an exception of its own (the process lives, so Ray knows whose it is).
+So a failed attempt counts for a shard in two cases: the process died while this was its only shard,
+or the call itself raised an exception (the process lives, so Ray knows which shard it was).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import pyarrow as pa
 
 from common.errors import AttuneError
 from common.storage import StorageError, Store
-from pipeline.datadir.commit import canonical_json
+from pipeline.datadir.commit import canonical_json, poison_key
 from pipeline.encode.worker import SHARDS_AT_ONCE
 from pipeline.ray_errors import describe, find_mistake, of_the_call
 
 _START_DEATHS = 20
-"""Workers in a row that may die before they answer while none stands, one more for each worker."""
+"""How many workers in a row may die during start-up while no worker runs, besides `workers`."""
 
 
 class Task(NamedTuple):
@@ -41,23 +41,23 @@ class Task(NamedTuple):
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor, and the shards that it has."""
+    """A codec actor, and the shards that it encodes now."""
 
     actor: Any
     tasks: set[int] = field(default_factory=set)
     alone: bool = False
-    """Has a shard that must have no company."""
+    """Whether it has a shard that must run alone."""
     is_dead: bool = False
 
 
 class Dispatch:
-    """Runs every task to its commit, or parks it.
+    """Encodes every shard until it is committed or has failed on every attempt.
 
     Args:
         start_actor: makes a new `EncodeWorker` actor.
-        store: where poison shards are named.
-        attempts: tries of a shard before it is parked.
-        on_done: hears each shard's account (`EncodeWorker.encode_shard`).
+        store: where `poison/NNNNNN.json` is written for failed shards.
+        attempts: how often a shard is tried before it is given up.
+        on_done: called with the result of `EncodeWorker.encode_shard` for each shard.
         on_tick: called about once a second.
     """
 
@@ -71,8 +71,8 @@ class Dispatch:
     ) -> None:
         self._start_actor, self._store, self._attempts = start_actor, store, attempts
         self._on_done, self._on_tick = on_done, on_tick
-        # An actor gets work once it answers: one that waits for a node which never comes back
-        # (its own died, say) holds up nobody else's shards.
+        # An actor gets work only after it has answered, so an actor that waits for a lost node
+        # holds no shard back.
         self._starting: dict[Any, _Worker] = {}
         self._workers: list[_Worker] = []
         self._running: dict[Any, tuple[_Worker, Task]] = {}
@@ -81,21 +81,21 @@ class Dispatch:
         self._start_deaths = 0
         self._most_start_deaths = _START_DEATHS
         self.poison: dict[int, str] = {}
-        """Parked shards, with their last error."""
+        """Shards that failed on every attempt, each with its last error."""
 
     def run(self, tasks: Iterator[Task], workers: int) -> dict[int, str]:
-        """Until every task is committed or parked.
+        """Run until every shard is committed or has failed on every attempt.
 
         Returns:
-            The poison shards: those that failed on every attempt, with their last error.
+            The shards that failed on every attempt, each with its last error.
 
         Raises:
-            AttuneError: what would go wrong on every attempt (another codec on a node), a store
-                that failed on every attempt, or workers that all die before they answer.
+            AttuneError: an error that would happen on every attempt (a node has another codec), a
+                store that failed on every attempt, or all workers died during start-up.
         """
         import ray
 
-        # A node that is lost may take them all with it, once.
+        # The loss of one node can kill all workers at once; allow this one time.
         self._most_start_deaths = _START_DEATHS + workers
         for _ in range(workers):
             self._start()
@@ -126,8 +126,8 @@ class Dispatch:
     def _free(self) -> _Worker | None:
         """The worker that gets the next shard: the one with the fewest shards.
 
-        A shard that must be alone needs a worker without any.  While one waits, no worker gets a
-        second shard, or none would ever become idle.
+        A shard that must run alone needs a worker without shards.  While such a shard waits, no
+        worker gets a second shard, or no worker would ever become idle.
         """
         most = 0 if self._again else SHARDS_AT_ONCE - 1
         free = [w for w in self._workers if len(w.tasks) <= most and not w.alone]
@@ -148,7 +148,8 @@ class Dispatch:
             self._start_deaths += 1
             if self._start_deaths > self._most_start_deaths and not self._workers:
                 raise AttuneError(
-                    f"workers die before they have begun: {describe(error)}; run again"
+                    f"codec workers crashed at start-up ({describe(error)}); see Ray's logs, then "
+                    "run again"
                 ) from error
             self._start()
         else:
@@ -159,8 +160,8 @@ class Dispatch:
         import ray
 
         worker, task = self._running.pop(reference)
-        # Of a dead worker's shards the last one to be reported is not alone: the others were
-        # there when it died, and were taken off `tasks` a moment ago.
+        # The last reported shard of a dead worker was not alone: the others were running too when
+        # the worker died, and were removed from `tasks` just before.
         was_alone = worker.alone or (len(worker.tasks) == 1 and not worker.is_dead)
         worker.tasks.discard(task.shard)
         worker.alone = False
@@ -181,7 +182,7 @@ class Dispatch:
     def _failed(self, task: Task, error: Exception, counts: bool) -> None:
         cause = find_mistake(error)
         if cause is not None and not isinstance(cause, StorageError):
-            raise cause from None  # the same on every attempt
+            raise cause from None  # would be the same on every attempt
         errors = self._failures.setdefault(task.shard, [])
         if counts:
             errors.append(describe(error))
@@ -193,8 +194,3 @@ class Dispatch:
             self.poison[task.shard] = errors[-1]
             document = {"shard": task.shard, "errors": errors}
             self._store.write(poison_key(task.shard), canonical_json(document))
-
-
-def poison_key(shard: int) -> str:
-    """Names a shard that failed on every attempt, for `status` and whoever looks into it."""
-    return f"poison/{shard:06d}.json"

@@ -1,8 +1,8 @@
-"""Prompt embedding: a Ray Data map over the chunks of the text cache that are not there yet.
+"""Prompt embedding: a Ray Data map over the chunks that are missing in the text cache.
 
-Each chunk is embedded by an actor that holds the text encoder, and written where it is made: states
-never pass through the driver.  A chunk is finished once its index is there, so a killed run
-resumes with the chunks that it had not reached.
+An actor with the text encoder embeds a chunk and writes it to the store itself, so states never
+pass through the driver.  A chunk is finished once its index exists, so a killed run resumes with
+the chunks that are missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import TextEncoderConfig
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.storage import open_store
 from common.text_encoder import TextEncoder, load_text_encoder
 from pipeline.datadir.frozen_plan import FrozenPlan, load_plan
@@ -24,7 +24,7 @@ from pipeline.ray_errors import find_mistake
 
 
 class EmbedChunks:
-    """Holds the encoder; called with batches of chunks by Ray Data."""
+    """Holds the encoder; Ray Data calls it with batches of chunks."""
 
     def __init__(
         self, data_dir: str, config: TextEncoderConfig, plan_hash: str, threads: int, device: str
@@ -34,10 +34,10 @@ class EmbedChunks:
 
     @cached_property
     def plan(self) -> FrozenPlan:
-        """Where the prompts stand.
+        """The plan, which has the prompts.
 
         Raises:
-            AttuneError: another run put another plan there meanwhile.
+            AttuneError: another run replaced the plan meanwhile.
         """
         plan = load_plan(open_store(self.data_dir))
         if plan is None or plan.plan_hash != self.plan_hash:
@@ -50,7 +50,9 @@ class EmbedChunks:
 
     @cached_property
     def encoder(self) -> TextEncoder:
-        """Loaded by the first chunk: Ray passes on what a call raises, not what a creation does.
+        """The text encoder, loaded by the first chunk.
+
+        Ray reports an error of a call to the driver, but not an error of an actor's creation.
 
         Raises:
             AttuneError: this node has another encoder than the plan was made for.
@@ -86,13 +88,13 @@ def embed_chunks(
     attempts: int,
     on_progress: Callable[[int], None],
 ) -> None:
-    """Embed, on a running Ray, every chunk of a plan's prompts that the cache lacks.
+    """Embed, on a running Ray, every chunk of a plan's prompts that is not in the cache.
 
     Args:
-        config: the encoder, with its path as workers find it.
+        config: the encoder, with a path that is valid on workers.
         workers: at most so many at once, each with `cpus` CPUs and `gpus` GPUs.
-        attempts: tries of whatever is left, where workers die.
-        on_progress: called with the number of prompts done so far.
+        attempts: how often the chunks that are left are tried when workers die.
+        on_progress: called with the number of finished prompts.
 
     Raises:
         AttuneError: the encoder cannot be loaded, or workers died on every attempt.
@@ -101,18 +103,18 @@ def embed_chunks(
 
     done = 0
     for attempt in range(1, attempts + 1):
-        chunks = list(plan.missing_chunks())
+        chunks = plan.missing_chunks()
         if not chunks:
             return
         device = "cuda" if gpus else "cpu"
-        # A block per chunk from the start: a repartition would be a task that waits for a CPU
-        # which the actors hold.
+        # One block per chunk from the start: a repartition is a task that would wait for a CPU
+        # while the actors hold all of them.
         blocks = [
             pa.table({"chunk": [chunk.name], "row_groups": [list(chunk.row_groups)]})
             for chunk in chunks
         ]
         with warnings.catch_warnings():
-            # Ray 2.60 still takes max_restarts here and has no other place for it yet.
+            # Ray 2.60 still accepts max_restarts here and has no other place for it yet.
             warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
             embedded = ray.data.from_arrow(blocks).map_batches(
                 EmbedChunks,
@@ -121,7 +123,7 @@ def embed_chunks(
                 num_cpus=cpus,
                 num_gpus=gpus,
                 concurrency=min(workers, len(chunks)),
-                max_restarts=0,  # Ray Data restarts without end; this loop does, a few times
+                max_restarts=0,  # Ray Data restarts without limit; this loop has one
             )
         try:
             for batch in embedded.iter_batches(batch_size=None):
@@ -132,7 +134,6 @@ def embed_chunks(
             if mistake is not None:
                 raise mistake from None
             if attempt == attempts:
-                reason = " ".join(str(error).split())[:200]
                 raise AttuneError(
-                    f"embedding failed {attempts} times: {reason}; run again to resume"
+                    f"embedding failed {attempts} times: {one_line(error)}; run again to resume"
                 ) from error

@@ -1,4 +1,4 @@
-"""What each worker gets of the machine or cluster, and how many workers there are."""
+"""Number of workers, and the CPUs and GPUs of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.config import Device
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker gets, and how many there are."""
+    """Number of workers, and the CPUs and GPUs of each."""
 
     workers: int
     cpus: int
@@ -21,9 +21,9 @@ class Resources:
 def share_out(
     nodes: Sequence[Mapping[str, float]], workers: int, cpus_per_worker: int, device: Device
 ) -> Resources:
-    """Share out what Ray's nodes have (`CPU` and `GPU` of each).
+    """Divide the resources of Ray's nodes (`CPU` and `GPU` of each) between workers.
 
-    A worker lies on one node.  More workers than there is room for would wait for ever.
+    A worker runs on one node.  Workers without room would wait forever, so they are not started.
 
     Args:
         workers: an upper bound; 0: as many as there is room for.

@@ -1,10 +1,10 @@
 """One shard from plan rows to commit: decode, resample, check, encode, tar, publish.
 
-The unit of work and of retry.  A worker holds the codec, which has a thread to itself; files are
-decoded a few ahead of it in a small pool (libsndfile, FFmpeg and soxr release the interpreter).  It
-works on several shards at once, so that the codec continues with the next one while a tar is read
-back and uploaded.  A bad input is refused with its reason and the shard continues; what is not the
-input's fault (storage, a lost mount, memory, the codec) is raised, and the whole shard is tried
+A shard is the unit of work and of retry.  A worker holds the codec, which runs in its own thread.
+A small pool decodes a few files in advance (libsndfile, FFmpeg and soxr release the interpreter).
+A worker encodes several shards at once, so the codec has work while a finished tar is read back and
+uploaded.  A bad input is refused with its reason, and the shard continues.  An error that is not
+the input's fault (storage, a lost mount, memory, the codec) is raised, and the whole shard is tried
 again.
 """
 
@@ -14,12 +14,13 @@ import errno
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,18 +36,18 @@ from pipeline.datadir.commit import EncodedClip, build_tar, check_tar, publish_s
 from pipeline.datadir.text_cache import TextCache
 
 SHARDS_AT_ONCE = 2
-"""Of one worker."""
+"""Number of shards that one worker encodes at the same time."""
 _DECODERS = 2
-"""Files that are decoded at a time beside the codec, per worker."""
+"""Number of decoding threads per worker."""
 _HELD_BYTES = 256 * 2**20
-"""Decoded audio that may wait for the codec, per shard; a clip that is longer waits alone."""
-
-T = TypeVar("T")
+"""Limit of the decoded audio that waits for the codec, per shard; one larger clip may wait."""
+_REFUSED = ("sample_id", "dataset", "native_id", "source")
+_NO_CODES = np.zeros((0, 0), np.int16)
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """What a worker needs to know; travels to wherever it runs."""
+    """Settings of a worker; sent to the node where it runs."""
 
     data_dir: str
     plan_hash: str
@@ -57,41 +58,44 @@ class EncodeSettings:
     max_duration_s: float
     silence_dbfs: float
     threads: int
-    """Torch threads of the codec."""
+    """Number of torch threads of the codec."""
     device: str
     batch_clips: int = 1
     precision: Precision = "float32"
-    """Of the codec's encoder."""
+    """Precision of the codec's encoder."""
     max_clipped_share: float = 1.0
     max_dc_offset: float = 1.0
     audio_folders: tuple[str, ...] = ()
-    """Of the plan (`FrozenPlan.audio_folders`): what tells a lost file from a lost mount."""
+    """The plan's audio folders (`FrozenPlan.audio_folders`), to tell a lost file from a lost
+    mount."""
 
 
 class EncodeWorker:
-    """A codec with its decode pool; Ray runs it as an actor, several shards at a time."""
+    """A codec and its decoding threads; a Ray actor that encodes several shards at a time."""
 
     def __init__(self, settings: EncodeSettings) -> None:
         self.settings = settings
         self.store = open_store(settings.data_dir)
         self.cache = TextCache(self.store, settings.text_encoder_id)
         self.decoders = ThreadPoolExecutor(_DECODERS)
-        # One thread: OpenMP keeps a team of threads for each that computes, and more than one
-        # team on the same cores slow each other down.
+        # One thread: OpenMP keeps a team of threads for each thread that computes, and several
+        # teams on the same cores slow each other down.
         self.codec_thread = ThreadPoolExecutor(1)
         self._codec: Codec | None = None
         self._loading = Lock()
 
     @property
     def codec(self) -> Codec:
-        """Loaded by the first shard: Ray passes on what a call raises, not what a creation does.
+        """The codec, loaded by the first shard.
+
+        Ray reports an error of a call to the driver, but not an error of an actor's creation.
 
         Raises:
             AttuneError: this node has another codec than the plan was made for.
         """
         with self._loading:
             if self._codec is None:
-                self._codec = self._on_codec_thread(self._load_codec)
+                self._codec = self.codec_thread.submit(self._load_codec).result()
             return self._codec
 
     def _load_codec(self) -> Codec:
@@ -107,22 +111,18 @@ class EncodeWorker:
             )
         return codec
 
-    def _on_codec_thread(self, action: Callable[..., T], *arguments: Any) -> T:
-        return self.codec_thread.submit(action, *arguments).result()
-
     def is_ready(self) -> bool:
-        """Answers once the worker stands."""
+        """Return True; a first call that shows that the worker has started."""
         return True
 
     def encode_shard(self, shard: int, rows: pa.Table) -> dict[str, Any]:
-        """Encode and commit one shard.
+        """Encode and commit one shard, unless it is committed.
 
         Args:
-            shard: its number.
-            rows: its rows of `plan.parquet`, by position.
+            rows: the shard's rows of `plan.parquet`, by position.
 
         Returns:
-            Its account: shard, clips, refused, seconds of audio.
+            shard, clips (refused ones too), refused, and seconds of accepted audio.
 
         Raises:
             StorageError: the store or the scratch disk failed.
@@ -155,13 +155,9 @@ class EncodeWorker:
             check_tar(tar, placed)
             for sample, (_, offset, length) in zip(samples, placed, strict=True):
                 sample |= {"offset": offset, "length": length}
+            found = tar if samples else None
             return publish_shard(
-                self.store,
-                shard,
-                self.settings.plan_hash,
-                tar if samples else None,
-                samples,
-                refused,
+                self.store, shard, self.settings.plan_hash, found, samples, refused
             )
 
     def _clips(
@@ -171,11 +167,13 @@ class EncodeWorker:
         samples: list[dict[str, Any]],
         refused: list[dict[str, Any]],
     ) -> Iterator[EncodedClip]:
-        """Encoded clips in order; fills `samples` and `refused` on the way."""
-        states = self._states(rows)
+        """Encoded clips in order; fills `samples` and `refused` meanwhile."""
+        columns = (rows[name].to_pylist() for name in ("prompts", "chunks"))
+        states = self.cache.read(dict(chain.from_iterable(map(zip, *columns))))
         for row, outcome, codes in self._encoded(self._decoded(rows, sample_rate)):
             if isinstance(outcome, AudioError):
-                refused.append(_refusal(row, outcome))
+                about = {"stage": "audio", "reason": outcome.reason, "detail": outcome.detail}
+                refused.append({name: row[name] for name in _REFUSED} | about)
                 continue
             text = [states[prompt] for prompt in row["prompts"]]
             found = {
@@ -196,22 +194,13 @@ class EncodeWorker:
                 row["sample_id"], codes, np.concatenate(text), record | found | identity
             )
 
-    def _states(self, rows: pa.Table) -> dict[str, npt.NDArray[np.float16]]:
-        """The text states of a shard's prompts."""
-        chunks: dict[str, str] = {}
-        for names, places in zip(
-            *(rows[c].to_pylist() for c in ("prompts", "chunks")), strict=True
-        ):
-            chunks.update(zip(names, places, strict=True))
-        return self.cache.read(self.cache.find(chunks))
-
     def _encoded(
         self, decoded: Iterator[tuple[dict[str, Any], Audio | AudioError]]
     ) -> Iterator[tuple[dict[str, Any], Audio | AudioError, npt.NDArray[np.int16]]]:
         """Each row with its codes (none for a refusal), in order.
 
-        Up to `batch_clips` clips of one length share a batch; which ones depends on the shard's
-        rows alone, so that a shard comes out the same whoever makes it.
+        Up to `batch_clips` clips of one length share a batch.  The batches depend only on the
+        shard's rows, so every worker makes the same shard from them.
         """
         waiting: list[tuple[dict[str, Any], Audio | AudioError]] = []
         codes: dict[int, npt.NDArray[np.int16]] = {}
@@ -219,7 +208,7 @@ class EncodeWorker:
 
         def encode(group: list[int]) -> None:
             wavs = [audio.wav for i in group if isinstance(audio := waiting[i][1], Audio)]
-            found = self._on_codec_thread(self.codec.encode_clips, wavs)
+            found = self.codec_thread.submit(self.codec.encode_clips, wavs).result()
             codes.update(zip(group, found, strict=True))
 
         def finished() -> Iterator[tuple[Any, Any, Any]]:
@@ -241,8 +230,9 @@ class EncodeWorker:
                     if len(group) == self.settings.batch_clips:
                         encode(groups.pop(len(outcome.wav)))
                 else:
-                    codes[i] = self._on_codec_thread(self.codec.encode_track, outcome.wav)
-            # Bounded: no more clips wait for company than this.
+                    track = self.codec_thread.submit(self.codec.encode_track, outcome.wav)
+                    codes[i] = track.result()
+            # Encode incomplete groups before too many clips wait for others of their length.
             held = sum(clip.wav.nbytes for _, clip in waiting if isinstance(clip, Audio))
             if not groups or len(waiting) >= 8 * self.settings.batch_clips or held > _HELD_BYTES:
                 yield from finished()
@@ -257,8 +247,8 @@ class EncodeWorker:
         largest = 0
 
         def submit() -> None:
-            # One at least; more while they are few and small: what is not decoded yet is taken to
-            # be as large as the largest before it.
+            # At least one file, and more while few bytes wait.  A file that is not decoded yet
+            # counts as large as the largest before it.
             most = 2 * _DECODERS if largest else _DECODERS
             while not ahead or (
                 len(ahead) < most
@@ -278,7 +268,7 @@ class EncodeWorker:
                 submit()
                 yield row, outcome
         finally:
-            for _, future in ahead:  # the shard failed: its place in the pool is another's
+            for _, future in ahead:  # the shard failed: free the threads for other shards
                 future.cancel()
 
     def _decode(self, row: Mapping[str, Any], sample_rate: int) -> Audio | AudioError:
@@ -297,28 +287,25 @@ class EncodeWorker:
         except AudioError as error:
             is_suspect = error.reason == "missing" or isinstance(error.__cause__, PermissionError)
             if is_suspect and remote_uri(row["audio_uri"]) is None:
-                _check_folder(self._audio_folder(row["audio_uri"]))
+                _check_folder(row["audio_uri"], settings.audio_folders)
             return error
         wav = resample(audio.wav, audio.sample_rate, sample_rate)
         if not wav.size:
             return AudioError("too_short", f"{audio.wav.size} samples at {audio.sample_rate} Hz")
         return audio._replace(wav=wav)
 
-    def _audio_folder(self, path: str) -> Path:
-        """The folder that a file was planned from, else its own."""
-        inside = (f for f in self.settings.audio_folders if path.startswith(os.path.join(f, "")))
-        return Path(max(inside, key=len, default=os.path.dirname(path)))
 
-
-def _check_folder(folder: Path) -> None:
-    """The plan saw files below it: where it is gone, empty or closed, that is a lost mount, no lost
-    file.
+def _check_folder(path: str, planned: Iterable[str]) -> None:
+    """Check that the planned audio folder of a file, else the folder of the file, is still mounted.
 
     Raises:
-        StorageError: tried again, as for any store out of reach.
+        StorageError: the folder is gone, empty or not readable, so its mount is lost, not only a
+            file; the shard is tried again.
     """
+    inside = (folder for folder in planned if path.startswith(os.path.join(folder, "")))
+    folder = max(inside, key=len, default=os.path.dirname(path))
     try:
-        os.stat(os.path.join(folder, "."))  # fails where names can be listed and files not opened
+        os.stat(os.path.join(folder, "."))  # fails if names can be listed but files not opened
         with os.scandir(folder) as entries:
             if next(entries, None) is not None:
                 return
@@ -331,20 +318,8 @@ def _check_folder(folder: Path) -> None:
 
 
 def _bytes_of(future: Future[Audio | AudioError], pending: int) -> int:
-    """Of the audio that was decoded; `pending` while it is not."""
+    """Size of the decoded audio; `pending` if it is not decoded yet."""
     if not future.done():
         return pending
     outcome = None if future.exception() else future.result()
     return outcome.wav.nbytes if isinstance(outcome, Audio) else 0
-
-
-_NO_CODES = np.zeros((0, 0), np.int16)
-
-
-def _refusal(row: Mapping[str, Any], error: AudioError) -> dict[str, Any]:
-    fields = ("sample_id", "dataset", "native_id", "source")
-    return {name: row[name] for name in fields} | {
-        "stage": "audio",
-        "reason": error.reason,
-        "detail": error.detail,
-    }

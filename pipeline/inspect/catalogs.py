@@ -1,4 +1,4 @@
-"""`catalog check` and `catalog show`: what the catalogs hold, and what became of a clip."""
+"""`catalog check` and `catalog show`: the content of catalogs, and the decision on a clip."""
 
 from __future__ import annotations
 
@@ -17,74 +17,54 @@ from common.schema import Record
 from common.storage import open_store
 from pipeline.catalogs import CatalogEntry
 from pipeline.catalogs.as_rows import raw_of
-from pipeline.config import OverlapPolicy
 from pipeline.datadir.frozen_plan import load_plan
 from pipeline.inspect.status import refused_while_encoding
-from pipeline.plan.decide import Decision, decide
+from pipeline.plan.decide import Decision
 from pipeline.rows import hex_ids, is_in, plain, sources_of
 from pipeline.text.captions import TextRules, explain
 
 _EXAMPLES = 3
 
 
-def check_catalogs(
-    catalogs: Sequence[CatalogEntry],
-    rules: TextRules,
-    overlap: OverlapPolicy,
-    *,
-    look_for_audio: bool,
-) -> dict[str, Any]:
-    """Read all catalogs of a recipe and account for every row.
+def check_catalogs(decision: Decision) -> dict[str, Any]:
+    """Account for every row of a recipe's catalogs.
 
     Returns:
         datasets: by label `read`, `accepted`, `merged`, `held_out`, `refused` (by reason), `speech`
-        (rows that each policy would drop), `hours` (as the catalog states them, accepted rows; None
-        where it states none), `prompts`, `unique_prompts`, `licenses`, `examples` (of refusals by
-        reason); and `overlaps`, `leakage`, `look_for_audio`.
-
-    Raises:
-        AttuneError: a catalog cannot be read.
+        (rows that each policy would drop), `hours` (of accepted rows, as the catalog states them;
+        None if it states none), `prompts`, `unique_prompts`, `licenses`, `examples` (of refusals,
+        by reason); and `overlaps`, `leakage`.
     """
-    decision = _decide(catalogs, rules, overlap, look_for_audio)
     datasets = {}
     for label, count in decision.counts.items():
         own = decision.rows.filter(pc.equal(plain(decision.rows["dataset"]), label))
         datasets[label] = count.as_dict() | _contents(own.filter(is_in(own)))
         datasets[label]["examples"] = _examples(own)
-    return {
-        "look_for_audio": look_for_audio,
-        "datasets": datasets,
-        "overlaps": decision.overlaps,
-        "leakage": decision.leakage,
-    }
+    return {"datasets": datasets, "overlaps": decision.overlaps, "leakage": decision.leakage}
 
 
 def find_rows(
-    catalogs: Sequence[CatalogEntry],
-    rules: TextRules,
-    overlap: OverlapPolicy,
-    wanted: str,
-    *,
-    look_for_audio: bool,
+    rows: pa.Table, catalogs: Sequence[CatalogEntry], rules: TextRules, wanted: str
 ) -> list[dict[str, Any]]:
-    """Every catalog row of a clip, and what became of it.
+    """Every catalog row of a clip, and the decision on it.
 
     Args:
-        wanted: a sample id (or at least its first 8 digits), a native id, a group id such as
-            `youtube:ID`, or the part of it after the colon.
+        rows: all rows of the catalogs (`Decision.rows`).
+        wanted: a sample id (or at least its first 8 digits), a native id, or a group id such as
+            `youtube:ID`, also without `youtube:`.
 
     Returns:
-        For each row: `sample_id`, `dataset`, `source`, `raw`, `outcome`, `detail`, `steps` (name,
-        text; of the text stage), `prompts`, ...
+        For each row: `sample_id`, `dataset`, `source`, `raw`, `outcome`, `detail`, `steps` (name
+        and text of each step of the text stage), `prompts`, ...
 
     Raises:
         AttuneError: there is no such row.
     """
-    rows = _decide(catalogs, rules, overlap, look_for_audio).rows
-    here = np.asarray(pc.fill_null(pc.equal(rows["native_id"], wanted), False))
-    group = pc.fill_null(pc.equal(rows["group_id"], wanted), False)
-    suffix = pc.fill_null(pc.ends_with(rows["group_id"], f":{wanted}"), False)
-    here = here | np.asarray(group) | np.asarray(suffix)
+    group = rows["group_id"]
+    matches = pc.equal(rows["native_id"], wanted), pc.equal(group, wanted)
+    here = np.any(
+        [pc.fill_null(m, False) for m in (*matches, pc.ends_with(group, f":{wanted}"))], axis=0
+    )
     if len(wanted) >= 8 and not set(wanted) - set("0123456789abcdef"):
         named = np.flatnonzero(pc.is_valid(rows["sample_id"]))
         ids = hex_ids(rows["sample_id"].take(pa.array(named)))
@@ -95,23 +75,16 @@ def find_rows(
             f"no catalog row has {wanted!r} as sample id, native id or group id (youtube:ID, "
             "freesound:ID)"
         )
-    order = pa.array(found[:20])
-    table = rows.take(order)
-    sources = sources_of(table["file"], table["line"]).to_pylist()
-    raws = raw_of(table, pa.array(range(len(table)))).to_pylist()
     by_label = {catalog.label: catalog for catalog in reversed(catalogs)}
-    return [
-        _row(table, i, source, raw, by_label, rules)
-        for i, (source, raw) in enumerate(zip(sources, raws, strict=True))
-    ]
+    return [_row(row, by_label, rules) for row in _with_sources(rows.take(pa.array(found[:20])))]
 
 
-def tell_refused(rows: Sequence[dict[str, Any]], data_dir: str) -> None:
-    """Put into rows of `find_rows` what a run refused while encoding, if there was one.
+def add_encoding_refusals(rows: Sequence[dict[str, Any]], data_dir: str) -> None:
+    """Add to rows of `find_rows` the refusals of the run in `data_dir`, if there was one.
 
     Raises:
-        StorageError: its store cannot be reached.
-        AttuneError: its files are damaged.
+        StorageError: the store cannot be reached.
+        AttuneError: the run's files are damaged.
     """
     accepted = {row["sample_id"]: row for row in rows if row["outcome"] == "accepted"}
     is_there = "://" in data_dir or Path(data_dir).expanduser().is_dir()
@@ -122,25 +95,12 @@ def tell_refused(rows: Sequence[dict[str, Any]], data_dir: str) -> None:
             row["detail"] = f"refused while encoding: {refusal['detail']}"
 
 
-def _decide(
-    catalogs: Sequence[CatalogEntry], rules: TextRules, overlap: OverlapPolicy, look_for_audio: bool
-) -> Decision:
-    if not look_for_audio:
-        catalogs = [catalog.without_audio() for catalog in catalogs]
-    return decide(catalogs, rules=rules, overlap=overlap)
-
-
 def _contents(rows: pa.Table) -> dict[str, Any]:
     prompts = pc.list_flatten(rows["prompts"])
     stated = rows["stated_s"]
-    licenses = Counter(
-        {
-            entry["values"] or "not stated": entry["counts"]
-            for entry in pc.coalesce(plain(rows["license"]), plain(rows["license_url"]))
-            .value_counts()
-            .to_pylist()
-        }
-    )
+    stated_licenses = pc.coalesce(plain(rows["license"]), plain(rows["license_url"]))
+    counts = stated_licenses.value_counts().to_pylist()
+    licenses = Counter({entry["values"] or "not stated": entry["counts"] for entry in counts})
     return {
         "hours": round(pc.sum(stated).as_py() / 3600, 3) if stated.null_count < len(rows) else None,
         "without_hours": stated.null_count,
@@ -157,39 +117,31 @@ def _examples(rows: pa.Table) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for reason in sorted(pc.unique(reasons).to_pylist()):
         some = refused.filter(pc.equal(reasons, reason)).slice(0, _EXAMPLES)
-        sources = sources_of(some["file"], some["line"]).to_pylist()
-        raws = raw_of(some, pa.array(range(len(some)))).to_pylist()
-        found[reason] = [
-            {"source": source, "detail": detail, "raw": raw}
-            for source, detail, raw in zip(sources, some["detail"].to_pylist(), raws, strict=True)
-        ]
+        names = ("source", "detail", "raw")
+        found[reason] = [{name: row[name] for name in names} for row in _with_sources(some)]
     return found
 
 
+def _with_sources(rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows with `source` (file and line) and `raw` (the row as it is in its file)."""
+    sources = sources_of(rows["file"], rows["line"]).to_pylist()
+    raws = raw_of(rows, pa.array(range(len(rows)))).to_pylist()
+    found = zip(rows.to_pylist(), sources, raws, strict=True)
+    return [row | {"source": source, "raw": raw} for row, source, raw in found]
+
+
 def _row(
-    table: pa.Table,
-    i: int,
-    source: str,
-    raw: str | None,
-    catalogs: Mapping[str, CatalogEntry],
-    rules: TextRules,
+    row: dict[str, Any], catalogs: Mapping[str, CatalogEntry], rules: TextRules
 ) -> dict[str, Any]:
-    row = table.slice(i, 1).to_pylist()[0]
     steps: list[tuple[str, str]] = []
     if row["native_id"] and row["stage"] != "catalog" and row["dataset"] in catalogs:
         catalog = catalogs[row["dataset"]]
         rules = replace(rules, ancestors=catalog.ancestors())
-        steps = explain(_record(row, source), catalog.text_kind, rules)
+        steps = explain(_record(row), catalog.text_kind, rules)
     reason = row["reason"]
-    return {
-        "sample_id": row["sample_id"].hex() if row["sample_id"] else None,
-        "dataset": row["dataset"],
-        "native_id": row["native_id"],
-        "split": row["split"],
-        "group_id": row["group_id"],
-        "audio_uri": row["audio_uri"],
-        "source": source,
-        "raw": raw,
+    shown = ("dataset", "native_id", "split", "group_id", "audio_uri", "source", "raw")
+    return {"sample_id": row["sample_id"].hex() if row["sample_id"] else None} | {
+        **{name: row[name] for name in shown},
         "outcome": "accepted" if reason is None else f"{row['stage']}: {reason}",
         "detail": row["detail"] or "",
         "steps": steps,
@@ -197,12 +149,21 @@ def _row(
     }
 
 
-def _record(row: dict[str, Any], source: str) -> Record:
-    names = ("dataset", "native_id", "group_id", "split", "title", "artist", "genre", "bpm")
+def _record(row: dict[str, Any]) -> Record:
+    names = (
+        "dataset",
+        "native_id",
+        "group_id",
+        "split",
+        "title",
+        "artist",
+        "genre",
+        "bpm",
+        "source",
+    )
     return Record(
         **{name: row[name] for name in names},
         audio_uri=row["audio_uri"] or "",
-        source=source,
         tags=row["tags"] or [],
         captions=row["captions"] or [],
         sample_id=row["sample_id"].hex(),

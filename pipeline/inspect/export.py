@@ -1,4 +1,4 @@
-"""One clip out of the shards, decoded to a wav file."""
+"""Decode one clip of the shards to a wav file."""
 
 from __future__ import annotations
 
@@ -38,20 +38,19 @@ def export_audio(
     """Decode one sample to a wav file.
 
     Args:
-        sample_id: the id, or a unique beginning of it.
+        sample_id: the id, or a unique prefix of it.
         out: the file, `*.wav`; None: `<sample id>.wav` in the current folder.
         as_float: 32-bit float samples; else 16-bit integers, clipped at full scale.
-        force: replace a file that is there.
+        force: replace an existing file.
 
     Returns:
-        out, sample_id, sample_rate, seconds, peak (of the decoded wave, 1 is full scale),
-        clipped (samples that 16 bits could not hold), encoding.
+        out, sample_id, sample_rate, seconds, peak (of the decoded wave; 1 is full scale), clipped
+        (number of samples that 16 bits cannot hold), encoding.
 
     Raises:
-        AttuneError: no such sample, another codec than that of the shards, the file is there or
-            has another extension.
+        AttuneError: no such sample, the shards have another codec, or `out` cannot be written.
     """
-    if out and check_target(out, force).suffix.lower() != ".wav":  # a no after decoding is late
+    if out and check_target(out, force).suffix.lower() != ".wav":
         raise AttuneError(f"{out}: only wav is written; give --out a name that ends with .wav")
     summary = read_summary(store)
     codec = load_shard_codec(store, codec_path, summary)
@@ -62,7 +61,8 @@ def export_audio(
     buffer = io.BytesIO()
     subtype = "FLOAT" if as_float else "PCM_16"
     soundfile.write(buffer, wave, codec.sample_rate, format="WAV", subtype=subtype)
-    write_file(path, _without_time(buffer.getvalue()))
+    data = buffer.getvalue()
+    write_file(path, _without_time(data) if as_float else data)
     return {
         "out": str(path),
         "sample_id": row["sample_id"],
@@ -75,26 +75,22 @@ def export_audio(
 
 
 def _without_time(wav: bytes) -> bytes:
-    """libsndfile writes the second into the PEAK chunk of float files; the same clip is to be the
-    same file."""
-    place = wav.find(b"PEAK", 0, 128)
-    if place < 0:
-        return wav
-    time = place + 12  # name, size, version
-    return wav[:time] + bytes(4) + wav[time + 4 :]
+    """Without the time that libsndfile writes into float files: equal clips give equal files."""
+    before, peak, after = wav.partition(b"PEAK")  # then size, version, time: 4 bytes each
+    return before + peak + after[:8] + bytes(4) + after[12:] if peak else wav
 
 
 def load_shard_codec(store: Store, codec_path: str, summary: dict[str, Any]) -> Codec:
-    """The recipe's codec, on the CPU, if it is the one that the shards were made with.
+    """The recipe's codec, on the CPU.
 
     Raises:
-        AttuneError: it is another, or cannot be loaded.
+        AttuneError: the shards were made with another codec, or it cannot be loaded.
     """
     found = codec_identity(codec_path)
     if found != summary["codec_id"]:
         raise AttuneError(
             f"{store.uri}: its shards were made with codec {summary['codec_id']}, but {codec_path} "
-            f"is codec {found}; give the folder of theirs as codec.path=FOLDER"
+            f"is codec {found}; give the folder of the shards' codec as codec.path=FOLDER"
         )
     return load_codec(codec_path)
 
@@ -102,14 +98,14 @@ def load_shard_codec(store: Store, codec_path: str, summary: dict[str, Any]) -> 
 def decode_clip(
     codec: Codec, codes: NDArray[np.int16], duration_s: float | None = None
 ) -> NDArray[np.float32]:
-    """One clip of any length to a waveform.
+    """Decode one clip.
 
-    Past `WINDOW_S` it is decoded in windows, as `Codec.encode_track` encodes it, so that memory
-    does not grow with its length.
+    A clip longer than `WINDOW_S` is decoded in windows, as `Codec.encode_track` encodes it, so
+    memory does not grow with its length.
 
     Args:
         codes: int16 [K, T], T >= 1.
-        duration_s: length of the clip; the last frame's padding is cut off. None: keep it.
+        duration_s: length of the clip, to cut the padding of the last frame; None: keep it.
 
     Returns:
         float32 [round(duration_s * sample_rate)], or [T * hop].
@@ -132,7 +128,7 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a local file, whole or not at all.
 
     Raises:
-        AttuneError: it cannot be written.
+        AttuneError: the file cannot be written.
     """
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -144,10 +140,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def check_target(out: str, force: bool) -> Path:
-    """The file to write, if it can be.
+    """Check, before long work, that a file can be written.
 
     Raises:
-        AttuneError: not a local file, no such folder, or it is there and `force` is not given.
+        AttuneError: not a local file, no such folder, or the file exists and `force` is not given.
     """
     path = Path(out).expanduser()
     if "://" in out:
@@ -155,9 +151,9 @@ def check_target(out: str, force: bool) -> Path:
     if path.is_dir():
         raise AttuneError(f"{out}: is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise AttuneError(f"{out}: there is no folder {path.parent}; make it first")
+        raise AttuneError(f"{out}: there is no folder {path.parent}; create it first")
     if path.exists() and not force:
         raise AttuneError(
-            f"{out}: is there already; name another with --out, or replace it with --force"
+            f"{out}: exists already; name another file with --out, or replace it with --force"
         )
     return path

@@ -1,7 +1,7 @@
-"""`shards report`: what is in the shards, to read and to hear, as one self-contained page.
+"""`shards report`: one self-contained page with the content of the shards, to read and to hear.
 
-Its size does not grow with the shards: lists are cut to their largest entries, texts to a few
-lines, clips to `CLIP_S` seconds, and clips are added only while they fit into `CLIPS_BYTES`.
+The size of the page does not grow with the shards: lists are cut to their largest entries, texts to
+a few lines, clips to `CLIP_S` seconds, and clips are added only while they fit into `CLIPS_BYTES`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from common.shards import ShardDataset, read_summary
 from common.storage import Store
 from pipeline.inspect.export import decode_clip, load_shard_codec
 from pipeline.inspect.plots import code_shares, stacked
-from pipeline.inspect.shards import CodeCounts, count_codes, read_columns
+from pipeline.inspect.shards import count_codes, read_columns
 from pipeline.inspect.tally import (
     TALLIED,
-    Tally,
     by_dataset,
     codebook_usage,
+    durations,
     frequent_words,
     smallest_by_hash,
+    tally,
+    tokens,
 )
 
 MAX_BYTES = 8 * 2**20
-"""No report is larger."""
+"""Largest size of a report."""
 CLIPS_BYTES = 6 * 2**20
-"""Of which clips take no more than this; all else is a few hundred kB at most."""
+"""Largest size of all clips together; the rest of the page is a few hundred kB at most."""
 MAX_CLIPS = 24
 CLIP_S = 10.0
 
@@ -45,7 +47,7 @@ _WORDS = 25
 _LICENSES = 15
 _PROMPTS_PER_CLIP = 5
 _TEXT = 240
-"""Characters of a text that are shown."""
+"""Number of characters of a text that are shown."""
 
 
 def build_report(
@@ -54,59 +56,77 @@ def build_report(
     clips: int = 3,
     sample: int | None = None,
     seed: int = 0,
-    tell: Callable[[int, int], object] | None = None,
+    tell: Callable[[int, int], object] = lambda done, of: None,
 ) -> tuple[str, list[str]]:
-    """The page of a finished run.
+    """Make the page of a finished run; the same shards and arguments give the same page.
 
     Args:
-        clips: decoded clips per dataset, drawn by `seed`; fewer where `MAX_CLIPS` or
-            `CLIPS_BYTES` end it.
+        clips: number of decoded clips per dataset, drawn by `seed`; fewer if `MAX_CLIPS` or
+            `CLIPS_BYTES` is reached.
         sample: count the codes of this many shards; None: of all.
-        tell: called with the number of shards whose codes were read, and of all.
+        tell: called with the number of shards whose codes were read, and of all that are to be.
 
     Returns:
-        The HTML, at most `MAX_BYTES` of it, and the ids of the clips in it.  The same shards and
-        arguments give the same page.
+        The HTML, at most `MAX_BYTES`, and the ids of the clips in it.
 
     Raises:
-        AttuneError: the run is not finished or damaged, or the codec is not that of the shards.
+        AttuneError: the run is not finished or damaged, or the shards have another codec.
     """
     summary = read_summary(store)
     codec = load_shard_codec(store, codec_path, summary) if clips else None
     manifest = read_columns(store, TALLIED)
-    tallies = by_dataset(manifest)
+    datasets, whole = by_dataset(manifest), tally(manifest)
+    tallies = {name: tally(rows) for name, rows in datasets.items()}
     prompts = pc.list_flatten(manifest["prompts"]).to_pylist()
     codes = count_codes(store, summary, sample, seed, tell)
+    size = summary["codebook_size"]
+    empty = np.zeros((summary["n_codebooks"], size), np.int64)
+    counts = sum(codes.counts.values(), start=empty)
     refusals = count_refusals(store)
-    by_hours = sorted(tallies, key=lambda name: (-tallies[name].durations.total, name))
+    by_hours = sorted(tallies, key=lambda name: (-tallies[name]["hours"], name))
     cards: list[dict[str, Any]] = []
     if codec is not None:
         cards = _cards(store, codec, draw_clips(store, by_hours, clips, seed))
     heard = {card["dataset"] for card in cards}
-    series = dict(_series(tallies, by_hours))
-    durations = {name: tally.durations for name, tally in series.items()}
-    tokens = {name: tally.tokens for name, tally in series.items()}
-    hours = {name: tallies[name].durations.total / 3600 for name in by_hours}
+    series = dict(_series(datasets, by_hours))
+    seconds = {name: durations(rows) for name, rows in series.items()}
+    lengths = {name: tokens(rows) for name, rows in series.items()}
+    hours = {name: tallies[name]["hours"] for name in by_hours}
+    licenses = {name: row["hours"] for name, row in whole["licenses"].items()}
     html = page.render(
         __package__,
         "page.html",
         uri=store.uri,
         summary=summary,
         seed=seed,
-        totals=_totals(Tally(manifest), len(tallies), summary["n_shards"], refusals.total()),
+        totals={
+            "clips": f"{whole['clips']:,}",
+            "hours": f"{whole['hours']:,.2f}",
+            "datasets": f"{len(tallies):,}",
+            "prompts": f"{whole['prompts']:,}",
+            "different prompts": f"{whole['unique_prompts']:,}",
+            "shards": f"{summary['n_shards']:,}",
+            "rows refused": f"{sum(reasons.total() for reasons in refusals.values()):,}",
+        },
         datasets=[(_cut(name, 60), tallies[name]) for name in by_hours[:_DATASETS]],
         unlisted=len(by_hours[_DATASETS:]),
         hours=_largest(hours, _LICENSES),
-        licenses=_largest(_license_hours(tallies), _LICENSES),
+        licenses=_largest(licenses, _LICENSES),
         series=[_cut(name, 60) for name in series],
-        durations=page.picture(stacked(durations, "duration of a clip, seconds", "clips")),
-        tokens=page.picture(stacked(tokens, "length of a prompt, tokens", "prompts")),
+        durations=page.picture(stacked(seconds, "duration of a clip, seconds", "clips")),
+        tokens=page.picture(stacked(lengths, "length of a prompt, tokens", "prompts")),
         words=frequent_words(prompts, _WORDS),
         codes=codes,
-        codebooks=_codebooks(codes, summary["n_codebooks"], summary["codebook_size"]),
+        codebooks={
+            "plot": page.picture(code_shares(counts[: len(page.COLOURS)])),
+            "rows": [
+                (f"codebook {k}", used["used"], used["used"] / size * 100, used["perplexity"])
+                for k, used in enumerate(codebook_usage(counts))
+            ],
+        },
         refusals=[
             (stage, reasons.total(), _largest(reasons, _LICENSES))
-            for stage, reasons in _stages(refusals).items()
+            for stage, reasons in sorted(refusals.items())
         ],
         cards=[
             (_cut(name, 60), [card for card in cards if card["dataset"] == name])
@@ -120,19 +140,20 @@ def build_report(
     return html, [card["sample_id"] for card in cards]
 
 
-def count_refusals(store: Store) -> Counter[tuple[str, str]]:
-    """How many clips were refused, by (stage, reason): while planning, and while encoding."""
-    found: Counter[tuple[str, str]] = Counter()
+def count_refusals(store: Store) -> dict[str, Counter[str]]:
+    """{stage: number of refused rows by reason}, of planning and encoding."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for key in ("plan/rejects.parquet", "quarantine.parquet"):
         rows = read_columns(store, ("stage", "reason"), key)
-        found.update(zip(rows["stage"].to_pylist(), rows["reason"].to_pylist(), strict=True))
+        for stage, reason in zip(*(rows[c].to_pylist() for c in ("stage", "reason")), strict=True):
+            found[stage][reason] += 1
     return found
 
 
 def draw_clips(store: Store, datasets: Sequence[str], per_dataset: int, seed: int) -> pa.Table:
-    """Manifest rows of a few clips of each dataset, at most `MAX_CLIPS`, ordered by the draw.
+    """Manifest rows of a few clips of each dataset, at most `MAX_CLIPS`.
 
-    Where there are more datasets than clips, the first ones are heard.
+    Every dataset gets its first clip before any dataset gets its second one.
     """
     manifest = read_columns(store, MANIFEST.names)
     drawn: dict[str, list[str]] = {}
@@ -145,66 +166,24 @@ def draw_clips(store: Store, datasets: Sequence[str], per_dataset: int, seed: in
     return manifest.take(pc.index_in(pa.array(chosen, pa.string()), ids))
 
 
-def _totals(whole: Tally, n_datasets: int, n_shards: int, refused: int) -> dict[str, str]:
-    return {
-        "clips": f"{whole.clips:,}",
-        "hours": f"{whole.durations.total / 3600:,.2f}",
-        "datasets": f"{n_datasets:,}",
-        "prompts": f"{whole.prompts:,}",
-        "different prompts": f"{whole.unique:,}",
-        "shards": f"{n_shards:,}",
-        "rows refused": f"{refused:,}",
-    }
-
-
-def _license_hours(tallies: Mapping[str, Tally]) -> dict[str, float]:
-    hours: defaultdict[str, float] = defaultdict(float)
-    for tally in tallies.values():
-        for name, seconds in tally.license_seconds.items():
-            hours[name] += seconds / 3600
-    return hours
-
-
-def _codebooks(codes: CodeCounts, n_codebooks: int, codebook_size: int) -> dict[str, Any]:
-    """The plot of how often each code comes, and rows of the table."""
-    shape = (n_codebooks, codebook_size)
-    counts = sum(codes.counts.values(), start=np.zeros(shape, np.int64))
-    rows = [
-        (f"codebook {k}", usage["used"], usage["used"] / codebook_size * 100, usage["perplexity"])
-        for k, usage in enumerate(codebook_usage(counts))
-    ]
-    return {"plot": page.picture(code_shares(counts[: len(page.COLOURS)])), "rows": rows}
-
-
-def _stages(refusals: Counter[tuple[str, str]]) -> dict[str, Counter[str]]:
-    """{stage: how many rows were refused, by reason}."""
-    stages: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for (stage, reason), number in sorted(refusals.items()):
-        stages[stage][reason] += number
-    return stages
-
-
 def _cards(store: Store, codec: Codec, rows: pa.Table) -> list[dict[str, Any]]:
     """The first of the drawn clips, as many as fit."""
     reader = ShardDataset(store, rows, {})
     cards: list[dict[str, Any]] = []
     room = CLIPS_BYTES
     for i, row in enumerate(rows.to_pylist()):
-        card = clip_card(codec, reader.read(i).codes, row)
-        room -= len(repr(card).encode())  # picture, sound and texts; their HTML adds little
+        card = _card(codec, reader.read(i).codes, row)
+        room -= len(
+            repr(card).encode()
+        )  # picture, sound and texts; the HTML around them adds little
         if room < 0:
             break
         cards.append(card)
     return cards
 
 
-def clip_card(codec: Codec, codes: NDArray[np.int16], row: Mapping[str, Any]) -> dict[str, Any]:
-    """A clip, its prompts and facts.
-
-    Args:
-        codes: int16 `[K, T]`.
-        row: its manifest row.
-    """
+def _card(codec: Codec, codes: NDArray[np.int16], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A clip with its prompts and facts, from its codes (int16 `[K, T]`) and its manifest row."""
     seconds = min(row["duration_s"], CLIP_S)
     wave = decode_clip(codec, codes[:, : int(np.ceil(seconds * codec.frame_rate))], seconds)
     length = f"{row['duration_s']:.1f} s"
@@ -223,16 +202,18 @@ def clip_card(codec: Codec, codes: NDArray[np.int16], row: Mapping[str, Any]) ->
     }
 
 
-def _series(tallies: Mapping[str, Tally], by_hours: Sequence[str]) -> Iterable[tuple[str, Tally]]:
-    """The datasets with colours of their own, and all others as one."""
+def _series(
+    datasets: Mapping[str, pa.Table], by_hours: Sequence[str]
+) -> Iterable[tuple[str, pa.Table]]:
+    """Rows of the datasets that get their own colour, and of all others together."""
     own = len(page.COLOURS) if len(by_hours) <= len(page.COLOURS) else len(page.COLOURS) - 1
-    yield from ((name, tallies[name]) for name in by_hours[:own])
+    yield from ((name, datasets[name]) for name in by_hours[:own])
     if rest := by_hours[own:]:
-        yield f"{len(rest)} others", Tally(pa.concat_tables(tallies[name].rows for name in rest))
+        yield f"{len(rest)} others", pa.concat_tables(datasets[name] for name in rest)
 
 
 def _largest(rows: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The largest entries with short labels, and the sum of all others."""
+    """The largest entries with shortened labels, and the sum of all others."""
     ranked = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
     largest: dict[str, Any] = {}
     for name, value in ranked[:number]:

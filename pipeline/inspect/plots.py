@@ -16,16 +16,17 @@ from pipeline.inspect.tally import Histogram
 
 
 def stacked(series: Mapping[str, Histogram], x_label: str, y_label: str) -> Figure:
-    """Histograms on top of each other, in `COLOURS`; a long tail makes the axis logarithmic."""
+    """Histograms on top of each other, in `COLOURS`; with a long tail, the axis is logarithmic."""
     step = next(iter(series.values())).step
     whole = Histogram(np.concatenate([histogram.values for histogram in series.values()]), step)
-    wide = whole.least > 0 and whole.most > 6 * whole.quantile(0.5)
+    least, most = whole.values.min(), whole.values.max()
+    wide = least > 0 and most > 6 * whole.quantile(0.5)
     if wide and step < 1:  # whole numbers would leave gaps between narrow bins
-        edges = np.geomspace(whole.least * 0.98, whole.most * 1.02, 41)
+        edges = np.geomspace(least * 0.98, most * 1.02, 41)
     else:
         wide = False
-        width = np.ceil(max((whole.most - whole.least) / 40, step) / step) * step
-        edges = np.arange(whole.least - width / 2, whole.most + width, width)
+        width = np.ceil(max((most - least) / 40, step) / step) * step
+        edges = np.arange(least - width / 2, most + width, width)
     plot, axis = _axes()
     bottom = np.zeros(len(edges) - 1)
     for colour, histogram in zip(COLOURS, series.values(), strict=False):

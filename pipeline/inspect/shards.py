@@ -1,11 +1,10 @@
-"""What is in the shards: listings, one sample, statistics.
+"""Look into shards: listings, one sample, statistics.
 
-Columns of the manifest are read whole, as training does; the tars a few clips at a time.
+Columns of the manifest are read whole, as training does; tars are read a few clips at a time.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.schema import MANIFEST
 from common.shards import Sample, ShardDataset, parse_sample, read_summary
 from common.storage import Store
 from pipeline.datadir.commit import committed_shards, read_commit
-from pipeline.inspect.tally import (
-    TALLIED,
-    Tally,
-    by_dataset,
-    codebook_usage,
-    smallest_by_hash,
-)
+from pipeline.inspect.tally import TALLIED, by_dataset, codebook_usage, smallest_by_hash, tally
 
 _CLIPS_PER_READ = 64
+_SEE = "see `python -m pipeline shards verify --config RECIPE`"
 _CLIP = ("sample_id", "dataset", "shard", "shard_key", "offset", "length")
-"""Columns of the manifest that say where a clip lies."""
+"""Columns of the manifest that locate a clip."""
 
 
 def list_shards(store: Store) -> list[dict[str, Any]]:
@@ -41,24 +35,19 @@ def list_shards(store: Store) -> list[dict[str, Any]]:
         commit = read_commit(store, shard)
         if commit is None:
             continue
-        rows.append(
-            {
-                "shard": shard,
-                "shard_key": commit["shard_key"],
-                "bytes": commit["bytes"],
-                "sha256": commit["sha256"],
-                "clips": len(commit["samples"]),
-                "seconds": sum(sample["duration_s"] for sample in commit["samples"]),
-                "refused": len(commit["refused"]),
-            }
-        )
+        seconds = sum(sample["duration_s"] for sample in commit["samples"])
+        counts = {"clips": len(commit["samples"]), "refused": len(commit["refused"])}
+        names = ("shard", "shard_key", "bytes", "sha256")
+        rows.append({name: commit[name] for name in names} | counts | {"seconds": seconds})
     if not rows:
-        raise AttuneError(f"{store.uri}: no committed shards; run `python -m pipeline run` first")
+        raise AttuneError(
+            f"{store.uri}: no committed shards; run `python -m pipeline run --config RECIPE` first"
+        )
     return rows
 
 
 def read_columns(store: Store, columns: Sequence[str], key: str = "manifest.parquet") -> pa.Table:
-    """Columns of a table of a finished run; the manifest's rows come by shard and position.
+    """Columns of a table of a finished run; the manifest is sorted by shard and position.
 
     Raises:
         AttuneError: the run is not finished, or the table is damaged.
@@ -69,18 +58,18 @@ def read_columns(store: Store, columns: Sequence[str], key: str = "manifest.parq
             return pq.ParquetFile(source).read(columns=list(columns), use_threads=False)
     except FileNotFoundError:
         raise AttuneError(
-            f"{store.uri}: no {key} there; run `python -m pipeline run` to the end first"
+            f"{store.uri}: no {key} there; run `python -m pipeline run --config RECIPE` to the end "
+            "first"
         ) from None
     except pa.ArrowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"{store.uri}/{key}: not readable: {reason}") from error
+        raise AttuneError(f"{store.uri}/{key}: not readable: {one_line(error)}") from error
 
 
 def find_sample(store: Store, sample_id: str) -> tuple[dict[str, Any], Sample]:
-    """The manifest row and the content of one sample, by its id or a unique beginning of it.
+    """The manifest row and the content of one sample, by its id or a unique prefix of the id.
 
     Raises:
-        AttuneError: no sample, or several, begin so.
+        AttuneError: no sample, or more than one, has this prefix.
     """
     manifest = read_columns(store, MANIFEST.names)
     found = manifest.filter(pc.starts_with(manifest["sample_id"], sample_id))
@@ -91,12 +80,9 @@ def find_sample(store: Store, sample_id: str) -> tuple[dict[str, Any], Sample]:
 
 
 def show_sample(store: Store, sample_id: str) -> dict[str, Any]:
-    """One sample: where it is, the shapes of what it holds, its record; raises as `find_sample`."""
+    """Place, shapes and record of one sample; raises as `find_sample`."""
     row, sample = find_sample(store, sample_id)
-    return {
-        "shard_key": row["shard_key"],
-        "offset": row["offset"],
-        "length": row["length"],
+    return {name: row[name] for name in ("shard_key", "offset", "length")} | {
         "codes_shape": list(sample.codes.shape),
         "codes_head": sample.codes[:, :12].tolist(),
         "text_shapes": [list(states.shape) for states in sample.text],
@@ -108,37 +94,28 @@ def shard_stats(
     store: Store,
     sample: int | None = None,
     seed: int = 0,
-    tell: Callable[[int, int], object] | None = None,
+    tell: Callable[[int, int], object] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Statistics of a finished run, over all and by dataset.
+    """Statistics of a finished run: `all`, and `datasets` by name; refusals by reason.
 
     Args:
         sample: take the codes from this many shards, drawn by `seed`; None: from all of them.
-            Everything but the codebooks' figures is from the whole manifest.
-        tell: called with the number of shards whose codes were read, and of all.
+            All other figures are from the whole manifest.
+        tell: called with the number of shards whose codes were read, and of all that are to be.
 
     Raises:
-        AttuneError: the run is not finished, or what it wrote is damaged.
+        AttuneError: the run is not finished, or its files are damaged.
     """
     summary = read_summary(store)
     manifest = read_columns(store, TALLIED)
-    whole, datasets = Tally(manifest), by_dataset(manifest)
     codes = count_codes(store, summary, sample, seed, tell)
-    clips: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
-    for tally in datasets.values():
-        clips.update(tally.licenses)
-        seconds.update(tally.license_seconds)
+    total = np.sum([*codes.counts.values()], axis=0)
     return {
-        "n_samples": whole.clips,
-        "hours": summary["hours"],
+        "all": tally(manifest) | {"codebooks": codebook_usage(total)},
         "datasets": {
-            name: {**tally.figures(), "codebooks": codebook_usage(codes.counts.get(name, ()))}
-            for name, tally in sorted(datasets.items())
+            name: tally(rows) | {"codebooks": codebook_usage(codes.counts.get(name, ()))}
+            for name, rows in sorted(by_dataset(manifest).items())
         },
-        "duration_s": whole.durations.figures(),
-        "prompt_tokens": whole.tokens.figures() | {"histogram": whole.tokens.bars()},
-        "codebooks": codebook_usage(np.sum([*codes.counts.values()], axis=0)),
         "codebook_size": summary["codebook_size"],
         "codes_from": {
             "shards": codes.shards,
@@ -146,17 +123,13 @@ def shard_stats(
             "clips": codes.clips,
             "seed": seed if codes.shards < codes.of_shards else None,
         },
-        "licenses": {
-            name: {"clips": number, "hours": round(seconds[name] / 3600, 6)}
-            for name, number in clips.most_common()
-        },
         "rejected_by_reason": summary["rejected_by_reason"],
     }
 
 
 @dataclass
 class CodeCounts:
-    """How often each code comes in each stream.
+    """How often each code occurs in each codebook.
 
     counts: {dataset: int64 [K, codebook size]}.
     """
@@ -165,20 +138,20 @@ class CodeCounts:
     clips: int
     shards: int
     of_shards: int
-    """Shards that hold clips; `shards` of them were read."""
+    """Number of shards that hold clips; `shards` of them were read."""
 
 
 def count_codes(
     store: Store,
     summary: dict[str, Any],
     sample: int | None,
-    seed: int = 0,
-    tell: Callable[[int, int], object] | None = None,
+    seed: int,
+    tell: Callable[[int, int], object],
 ) -> CodeCounts:
-    """One pass over the tars, or over `sample` of them.
+    """Count codes in one pass over all tars, or over `sample` of them.
 
     Raises:
-        AttuneError: a sample cannot be read, or holds codes that its codec does not have.
+        AttuneError: a sample cannot be read, or has codes outside the codebook.
     """
     clips = read_columns(store, _CLIP)
     shards: list[int] = pc.unique(clips["shard"]).to_pylist()
@@ -195,39 +168,30 @@ def count_codes(
             if codes.size and not 0 <= codes.min() <= codes.max() < size:
                 raise AttuneError(
                     f"{store.uri}/{row['shard_key']}: sample {clip.sample_id} has codes outside "
-                    f"0..{size - 1}; see `python -m pipeline shards verify`"
+                    f"0..{size - 1}; {_SEE}"
                 )
             empty = np.zeros((int(summary["n_codebooks"]), size), np.int64)
             of_dataset = counts.setdefault(row["dataset"], empty)
             for stream, values in enumerate(codes):
                 of_dataset[stream] += np.bincount(values, minlength=size)
             n_clips += 1
-        if tell:
-            tell(done + 1, len(shards))
+        tell(done + 1, len(shards))
     return CodeCounts(counts, n_clips, len(shards), of_shards)
 
 
 def _read_clips(store: Store, clips: pa.Table) -> Iterator[tuple[dict[str, Any], Sample]]:
-    """Manifest row and content of each clip of one shard."""
+    """Manifest row and content of each clip of one shard; one request for a few clips."""
     for start in range(0, len(clips), _CLIPS_PER_READ):
         rows = clips.slice(start, _CLIPS_PER_READ).to_pylist()
-        yield from _read_some(store, rows[0]["shard_key"], rows)
-
-
-def _read_some(
-    store: Store, key: str, rows: list[dict[str, Any]]
-) -> Iterator[tuple[dict[str, Any], Sample]]:
-    see = "see `python -m pipeline shards verify`"
-    try:
-        parts = store.read_ranges(key, [(row["offset"], row["length"]) for row in rows])
-    except FileNotFoundError:
-        raise AttuneError(
-            f"{store.uri}/{key}: shard is gone; sample {rows[0]['sample_id']} lies in it; {see}"
-        ) from None
-    for row, data in zip(rows, parts, strict=True):
+        key = rows[0]["shard_key"]
         try:
-            yield row, parse_sample(row["sample_id"], data)
-        except ValueError as error:
-            raise AttuneError(
-                f"{store.uri}/{key}: sample {row['sample_id']} is corrupt: {error}; {see}"
-            ) from error
+            parts = store.read_ranges(key, [(row["offset"], row["length"]) for row in rows])
+        except FileNotFoundError:
+            raise AttuneError(f"{store.uri}/{key}: shard is gone; {_SEE}") from None
+        for row, data in zip(rows, parts, strict=True):
+            try:
+                yield row, parse_sample(row["sample_id"], data)
+            except ValueError as error:
+                raise AttuneError(
+                    f"{store.uri}/{key}: sample {row['sample_id']} is corrupt: {error}; {_SEE}"
+                ) from error

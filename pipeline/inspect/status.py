@@ -1,7 +1,7 @@
-"""Where a run stands, only from its files: works while it runs, after a kill, and at the end.
+"""State of a run, read only from its files: while it runs, after a kill, and at the end.
 
-Speed is what the last ten minutes of work brought, by the times at which the store says that
-commits and text chunks were written; nobody keeps a record for it.
+Speed is the work of the last ten minutes, by the times at which commits and text chunks were
+written according to the store.  No other record is kept.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from common.errors import AttuneError
 from common.schema import REJECTS
 from common.storage import Entry, Store
-from pipeline.datadir.commit import commit_key, committed_shards, read_commit
-from pipeline.datadir.frozen_plan import FrozenPlan, load_plan
+from pipeline.datadir.commit import (
+    commit_key,
+    committed_shards,
+    poison_key,
+    poison_shards,
+    read_commit,
+)
+from pipeline.datadir.frozen_plan import FrozenPlan, plan_to_read
 from pipeline.datadir.text_cache import TextCache
 from pipeline.inspect.shards import read_columns
+from pipeline.progress import format_duration, format_rate
 
 _RECENT = timedelta(minutes=10)
 _SLOW = timedelta(hours=1)
-"""What speed is taken from: as much work before the newest piece of it."""
+"""Speed is measured over this time before the newest piece of work (see `_recent_work`)."""
 _READERS = 16
-"""Commits that are read at once."""
+"""Number of commits that are read at once."""
 
 _REFUSAL = [name for name in REJECTS.names if name != "raw"]
 
@@ -34,32 +41,32 @@ Taken = TypeVar("Taken")
 
 
 def finished_summary(plan: FrozenPlan) -> dict[str, Any] | None:
-    """`summary.json`, if it is there, whole, made from this plan, and has all its commits still."""
+    """`summary.json`; None if it is missing, damaged or of another plan, or a commit is missing."""
     try:
         summary = json.loads(plan.store.read("summary.json"))
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(summary, dict) or summary.get("plan_hash") != plan.plan_hash:
         return None
-    # Listed after it: it is written when all of them are there.
+    # Listed after the summary was read, because it is written after all commits.
     if not committed_shards(plan.store) >= set(range(plan.n_shards)):
         return None
     return summary
 
 
 def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
-    """Counts over all, and `stages`: progress and speed of each.
+    """Counts of the whole run, and in `stages` the progress and speed of each stage.
 
-    A speed is None until there are two commits (chunks) to take it from, an ETA also where nothing
-    is left to do.  Times are seconds.
+    A speed is None before there are two commits (chunks) to measure it.  An ETA is None also when
+    nothing is left to do.  Times are in seconds.
 
     Args:
-        now: what the age of the newest commit is counted to; this machine's clock if None.
+        now: time for the age of the newest commit; this machine's clock if None.
 
     Raises:
         AttuneError: there is no plan yet, or a commit is damaged.
     """
-    plan = _plan_in(store)
+    plan = plan_to_read(store)
     embed = _embed_stage(plan)
     shards = _read_commits(plan, _sums_of)
     encode = _encode_stage(plan, shards, now or datetime.now(UTC))
@@ -81,7 +88,7 @@ def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
         "clips": sum(shard.clips for shard in shards.values()),
         "hours": encode["hours"],
         "refused_while_encoding": sum(encode["refused"].values()),
-        "poison": [entry for entry in _read_poison(store) if entry["shard"] not in shards],
+        "poison": _read_poison(store, poison_shards(store) - shards.keys()),
         "stages": {
             "plan": _plan_stage(plan),
             "embed": embed,
@@ -92,23 +99,25 @@ def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
 
 
 def read_refused(store: Store) -> Iterator[dict[str, Any]]:
-    """Every row that was refused, in `REJECTS` but for `raw`: while encoding (stage `audio`), by
-    shard, as far as shards are committed; then while planning, in reading order.
+    """Every refused row, in the columns of `REJECTS` without `raw`.
+
+    First the rows refused while encoding (stage `audio`) in the shards committed so far, by shard;
+    then the rows refused while planning, in reading order.
 
     Raises:
         AttuneError: there is no plan yet, or a file is damaged.
     """
-    plan = _plan_in(store)
+    plan = plan_to_read(store)
     yield from refused_while_encoding(plan)
-    if store.exists("plan/rejects.parquet"):  # nothing but this listing needs it
+    if store.exists("plan/rejects.parquet"):  # only this listing needs it
         for batch in plan.batches("rejects", _REFUSAL):
             yield from batch.to_pylist()
 
 
 def refused_while_encoding(plan: FrozenPlan) -> Iterator[dict[str, Any]]:
-    """The clips that encoding refused so far; form and errors as of `read_refused`."""
+    """Clips that encoding refused so far; columns and errors as in `read_refused`."""
     store = plan.store
-    # The commits say the same; of a large run they are many.
+    # The commits hold the same rows, but a large run has many commits.
     if finished_summary(plan) is not None and store.exists("quarantine.parquet"):
         yield from read_columns(store, _REFUSAL, "quarantine.parquet").to_pylist()
         return
@@ -117,11 +126,60 @@ def refused_while_encoding(plan: FrozenPlan) -> Iterator[dict[str, Any]]:
         yield from ({name: row.get(name) for name in _REFUSAL} for row in shards[shard])
 
 
-def _plan_in(store: Store) -> FrozenPlan:
-    plan = load_plan(store)
-    if plan is None:
-        raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
-    return plan
+def status_lines(found: dict[str, Any]) -> list[str]:
+    """The result of `read_status` for a person: a line per catalog, stage and failed shard."""
+    plan, embed, encode = (found["stages"][stage] for stage in ("plan", "embed", "encode"))
+    age, committed = encode["last_commit_age_s"], found["shards"]
+    stages = {
+        "plan": [account(plan), f"{plan['shards']} shards", f"{plan['prompts']} prompts"],
+        "embed": [
+            f"{embed['chunks_done']}/{embed['chunks']} chunks",
+            f"{embed['prompts_done']}/{embed['prompts']} prompts",
+            f"{format_rate(embed['prompts_per_s'])}/s" if embed["prompts_per_s"] else "",
+            f"ETA {format_duration(embed['eta_s'])}" if embed["eta_s"] else "",
+        ],
+        "encode": [
+            f"{encode['shards_done']}/{encode['shards']} shards",
+            f"{encode['clips_done']}/{encode['clips']} clips",
+            f"{encode['hours']:.2f} h",
+            _refused(encode["refused"]),
+            f"{format_rate(encode['times_real_time'])}x real time" if encode["clips_per_s"] else "",
+            f"ETA {format_duration(encode['eta_s'])}" if encode["eta_s"] else "",
+            "" if age is None else f"last commit {format_duration(age)} ago",
+        ],
+        "finalize": [
+            f"{committed['committed']}/{committed['planned']} committed",
+            f"manifest {'written' if found['stages']['finalize']['done'] else 'not written yet'}",
+        ],
+    }
+    rows = {label: account(count) for label, count in found["catalogs"].items()}
+    rows |= {stage: "  ".join(filter(None, parts)) for stage, parts in stages.items()}
+    return [
+        f"{found['data_dir']}: {found['state']}, plan {found['plan_hash']}",
+        *aligned(rows),
+        *(f"poison  shard {e['shard']:06d}: {e['errors'][-1]}" for e in found["poison"]),
+    ]
+
+
+def account(count: dict[str, Any]) -> str:
+    """What became of catalog rows: `read 9 = accepted 5, merged 1, refused 3 (silent 3)`."""
+    fates = [f"accepted {count['accepted']}"]
+    fates += [
+        f"{fate.replace('_', ' ')} {n}" for fate in ("merged", "held_out") if (n := count[fate])
+    ]
+    return f"read {count['read']} = {', '.join(fates)}, {_refused(count['refused'])}"
+
+
+def _refused(counts: dict[str, int]) -> str:
+    """`refused 12 (silent 8, truncated 4)`, the most frequent reason first."""
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(counts).most_common())
+    return f"refused {sum(counts.values())}" + (f" ({reasons})" if reasons else "")
+
+
+def aligned(rows: dict[str, str]) -> list[str]:
+    """Lines with all labels in one column."""
+    width = max(map(len, rows), default=0)
+    return [f"{label:<{width}}  {text}" for label, text in rows.items()]
 
 
 def _plan_stage(plan: FrozenPlan) -> dict[str, Any]:
@@ -145,10 +203,12 @@ def _embed_stage(plan: FrozenPlan) -> dict[str, Any]:
         for count in batch.column("chunk").value_counts().to_pylist():
             sizes[count["values"]] += count["counts"]
     folder = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"]).folder
+    paths = ((Path(entry.key), entry.modified) for entry in plan.store.entries(folder))
+    # The index of a chunk is written last, so it shows that the chunk is finished.
     written = {
-        name: entry.modified
-        for entry in plan.store.entries(folder)
-        if (name := _chunk_of(entry)) in sizes
+        path.stem: modified
+        for path, modified in paths
+        if path.suffix == ".parquet" and path.stem in sizes
     }
     done = sum(sizes[name] for name in written)
     recent, span_s = _recent_work(written.items())
@@ -163,14 +223,8 @@ def _embed_stage(plan: FrozenPlan) -> dict[str, Any]:
     }
 
 
-def _chunk_of(entry: Entry) -> str:
-    """The chunk that this file finishes; nothing for any other file."""
-    name = entry.key.rsplit("/", 1)[-1]
-    return name.removesuffix(".parquet") if name.endswith(".parquet") else ""
-
-
 class _Shard(NamedTuple):
-    """What a commit sums up to."""
+    """Totals of a commit."""
 
     modified: datetime
     clips: int
@@ -187,7 +241,7 @@ def _sums_of(entry: Entry, commit: dict[str, Any]) -> _Shard:
 def _read_commits(
     plan: FrozenPlan, take: Callable[[Entry, dict[str, Any]], Taken]
 ) -> dict[int, Taken]:
-    """What is taken from the commit of every committed shard, by number."""
+    """`take` of the commit of every committed shard, by shard number."""
     numbers = {commit_key(shard): shard for shard in range(plan.n_shards)}
 
     def read(entry: Entry) -> tuple[int, Taken | None]:
@@ -201,7 +255,7 @@ def _read_commits(
 
 
 def _encode_stage(plan: FrozenPlan, shards: dict[int, _Shard], now: datetime) -> dict[str, Any]:
-    """`clips_done` counts refused clips too; `hours_left` supposes more of what there was."""
+    """`clips_done` includes refused clips; `hours_left` is extrapolated from the finished clips."""
     refused: Counter[str] = Counter()
     for shard in shards.values():
         refused.update(shard.refused)
@@ -212,6 +266,7 @@ def _encode_stage(plan: FrozenPlan, shards: dict[int, _Shard], now: datetime) ->
     latest = [shards[number] for number in recent]
     clips_per_s = _per_s(sum(shard.clips + shard.refused.total() for shard in latest), span_s)
     newest = max((shard.modified for shard in shards.values()), default=None)
+    age = None if newest is None else round(max(0.0, (now - newest).total_seconds()), 3)
     return {
         "shards": plan.n_shards,
         "shards_done": len(shards),
@@ -223,18 +278,16 @@ def _encode_stage(plan: FrozenPlan, shards: dict[int, _Shard], now: datetime) ->
         "times_real_time": _per_s(sum(shard.seconds for shard in latest), span_s),
         "clips_per_s": clips_per_s,
         "eta_s": _eta(left, clips_per_s),
-        "last_commit_age_s": (
-            None if newest is None else round(max(0.0, (now - newest).total_seconds()), 3)
-        ),
+        "last_commit_age_s": age,
     }
 
 
 def _recent_work(written: Iterable[tuple[Key, datetime]]) -> tuple[list[Key], float]:
-    """What was written in the ten minutes up to the newest piece, but for the first; where that is
-    nothing, the newest, if the one before it is at most an hour older (shards of long music).
+    """Pieces of work to measure speed by, and the seconds in which they were made.
 
-    Returns:
-        The pieces that were made between the first and the newest, and the seconds between these.
+    These are the pieces of the ten minutes before the newest piece, without the first one, whose
+    start is not known.  If there is only one such piece, the piece before it counts as the first,
+    if it is at most an hour older (shards of long music).
     """
     times = sorted(written, key=lambda item: item[1])
     if not times:
@@ -254,12 +307,12 @@ def _eta(left: float, per_s: float | None) -> float | None:
     return round(left / per_s, 3) if left > 0 and per_s else None
 
 
-def _read_poison(store: Store) -> list[dict[str, Any]]:
+def _read_poison(store: Store, shards: Iterable[int]) -> list[dict[str, Any]]:
     entries = []
-    for key, _ in store.list("poison"):
+    for shard in sorted(shards):
         try:
-            entry = json.loads(store.read(key))
-            entries.append({"shard": int(entry["shard"]), "errors": list(entry["errors"])})
+            errors = list(json.loads(store.read(poison_key(shard)))["errors"])
         except (FileNotFoundError, ValueError, TypeError, KeyError):
-            continue  # gone meanwhile, or not ours
+            continue  # deleted meanwhile, or not ours
+        entries.append({"shard": shard, "errors": errors})
     return entries

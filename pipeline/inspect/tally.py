@@ -1,4 +1,4 @@
-"""Figures of manifest rows, from whole columns: durations, tokens, prompts, licences, codes."""
+"""Figures of whole manifest columns: durations, tokens, prompts, licences, codes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,15 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TALLIED = (
     "dataset", "split", "prompts", "prompt_tokens", "duration_s", "license", "license_url",
 )  # fmt: skip
-"""Columns of the manifest that a `Tally` reads."""
+"""Columns of the manifest that `tally` reads."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How numbers >= 0 are spread; quantiles and bars are rounded to whole steps."""
+    """Distribution of numbers >= 0; quantiles and bars are rounded to whole steps."""
 
     values: npt.NDArray[Any]
     step: float = 1
-
-    @property
-    def total(self) -> float:
-        return float(self.values.sum())
-
-    @property
-    def least(self) -> float:
-        return float(self.values.min())
-
-    @property
-    def most(self) -> float:
-        return float(self.values.max())
 
     @cached_property
     def steps(self) -> npt.NDArray[np.int64]:
@@ -48,11 +36,11 @@ class Histogram:
         return np.sort(np.rint(self.values / self.step).astype(np.int64))
 
     def quantile(self, q: float) -> float:
-        """The smallest number with at least `q` of all at or below it, to half a step."""
+        """The smallest number with at least a share `q` of all at or below it, to half a step."""
         if not len(self.steps):
             return 0.0
         at = int(self.steps[max(1, int(np.ceil(q * len(self.steps)))) - 1])
-        return min(max(round(at * self.step, 6), self.least), self.most)
+        return float(np.clip(round(at * self.step, 6), self.values.min(), self.values.max()))
 
     def figures(self) -> dict[str, float]:
         """min, mean, max and `QUANTILES` as p05, ..., p95 (the median under that name)."""
@@ -61,86 +49,56 @@ class Histogram:
         quantiles = {
             "median" if q == 0.5 else f"p{round(100 * q):02d}": self.quantile(q) for q in QUANTILES
         }
-        mean = round(self.total / len(self.values), 6)
-        return {"min": self.least, **quantiles, "mean": mean, "max": self.most}
+        least, most = float(self.values.min()), float(self.values.max())
+        mean = round(float(self.values.sum()) / len(self.values), 6)
+        return {"min": least, **quantiles, "mean": mean, "max": most}
 
     def bars(self) -> dict[str, int]:
-        """How often each number comes: {number: count}."""
+        """How often each number occurs: {number: count}."""
         found, counts = np.unique(self.steps, return_counts=True)
         return {f"{i * self.step:g}": int(n) for i, n in zip(found, counts, strict=True)}
 
 
-@dataclass(frozen=True)
-class Tally:
-    """Sums over manifest rows, e.g. those of one dataset."""
-
-    rows: pa.Table
-    """With the columns `TALLIED`."""
-
-    @property
-    def clips(self) -> int:
-        return len(self.rows)
-
-    @cached_property
-    def prompts(self) -> int:
-        return len(pc.list_flatten(self.rows["prompts"]))
-
-    @cached_property
-    def unique(self) -> int:
-        """How many different prompts there are."""
-        return int(pc.count_distinct(pc.list_flatten(self.rows["prompts"])).as_py())
-
-    @cached_property
-    def durations(self) -> Histogram:
-        """Seconds, to 10 ms."""
-        return Histogram(self.rows["duration_s"].to_numpy(), 0.01)
-
-    @cached_property
-    def tokens(self) -> Histogram:
-        return Histogram(pc.list_flatten(self.rows["prompt_tokens"]).to_numpy())
-
-    @property
-    def splits(self) -> Counter[str]:
-        return Counter(self.rows["split"].to_pylist())
-
-    @property
-    def licenses(self) -> Counter[str]:
-        """Clips under each licence."""
-        return Counter({row["license"]: row["seconds_count"] for row in self._by_license})
-
-    @property
-    def license_seconds(self) -> dict[str, float]:
-        return {row["license"]: row["seconds_sum"] for row in self._by_license}
-
-    @cached_property
-    def _by_license(self) -> list[dict[str, Any]]:
-        """A row per licence, in the order of their first clips."""
-        texts = (self.rows["license"], self.rows["license_url"])
-        stated = (pc.if_else(pc.equal(column, ""), None, column) for column in texts)
-        names = pc.coalesce(*stated, "not stated")
-        table = pa.table({"license": names, "seconds": self.rows["duration_s"]})
-        sums = table.group_by("license", use_threads=False).aggregate(
-            [("seconds", "count"), ("seconds", "sum")]
-        )
-        return list(sums.to_pylist())
-
-    def figures(self) -> dict[str, Any]:
-        return {
-            "clips": self.clips,
-            "hours": round(self.durations.total / 3600, 6),
-            "prompts": self.prompts,
-            "unique_prompts": self.unique,
-            "splits": dict(sorted(self.splits.items())),
-            "duration_s": self.durations.figures(),
-            "prompt_tokens": self.tokens.figures() | {"histogram": self.tokens.bars()},
-            "licenses": dict(self.licenses.most_common()),
-        }
+def durations(rows: pa.Table) -> Histogram:
+    """Durations of manifest rows in seconds, to 10 ms."""
+    return Histogram(rows["duration_s"].to_numpy(), 0.01)
 
 
-def by_dataset(manifest: pa.Table) -> dict[str, Tally]:
-    """A tally per dataset of a manifest, which has the columns `TALLIED`."""
+def tokens(rows: pa.Table) -> Histogram:
+    """Numbers of tokens of the prompts of manifest rows."""
+    return Histogram(pc.list_flatten(rows["prompt_tokens"]).to_numpy())
+
+
+def tally(rows: pa.Table) -> dict[str, Any]:
+    """Figures of manifest rows with the columns `TALLIED`; licences by number of clips."""
+    prompts, lengths = pc.list_flatten(rows["prompts"]), tokens(rows)
+    texts = (rows["license"], rows["license_url"])
+    stated = (pc.if_else(pc.equal(column, ""), None, column) for column in texts)
+    licenses = pa.table([pc.coalesce(*stated, "not stated"), rows["duration_s"]], ["name", "s"])
+    sums = licenses.group_by("name", use_threads=False).aggregate([("s", "count"), ("s", "sum")])
+    return {
+        "clips": len(rows),
+        "hours": _hours(rows["duration_s"].to_numpy().sum()),
+        "prompts": len(prompts),
+        "unique_prompts": int(pc.count_distinct(prompts).as_py()),
+        "splits": dict(sorted(Counter(rows["split"].to_pylist()).items())),
+        "duration_s": durations(rows).figures(),
+        "prompt_tokens": lengths.figures() | {"histogram": lengths.bars()},
+        "licenses": {
+            row["name"]: {"clips": row["s_count"], "hours": _hours(row["s_sum"])}
+            for row in sorted(sums.to_pylist(), key=lambda row: -row["s_count"])
+        },
+    }
+
+
+def _hours(seconds: float) -> float:
+    return round(float(seconds) / 3600, 6)
+
+
+def by_dataset(manifest: pa.Table) -> dict[str, pa.Table]:
+    """The manifest rows of each dataset."""
     names = pc.unique(manifest["dataset"]).to_pylist()
-    return {name: Tally(manifest.filter(pc.equal(manifest["dataset"], name))) for name in names}
+    return {name: manifest.filter(pc.equal(manifest["dataset"], name)) for name in names}
 
 
 def frequent_words(prompts: Iterable[str], number: int) -> dict[str, int]:
@@ -152,10 +110,10 @@ def frequent_words(prompts: Iterable[str], number: int) -> dict[str, int]:
 
 
 def codebook_usage(counts: Iterable[npt.NDArray[np.int64]]) -> list[dict[str, Any]]:
-    """Per stream: distinct codes, and perplexity exp(H) of their distribution.
+    """Number of distinct codes, and perplexity exp(H) of their distribution, per codebook.
 
     Args:
-        counts: int64 [K, codebook size]; empty where nothing was counted.
+        counts: int64 [K, codebook size]; empty if nothing was counted.
     """
     usage = []
     for row in counts:
@@ -167,7 +125,7 @@ def codebook_usage(counts: Iterable[npt.NDArray[np.int64]]) -> list[dict[str, An
 
 
 def smallest_by_hash(names: Iterable[str], number: int, seed: int) -> list[str]:
-    """A draw of `number` names that depends only on the seed and the names, not on their order."""
+    """Draw `number` names; depends only on the seed and the names, not on their order."""
 
     def rank(name: str) -> bytes:
         return hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()

@@ -1,9 +1,9 @@
-"""`shards verify`: does every byte that a reader will trust say what it should?
+"""`shards verify`: check every byte that a reader will trust.
 
-Shard by shard: the commit accounts for the plan, the tar has the commit's hash, every sample is
-read and its codes, states and record are held against plan, commit and text cache.  Then what
-`finalize` writes is worked out again from plan and commits and compared with the files that are
-there.  Every problem names its file and, where there is one, the sample.  Nothing is changed.
+For each shard: the commit accounts for the plan, the tar has the commit's hash, and the codes,
+states and record of every sample match plan, commit and text cache.  Then the files of `finalize`
+are computed again from plan and commits and compared with the files in the store.  Every problem
+names its file and, if there is one, its sample.  Nothing is changed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from common.schema import MANIFEST, RECORD, REJECTS
 from common.shards import parquet_table, parse_sample, read_summary
 from common.storage import StorageError, Store
 from pipeline.datadir.commit import check_account, commit_key, committed_shards, read_commit
-from pipeline.datadir.frozen_plan import load_plan
+from pipeline.datadir.frozen_plan import plan_to_read
 from pipeline.datadir.results import FROM_ELSEWHERE, Results
 from pipeline.datadir.text_cache import TextCache
 
 _ROWS_AT_ONCE = 8192
 _PLANNED = (*RECORD.names, "prompts")
 _ENCODED = ("frames", "duration_s", "prompt_tokens", "source_sample_rate", "source_sha256")
-"""What a sample's record has from its plan row, and from its commit."""
+"""Fields of a sample's record that come from its plan row, and from its commit."""
 
 
 class Problem(NamedTuple):
@@ -48,18 +48,16 @@ def verify_shards(
     """Check a finished run.
 
     Args:
-        tell: called with the number of shards looked at, and of all.
+        tell: called with the number of checked shards and the number of all shards.
 
     Returns:
-        shards, samples (numbers checked), problems (where, problem, sample_id), and orphans: tars
-        that no commit names, which are harmless.
+        shards, samples (numbers of checked ones), problems (where, problem, sample_id), and
+        orphans: tars that no commit names, which are harmless.
 
     Raises:
         AttuneError: there is no finished run to check.
     """
-    plan = load_plan(store)
-    if plan is None:
-        raise AttuneError(f"{store.uri}: no plan there; run `python -m pipeline run` first")
+    plan = plan_to_read(store)
     problems: list[Problem] = []
     samples = 0
     orphans = {key for key, _ in store.list("shards")}
@@ -76,7 +74,7 @@ def verify_shards(
     cache = TextCache(store, ids["text_encoder_id"])
 
     def accounts() -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
-        """The shards that are accounted for; every tar is looked into on the way."""
+        """Shards that are accounted for; checks the tar of every shard meanwhile."""
         nonlocal samples
         for shard, rows in plan.shards():
             tell(shard, plan.n_shards)
@@ -87,18 +85,16 @@ def verify_shards(
                     raise AttuneError("is missing")
                 if commit["shard"] != shard:
                     raise AttuneError(f"is about shard {commit['shard']}")
-            except AttuneError as error:
-                problems.append(Problem(commit_key(shard), str(error)))
-                continue
-            orphans.discard(commit["shard_key"])
-            samples += len(commit["samples"])
-            problems.extend(_tar(store, commit, planned, ids, elsewhere, cache))
-            try:
+                orphans.discard(commit["shard_key"])
+                samples += len(commit["samples"])
+                problems.extend(_tar(store, commit, planned, ids, elsewhere, cache))
                 check_account(planned, commit, plan.plan_hash)
+            except StorageError:
+                raise
             except AttuneError as error:
                 problems.append(Problem(commit_key(shard), str(error)))
-                continue
-            yield planned, commit
+            else:
+                yield planned, commit
 
     results = Results(plan)
     parts = [(MANIFEST.empty_table(), REJECTS.empty_table())]
@@ -119,7 +115,7 @@ def verify_shards(
     tell(plan.n_shards, plan.n_shards)
     for shard in sorted(committed_shards(store)):
         if shard >= plan.n_shards:
-            problems.append(Problem(commit_key(shard), f"the plan has {plan.n_shards} shards only"))
+            problems.append(Problem(commit_key(shard), f"the plan has only {plan.n_shards} shards"))
     return {
         "shards": plan.n_shards,
         "samples": samples,
@@ -136,7 +132,7 @@ def _tar(
     shapes: Mapping[str, Any],
     cache: TextCache,
 ) -> Iterator[Problem]:
-    """What is wrong with a shard's tar; `shapes` is empty where the summary is damaged."""
+    """Problems of a shard's tar; `shapes` is empty if the summary is damaged."""
     key, where = commit["shard_key"], commit_key(commit["shard"])
     if key is None:
         if commit["samples"]:
@@ -156,7 +152,7 @@ def _tar(
     states: dict[str, npt.NDArray[np.float16]] = {}
     try:
         pairs = (zip(row["prompts"], row["chunks"], strict=True) for row in planned)
-        states = cache.read(cache.find(dict(chain.from_iterable(pairs))))
+        states = cache.read(dict(chain.from_iterable(pairs)))
     except (FileNotFoundError, StorageError):
         pass  # a cache may be deleted; the states are covered by the tar's hash
     except (ValueError, KeyError) as error:  # Arrow's errors are ValueErrors
@@ -174,7 +170,7 @@ def _tar(
         record |= {**{name: found[name] for name in _ENCODED}, **ids}
         for text in _sample(sample_id, data[offset:end], record, shapes, states):
             yield Problem(key, text, sample_id)
-    # The spans lie end to end, so that a member which no sample has would follow them.
+    # The samples follow each other without gaps, so a member of no sample would follow them.
     if data[end:].strip(b"\0"):
         yield Problem(key, f"holds more than its commit names, from byte {end} on")
 
@@ -186,11 +182,11 @@ def _sample(
     shapes: Mapping[str, Any],
     states: Mapping[str, npt.NDArray[np.float16]],
 ) -> Iterator[str]:
-    """What is wrong with one sample; `record` is what its record must say."""
+    """Problems of one sample; `record` is the expected content of its record."""
     try:
         sample = parse_sample(sample_id, data)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
-        # Also what a spoiled header or token count makes of numpy's and Python's arithmetic.
+        # A damaged header or token count can raise any of these in numpy or Python.
         yield str(error)
         return
     yield from _differing(sample.record, record)
@@ -219,7 +215,7 @@ def _sample(
 
 
 def _table(store: Store, key: str, expected: pa.Table) -> Iterator[Problem]:
-    """Where a Parquet file of the store differs from the table that it should hold."""
+    """Differences of a Parquet file from the table that it should hold."""
     try:
         found = parquet_table(store.read(key))
     except FileNotFoundError:
@@ -263,7 +259,7 @@ def _shard_list(store: Store, expected: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _misplaced(found: list[str], expected: list[str]) -> Iterator[tuple[str, str]]:
-    """Names that a list lacks, repeats, or should not have, and what is wrong with each."""
+    """Names that are missing, repeated or not expected in a list, each with its problem."""
     if found == expected:
         return
     counts = Counter(found)

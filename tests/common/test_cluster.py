@@ -11,7 +11,7 @@ import pytest
 from common.cluster import check_address
 from common.errors import AttuneError
 from common.storage import open_store
-from pipeline.run import ray_session
+from pipeline.run import pipeline_session
 from training.evaluation.ablation.run import _on_ray
 
 
@@ -48,7 +48,7 @@ def test_both_programs_say_so_at_once(
     where = f"127.0.0.1:{silent_port}"
     monkeypatch.setenv("RAY_ADDRESS", where)
     refused = pytest.raises(AttuneError, match=f"RAY_ADDRESS={where}: nobody listens")
-    with refused, ray_session(open_store(str(tmp_path))):
+    with refused, pipeline_session(open_store(str(tmp_path))):
         pass
     with pytest.raises(AttuneError, match=f"--ray {where}: nobody listens"):
         list(_on_ray([None], where))  # type: ignore[list-item]

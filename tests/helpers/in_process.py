@@ -55,7 +55,7 @@ def fake_encode(prompts: Sequence[str]) -> list[np.ndarray]:
 
 def fill_cache(plan: FrozenPlan, encode: Encode = fake_encode) -> TextCache:
     cache = TextCache(plan.store, plan.info["inputs"]["text_encoder_id"])
-    for chunk in list(plan.missing_chunks()):
+    for chunk in plan.missing_chunks():
         prompts = plan.prompts_of(chunk.name, chunk.row_groups)
         cache.write_chunk(chunk.name, prompts, encode(prompts))
     return cache
@@ -82,7 +82,7 @@ def without_ray(
             worker.encode_shard(shard, rows)
         return {}
 
-    monkeypatch.setattr("pipeline.run.ray_session", lambda store: nullcontext("none"))
+    monkeypatch.setattr("pipeline.run.pipeline_session", lambda store: nullcontext("none"))
     monkeypatch.setattr("pipeline.run.plan_resources", lambda *asked: Resources(1, 1, 0))
     monkeypatch.setattr("pipeline.run.embed", embed)
     monkeypatch.setattr("pipeline.run.encode", encode)

@@ -17,7 +17,7 @@ from pipeline.encode.embed import EmbedChunks
 
 def embed(plan: FrozenPlan, encoder: TextEncoderConfig, *rest: object) -> None:
     """In place of `pipeline.run.embed`."""
-    chunks = list(plan.missing_chunks())
+    chunks = plan.missing_chunks()
     embedder = EmbedChunks(plan.store.uri, encoder, plan.plan_hash, 1, "cpu")
     groups = [list(chunk.row_groups) for chunk in chunks]
     embedder({"chunk": [chunk.name for chunk in chunks], "row_groups": groups})

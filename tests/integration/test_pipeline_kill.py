@@ -60,7 +60,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     assert not (killed / "summary.json").exists()
     printed = run_to_end("run", "--config", str(recipe))
     assert f"({known} are committed already)" in printed
-    for part in ("30 clips in 8 shards", "ray: embedded", "24 clips", "10 refused", "real time"):
+    for part in ("30 clips in 8 shards", "ray: local", "24 clips", "10 refused", "real time"):
         assert part in printed
 
     left, right = content(killed), content(calm_run)

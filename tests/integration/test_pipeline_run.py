@@ -25,7 +25,7 @@ from pipeline import run as run_module
 from pipeline.config import PipelineConfig
 from pipeline.encode.worker import EncodeWorker
 from pipeline.inspect.status import read_status
-from pipeline.run import ray_session, run_pipeline
+from pipeline.run import pipeline_session, run_pipeline
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_a_shard_that_kills_its_worker_is_parked_and_the_rest_goes_on(
     # One Ray for both runs, and none for the prompts: this is about workers alone.
     monkeypatch.setattr(run_module, "embed", embed)
     monkeypatch.setattr(run_module, "ATTEMPTS", 2)
-    session = stack.enter_context(ray_session(open_store(recipe.data_dir)))
-    monkeypatch.setattr(run_module, "ray_session", lambda store: nullcontext(session))
+    session = stack.enter_context(pipeline_session(open_store(recipe.data_dir)))
+    monkeypatch.setattr(run_module, "pipeline_session", lambda store: nullcontext(session))
     monkeypatch.setattr(run_module, "EncodeWorker", LightWorker)
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "EncodeWorker", DyingWorker)

@@ -55,7 +55,7 @@ def test_a_finished_run_has_nothing_to_do_and_every_view_speaks_json(
     assert document("status")["state"] == "finished"
     shards = document("shards", "ls")
     assert len(shards) == 8
-    assert document("shards", "stats")["n_samples"] == 24
+    assert document("shards", "stats")["all"]["clips"] == 24
     assert document("shards", "verify")["problems"] == []
     for command in ("plan", "status", "shards ls", "shards stats", "shards verify"):
         status, out, _ = pipeline(*command.split(), "--config", recipe)

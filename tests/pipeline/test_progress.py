@@ -38,10 +38,10 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(clock: Clock) ->
         progress.update(20000)
         progress.show()
     assert out.getvalue().splitlines() == [
-        "embed  5120/20000 prompts  512/s  ETA 0:30",
-        "embed  10240/20000 prompts  512/s  ETA 0:20",
-        "embed  15360/20000 prompts  512/s  ETA 0:10",
-        "embed  20000/20000 prompts  500/s  took 0:40",
+        "embed  5120/20000 prompts  512/s  ETA 0:00:30",
+        "embed  10240/20000 prompts  512/s  ETA 0:00:20",
+        "embed  15360/20000 prompts  512/s  ETA 0:00:10",
+        "embed  20000/20000 prompts  500/s  took 0:00:40",
     ]
 
 
@@ -56,8 +56,8 @@ def test_a_log_gets_no_control_codes_even_where_colours_are_forced(
         clock.now += 10
         progress.add(4, 0, 36.0)
     assert out.getvalue().splitlines() == [
-        "encode  4/8 clips  1 refused  0.01 h  3.6x real time  ETA 0:10  1/2 shards",
-        "encode  8/8 clips  1 refused  0.02 h  3.6x real time  took 0:20  2/2 shards",
+        "encode  4/8 clips  1 refused  0.01 h  3.6x real time  ETA 0:00:10  1/2 shards",
+        "encode  8/8 clips  1 refused  0.02 h  3.6x real time  took 0:00:20  2/2 shards",
     ]
 
 
@@ -68,7 +68,7 @@ def test_a_stage_that_ends_early_ends_its_line(clock: Clock) -> None:
         progress.add(4, 0, 1.0)
         raise RuntimeError
     assert out.getvalue() == (
-        "encode  4/8 clips  0 refused  0.00 h  1x real time  ETA 0:01  1/2 shards\n"
+        "encode  4/8 clips  0 refused  0.00 h  1x real time  ETA 0:00:01  1/2 shards\n"
     )
 
 
@@ -79,7 +79,7 @@ def test_what_an_earlier_run_did_counts_as_done_but_for_no_speed(clock: Clock) -
         clock.now += 10
         progress.add(10, 0, 100.0)
     assert progress.line() == (
-        "encode  950/1000 clips  0 refused  0.14 h  10x real time  ETA 0:50  95/100 shards"
+        "encode  950/1000 clips  0 refused  0.14 h  10x real time  ETA 0:00:50  95/100 shards"
     )
 
 
@@ -89,11 +89,11 @@ def test_a_slow_start_wears_off_and_a_standstill_shows(clock: Clock) -> None:
     for done in range(100, 70_100, 100):
         clock.now += 1
         progress.update(done)
-    assert progress.line() == "encode  70000/100000 clips  100/s  ETA 5:00"
+    assert progress.line() == "encode  70000/100000 clips  100/s  ETA 0:05:00"
     for _ in range(300):
         clock.now += 1
         progress.show()
-    assert "  50/s  ETA 10:0" in progress.line()
+    assert "  50/s  ETA 0:10:0" in progress.line()
 
 
 @pytest.mark.parametrize("columns", [120, 60])
@@ -107,7 +107,7 @@ def test_a_terminal_gets_one_line_that_does_not_wrap(
         clock.now += 10
         progress.add(250, 3, 2500.0)
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", out.getvalue())
-    whole = "encode  31250/110000 clips  3 refused  0.69 h  250x real time  ETA 52:30  121/440"
+    whole = "encode  31250/110000 clips  3 refused  0.69 h  250x real time  ETA 0:52:30  121/440"
     *_, last = drawn.split("\n")[:-1]
     assert drawn.count("\n") == 1
     if columns > len(whole):
@@ -117,8 +117,7 @@ def test_a_terminal_gets_one_line_that_does_not_wrap(
 
 
 def test_durations_and_rates() -> None:
-    durations = [format_duration(seconds) for seconds in (0, 37.4, 59.6, 3723)]
-    assert durations == ["0:00", "0:37", "1:00", "1:02:03"]
-    assert format_duration(1270, hours=True) == "0:21:10"
+    durations = [format_duration(seconds) for seconds in (0, 37.4, 59.6, 3723, 180_000)]
+    assert durations == ["0:00:00", "0:00:37", "0:01:00", "1:02:03", "2 days, 2:00:00"]
     rates = (None, 0.04712, 1, 31.24, 99.97, 1234.5)
     assert [format_rate(rate) for rate in rates] == ["?", "0.0471", "1", "31.2", "100", "1234"]

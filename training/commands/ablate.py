@@ -1,4 +1,4 @@
-"""`ablate`: the paper's tables from runs of one's own."""
+"""`ablate`: the paper's tables from your own runs."""
 
 from __future__ import annotations
 
@@ -6,44 +6,31 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from common.cli import DeviceOption, JsonOption, OverridesArgument, choose_device, print_json
 from common.config import load_recipe
 from common.cores import usable_cores
 from common.errors import AttuneError
+from training.commands.options import WeightsOption
 
 
 def ablate(
     overrides: OverridesArgument = None,
-    config: Annotated[Path, typer.Option("--config", help="Rows and profiles.")] = Path(
-        "configs/ablation.yaml"
-    ),
-    profile: Annotated[
-        str, typer.Option("--profile", help="small, esc10, paper, music.")
-    ] = "paper",
-    rows: Annotated[
-        list[str] | None, typer.Option("--row", help="This row alone; may be repeated.")
-    ] = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", min=0, help="Rows at a time (default: one per core, or 1).")
-    ] = 0,
-    processes: Annotated[
-        int, typer.Option("--nproc", min=1, help="Processes (GPUs) that train one row.")
-    ] = 1,
-    ray: Annotated[
-        str, typer.Option("--ray", help="Make rows on a Ray cluster: its address, auto, or local.")
-    ] = "",
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Backbones (default: ~/.cache/attune/weights).")
-    ] = None,
+    config: Annotated[Path, Option(help="Rows and profiles.")] = Path("configs/ablation.yaml"),
+    profile: Annotated[str, Option(help="Profile: small, esc10, paper, music.")] = "paper",
+    rows: Annotated[list[str] | None, Option("--row", help="Only this row (repeatable).")] = None,
+    jobs: Annotated[int, Option(min=0, help="Rows at a time (0: one per core; 1 on a GPU).")] = 0,
+    processes: Annotated[int, Option("--nproc", min=1, help="Processes (GPUs) per row.")] = 1,
+    ray: Annotated[str, Option(help="Use Ray: a cluster's address, auto, or local.")] = "",
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is to be made.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only report what would be made.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train and measure every row of Table 1 over several seeds; writes Tables 1 to 3.
 
-    Goes on where it stopped, row by row.
+    Resumes where it stopped, row by row.
     """
     from training.evaluation.ablation.cells import read_cell
     from training.evaluation.ablation.config import load_ablation
@@ -61,12 +48,12 @@ def ablate(
     if unknown := [name for name in rows or () if name not in known]:
         raise AttuneError(f"--row {unknown[0]}: this profile has {', '.join(sorted(known))}")
     chosen = chosen.model_copy(update={"overrides": more, "rows": tuple(rows or chosen.rows)})
-    # On a cluster its nodes have the device, not this machine.
-    on_ray = "cpu" if device == "auto" else device
-    device = on_ray if ray else choose_device(device)
+    if not ray:
+        device = choose_device(device)
+    elif device == "auto":  # this machine does not know the devices of a cluster's nodes
+        device = "cpu"
     source = str(config.parent / chosen.recipe)
-    where = weights or default_weights()
-    cells = cells_of(file, chosen, source, where, device, processes)
+    cells = cells_of(file, chosen, source, weights or default_weights(), device, processes)
     out = Path(load_recipe(source, list(more)).run_dir)
     if dry_run:
         made = [cell.name for cell in cells if read_cell(cell) is not None]
@@ -87,7 +74,7 @@ def ablate(
     documents = [found for found in outcomes.values() if not isinstance(found, str)]
     failed = {name: why for name, why in outcomes.items() if isinstance(why, str)}
     if not documents:
-        raise AttuneError(f"no row came through: {next(iter(failed.values()))}")
+        raise AttuneError(f"every row failed: {next(iter(failed.values()))}")
     written = write_report(out, file, chosen, documents, failed)
     if as_json:
         print_json(written)
@@ -96,6 +83,6 @@ def ablate(
         print(out / "ablation.html")
     if failed:
         raise AttuneError(
-            f"{len(failed)} of {len(cells)} cells did not come through ({', '.join(failed)}); the "
-            "same command makes them alone"
+            f"{len(failed)} of {len(cells)} cells failed ({', '.join(failed)}); the same command "
+            "makes only these again"
         )

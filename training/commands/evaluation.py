@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from common.cli import (
     ConfigOption,
@@ -19,10 +19,11 @@ from common.cli import (
 )
 from common.config import load_recipe
 from common.errors import AttuneError
+from training.commands.options import RecipeOption, WeightsOption, recipe_or_none
 from training.evaluation.config import Captions, Framing, Preset
 
 _NAMED = 10
-"""Clips left out that are named; `metrics.json` has them all."""
+"""Number of excluded clips that are printed; `metrics.json` has all of them."""
 
 
 def report(config: ConfigOption, overrides: OverridesArgument = None) -> None:
@@ -37,51 +38,35 @@ def report(config: ConfigOption, overrides: OverridesArgument = None) -> None:
 
 def evaluate(
     target: Annotated[
-        Path, typer.Argument(metavar="RUN|DIR", help="A trained run, or a folder of clips.")
+        Path, Argument(metavar="RUN|DIR", help="A trained run, or a folder of clips.")
     ],
+    reference: Annotated[str, Option(help="Real clips: a folder, or a data folder of shards.")],
     overrides: OverridesArgument = None,
-    reference: Annotated[
-        str, typer.Option("--reference", help="Real clips: a folder, or a data folder of shards.")
-    ] = "",
-    config: Annotated[
-        str, typer.Option("--config", help="Recipe of the run; a folder of clips needs none.")
-    ] = "",
-    against: Annotated[
-        Path | None, typer.Option("--against", help="Another run or folder to compare with.")
-    ] = None,
-    split: Annotated[
-        str, typer.Option("--split", help="Of the shards: which one to compare with.")
-    ] = "test",
-    preset: Annotated[
-        Preset | None, typer.Option("--preset", help="A benchmark's protocol; goes with --list.")
-    ] = None,
+    config: RecipeOption = "",
+    against: Annotated[Path | None, Option(help="Another run or folder to compare with.")] = None,
+    split: Annotated[str, Option(help="Split of the shards to compare with.")] = "test",
+    preset: Annotated[Preset | None, Option(help="Protocol of a benchmark; needs --list.")] = None,
     listed: Annotated[
-        Path | None, typer.Option("--list", help="AudioCaps' test.csv or musiccaps-public.csv.")
+        Path | None, Option("--list", help="AudioCaps' test.csv or musiccaps-public.csv.")
     ] = None,
-    captions: Annotated[
-        Captions, typer.Option("--captions", help="Which of a clip's captions: see the README.")
-    ] = "first",
+    captions: Annotated[Captions, Option(help="Captions to use; see the README.")] = "first",
     clips: Annotated[
-        int | None, typer.Option("--clips", min=2, help="Generate for so many prompts at most.")
+        int | None, Option(min=2, help="Generate for at most so many prompts.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of generated clips.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for figures and page.")] = None,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Backbones (default: ~/.cache/attune/weights).")
-    ] = None,
+    seed: Annotated[int, Option(min=0, help="Random seed for the generated clips.")] = 0,
+    out: Annotated[Path | None, Option(help="Folder for figures and page.")] = None,
+    weights: WeightsOption = None,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Embeddings (~/.cache/attune/embeddings).")
+        Path | None, Option(help="Folder of embeddings (default: ~/.cache/attune/embeddings).")
     ] = None,
     codec: Annotated[
-        str, typer.Option("--codec", help="For latents (default: the recipe's, builtin:sfx-small).")
+        str, Option(help="Codec for latents (default: the recipe's; builtin:sfx-small).")
     ] = "",
     framing: Annotated[
-        Framing,
-        typer.Option("--framing", help="VGGish's windows: every 0.48 s, or as Google's code."),
+        Framing, Option(help="Windows of VGGish: every 0.48 s, or as in Google's code.")
     ] = "half",
     loudness: Annotated[
-        float | None,
-        typer.Option("--loudness", min=-70, max=0, help="Bring all clips to this many LUFS."),
+        float | None, Option(min=-70, max=0, help="Loudness of clips (LUFS).")
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -99,14 +84,10 @@ def evaluate(
     from training.sampling.outputs import check_folder
     from training.sampling.sampler import Sampler
 
-    if not reference:
-        raise AttuneError("--reference is missing: a folder of real clips, or of shards")
     if (preset is None) != (listed is None):
         raise AttuneError("--preset and --list go together")
-    if overrides and not config:
-        raise AttuneError(f"override {overrides[0]!r} needs --config")
+    recipe = recipe_or_none(config, overrides)
     device = choose_device(device)
-    recipe = load_recipe(config, overrides or []) if config else None
     if preset is not None and listed is not None:
         real = read_preset(preset, listed, Path(reference), captions)
     else:
@@ -120,7 +101,7 @@ def evaluate(
     for path in (target, against):
         if path is None:
             continue
-        if not path.exists() and recipe is not None:  # a run by its name
+        if not path.exists() and recipe is not None:  # the name of a run
             if not (Path(recipe.run_dir) / path).is_dir():
                 raise AttuneError(
                     f"{path}: neither a folder of clips nor a run in {recipe.run_dir}; name one"
@@ -128,7 +109,7 @@ def evaluate(
             path = Path(recipe.run_dir) / path
         if latest_checkpoint(path) is not None:
             if recipe is None:
-                raise AttuneError(f"{path} is a trained run: --config names its recipe")
+                raise AttuneError(f"{path} is a trained run: give its recipe with --config")
             prompts = [clip for clip in shuffled(real.clips) if clip.prompts][:clips]
             made = path.parent / "evaluated" / path.name
             longest = float("inf") if preset is None else PRESET_S
@@ -149,11 +130,11 @@ def evaluate(
     )
     found = measure(folders[0], folders[1] if against else None, real, settings, result, console)
     for kind, refused in found["unusable"].items():
-        for name, reason in list(refused.items())[:_NAMED]:
-            print(f"left out of {kind}: {name}: {reason}", file=sys.stderr)
+        named = [f"{name}: {reason}" for name, reason in list(refused.items())[:_NAMED]]
         if len(refused) > _NAMED:
-            more = f"{len(refused) - _NAMED} more (metrics.json)"
-            print(f"left out of {kind}: {more}", file=sys.stderr)
+            named.append(f"{len(refused) - _NAMED} more (metrics.json)")
+        for text in named:
+            print(f"left out of {kind}: {text}", file=sys.stderr)
     if as_json:
         print_json(found)
         return
@@ -169,16 +150,11 @@ def evaluate(
     print(result / "metrics.html")
 
 
-def weights(
-    folder: Annotated[
-        Path | None,
-        typer.Option("--weights", help="Where they go (default: ~/.cache/attune/weights)."),
-    ] = None,
-) -> None:
+def weights(folder: WeightsOption = None) -> None:
     """Fetch the backbones that `evaluate` measures with: VGGish, PaSST, CLAP (about 1.6 GB)."""
     from training.evaluation.metrics.weights import SOURCES, default_weights, fetch_all
 
     if failed := fetch_all(folder or default_weights(), SOURCES, print):
         raise AttuneError(
-            f"{', '.join(failed)} not fetched; metrics that need them are left out, the others run"
+            f"{', '.join(failed)} not fetched; `evaluate` leaves out the metrics that need them"
         )

@@ -1,4 +1,4 @@
-"""`generate`, `play`: sound out of prompts."""
+"""`generate`, `play`: sound from prompts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import typer
-from numpy.typing import NDArray
+from typer import Option
 
 from common.cli import (
     ConfigOption,
@@ -25,35 +23,31 @@ from common.cli import (
 )
 from common.config import load_recipe
 from common.errors import AttuneError
+from training.commands.options import HostOption
 from training.sampling.outputs import Format, Prompt, read_prompts
-from training.web.serving import LOCAL_NAMES, listening, serve
 
 
 def generate(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="What to make; may be repeated.")
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="File of prompts: a line each, or .csv or .jsonl."),
-    ] = None,
-    run: Annotated[str, typer.Option("--run", help="Training run (default: lm.run).")] = "",
+    prompt: Annotated[list[str] | None, Option(help="Text of a clip; may be repeated.")] = None,
+    prompts: Annotated[Path | None, Option(help="Prompts: one per line, .csv or .jsonl.")] = None,
+    run: Annotated[str, Option(help="Training run (default: lm.run).")] = "",
     duration: Annotated[
-        float | None, typer.Option("--duration", help="Seconds (default: sampling.duration_s).")
+        float | None, Option(help="Seconds (default: sampling.duration_s).")
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Clips per prompt.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of each first clip.")] = 0,
+    n: Annotated[int, Option(min=1, help="Clips per prompt.")] = 1,
+    seed: Annotated[int, Option(min=0, help="Seed of each prompt's first clip.")] = 0,
     continue_from: Annotated[
-        Path | None, typer.Option("--continue", help="Audio file that every clip begins with.")
+        Path | None, Option("--continue", help="Audio file that every clip continues.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the clips.")] = None,
-    kind: Annotated[Format, typer.Option("--format", help="wav or flac.")] = "wav",
+    out: Annotated[Path | None, Option(help="Folder for the clips.")] = None,
+    kind: Annotated[Format, Option("--format", help="wav or flac.")] = "wav",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Generate clips: an audio file each, and a json beside it that tells how it was made."""
+    """Generate clips; writes an audio file for each, and a JSON file that says how it was made."""
+    from common.audio import AudioError, read_audio, resample
     from common.loudness import at_loudness
     from training.config import LMConfig
     from training.evaluation.metrics.backbones.backbone import file_hash
@@ -75,10 +69,16 @@ def generate(
     sampler = Sampler.load(recipe, Path(recipe.run_dir) / name, device)
     codec, trained = sampler.codec, sampler.trained_s
     rate = codec.sample_rate
-    beginning = None if continue_from is None else _beginning(continue_from, rate)
+    beginning = None
+    if continue_from is not None:
+        try:
+            audio = read_audio(continue_from)
+        except (AudioError, OSError) as error:
+            raise AttuneError(f"--continue {continue_from}: {error}") from error
+        beginning = resample(audio.wav, audio.sample_rate, rate)
     seconds = duration if duration is not None else min(sampling.duration_s, trained)
     texts, seeds = [job.text for job in wanted], [job.seed or 0 for job in wanted]
-    # One kind of weights for all batches, also for those that are left after an interruption.
+    # The same kind of weights for all batches, also after an interruption.
     sampling = sampler.settled(sampling, min(len(texts), sampling.batch_size))
     shared = {
         "duration_s": max(1, round(seconds * codec.frame_rate)) * codec.hop / rate,
@@ -96,24 +96,21 @@ def generate(
         for i, (job, plain) in enumerate(zip(wanted, sampler.normalize(texts), strict=True))
     ]
     check_folder(folder)
-    print(
-        f"{len(wanted)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}",
-        file=sys.stderr,
-    )
+    say = partial(print, file=sys.stderr)
+    say(f"{len(wanted)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}")
     if seconds > trained:
-        print(
-            f"longer than the {trained:g} s that it was trained for: sampled in windows of that "
-            f"length, each beginning with the last {OVERLAP:.0%} of the one before",
-            file=sys.stderr,
+        say(
+            f"longer than the {trained:g} s that the model was trained on: sampled in windows of "
+            f"that length, each beginning with the last {OVERLAP:.0%} of the window before"
         )
     made: dict[int, dict[str, Any]] = {}
     for i, (stem, facts) in enumerate(orders):
-        path, there = find_place(folder, stem, facts, kind)
-        if there:
+        path, exists = find_place(folder, stem, facts, kind)
+        if exists:
             made[i] = facts | {kind: str(path)}
     if made:
-        print(f"{len(made)} of them are there already, made just so, and are kept", file=sys.stderr)
-    # Batches stay those of the whole order, so that a rerun makes what the first run would have.
+        say(f"{len(made)} of them exist with the same settings and are kept")
+    # Batches are those of the whole order, so a rerun makes the same clips as a whole run.
     everything, size = range(len(wanted)), sampling.batch_size
     batches = [everything[start : start + size] for start in everything[::size]]
     batches = [rows for rows in batches if any(i not in made for i in rows)]
@@ -131,67 +128,46 @@ def generate(
             if sampling.loudness is not None:
                 wave = at_loudness(wave, rate, sampling.loudness)
             stem, facts = orders[i]
-            # Looked up again: other clips, of this order too, may have taken the name since.
+            # Looked up again, because another clip may have taken the name meanwhile.
             path, _ = find_place(folder, stem, facts, kind)
             made[i] = write_clip(folder, path.stem, wave, facts, kind)
     if batches:
         spent = time.monotonic() - began
-        speed = f"{total / spent:.2f}x real time"
-        print(f"{total:g} s of sound in {spent:.1f} s: {speed}", file=sys.stderr)
+        say(f"{total:g} s of sound in {spent:.1f} s: {total / spent:.2f}x real time")
     in_order = [made[i] for i in range(len(orders))]
     if as_json:
         print_json(in_order)
     else:
-        for facts in in_order:
-            print(facts[kind])
+        print(*(facts[kind] for facts in in_order), sep="\n")
 
 
 def play(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    run: Annotated[
-        list[str] | None, typer.Option("--run", help="Training run; repeat it to compare.")
-    ] = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host", help="Address to listen on; 0.0.0.0 lets other machines in, without a login."
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8400,
+    run: Annotated[list[str] | None, Option(help="Training run; repeat it to compare.")] = None,
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535)] = 8400,
     device: DeviceOption = "auto",
 ) -> None:
-    """Serve a local page: type prompts, hear and see clips, compare two checkpoints."""
+    """Serve a local page, without a login: type prompts, hear clips, compare two checkpoints."""
     from training.config import LMConfig
     from training.sampling.config import SamplingConfig
     from training.sampling.sampler import Sampler
     from training.web.play import Studio, build_app
+    from training.web.serving import host_names, serve
 
     recipe = load_recipe(config, overrides or [])
     device = choose_device(device)
     names = run or [recipe.section("lm", LMConfig).run]
     samplers = {name: Sampler.load(recipe, Path(recipe.run_dir) / name, device) for name in names}
     studio = Studio(samplers, recipe.section("sampling", SamplingConfig))
-    with listening(host, port) as listener:
-        name = f"[{host}]" if ":" in host else host
-        print(f"http://{name}:{port} ({', '.join(names)}); Ctrl-C ends it", flush=True)
-        # Whoever opens it to others names it as they do: by an address that is not known here.
-        app = build_app(studio, ["*"] if host in ("0.0.0.0", "::") else [*LOCAL_NAMES, name])
-        serve(app, listener)
-
-
-def _beginning(path: Path, rate: int) -> NDArray[np.float32]:
-    from common.audio import AudioError, read_audio, resample
-
-    try:
-        audio = read_audio(path)
-    except (AudioError, OSError) as error:
-        raise AttuneError(f"--continue {path}: {error}") from error
-    return resample(audio.wav, audio.sample_rate, rate)
+    # Other machines use names for this one that are not known here.
+    hosts = ["*"] if host in ("0.0.0.0", "::") else host_names(host)
+    serve(build_app(studio, hosts), host, port, ", ".join(names))
 
 
 def _wanted(given: list[str], file: Path | None, n: int, seed: int) -> list[Prompt]:
-    """A job per clip, with its seed and a name of its own."""
+    """One entry per clip, with its seed and its own name."""
     prompts = [Prompt(text) for text in given] + (read_prompts(file) if file else [])
     if not prompts:
         raise AttuneError("nothing to generate: give --prompt TEXT or --prompts FILE")
@@ -201,14 +177,14 @@ def _wanted(given: list[str], file: Path | None, n: int, seed: int) -> list[Prom
         for i in range(n):
             name = f"{one.name}-{i}" if one.name and n > 1 else one.name
             jobs.append(Prompt(one.text, first + i, name))
-    names = [job.name for job in jobs if job.name]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise AttuneError(f"prompts {file}: name {twice[0]!r} stands there twice")
+    names = Counter(job.name for job in jobs if job.name)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise AttuneError(f"prompts {file}: name {twice[0]!r} is used twice")
     return jobs
 
 
 def _report(began: float, seconds: float, before: int, batches: int, step: int, steps: int) -> None:
-    """Tell how far it is: `before` of as many `batches`, and this one's `step` of `steps`."""
+    """Progress on a terminal: `before` of `batches` are done, and `step` of `steps` of the next."""
     if sys.stderr.isatty():
         done, total = before * steps + step, batches * steps
         spent = time.monotonic() - began

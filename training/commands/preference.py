@@ -11,86 +11,60 @@ from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from common.cli import DeviceOption, JsonOption, OverridesArgument, choose_device, print_json
-from common.config import load_recipe
 from common.errors import AttuneError
-from training.web.serving import LOCAL_NAMES, listening
-from training.web.serving import serve as serve_app
+from training.commands.options import HostOption, RecipeOption, recipe_or_none
 
 preference_app = typer.Typer(
     help="A blind study: raters hear two models' clips of a prompt and say which is better.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
 )
 PORT = 8401
 
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]
-UrlOption = Annotated[
-    str,
-    typer.Option("--url", help="What raters type to reach the page, e.g. https://lab.example."),
-]
+StudyArgument = Annotated[Path, Argument(metavar="STUDY", help="Folder of the study.")]
+UrlOption = Annotated[str, Option("--url", help="Address for raters, e.g. https://lab.example.")]
 
 
 @preference_app.command("prepare")
 def prepare_command(
+    a: Annotated[str, Option(help="Model under test: a run's name, or a folder of clips.")],
+    b: Annotated[str, Option(help="Model to compare with, likewise.")],
+    out: Annotated[Path, Option(help="Folder of the study.")],
     overrides: OverridesArgument = None,
-    a: Annotated[
-        str, typer.Option("--a", help="The model in question: a run's name, or a folder of clips.")
-    ] = "",
-    b: Annotated[str, typer.Option("--b", help="What it is compared with, likewise.")] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the study.")] = None,
-    config: Annotated[
-        str, typer.Option("--config", help="Recipe of the runs; folders of clips need none.")
-    ] = "",
+    config: RecipeOption = "",
     prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="For runs: a line each, or .csv or .jsonl (else --split)."),
+        Path | None, Option(help="For runs: file of prompts (else --split).")
     ] = None,
-    split: Annotated[
-        str, typer.Option("--split", help="For runs: prompts of this split of the recipe's shards.")
-    ] = "test",
-    pairs: Annotated[int, typer.Option("--pairs", min=1, max=1000, help="At most.")] = 20,
-    raters: Annotated[int, typer.Option("--raters", min=1, max=1000, help="Invitations.")] = 8,
+    split: Annotated[str, Option(help="For runs: split of the prompts.")] = "test",
+    pairs: Annotated[int, Option(min=1, max=1000, help="Largest number of pairs.")] = 20,
+    raters: Annotated[int, Option(min=1, max=1000, help="Number of raters.")] = 8,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of orders and sides (default: drawn).")
+        int | None, Option(min=0, help="Seed of orders and sides (default: drawn).")
     ] = None,
-    clip_seed: Annotated[int, typer.Option("--clip-seed", min=0, help="Of generated clips.")] = 0,
-    loudness: Annotated[
-        float, typer.Option("--loudness", min=-60, max=0, help="LUFS of all clips.")
-    ] = -23.0,
+    clip_seed: Annotated[int, Option(min=0, help="Seed of clips.")] = 0,
+    loudness: Annotated[float, Option(min=-60, max=0, help="Loudness of clips (LUFS).")] = -23.0,
     url: UrlOption = f"http://127.0.0.1:{PORT}",
     device: DeviceOption = "auto",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell what would be made, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only report the study.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a study: pairs of equally loud clips under random names, and invitations."""
     from training.evaluation.preference.prepare import Order, check_free, draft, prepare
     from training.evaluation.preference.study import links
 
-    for name, value in (("--a", a), ("--b", b), ("--out", out)):
-        if not value:
-            raise AttuneError(f"{name} is missing")
-    assert out is not None
-    if overrides and not config:
-        raise AttuneError(f"override {overrides[0]!r} needs --config")
+    recipe = recipe_or_none(config, overrides)
     check_url(url)
     device = choose_device(device)
     if not math.isfinite(loudness):
         raise AttuneError(f"--loudness {loudness}: expected LUFS, e.g. -23")
-    recipe = load_recipe(config, overrides or []) if config else None
     drawn = secrets.randbits(32) if seed is None else seed
     order = Order(a, b, prompts, split, pairs, raters, drawn, clip_seed, loudness, device)
     if dry_run:
         check_free(out)
-        told = draft(order, recipe).describe(pairs) | {"raters": raters, "study": str(out)}
-        if as_json:
-            print_json(told)
-        else:
-            _print_draft(told)
+        facts = draft(order, recipe).describe(pairs) | {"raters": raters, "study": str(out)}
+        (print_json if as_json else _print_draft)(facts)
         return
     study, notes = prepare(order, recipe, out, Console(stderr=True))
     for note in notes:
@@ -124,7 +98,7 @@ def links_command(
     url: UrlOption = f"http://127.0.0.1:{PORT}",
     as_json: JsonOption = False,
 ) -> None:
-    """List the raters' links, and how far each of them is."""
+    """List the raters' links, and the number of answers of each."""
     from training.evaluation.preference.answers import Answers
     from training.evaluation.preference.study import links, read_study
 
@@ -146,41 +120,32 @@ def links_command(
 @preference_app.command("serve")
 def serve_command(
     folder: StudyArgument,
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host", help="Address to listen on; 0.0.0.0 lets other machines in (needs --url)."
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = PORT,
+    host: HostOption = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535)] = PORT,
     url: UrlOption = "",
 ) -> None:
-    """Serve the raters' page; killed and started again, it goes on where it was."""
+    """Serve the raters' page; after a restart it continues where it was."""
     from training.evaluation.preference.answers import Answers
     from training.evaluation.preference.server import build_app
     from training.evaluation.preference.study import read_study
+    from training.web.serving import host_names, serve
 
     if host in ("0.0.0.0", "::") and not url:
         raise AttuneError(
-            f"--host {host} listens everywhere: say with --url what raters type, e.g. "
-            f"--url http://this-machine:{port}; requests under other names are refused"
+            f"--host {host} listens on all addresses: give the raters' address, e.g. --url "
+            f"http://this-machine:{port}; requests under other names are refused"
         )
-    names = [*LOCAL_NAMES, f"[{host}]" if ":" in host else host]
-    names += [check_url(url)] if url else []
+    names = host_names(host) + ([check_url(url)] if url else [])
     study = read_study(folder)
     answers = Answers(folder, study)
-    with listening(host, port) as listener:
-        print(
-            f"http://{host}:{port} ({len(study.pairs)} pairs, {len(study.raters)} raters, "
-            f"{len(answers.all())} of {study.answers} answers); Ctrl-C ends it",
-            flush=True,
-        )
-        serve_app(build_app(folder, study, answers, names), listener)
+    about = f"{len(study.pairs)} pairs, {len(study.raters)} raters"
+    about += f", {len(answers.all())} of {study.answers} answers"
+    serve(build_app(folder, study, answers, names), host, port, about)
 
 
 @preference_app.command("report")
 def report_command(folder: StudyArgument, as_json: JsonOption = False) -> None:
-    """Say what came of it: shares with intervals, agreement, a page, a plot, answers as CSV."""
+    """Report the result: shares with intervals, agreement, a page, a plot, answers as CSV."""
     from training.evaluation.preference.page import write_report
 
     figures = write_report(folder)
@@ -208,10 +173,10 @@ def report_command(folder: StudyArgument, as_json: JsonOption = False) -> None:
 
 
 def check_url(url: str) -> str:
-    """The name of the machine in an address.
+    """The host name in an address.
 
     Raises:
-        AttuneError: it is no http(s) address.
+        AttuneError: it is not an http(s) address.
     """
     try:
         parts = urlsplit(url)
@@ -223,14 +188,14 @@ def check_url(url: str) -> str:
     return f"[{parts.hostname}]" if ":" in str(parts.hostname) else str(parts.hostname)
 
 
-def _print_draft(told: dict[str, Any]) -> None:
+def _print_draft(facts: dict[str, Any]) -> None:
     for side in ("a", "b"):
-        about = told[side]
+        about = facts[side]
         source = f"run {about['run']}" if about["run"] else "a folder of clips"
         print(f"{side.upper()}: {about['name']} ({source})")
-    print(f"{len(told['pairs'])} pairs for {told['raters']} raters into {told['study']}:")
-    for pair in told["pairs"]:
+    print(f"{len(facts['pairs'])} pairs for {facts['raters']} raters into {facts['study']}:")
+    for pair in facts["pairs"]:
         seed = "" if pair["seed"] is None else f"  (seed {pair['seed']})"
         print(f"  {pair['prompt']}{seed}")
-    if told["unmatched"]:
-        print(f"{len(told['unmatched'])} clips without a partner stay out")
+    if facts["unmatched"]:
+        print(f"{len(facts['unmatched'])} clips without a partner are left out")

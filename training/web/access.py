@@ -1,9 +1,8 @@
-"""Which requests may reach a served page, and the headers of every answer."""
+"""Filter of the requests to our servers, and the headers of every answer."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -12,14 +11,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 10_000
-"""Of a request's body, whether it states its length or not."""
+"""Largest body of a request, whether it states its length or not."""
 SLOWEST_S = 10.0
-"""For a body to arrive."""
+"""Time in which a body must arrive."""
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""Of content, for every page: no other machine is asked for anything."""
+"""Content policy of every page: a page loads nothing from other machines."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -31,43 +30,43 @@ HEADERS = {
 
 
 class RequestFilter:
-    """Refuses other pages' requests and large or slow bodies; adds the headers."""
+    """Refuses requests of other pages and large or slow bodies; adds the headers."""
 
     def __init__(self, app: ASGIApp, policy: str) -> None:
         """Args:
-        policy: what a page may load besides `POLICY`: styles and sounds.
+        policy: what a page may load in addition to `POLICY`: styles and sounds.
         """
         self._app = app
         self._headers = HEADERS | {"Content-Security-Policy": f"{POLICY}; {policy}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return await self._app(scope, receive, send)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
+        async def refuse(status: int, why: str) -> None:
+            answer = JSONResponse({"error": why}, status, {"connection": "close"})
+            await answer(scope, receive, send_with_headers)
+
         headers = Headers(scope=scope)
         if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers):
-            await _refuse(send_with_headers, 403, "asked for by another page")
-            return
+            return await refuse(403, "asked for by another page")
         try:
             body = await asyncio.wait_for(_read(headers, receive), SLOWEST_S)
         except TimeoutError:
-            await _refuse(send_with_headers, 408, "the request did not arrive in time")
-            return
+            return await refuse(408, "the request did not arrive in time")
         if body is None:
-            await _refuse(send_with_headers, 413, "the request is too large")
-            return
+            return await refuse(413, "the request is too large")
         given = False
 
         async def receive_again() -> Message:
             nonlocal given
             if given:
-                return await receive()  # that the client has gone
+                return await receive()  # the message that the client has gone
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
@@ -75,7 +74,7 @@ class RequestFilter:
 
 
 async def refuse_invalid(request: Request, error: Exception) -> JSONResponse:
-    """For requests whose fields are wrong: the first one, in a line."""
+    """Answer to a request with wrong fields: one line about the first of them."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
@@ -90,7 +89,7 @@ def _is_foreign(headers: Headers) -> bool:
 
 
 async def _read(headers: Headers, receive: Receive) -> bytes | None:
-    """The whole body; None if it is larger than `MOST_BYTES`, or says so."""
+    """The whole body; None if it is, or states to be, larger than `MOST_BYTES`."""
     stated = headers.get("content-length", "0")
     if not stated.isdecimal() or int(stated[:20]) > MOST_BYTES:
         return None
@@ -104,11 +103,3 @@ async def _read(headers: Headers, receive: Receive) -> bytes | None:
             return None
         if not message.get("more_body"):
             return body
-
-
-async def _refuse(send: Send, status: int, why: str) -> None:
-    content = json.dumps({"error": why}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    headers.append((b"content-length", str(len(content)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

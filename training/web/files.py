@@ -1,4 +1,4 @@
-"""The files of a served page: its HTML, its script, the stylesheet."""
+"""Files of a served page: HTML, script and stylesheet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common import page
 
 
 def add_page(app: FastAPI, package: str, name: str) -> None:
-    """Serve `NAME.html` of a package at `/`, `NAME.js`, and the stylesheet that all pages share."""
+    """Serve `NAME.html` of a package at `/`, `NAME.js`, and the common stylesheet."""
     style = resources.files("common") / "templates" / "style.css"
     script = resources.files(package) / f"{name}.js"
     for path, kind, content in (

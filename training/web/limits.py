@@ -1,4 +1,4 @@
-"""How often one may ask: token buckets, in memory that does not grow with those who ask."""
+"""Rate limits: token buckets whose memory does not grow with the number of clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class RateLimit:
-    """So many requests at once, and so many per second from then on, for every key."""
+    """For every key: `burst` requests at once, then `per_s` requests per second."""
 
     def __init__(
         self,
@@ -20,16 +20,16 @@ class RateLimit:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        burst: requests of a key that has rested.
-        per_s: what comes back per second.
-        kept: keys remembered; the one that asked longest ago is forgotten first.
+        burst: number of requests that a rested key may send at once.
+        per_s: number of requests that a key regains per second.
+        kept: number of remembered keys; the key with the oldest request is forgotten first.
         """
         self._burst, self._per_s, self._kept, self._clock = burst, per_s, kept, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
     def take(self, key: str) -> int:
-        """Count a request: 0 if it may pass, else the seconds after which the next one may."""
+        """Count a request: 0 if it may pass, else the seconds until the next one may."""
         with self._lock:
             now = self._clock()
             left, then = self._buckets.pop(key, (float(self._burst), now))

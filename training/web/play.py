@@ -1,17 +1,18 @@
 """A local page to type prompts, hear clips while they are made, and compare two checkpoints.
 
-One thread generates, jobs wait in line; what was made is kept in memory, the last `KEPT` jobs.
-The page and its requests stay on this machine unless the server is told to listen elsewhere.
+One thread generates; other jobs wait in line.  The clips of the last `KEPT` jobs stay in memory.
+Only this machine can reach the page, unless `--host` names another address.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import queue
 import secrets
-import struct
 import threading
 import time
+import wave
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,14 +34,15 @@ from training.web.access import RequestFilter, refuse_invalid
 from training.web.files import add_page
 
 KEPT = 50
-"""Finished jobs that can still be heard."""
+"""Number of finished jobs whose clips are kept."""
 WAITING = 16
-"""Jobs in line before more are refused."""
+"""Number of jobs in line before more are refused."""
 LONGEST_S = 120.0
+_DEFAULTS = {"duration_s", "cfg", "top_k", "top_p", "temperature", "negative_prompt"}
 
 
 class Order(BaseModel):
-    """What the page asks for."""
+    """A request of the page."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,13 +59,13 @@ class Order(BaseModel):
 
 @dataclass
 class Take:
-    """One model's clip of a job, growing while it is made."""
+    """The clip of one model in a job; grows while it is made."""
 
     run: str
     rate: int
     total_s: float
     trained_s: float
-    """Of its model: a longer clip is made in windows of that length."""
+    """Length that the model was trained on; a longer clip is made in windows of this length."""
     chunks: list[NDArray[np.float32]] = field(default_factory=list)
     spectrogram: str = ""
 
@@ -74,7 +76,7 @@ class Take:
 
 @dataclass
 class Job:
-    """An order and what became of it."""
+    """An order and its state."""
 
     order: Order
     takes: list[Take]
@@ -88,32 +90,13 @@ class Job:
         return self.state in ("done", "failed")
 
     def tell(self) -> None:
-        """Wake those who look at it."""
+        """Wake the threads that wait for a change."""
         with self.changed:
             self.changed.notify_all()
 
-    def describe(self, ahead: int) -> dict[str, Any]:
-        """For the page."""
-        return {
-            "state": self.state,
-            "error": self.error,
-            "ahead": ahead,
-            "spent_s": round(self.spent_s, 2),
-            "takes": [
-                {
-                    "run": take.run,
-                    "made_s": round(take.made_s, 3),
-                    "total_s": round(take.total_s, 3),
-                    "trained_s": take.trained_s,
-                    "spectrogram": take.spectrogram,
-                }
-                for take in self.takes
-            ],
-        }
-
 
 class Studio:
-    """Models, and the one thread that makes clips with them."""
+    """The models, and the thread that makes clips with them."""
 
     def __init__(self, samplers: Mapping[str, Sampler], sampling: SamplingConfig) -> None:
         self.samplers = dict(samplers)
@@ -127,7 +110,7 @@ class Studio:
         """Put an order in line.
 
         Raises:
-            AttuneError: a run or a prompt that is not to be had, or a line that is full.
+            AttuneError: an unknown run, a prompt without known words, or too many jobs in line.
         """
         for run in order.runs:
             if run not in self.samplers:
@@ -151,7 +134,7 @@ class Studio:
             self._jobs[name] = Job(order, takes)
             for old in [key for key, job in self._jobs.items() if job.over][:-KEPT]:
                 del self._jobs[old]
-            self._line.put(name)  # in the same order
+            self._line.put(name)  # within the lock: jobs stay in the order of the line
         return name
 
     def get(self, name: str) -> Job | None:
@@ -159,10 +142,25 @@ class Studio:
             return self._jobs.get(name)
 
     def describe(self, name: str, job: Job) -> dict[str, Any]:
-        """A job for the page, with the number of those before it."""
+        """A job as JSON for the page, with the number of jobs before it."""
         with self._lock:
             names = [key for key, other in self._jobs.items() if not other.over]
-        return job.describe(names.index(name) if name in names else 0)
+        return {
+            "state": job.state,
+            "error": job.error,
+            "ahead": names.index(name) if name in names else 0,
+            "spent_s": round(job.spent_s, 2),
+            "takes": [
+                {
+                    "run": take.run,
+                    "made_s": round(take.made_s, 3),
+                    "total_s": round(take.total_s, 3),
+                    "trained_s": take.trained_s,
+                    "spectrogram": take.spectrogram,
+                }
+                for take in job.takes
+            ],
+        }
 
     def _work(self) -> None:
         while True:
@@ -180,10 +178,10 @@ class Studio:
                         job.tell()
                     take.spectrogram = spectrogram_picture(np.concatenate(take.chunks), take.rate)
                 job.state = "done"
-            except Exception as error:  # one bad clip must not end the thread
+            except Exception as error:  # a failed clip must not end the thread
                 known = isinstance(error, AttuneError)
                 job.error = str(error) if known else f"{type(error).__name__} while generating"
-                job.state = "failed"  # after the reason, which who sees this looks for
+                job.state = "failed"  # set after the reason, which readers of the state expect
             job.tell()
 
     def _stream(self, run: str, order: Order) -> Iterator[NDArray[np.float32]]:
@@ -195,14 +193,14 @@ class Studio:
 
 
 def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
-    """The server.
+    """The server's app.
 
     Args:
-        hosts: names under which it may be asked (a foreign page cannot point its own name here).
+        hosts: host names of accepted requests, so a foreign page cannot use its own name for us.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    # The outermost.
+    # Added last, so it sees every request first.
     app.add_middleware(RequestFilter, policy="style-src 'self'; media-src 'self'")
     add_page(app, __package__, "play")
 
@@ -214,19 +212,12 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
 
     @app.get("/api/models")
     def models() -> dict[str, Any]:
-        sampling = studio.sampling
         return {
             "runs": [
-                {
-                    "name": name,
-                    "step": sampler.description["step"],
-                    "trained_s": sampler.trained_s,
-                }
-                for name, sampler in studio.samplers.items()
+                {"name": name, "step": one.description["step"], "trained_s": one.trained_s}
+                for name, one in studio.samplers.items()
             ],
-            "defaults": sampling.model_dump(
-                include={"duration_s", "cfg", "top_k", "top_p", "temperature", "negative_prompt"}
-            ),
+            "defaults": studio.sampling.model_dump(include=_DEFAULTS),
             "longest_s": LONGEST_S,
         }
 
@@ -237,7 +228,7 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
     def find(name: str) -> Job:
         job = studio.get(name)
         if job is None:
-            raise HTTPException(404, "no such clip; the server keeps the last ones alone")
+            raise HTTPException(404, f"no such clip; the server keeps only the last {KEPT}")
         return job
 
     @app.get("/api/jobs/{name}")
@@ -248,10 +239,10 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
     def events(name: str) -> StreamingResponse:
         job = find(name)
 
-        def told() -> Iterator[str]:
+        def states() -> Iterator[str]:
             before = ""
             while True:
-                last = job.over  # before it is described: what ends after that is told next time
+                last = job.over  # read first: an end during describe() is sent in the next round
                 now = json.dumps(studio.describe(name, job))
                 if now != before:
                     yield f"data: {now}\n\n"
@@ -261,25 +252,25 @@ def build_app(studio: Studio, hosts: list[str]) -> FastAPI:
                 with job.changed:
                     job.changed.wait(1.0)
 
-        return StreamingResponse(told(), media_type="text/event-stream")
+        return StreamingResponse(states(), media_type="text/event-stream")
 
     @app.get("/api/jobs/{name}/{index}.wav")
     def sound(name: str, index: int) -> Response:
-        """The whole clip, or, while it is made, what there is and the rest as it comes."""
+        """The whole clip; while it is made, what exists and then the rest as it comes."""
         job = find(name)
         if not 0 <= index < len(job.takes):
             raise HTTPException(404, "no such clip")
         take = job.takes[index]
         if job.over:
-            return Response(_wav(take), media_type="audio/wav")
+            return Response(b"".join(listen(job, take)), media_type="audio/wav")
         return StreamingResponse(listen(job, take), media_type="audio/wav")
 
     return app
 
 
 def listen(job: Job, take: Take) -> Iterator[bytes]:
-    """A WAV file bit by bit: what there is of a clip, and the rest as it is made."""
-    yield _header(take.rate, round(take.total_s * take.rate))
+    """A 16-bit mono WAV file in pieces: what exists of a clip, and then the rest as it is made."""
+    yield _header(take.rate, round((take.made_s if job.over else take.total_s) * take.rate))
     given = 0
     while True:
         complete = job.over or bool(take.spectrogram)
@@ -292,24 +283,13 @@ def listen(job: Job, take: Take) -> Iterator[bytes]:
             job.changed.wait(1.0)
 
 
-def _wav(take: Take) -> bytes:
-    wave = np.concatenate(take.chunks) if take.chunks else np.zeros(0, np.float32)
-    return _header(take.rate, len(wave)) + _pcm(wave)
-
-
 def _header(rate: int, samples: int) -> bytes:
-    """Of a 16-bit mono WAV file."""
-    size = 2 * samples
-    shape = struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
-    return (
-        b"RIFF"
-        + struct.pack("<I", 36 + size)
-        + b"WAVEfmt "
-        + shape
-        + b"data"
-        + (struct.pack("<I", size))
-    )
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, rate, samples, "NONE", ""))
+        file.writeframesraw(b"")  # writes the header
+        return buffer.getvalue()  # now: closing the file would set the length to 0
 
 
-def _pcm(wave: NDArray[np.float32]) -> bytes:
-    return (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
+def _pcm(samples: NDArray[np.float32]) -> bytes:
+    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()

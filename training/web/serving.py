@@ -1,28 +1,28 @@
-"""Pages of our own: an address to listen on, and a server there."""
+"""Listen on an address, and serve an app there."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
 
 from common.errors import AttuneError
 
-if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
 
-LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
-"""Under which this machine asks itself."""
+def host_names(host: str) -> list[str]:
+    """Names under which this machine reaches a server that listens on `host`."""
+    return ["127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host]
 
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens on an address: who asks before there is a server waits for it.
+    """A socket that listens on an address; a client that connects early waits for the server.
 
     Raises:
-        AttuneError: it is taken, or not this machine's.
+        AttuneError: the address is taken, or is not one of this machine.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -37,21 +37,21 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:
-    """A server for an app.  A client is who is connected, whatever its headers claim."""
-    import uvicorn
-
+    """A server that takes a client's address from the connection, not from headers."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
             log_level="warning",
             server_header=False,
             proxy_headers=False,
-            # A page that follows a clip would else keep a server that is told to end.
+            # Else a page that still receives a clip would keep the server from ending.
             timeout_graceful_shutdown=3,
         )
     )
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until Ctrl-C."""
-    make_server(app).run(sockets=[listener])
+def serve(app: FastAPI, host: str, port: int, about: str) -> None:
+    """Print the address, with `about` behind it, and serve until Ctrl-C."""
+    with listening(host, port) as listener:
+        print(f"http://{host_names(host)[-1]}:{port} ({about}); Ctrl-C ends it", flush=True)
+        make_server(app).run(sockets=[listener])

@@ -39,7 +39,7 @@ def test_each_unique_prompt_is_embedded_once_and_read_back(tmp_path: Path) -> No
     assert embed(cache, assigned) == 0
     assert len(cache.chunks()) == 7
     for names, places in zip(plan["prompts"].to_pylist(), chunks.to_pylist(), strict=True):
-        states = cache.read(cache.find(dict(zip(names, places, strict=True))))
+        states = cache.read(dict(zip(names, places, strict=True)))
         assert states.keys() == set(names)
         for name in names:
             np.testing.assert_array_equal(states[name], fake_states(name))
@@ -61,7 +61,7 @@ def test_a_chunk_without_its_index_is_embedded_again(tmp_path: Path) -> None:
     lost = next(key for key, _ in store.list("text") if key.endswith(".parquet"))
     store.delete(lost)
     assert embed(cache, assigned) in (1, 2)
-    assert cache.find({row["prompt"]: row["chunk"] for row in assigned.to_pylist()}).keys() == {
+    assert cache.read({row["prompt"]: row["chunk"] for row in assigned.to_pylist()}).keys() == {
         "a", "b", "c",
     }  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_a_chunk_without_its_states_is_embedded_again(tmp_path: Path) -> None:
     assert cache.chunks() == set()
     assert embed(cache, assigned) == 2
     chunk = assigned["chunk"][0].as_py()
-    assert cache.read(cache.find({"a": chunk, "b": chunk})).keys() == {"a", "b"}
+    assert cache.read({"a": chunk, "b": chunk}).keys() == {"a", "b"}
 
 
 def test_another_plan_keeps_what_is_cached(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_another_plan_keeps_what_is_cached(tmp_path: Path) -> None:
     second, chunks = later.assign_chunks(plan_of(["c"], ["d", "b"]), chunk_size=2)
     assert second["prompt"].to_pylist() == ["d", "b", "c"]  # new ones first, then by chunk
     assert embed(later, second) == 1
-    assert set(later.find({"c": chunks.to_pylist()[0][0]})) == {"c"}
+    assert set(later.read({"c": chunks.to_pylist()[0][0]})) == {"c"}
     other = TextCache(store, "another encoder")
     assert embed(other, other.assign_chunks(plan_of(["b"]), chunk_size=2)[0]) == 1
 
@@ -101,7 +101,7 @@ def test_an_index_is_read_without_datasets(tmp_path: Path, monkeypatch: pytest.M
         raise AssertionError("a dataset was made")
 
     monkeypatch.setattr("pyarrow.parquet.core.ParquetDataset", made)
-    assert cache.find({"a": assigned["chunk"][0].as_py()}).keys() == {"a"}
+    assert cache.read({"a": assigned["chunk"][0].as_py()}).keys() == {"a"}
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     assigned, _ = cache.assign_chunks(plan_of(["a"]), chunk_size=2)
     chunk = assigned["chunk"][0].as_py()
     with pytest.raises(FileNotFoundError):
-        cache.find({"a": chunk})
+        cache.read({"a": chunk})
     embed(cache, assigned)
     with pytest.raises(KeyError, match="'b' is not in text chunk"):
-        cache.find({"a": chunk, "b": chunk})
+        cache.read({"a": chunk, "b": chunk})

@@ -206,5 +206,5 @@ def test_a_lost_node_may_take_every_starting_worker_with_it(
 def test_a_worker_that_never_stands_ends_the_run(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(AttuneError, match="die before they have begun"):
+    with pytest.raises(AttuneError, match="crashed at start-up"):
         run(killers={None})  # what `is_ready` is called with

@@ -110,7 +110,7 @@ def test_a_shard_without_samples_commits_without_a_tar(tmp_path: Path) -> None:
     ("kept", "refused", "message"),
     [
         (["a"], [], "b is neither"),
-        (["a", "b"], ["b"], "b is not in the plan, or there twice"),
+        (["a", "b"], ["b"], "b is not in the plan, or is listed twice"),
         (["a", "b", "c"], [], "c is not in the plan"),
     ],
 )

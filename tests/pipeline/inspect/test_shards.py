@@ -40,7 +40,7 @@ def test_statistics_are_those_of_a_plain_count(
     assert (found["clips"], found["prompts"]) == (24, len(prompts))
     assert found["unique_prompts"] == len(set(prompts))
     assert found["splits"] == {"test": 4, "train": 20}
-    assert found["licenses"] == {"not stated": 24}
+    assert found["licenses"] == {"not stated": {"clips": 24, "hours": found["hours"]}}
     assert found["hours"] == pytest.approx(seconds.sum() / 3600, abs=1e-6)
     assert found["duration_s"]["median"] == pytest.approx(np.sort(seconds)[11], abs=0.006)
     assert found["duration_s"]["p95"] == pytest.approx(np.sort(seconds)[22], abs=0.006)
@@ -50,7 +50,7 @@ def test_statistics_are_those_of_a_plain_count(
     for stream in range(4):
         codes = np.concatenate([sample.codes[stream] for sample in dataset])
         p = np.unique_counts(codes).counts / len(codes)
-        for usage in (stats["codebooks"][stream], found["codebooks"][stream]):
+        for usage in (stats["all"]["codebooks"][stream], found["codebooks"][stream]):
             assert usage["used"] == len(p)
             assert usage["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
     assert stats["codes_from"] == {"shards": 8, "of_shards": 8, "clips": 24, "seed": None}
@@ -66,13 +66,16 @@ def test_datasets_and_licences_are_told_apart(finished: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), finished / "manifest.parquet")
     stats = shard_stats(open_store(finished))
     assert {name: found["clips"] for name, found in stats["datasets"].items()} == {"a": 6, "b": 18}
-    assert stats["datasets"]["a"]["licenses"] == {"CC-BY": 6}
-    assert stats["datasets"]["b"]["licenses"] == {"not stated": 14, "https://cc0": 4}
-    assert {name: row["clips"] for name, row in stats["licenses"].items()} == {
-        "not stated": 14, "CC-BY": 6, "https://cc0": 4,
+    clips = {
+        name: {licence: row["clips"] for licence, row in found["licenses"].items()}
+        for name, found in (stats["datasets"] | {"all": stats["all"]}).items()
+    }
+    assert clips == {
+        "a": {"CC-BY": 6}, "b": {"not stated": 14, "https://cc0": 4},
+        "all": {"not stated": 14, "CC-BY": 6, "https://cc0": 4},
     }  # fmt: skip
-    hours = sum(row["hours"] for row in stats["licenses"].values())
-    assert hours == pytest.approx(stats["hours"], abs=1e-5)
+    hours = sum(row["hours"] for row in stats["all"]["licenses"].values())
+    assert hours == pytest.approx(stats["all"]["hours"], abs=1e-5)
 
 
 def test_a_sample_of_shards_is_seeded_and_said(finished: Path) -> None:
@@ -80,10 +83,10 @@ def test_a_sample_of_shards_is_seeded_and_said(finished: Path) -> None:
     one = shard_stats(store, sample=2, seed=1)
     assert one == shard_stats(store, sample=2, seed=1)
     assert one["codes_from"]["shards"] == 2 and one["codes_from"]["seed"] == 1
-    assert one["codes_from"]["clips"] < 24 and one["n_samples"] == 24
-    codes = [shard_stats(store, sample=2, seed=seed)["codebooks"] for seed in range(4)]
+    assert one["codes_from"]["clips"] < 24 and one["all"]["clips"] == 24
+    codes = [shard_stats(store, sample=2, seed=seed)["all"] for seed in range(4)]
     assert any(other != codes[0] for other in codes[1:])
-    assert shard_stats(store, sample=99)["codebooks"] == shard_stats(store)["codebooks"]
+    assert shard_stats(store, sample=99)["all"] == shard_stats(store)["all"]
 
 
 def test_codes_that_the_codec_lacks_are_an_error(finished: Path) -> None:
@@ -134,7 +137,7 @@ def test_export_decodes_one_sample(finished: Path, tiny_codec: Path, tmp_path: P
     assert soundfile.info(exact).subtype == "FLOAT"
     assert found["peak"] == pytest.approx(np.abs(floats).max())
     np.testing.assert_allclose(wave, np.clip(floats, -1, 1), atol=1e-4)
-    with pytest.raises(AttuneError, match=r"clip\.wav: is there already.*--force"):
+    with pytest.raises(AttuneError, match=r"clip\.wav: exists already.*--force"):
         export_audio(store, str(tiny_codec), row["sample_id"], str(out))
     time.sleep(1.1)  # the same file in another second
     export_audio(store, str(tiny_codec), row["sample_id"], str(out), as_float=True, force=True)

@@ -468,8 +468,8 @@ def test_inspection(finished: Path) -> None:
     assert sum(row["refused"] for row in rows) == 6
     stats = shard_stats(store)
     assert stats["datasets"]["small"]["splits"] == {"test": 4, "train": 20}
-    assert stats["duration_s"]["max"] == pytest.approx(1.75)
-    assert all(1 <= row["perplexity"] <= row["used"] <= 32 for row in stats["codebooks"])
+    assert stats["all"]["duration_s"]["max"] == pytest.approx(1.75)
+    assert all(1 <= row["perplexity"] <= row["used"] <= 32 for row in stats["all"]["codebooks"])
     sample_id = commit(finished)["samples"][0]["sample_id"]
     found = show_sample(store, sample_id[:12])
     assert found["record"]["sample_id"] == sample_id

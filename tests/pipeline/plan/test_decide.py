@@ -513,7 +513,7 @@ def test_of_two_runs_that_plan_at_once_the_first_wins(
     with pytest.raises(AttuneError, match="planned there at once"):
         next(winner.shards())
     with pytest.raises(AttuneError, match="planned there at once"):
-        winner.table("prompts")
+        next(winner.batches("prompts", ["chunk"]))
 
 
 def test_the_codec_must_run_at_the_recipes_rate(

@@ -136,7 +136,7 @@ def test_a_dry_run_changes_nothing(place: Workplace) -> None:
         "missing": 1, "silent": 1, "too_short": 1, "non_finite": 1, "unreadable": 1, "truncated": 1,
     }  # fmt: skip
     assert found["waiting"] == {"missing": 1, "empty_file": 1}
-    assert "missing 1" in said[0] and "as they were: empty_file 1, missing 1" in said[1]
+    assert "missing 1" in said[0] and "not changed: empty_file 1, missing 1" in said[1]
     assert {p: p.read_bytes() for p in place.data.rglob("*") if p.is_file()} == before
 
 
@@ -319,5 +319,5 @@ def test_the_command(
     assert (status, json.loads(out)["clips"]) == (0, {"missing": 2})
     status, out, _ = retry("--reason", "missing", "--reason", "empty_file")
     assert status == 0
-    assert "with missing 2" in out and "as they were: empty_file 1" in out
+    assert "with missing 2" in out and "not changed: empty_file 1" in out
     assert "retried: 2 clips are accepted now" in out

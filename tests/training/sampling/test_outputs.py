@@ -243,7 +243,7 @@ def test_a_stopped_command_can_be_resumed(
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / "001-dog-seed1.wav").unlink()
     rest = run_command(*command)
-    assert "3 of them are there already" in rest.stderr
+    assert "3 of them exist" in rest.stderr
     # The whole batch of the lost clip, and the batch that was not made.
     assert batches == [2, 2, 1, 2, 1]
     assert all(
@@ -258,7 +258,7 @@ def test_a_stopped_command_can_be_resumed(
         assert facts == one and facts["weights"] == "fp32"
     again = run_command(*command)
     assert len(batches) == 5
-    assert "5 of them are there already" in again.stderr and len(json.loads(again.stdout)) == 5
+    assert "5 of them exist" in again.stderr and len(json.loads(again.stdout)) == 5
 
 
 def test_clips_of_other_settings_get_other_names(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from common.cluster import check_address
+from common.cluster import ray_session
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.config import LMConfig
@@ -139,16 +138,7 @@ def _on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, Outcome
         return
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        quiet["include_dashboard"] = False
-    check_address(address, "--ray ")
-    try:
-        ray.init(address, **quiet)
-    except Exception as error:  # a node that is slow to start is no other kind to Ray
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"--ray {address}: cannot join it: {reason}") from error
-    try:
+    with ray_session(address, "--ray "):
         gpus = cells[0].processes if cells[0].device != "cpu" else 0
         # Else a cell would have as many threads as the driver's container may use.
         one = {"env_vars": dict.fromkeys(_THREADS, "1")}
@@ -159,8 +149,6 @@ def _on_ray(cells: Sequence[Cell], address: str) -> Iterator[tuple[Cell, Outcome
             for reference in ready:
                 cell = waiting.pop(reference)
                 yield cell, _outcome(partial(_fetch, ray.get, reference))
-    finally:
-        ray.shutdown()
 
 
 def _fetch(get: Callable[[Any], Any], reference: Any) -> dict[str, Any]:

@@ -169,7 +169,6 @@ def test_mistakes_get_a_message(tmp_path: Path) -> None:
         (a, b, ("lm.run=x",), "'lm.run=x' needs --config"),
         (a, b, ("--url", "lab.example"), "--url lab.example: expected an address"),
         (a, b, ("--url", "ftp://lab.example"), "expected an address"),
-        ("", b, (), "--a is missing"),
     ):
         with pytest.raises(AttuneError, match=words):
             _prepare(first, second, out, *more)

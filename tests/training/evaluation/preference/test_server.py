@@ -211,7 +211,7 @@ def test_the_command_refuses_studies_it_cannot_serve(
         port = taken.getsockname()[1]
         for arguments, words in (
             ([folder, "--port", port], f"cannot listen on 127.0.0.1:{port}"),
-            ([folder, "--host", "0.0.0.0"], "say with --url what raters type"),
+            ([folder, "--host", "0.0.0.0"], "give the raters' address"),
             ([folder, "--host", "0.0.0.0", "--url", "lab"], "--url lab: expected an address"),
             ([tmp_path], "no study there"),
         ):
