@@ -104,7 +104,7 @@ def test_clips_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
     assert isinstance(told, dict)
     assert told["pairs"] == 4 and len(told["links"]) == 2
     assert any("1 clips have no partner" in note and "1)" in note for note in told["notes"])
-    assert any("4 pairs, where 20 were asked for" in note for note in told["notes"])
+    assert any("4 pairs instead of 20" in note for note in told["notes"])
     study = read_study(tmp_path / "study")
     assert {(p.prompt, p.seed) for p in study.pairs} == {
         (prompt(0), 0), (prompt(1), 0), (prompt(2), 0), (prompt(0), 2)
@@ -142,7 +142,7 @@ def test_a_study_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     folder, _ = make_study(tmp_path, 2, 2)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     for more in ((), ("--dry-run",)):
-        with pytest.raises(AttuneError, match="a study is there already, and is not overwritten"):
+        with pytest.raises(AttuneError, match="has a study, which is not overwritten"):
             _prepare(tmp_path / "lm-north", tmp_path / "lm-south", folder, *more)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     with pytest.raises(AttuneError, match="not an empty folder"):
@@ -155,7 +155,10 @@ def test_a_study_that_exists_is_not_overwritten(tmp_path: Path) -> None:
 def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     a, b = write_models(tmp_path, 3)
     (b / "001.wav").write_bytes(b"not audio")
-    with pytest.raises(AttuneError, match=r"001\.wav: unreadable"):
+    with pytest.raises(AttuneError, match=r"clip .*001\.wav: unreadable"):
+        _prepare(a, b, tmp_path / "deep" / "study")
+    soundfile.write(b / "001.wav", np.full(4000, np.nan), RATE, "FLOAT")
+    with pytest.raises(AttuneError, match=r"clip .*001\.wav: non_finite"):
         _prepare(a, b, tmp_path / "deep" / "study")
     assert list(tmp_path.rglob("*study*")) == []
 
@@ -187,7 +190,7 @@ def test_mistakes_get_a_message(tmp_path: Path) -> None:
         (a, tmp_path / "bare", (), r"x\.wav has no sidecar with a `prompt`"),
         (a, tmp_path / "twice", (), "x.wav and y.wav have the same prompt and seed"),
         (a, tmp_path / "odd", (), "seed 'one' of x.wav is not a whole number"),
-        (a, tmp_path / "blip", (), "the shorter clip has 0.011 s, too little to judge"),
+        (a, tmp_path / "blip", (), "the shorter clip has 0.011 s; a pair needs"),
         (a, b, ("--prompts", tmp_path / "prompts.txt"), "--prompts is for two runs"),
         (a, b, ("lm.run=x",), "'lm.run=x' needs --config"),
         (a, b, ("--url", "lab.example"), "--url lab.example: expected an address"),
@@ -196,7 +199,7 @@ def test_mistakes_get_a_message(tmp_path: Path) -> None:
     ):
         with pytest.raises(AttuneError, match=words):
             _prepare(first, second, out, *more)
-    with pytest.raises(AttuneError, match="lies below a file"):
+    with pytest.raises(AttuneError, match="is below a file"):
         _prepare(a, b, tmp_path / "prompts.txt" / "study")
     assert not out.exists()
 
@@ -302,7 +305,7 @@ def test_prompts_of_a_file(two_runs: tuple[list[str], Path], tmp_path: Path) -> 
         "A dog barks", "Rain falls"
     ]  # fmt: skip
     file.write_text("prompt,seed\nA dog barks,7\nA dog barks,7\n")
-    with pytest.raises(AttuneError, match="'A dog barks' with seed 7 stands twice"):
+    with pytest.raises(AttuneError, match="'A dog barks' with seed 7 is there twice"):
         _prepare(Path("one"), Path("two"), tmp_path / "other", *options, "--prompts", file)
     with pytest.raises(AttuneError, match="no clips in split 'test'; --split takes train, valid"):
         _prepare(Path("one"), Path("two"), tmp_path / "other", *options)
