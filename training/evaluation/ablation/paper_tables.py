@@ -43,7 +43,7 @@ METRICS = {
     "sfx": (Metric("fad_vggish", "FAD"), Metric("kl_passt_10s", "KL"), *_METRICS),
     "music": (Metric("fad_vggish", "FAD"), Metric("kl_passt_20s", "KL"), *_METRICS),
 }
-"""{task: the paper's three metrics, then metrics without download}.  KL windows are those of AudioGen
+"""{task: the paper's metrics, then metrics without download}.  KL windows are those of AudioGen
 (10 s) and MusicGen (20 s)."""
 _PAPER = ("fad", "kl", "clap")
 LEVEL = 0.05

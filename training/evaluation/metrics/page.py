@@ -1,4 +1,4 @@
-"""The page of `evaluate`: figures with intervals, comparison, worst clips to hear, metric card."""
+"""The page of `evaluate`: metrics with intervals, comparison, the worst clips, metric card."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from training.evaluation.clip_sets import SetClip, load_clip
 from training.evaluation.metrics.measure import HIGHER_IS_BETTER, Measured
 
 WORST = 20
-"""Clips shown with player and spectrogram."""
+"""Number of clips shown with player and spectrogram."""
 LISTED = 500
-"""Rows of the table of all clips; `metrics.json` has every one."""
+"""Maximum number of rows in the table of all clips; `metrics.json` has all clips."""
 _RATE = 32_000
-"""Hz of the page's sounds at most."""
+"""Maximum sample rate of the page's sounds, Hz."""
 NAMES = {
     "fad_vggish": "FAD, VGGish",
     "fad_codec": "FAD, the codec's own latents",
     "fd_mel": "Fréchet distance of mel statistics",
-    "kl_passt_10s": "KL, PaSST 10 s (real to generated)",
-    "kl_passt_10s_reverse": "KL, PaSST 10 s (generated to real)",
-    "kl_passt_10s_both": "KL, PaSST 10 s, both added",
-    "kl_passt_20s": "KL, PaSST 20 s (real to generated)",
-    "kl_passt_20s_reverse": "KL, PaSST 20 s (generated to real)",
-    "kl_passt_20s_both": "KL, PaSST 20 s, both added",
     "clap": "CLAP score",
 }
+for _s in (10, 20):
+    NAMES[f"kl_passt_{_s}s"] = f"KL, PaSST {_s} s (real to generated)"
+    NAMES[f"kl_passt_{_s}s_reverse"] = f"KL, PaSST {_s} s (generated to real)"
+    NAMES[f"kl_passt_{_s}s_both"] = f"KL, PaSST {_s} s, sum of both directions"
 
 
 def build_page(
@@ -40,9 +38,9 @@ def build_page(
 
     Args:
         document: the content of `metrics.json`.
-        measured: the target's clips.
-        pairs: {name: the real clip}, to hear beside one of the worst.
-        loudness: of players, as measured.
+        measured: the clips of the target.
+        pairs: {clip name: real clip}, shown next to the worst clips.
+        loudness: loudness of the sounds, LUFS, as they were measured.
     """
     rows = document["per_clip"]
     scores = sorted({name for row in rows for name in row} - {"name", "prompt", "seed"})
@@ -90,7 +88,7 @@ def _count(row: dict[str, Any]) -> str:
 
 
 def _measured(metric: str, row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of the table of figures."""
+    """A row of the table of metrics."""
     found = row.get("infinity")
     thin = row.get("embeddings", 1e9) <= row.get("dimensions", 0)
     return (
@@ -106,10 +104,7 @@ def _measured(metric: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 def _left_out(document: dict[str, Any]) -> list[tuple[str, str]]:
     """Metrics and clips that could not be measured, and why."""
-    reasons: dict[str, list[str]] = {}
-    for metric, why in document["missing"].items():
-        reasons.setdefault(why, []).append(NAMES.get(metric, metric))
-    rows = [(", ".join(metrics), why) for why, metrics in reasons.items()]
+    rows = [(NAMES.get(metric, metric), why) for metric, why in document["missing"].items()]
     rows += [
         (name, f"{kind}: {why}")
         for kind, found in document["unusable"].items()
@@ -121,7 +116,7 @@ def _left_out(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _differences(differences: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of the comparison of two models."""
+    """The rows of the comparison of two models."""
     return [
         (
             NAMES.get(metric, metric),
@@ -140,7 +135,7 @@ def _worst(
     pairs: dict[str, SetClip],
     loudness: float | None,
 ) -> list[tuple[object, ...]]:
-    """The prompt, the generated clip and the real one."""
+    """Rows of prompt, generated clip and real clip."""
     clips = {clip.name: clip for clip in measured.clips}
     found: list[tuple[object, ...]] = []
     for row in rows:
@@ -152,7 +147,7 @@ def _worst(
 
 
 def _heard(clip: SetClip, loudness: float | None, note: str) -> object:
-    """A clip of a minute at most, or why it cannot be read."""
+    """The first minute of a clip, or why it cannot be read."""
     try:
         wave, rate = load_clip(clip, loudness)
     except AudioError as error:

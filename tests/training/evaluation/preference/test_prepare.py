@@ -221,7 +221,7 @@ def test_a_damaged_study_is_named(tmp_path: Path) -> None:
         assert "damaged at pairs.0.a" in damaged(good | {"pairs": pairs}), name
     assert "damaged at more" in damaged(good | {"more": 1})
     raters = [good["raters"][0], good["raters"][0]]
-    assert "a name stands there twice" in damaged(good | {"raters": raters})
+    assert "a name is there twice" in damaged(good | {"raters": raters})
     raters = [good["raters"][0] | {"showings": good["raters"][0]["showings"][:1]}]
     assert "rater 1 does not get every pair once" in damaged(good | {"raters": raters})
     (folder / "study.json").write_text(json.dumps(good))
@@ -230,7 +230,7 @@ def test_a_damaged_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(AttuneError, match="differ in size"):
         read_study(folder)
     path.unlink()
-    with pytest.raises(AttuneError, match="the study lacks a clip"):
+    with pytest.raises(AttuneError, match="a clip of the study is missing"):
         read_study(folder)
 
 

@@ -90,7 +90,7 @@ def test_the_same_answer_again_is_as_good_as_new_and_another_is_refused(
     assert get(0, "/api/answers", **reply) == now
     for change in ({"choice": "right"}, {"comment": "c"}):
         told = get(0, "/api/answers", 409, **reply | change)
-        assert "stored, and stands" in told["error"]
+        assert "different answer for this pair is stored" in told["error"]
     later = study.raters[0].showings[2].name
     told = get(0, "/api/answers", 409, pair=later, choice="left")
     assert "other pairs come before" in told["error"]
