@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -159,55 +160,40 @@ def sign_test(first: int, second: int) -> float:
     return float(stats.binomtest(first, n, 0.5).pvalue) if n else 1.0
 
 
-@dataclass(frozen=True)
-class ShareByPrompt:
-    """A share of answers, and how much other prompts could change it."""
-
-    share: float
-    low: float | None
-    high: float | None
-    """Bootstrap over prompts; None if all prompts have the same share."""
-    prompts: int
-    """Number of prompts with answers."""
-
-
-def share_by_prompt(counts: NDArray[np.int64]) -> ShareByPrompt:
+def share_by_prompt(counts: NDArray[np.int64]) -> dict[str, Any]:
     """The share of A, with an interval that resamples the answers to a prompt together.
 
     Args:
         counts: int64 [prompts, 2], answers for A and for B; at least one answer in all.
+
+    Returns:
+        `share`; `low` and `high` of the bootstrap over prompts, None if all prompts have the same
+        share; and the number of `prompts` with answers.
     """
     used = counts[counts.sum(axis=1) > 0]
     for_a, answers = used[:, 0], used.sum(axis=1)
+    low, high = None, None
+    if len(np.unique(for_a / answers)) > 1:
+        drawn = _resample(for_a, answers, PROMPT_RESAMPLES, seed=0)
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     share = float(for_a.sum() / answers.sum())
-    if len(np.unique(for_a / answers)) < 2:
-        return ShareByPrompt(share, None, None, len(used))
-    drawn = _resample(for_a, answers, PROMPT_RESAMPLES, seed=0)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return ShareByPrompt(share, float(low), float(high), len(used))
+    return {"share": share, "low": low, "high": high, "prompts": len(used)}
 
 
-@dataclass(frozen=True)
-class Majorities:
-    """Number of prompts for which most raters chose A, chose B, or were tied."""
-
-    a: int
-    b: int
-    tied: int
-    p_value: float
-    """`sign_test` of `a` and `b`."""
-
-
-def majorities(counts: NDArray[np.int64]) -> Majorities:
+def majorities(counts: NDArray[np.int64]) -> dict[str, Any]:
     """One vote per prompt, because the answers of several raters to a prompt are not independent.
 
     Args:
         counts: int64 [prompts, 2], answers for A and for B; prompts without answers do not count.
+
+    Returns:
+        Number of prompts for which most raters chose `a`, chose `b`, or were `tied`; and the
+        `p_value` of their `sign_test`.
     """
     difference = counts[:, 0] - counts[:, 1]
     a, b = int((difference > 0).sum()), int((difference < 0).sum())
     tied = int(((difference == 0) & (counts.sum(axis=1) > 0)).sum())
-    return Majorities(a, b, tied, sign_test(a, b))
+    return {"a": a, "b": b, "tied": tied, "p_value": sign_test(a, b)}
 
 
 @dataclass(frozen=True)

@@ -110,36 +110,34 @@ def test_share_by_prompt_by_hand() -> None:
     """Two prompts, all for A and all for B: of two drawn, none, half or all are the first."""
     counts = np.array([[8, 0], [0, 0], [0, 8]])
     found = share_by_prompt(counts)
-    assert (found.share, found.low, found.high, found.prompts) == (0.5, 0, 1, 2)
+    assert found == {"share": 0.5, "low": 0, "high": 1, "prompts": 2}
     assert share_by_prompt(counts) == found
     # Prompts with more answers weigh more, as they do in the share.
-    assert share_by_prompt(np.array([[3, 1], [0, 8]])).share == 0.25
+    assert share_by_prompt(np.array([[3, 1], [0, 8]]))["share"] == 0.25
     for same in ([[5, 3]], [[8, 0], [4, 0]], [[4, 4], [2, 2]]):
         found = share_by_prompt(np.array(same))
-        assert found.low is None and found.high is None
+        assert found["low"] is None and found["high"] is None
 
 
 def test_interval_over_prompts_is_as_wide_as_prompts_make_it() -> None:
     """Twenty prompts, eight raters who all agree on each: twenty choices, not 160."""
     counts = np.array([[8, 0]] * 12 + [[0, 8]] * 8)
     found, answers, alone = share_by_prompt(counts), share(96, 160), share(12, 20)
-    assert found.low is not None and found.high is not None
-    width = found.high - found.low
+    width = found["high"] - found["low"]
     assert width == pytest.approx(alone.high - alone.low, rel=0.15)
     assert width > 2 * (answers.high - answers.low)
     # Raters who toss coins: prompts do not differ, and both say the same.
     rng = np.random.default_rng(0)
     hits = rng.binomial(8, 0.5, 400)
     found, answers = share_by_prompt(np.stack([hits, 8 - hits], 1)), share(int(hits.sum()), 3200)
-    assert found.low is not None and found.high is not None
-    assert found.high - found.low == pytest.approx(answers.high - answers.low, rel=0.15)
+    width = found["high"] - found["low"]
+    assert width == pytest.approx(answers.high - answers.low, rel=0.15)
 
 
 def test_one_vote_per_prompt() -> None:
     found = majorities(np.array([[8, 0], [5, 3], [4, 4], [0, 1], [0, 0], [2, 0], [3, 1]]))
-    assert (found.a, found.b, found.tied) == (4, 1, 1)
-    assert found.p_value == pytest.approx(2 * (1 + 5) / 32)
-    assert majorities(np.array([[4, 4], [0, 0]])).p_value == 1
+    assert found == {"a": 4, "b": 1, "tied": 1, "p_value": pytest.approx(2 * (1 + 5) / 32)}
+    assert majorities(np.array([[4, 4], [0, 0]]))["p_value"] == 1
 
 
 def test_sign_test_of_clips_that_one_model_got_right() -> None:

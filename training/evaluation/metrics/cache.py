@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 import zipfile
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 
@@ -54,11 +54,11 @@ class EmbeddingCache:
         made = backbone.embed(wave)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written under another name first, so that readers never see part of a file.
-        with NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            try:
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with partial.open("wb") as file:
                 np.savez(file, embeddings=made)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, path)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         return made

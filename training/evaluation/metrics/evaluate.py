@@ -84,8 +84,8 @@ def evaluate(
         gaussians = real.gaussians()
         pairs = [pair(s.clips, reference.clips, real.unusable) for s in sets]
         measured = []
-        for one, found in zip(sets, pairs, strict=True):
-            measured.append(measurer.generated(one.clips, found, gaussians, progress(one.source)))
+        for one, reals in zip(sets, pairs, strict=True):
+            measured.append(measurer.generated(one.clips, reals, gaussians, progress(one.source)))
             measured[-1].check(one.source)
 
     document: dict[str, Any] = {
@@ -110,12 +110,14 @@ def evaluate(
             "clips": common,
             "clusters": clusters,
             "metrics": figures(measured[1], gaussians, settings.seed),
-            "differences": {
-                metric: asdict(d)
-                | {"more_than_noise": d.more_than_noise, "better": _better(metric, d.value)}
-                for metric, d in differences.items()
-            },
+            "differences": {},
         }
+        for metric, found in differences.items():
+            second_is_better = (found.value > 0) is (metric in HIGHER_IS_BETTER)
+            document["comparison"]["differences"][metric] = asdict(found) | {
+                "more_than_noise": found.more_than_noise,
+                "better": "second" if second_is_better else "first",
+            }
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
     html = build_page(document, measured[0], pairs[0], settings.loudness)
@@ -186,8 +188,3 @@ def _per_clip(measured: Measured) -> list[dict[str, Any]]:
     by = next(name for name in order if measured.scores.get(name))
     sign = -1 if by in HIGHER_IS_BETTER else 1
     return sorted(rows, key=lambda row: -sign * row.get(by, -sign * np.inf))
-
-
-def _better(metric: str, difference: float) -> str:
-    higher = metric in HIGHER_IS_BETTER
-    return "second" if (difference > 0) is higher else "first"

@@ -21,7 +21,9 @@ from training.evaluation.metrics.cache import cache_root
 from training.run.files import as_any_file
 
 TIMEOUT_S = 30
-_PASST = "https://github.com/kkoutini/PaSST/releases/download/"
+_GITHUB = "https://github.com"
+_VGGISH = "vggish-10086976.pth"
+_PASST = f"{_GITHUB}/kkoutini/PaSST/releases/download"
 
 
 @dataclass(frozen=True)
@@ -29,29 +31,20 @@ class Source:
     """Weights to download."""
 
     name: str
-    file: str
-    """File or folder name on disk."""
     url: str
     """Address of a file, or `hub:OWNER/NAME`."""
 
+    @property
+    def file(self) -> str:
+        """File or folder name on disk."""
+        return self.url.rsplit("/", 1)[1]
+
 
 SOURCES = (
-    Source(
-        "vggish",
-        "vggish-10086976.pth",
-        "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
-    ),
-    Source(
-        "passt-10s",
-        "passt-s-f128-p16-s10-ap.476-swa.pt",
-        _PASST + "v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt",
-    ),
-    Source(
-        "passt-20s",
-        "passt-s-f128-20sec-p16-s10-ap.474-swa.pt",
-        _PASST + "v0.0.5/passt-s-f128-20sec-p16-s10-ap.474-swa.pt",
-    ),
-    Source("clap", "clap-htsat-fused", "hub:laion/clap-htsat-fused"),
+    Source("vggish", f"{_GITHUB}/harritaylor/torchvggish/releases/download/v0.1/{_VGGISH}"),
+    Source("passt-10s", f"{_PASST}/v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt"),
+    Source("passt-20s", f"{_PASST}/v0.0.5/passt-s-f128-20sec-p16-s10-ap.474-swa.pt"),
+    Source("clap", "hub:laion/clap-htsat-fused"),
 )
 
 

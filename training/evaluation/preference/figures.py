@@ -66,11 +66,8 @@ def find_figures(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
         "answers": n,
         "answers_of_a_finished_study": study.answers,
         "preference": {"a": asdict(share(hits, n)), "b": asdict(share(n - hits, n))},
-        "by_prompt": {
-            "a": asdict(share_by_prompt(by_prompt)),
-            "b": asdict(share_by_prompt(by_prompt[:, ::-1])),
-        },
-        "majorities": asdict(majorities(by_prompt)),
+        "by_prompt": {"a": share_by_prompt(by_prompt), "b": share_by_prompt(by_prompt[:, ::-1])},
+        "majorities": majorities(by_prompt),
         "agreement": asdict(fleiss_kappa(counts)),
         "sides": {
             "left_chosen": asdict(share(int(left.sum()), n)),

@@ -49,8 +49,6 @@ def build_page(
         "page.html",
         study=study,
         figures=figures,
-        percent=_percent,
-        p=_p,
         share=page.picture(drawn["preference.png"]),
         by_prompt=page.picture(drawn["prompts.png"]),
         table_4=(header, rows),
@@ -107,16 +105,6 @@ def _draw_prompts(rows: Sequence[dict[str, Any]]) -> Figure:
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return drawn
-
-
-def _percent(found: dict[str, Any]) -> str:
-    if found["low"] is None:
-        return f"{found['share']:.1%}"
-    return f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
-
-
-def _p(value: float) -> str:
-    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
 def _heard(folder: Path, study: Study, row: dict[str, Any]) -> tuple[str, list[page.Clip]]:

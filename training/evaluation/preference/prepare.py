@@ -75,14 +75,14 @@ class Draft:
 
     a: Origin
     b: Origin
-    wanted: list[Wanted]
+    wanted: Wanted
 
     def describe(self, pairs: int) -> dict[str, Any]:
         """What a dry run prints: the sides, and the prompts in the order of the pairs."""
-        keys: list[Key] = [(job.shown, job.seed) for job in self.wanted]
+        keys: list[Key] = [(shown, seed) for (_, seed), (shown, _) in self.wanted.items()]
         unmatched: list[Key] = []
         if not keys:
-            found, unmatched = match(self.a.clips, self.b.clips, (), pairs)
+            found, unmatched = match(self.a.clips, self.b.clips, {}, pairs)
             keys = [(pair.prompt, pair.seed) for pair in found]
         return {
             "a": {"name": self.a.name, "run": self.a.run and str(self.a.run)},

@@ -25,17 +25,9 @@ Key = tuple[str, int | None]
 """Prompt and seed."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A pair to generate."""
-
-    prompt: str
-    """The prompt for the model."""
-    seed: int
-    shown: str
-    """The prompt as raters read it."""
-    normalized: bool
-    """Whether `prompt` is in training form."""
+Wanted = dict[Key, tuple[str, bool]]
+"""Pairs to generate: {(prompt, seed): (prompt as raters read it, whether the key's prompt is in
+training form)}."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def wanted_pairs(
     split: str,
     pairs: int,
     seed: int,
-) -> list[Wanted]:
+) -> Wanted:
     """List the pairs to generate; none if both sides are folders.
 
     A run that is compared with a folder gets the prompts and seeds of the folder.  Two runs get the
@@ -119,7 +111,7 @@ def wanted_pairs(
         if prompts is not None:
             raise AttuneError("--prompts is for two runs; a folder of clips has its own prompts")
         if a.run is None and b.run is None:
-            return []
+            return {}
         keys = _shuffled(a.clips if a.run is None else b.clips)
         asked = [(text, seed if own is None else own) for text, own in keys]
     elif prompts is not None:
@@ -135,8 +127,8 @@ def wanted_pairs(
         shown = split_prompts(data_dir, split)
         texts = [text for text, _ in _shuffled([(text, 0) for text in shown])]
         repeated = ((i // len(texts), texts[i % len(texts)]) for i in range(pairs))
-        return [Wanted(text, seed + more, shown[text], True) for more, text in repeated]
-    return [Wanted(text, own, text, False) for text, own in asked[:pairs]]
+        return {(text, seed + more): (shown[text], True) for more, text in repeated}
+    return {(text, own): (text, False) for text, own in asked[:pairs]}
 
 
 def split_prompts(data_dir: str, split: str) -> dict[str, str]:
@@ -163,7 +155,7 @@ def split_prompts(data_dir: str, split: str) -> dict[str, str]:
 
 def make_clips(
     origin: Origin,
-    wanted: Sequence[Wanted],
+    wanted: Wanted,
     sampler: Sampler | None,
     sampling: SamplingConfig,
     console: Console,
@@ -176,17 +168,17 @@ def make_clips(
     if origin.run is None or sampler is None:
         return origin.clips, origin.folder
     asked = [
-        SetClip(f"{job.prompt}/{job.seed}", "", prompts=(job.prompt,), normalized=job.normalized)
-        for job in wanted
+        SetClip(f"{prompt}/{seed}", "", prompts=(prompt,), normalized=normalized)
+        for (prompt, seed), (_, normalized) in wanted.items()
     ]
     made = origin.run.parent / "evaluated" / origin.run.name
-    seeds = [job.seed for job in wanted]
+    seeds = [seed for _, seed in wanted if seed is not None]
     folder = generate_set(sampler, sampling, asked, made, console, seeds=seeds)
     return {_key(clip, folder): clip for clip in read_folder(folder).clips}, str(folder)
 
 
 def match(
-    a: dict[Key, SetClip], b: dict[Key, SetClip], wanted: Sequence[Wanted], pairs: int
+    a: dict[Key, SetClip], b: dict[Key, SetClip], wanted: Wanted, pairs: int
 ) -> tuple[list[Found], list[Key]]:
     """Pair clips by prompt and seed, or only by prompt if one side has no seeds.
 
@@ -198,17 +190,18 @@ def match(
         AttuneError: no pair at all, or a prompt without seeds that has several clips.
     """
     if any(seed is None for _, seed in (*a, *b)):
-        a, b, wanted = _without_seeds(a), _without_seeds(b), ()
+        a, b, wanted = _without_seeds(a), _without_seeds(b), {}
     common = a.keys() & b.keys()
     if not common:
         raise AttuneError(
             "the two sides have no prompt and seed in common; see `prompt` and `seed` in the "
             "sidecars"
         )
-    shown: dict[Key, str] = {(job.prompt, job.seed): job.shown for job in wanted}
-    keys = [key for key in shown if key in common] or _shuffled(common)[:pairs]
+    keys = [key for key in wanted if key in common] or _shuffled(common)[:pairs]
     unmatched = [] if wanted else sorted(a.keys() ^ b.keys(), key=str)
-    return [Found(shown.get(key, key[0]), key[1], a[key], b[key]) for key in keys], unmatched
+    shown = [wanted[key][0] if key in wanted else key[0] for key in keys]
+    found = [Found(t, key[1], a[key], b[key]) for t, key in zip(shown, keys, strict=True)]
+    return found, unmatched
 
 
 def shared_facts(clips: Sequence[SetClip]) -> dict[str, Any]:
