@@ -94,7 +94,7 @@ def rows_of_split(data_dir: str, dataset: ShardDataset, split: str) -> pa.Table:
     rows = dataset.manifest.filter(pc.equal(dataset.manifest["split"], split))
     if not len(rows):
         found = ", ".join(sorted(map(str, dataset.manifest["split"].unique().to_pylist())))
-        raise AttuneError(f"{data_dir}: no clips in split {split!r}; --split takes {found}")
+        raise AttuneError(f"{data_dir}: no clips in split {split!r}; its splits are {found}")
     return rows
 
 

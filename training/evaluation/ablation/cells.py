@@ -27,7 +27,7 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.config import LMConfig
-from training.evaluation.agreement.clips import labelled_clips, read_curve
+from training.evaluation.agreement.clips import fit_judge, labelled_clips, read_curve
 from training.evaluation.agreement.judge import SoundJudge
 from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
 from training.evaluation.generated_set import generate_set
@@ -236,9 +236,7 @@ def _measurer(
 @lru_cache(maxsize=2)
 def _judge(data_dir: str, sample_rate: int) -> SoundJudge:
     train = labelled_clips(ShardDataset.open(data_dir), sample_rate)
-    return SoundJudge(sample_rate).fit(
-        [clip.wave for clip in train], [clip.label for clip in train], [c.group for c in train]
-    )
+    return fit_judge(train, sample_rate)
 
 
 def _agreement(split: str, measured: Measured, data_dir: str, sample_rate: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from common.codec import Codec
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.uris import read_source
-from training.evaluation.agreement.judge import FOLDS, Agreement
+from training.evaluation.agreement.judge import FOLDS, Agreement, SoundJudge
 from training.evaluation.generated_set import Wanted, generate_missing
 from training.run.log import read_log
 from training.sampling.config import SamplingConfig
@@ -117,6 +117,13 @@ def _frequent_classes(rows: list[dict[str, Any]]) -> set[str]:
             f"judge's cross-validation keeps a recording together); found {len(enough)}"
         )
     return set(enough[:MAX_CLASSES])
+
+
+def fit_judge(clips: list[LabelledClip], sample_rate: int) -> SoundJudge:
+    """Fit the judge on real clips."""
+    return SoundJudge(sample_rate).fit(
+        [clip.wave for clip in clips], [clip.label for clip in clips], [c.group for c in clips]
+    )
 
 
 def reconstruct(dataset: ShardDataset, codec: Codec, clip: LabelledClip) -> Wave:

@@ -21,12 +21,13 @@ from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.evaluation.agreement.clips import (
     ModelResult,
+    fit_judge,
     generated_clips,
     labelled_clips,
     read_curve,
     reconstruct,
 )
-from training.evaluation.agreement.judge import Agreement, SoundJudge, measure_agreement
+from training.evaluation.agreement.judge import Agreement
 from training.evaluation.agreement.page import build_page
 from training.evaluation.config import ReportConfig
 from training.evaluation.statistics import sign_test
@@ -49,7 +50,7 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
     if dataset.summary["codec_id"] != codec.codec_id:
         raise AttuneError(
             f"{recipe.data_dir} was made with codec {dataset.summary['codec_id']}, but codec.path "
-            f"{recipe.codec.path} is {codec.codec_id}; set codec.path to the first one"
+            f"{recipe.codec.path} is {codec.codec_id}; set codec.path to the codec of the shards"
         )
 
     # 1. Fit the judge on real training clips.
@@ -60,9 +61,7 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
         for clip in labelled_clips(dataset, recipe.sample_rate, held_out=True)
         if clip.label in classes
     ]
-    judge = SoundJudge(recipe.sample_rate).fit(
-        [clip.wave for clip in train], [clip.label for clip in train], [c.group for c in train]
-    )
+    judge = fit_judge(train, recipe.sample_rate)
     console.print(
         f"judge: {len(classes)} classes, {len(train)} real clips, cross-validated accuracy "
         f"{judge.accuracy:.3f}"
@@ -89,8 +88,7 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
         clips = generated_clips(
             sampler, out / "samples" / run, prompts, config.clips_per_class, sampling, console
         )
-        judged = judge.judge([clip.wave for clip in clips])
-        agreement = measure_agreement(judged, [clip.label for clip in clips])
+        agreement = judge.agreement([clip.wave for clip in clips], [clip.label for clip in clips])
         results.append(ModelResult(name, checkpoint, clips, agreement, read_curve(out / run)))
         console.print(
             f"{name}: {agreement.hits} of {agreement.n} clips sound like their prompt "
@@ -109,11 +107,8 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
             "reconstructions": _figures(codec_agreement),
         },
         "models": {
-            result.name: {
-                "checkpoint": result.checkpoint,
-                "agreement": _figures(result.agreement),
-            }
-            for result in results
+            r.name: {"checkpoint": r.checkpoint, "agreement": _figures(r.agreement)}
+            for r in results
         },
         "comparison": [_compare(results[0], other) for other in results[1:]],
     }

@@ -19,6 +19,7 @@ from training.evaluation.clip_sets import ClipSet, pair, read_folder
 from training.evaluation.metrics.cache import EmbeddingCache
 from training.evaluation.metrics.measure import (
     HIGHER_IS_BETTER,
+    SEED,
     Backbones,
     Measured,
     Measurer,
@@ -42,8 +43,6 @@ class Settings:
     framing: str = "half"
     loudness: float | None = None
     """LUFS that all clips are normalized to before they are measured; None for no change."""
-    seed: int = 0
-    """Random seed of bootstrap and extrapolation."""
     device: str = "cpu"
 
 
@@ -93,7 +92,7 @@ def evaluate(
         "reference": reference.source,
         "clips": len(measured[0].clips),
         "reference_clips": len(real.clips),
-        "metrics": figures(measured[0], gaussians, settings.seed),
+        "metrics": figures(measured[0], gaussians),
         "missing": _missing(backbones, measured[0], len(pairs[0].keys() & measured[0].clusters)),
         "cards": backbones.cards(),
         "card": _card(measured[0], real, reference, settings),
@@ -102,14 +101,14 @@ def evaluate(
     }
     if against is not None:
         common, clusters, differences = compare(
-            measurer, measured[0], measured[1], pairs, gaussians, settings.seed
+            measurer, measured[0], measured[1], pairs, gaussians
         )
         document["comparison"] = {
             "first": str(target),
             "second": str(against),
             "clips": common,
             "clusters": clusters,
-            "metrics": figures(measured[1], gaussians, settings.seed),
+            "metrics": figures(measured[1], gaussians),
             "differences": {},
         }
         for metric, found in differences.items():
@@ -170,7 +169,7 @@ def _card(
         "codecs": values("codec_id"),
         "reference_missing": list(reference.missing),
         "bootstrap": "by real clip (by prompt without one), generated clips only, 95%",
-        "resampling_seed": settings.seed,
+        "resampling_seed": SEED,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "soundfile": soundfile.__version__,

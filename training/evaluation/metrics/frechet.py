@@ -27,17 +27,18 @@ MIN_GROUPS = 10
 """Fewer groups are neither resampled nor extrapolated: the result would be meaningless."""
 
 
+@dataclass
 class Moments:
     """Count, mean and scatter of embeddings, accumulated in float64.
 
     The update of Chan, Golub and LeVeque stays exact where the mean is much larger than the spread.
     """
 
-    def __init__(self, dim: int) -> None:
-        self.count = 0
-        self.mean: Array = np.zeros(dim)
-        self.scatter: Array = np.zeros((dim, dim))
-        """Sum of the outer products of deviations from the mean."""
+    count: int
+    mean: Array
+    """[D]."""
+    scatter: Array
+    """[D, D]: sum of the outer products of deviations from the mean."""
 
     @classmethod
     def of(cls, embeddings: NDArray[np.floating]) -> Moments:
@@ -51,12 +52,9 @@ class Moments:
             raise ValueError(f"expected embeddings [n, D] with n > 0, found {rows.shape}")
         if not np.isfinite(rows).all():
             raise ValueError("embeddings hold values that are not finite")
-        moments = cls(rows.shape[1])
-        moments.count = len(rows)
-        moments.mean = rows.mean(axis=0)
-        centred = rows - moments.mean
-        moments.scatter = centred.T @ centred
-        return moments
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        return cls(len(rows), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
         """Add the moments of another set; `other` does not change."""
@@ -176,15 +174,12 @@ class GroupedMoments:
         counts, means, scatters = self._stacked
         n = len(self.groups)
         times = np.ones(n) if picks is None else np.bincount(np.fromiter(picks, int), minlength=n)
-        total = Moments(means.shape[1])
         share = times * counts
-        total.count = int(share.sum())
-        if total.count:
-            total.mean = share @ means / total.count
-            apart = means - total.mean
-            within = np.tensordot(times.astype(np.float64), scatters, axes=1)
-            total.scatter = within + (apart.T * share) @ apart
-        return total
+        count = int(share.sum())
+        mean = share @ means / count
+        apart = means - mean
+        within = np.tensordot(times.astype(np.float64), scatters, axes=1)
+        return Moments(count, mean, within + (apart.T * share) @ apart)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ ablation then measures its cells again."""
 PER_CLIP = "fd_mel"
 """The Fréchet distance that is also computed for each single clip."""
 HIGHER_IS_BETTER = frozenset({"clap"})
+SEED = 0
+"""Random seed of bootstrap and extrapolation."""
 
 
 @dataclass
@@ -227,9 +229,7 @@ class Measurer:
                 found.scores.setdefault(metric + ending, {})[clip.name] = value
 
 
-def figures(
-    measured: Measured, gaussians: dict[str, Gaussian], seed: int = 0
-) -> dict[str, dict[str, Any]]:
+def figures(measured: Measured, gaussians: dict[str, Gaussian]) -> dict[str, dict[str, Any]]:
     """Compute {metric: value, low, high, clips, clusters, ...}.
 
     The metrics are the Fréchet distances of the set and the means of the scores of its clips.
@@ -242,11 +242,11 @@ def figures(
             continue
         value = frechet_distance(total, gaussians[metric])
         row: dict[str, Any] = {"value": value, "low": None, "high": None}
-        drawn = frechet_resamples([groups], gaussians[metric], seed=seed)
+        drawn = frechet_resamples([groups], gaussians[metric], seed=SEED)
         if drawn is not None:
             row |= asdict(around(value, drawn[:, 0]))
             row["low"] = max(0.0, row["low"])  # a distance is never negative
-        infinity = frechet_infinity(groups, gaussians[metric], seed=seed)
+        infinity = frechet_infinity(groups, gaussians[metric], seed=SEED)
         row["infinity"] = None if infinity is None else asdict(infinity)
         row |= {"clips": groups.clips, "clusters": groups.clusters}
         row |= {"embeddings": total.count, "dimensions": len(total.mean)}
@@ -254,7 +254,7 @@ def figures(
     for score, values in measured.scores.items():
         if score != PER_CLIP:
             clusters = [measured.clusters[name] for name in values]
-            interval = asdict(mean_interval(list(values.values()), seed, clusters))
+            interval = asdict(mean_interval(list(values.values()), SEED, clusters))
             row = {k: v if np.isfinite(v) else None for k, v in interval.items()}
             found[score] = row | {"clips": len(values), "clusters": len(set(clusters))}
     return found
@@ -266,7 +266,6 @@ def compare(
     second: Measured,
     pairs: Sequence[dict[str, SetClip]],
     gaussians: dict[str, Gaussian],
-    seed: int = 0,
 ) -> tuple[int, int, dict[str, Difference]]:
     """Compare two sets: second minus first, on the clips that both have.
 
@@ -319,7 +318,7 @@ def compare(
     found = {}
     for metric, gaussian in gaussians.items():
         groups = [s.moments[metric] for s in sets]
-        drawn = frechet_resamples(groups, gaussian, seed=seed)
+        drawn = frechet_resamples(groups, gaussian, seed=SEED)
         if drawn is not None:
             values = [frechet_distance(g.total(), gaussian) for g in groups]
             found[metric] = paired_difference(values[1] - values[0], drawn[:, 1] - drawn[:, 0])
@@ -332,7 +331,7 @@ def compare(
         ]
         if len({cluster for _, _, cluster in scored}) > 1:
             a, b, drawn_together = zip(*scored, strict=True)
-            found[score] = paired_means(a, b, seed, drawn_together)
+            found[score] = paired_means(a, b, SEED, drawn_together)
     return len(one.clips), len(set(one.clusters.values())), dict(sorted(found.items()))
 
 

@@ -1,4 +1,4 @@
-"""Random order and sides of the pairs for each rater, balanced by construction."""
+"""Random sides of the pairs for each rater, balanced by construction."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from numpy.typing import NDArray
 _SWAPS = 20
 """Attempted exchanges per cell of the table of sides: enough to forget the initial table."""
 _MOST_SWAPS = 500_000
-
-
-def draw_orders(raters: int, pairs: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Order of the pairs for every rater: int64 [raters, pairs], each row a permutation."""
-    return np.stack([rng.permutation(pairs) for _ in range(raters)])
 
 
 def draw_sides(raters: int, pairs: int, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -38,7 +38,7 @@ def build_page(
     Args:
         folder: folder of the study.
         figures: content of `report.json`.
-        drawn: result of `plots`; the figures are closed here.
+        drawn: {file name: plot}; the plots are closed here.
     """
     header, _, *rows = (
         [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -58,15 +58,8 @@ def build_page(
     )
 
 
-def plots(figures: dict[str, Any]) -> dict[str, Figure]:
-    """Plot the share of A next to the paper's, and the answers by prompt: {file name: figure}."""
-    return {
-        "preference.png": _draw_share(figures["by_prompt"]["a"], figures["answers"]),
-        "prompts.png": _draw_prompts(figures["prompts"]),
-    }
-
-
 def _draw_share(found: dict[str, Any], answers: int) -> Figure:
+    """The share of A, next to the paper's shares."""
     share = 100 * found["share"]
     ends = [share if found[name] is None else 100 * found[name] for name in ("low", "high")]
     drawn, axis = plt.subplots(figsize=(5.2, 2.6), layout="constrained")
@@ -91,6 +84,7 @@ def _draw_share(found: dict[str, Any], answers: int) -> Figure:
 
 
 def _draw_prompts(rows: Sequence[dict[str, Any]]) -> Figure:
+    """The number of answers for A and for B, by prompt."""
     height = min(_TALLEST, 1.2 + 0.2 * max(len(rows), 4))
     drawn, axis = plt.subplots(figsize=(5.2, height), layout="constrained")
     numbers = np.arange(1, len(rows) + 1)
@@ -166,7 +160,10 @@ def write_report(folder: Path) -> dict[str, Any]:
     try:
         out.mkdir(exist_ok=True)
         write_csv(out / "answers.csv", study, answers)
-        drawn = plots(figures)
+        drawn = {
+            "preference.png": _draw_share(figures["by_prompt"]["a"], figures["answers"]),
+            "prompts.png": _draw_prompts(figures["prompts"]),
+        }
         for name, figure in drawn.items():
             figure.savefig(out / name, dpi=200)
         (out / "report.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")

@@ -19,7 +19,7 @@ from common.config import Recipe
 from common.errors import AttuneError
 from training.evaluation.clip_sets import SetClip, load_clip
 from training.evaluation.preference.clips import equalize, wav_bytes
-from training.evaluation.preference.design import draw_orders, draw_sides
+from training.evaluation.preference.design import draw_sides
 from training.evaluation.preference.sources import (
     Found,
     Key,
@@ -181,7 +181,8 @@ def invite(raters: int, pairs: int, seed: int) -> list[Rater]:
     The seed decides orders and sides.  Tokens and names come from the system's random source.
     """
     rng = np.random.default_rng(seed)
-    orders, sides = draw_orders(raters, pairs, rng), draw_sides(raters, pairs, rng)
+    orders = [rng.permutation(pairs) for _ in range(raters)]
+    sides = draw_sides(raters, pairs, rng)
     return [
         Rater(
             token=secrets.token_urlsafe(_TOKEN_BYTES),

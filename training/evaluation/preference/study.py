@@ -103,12 +103,11 @@ def read_study(folder: Path) -> Study:
     path = folder / "study.json"
     try:
         study = Study.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise AttuneError(
-            f"{folder}: no study there; `python -m training preference prepare` writes one"
-        ) from None
     except OSError as error:
-        raise AttuneError(f"{path}: cannot be read: {error.strerror}") from error
+        raise AttuneError(
+            f"{folder}: no study there ({error.strerror}: study.json); "
+            "`python -m training preference prepare` writes one"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -532,7 +532,7 @@ def test_a_split_of_shards_is_a_reference(tmp_path: Path, tiny_codec: Path):
     made = _generated(tmp_path / "made", range(3), 0.0)
     shared = ("--split", "valid", "--weights", tmp_path / "no", "--codec", tiny_codec)
     assert _run(tmp_path, made, "--reference", data, *shared)["reference_clips"] == 9
-    with pytest.raises(AttuneError, match="no clips in split 'test'; --split takes train, valid"):
+    with pytest.raises(AttuneError, match="no clips in split 'test'; its splits are train, valid"):
         read_reference(str(data), "test")
 
 

@@ -80,6 +80,8 @@ def test_a_seed_repeats_order_and_sides_but_no_name() -> None:
         for name in (rater.token, *(n for s in rater.showings for n in (s.name, s.left, s.right)))
     ]
     assert len(set(names)) == len(names) == 2 * 8 * 61
+    orders = [tuple(showing.pair for showing in rater.showings) for rater in first]
+    assert all(sorted(order) == list(range(20)) for order in orders) and len(set(orders)) == 8
 
 
 def test_sides_are_balanced_for_raters_and_prompts(tmp_path: Path) -> None:
@@ -307,7 +309,7 @@ def test_prompts_of_a_file(two_runs: tuple[list[str], Path], tmp_path: Path) -> 
     file.write_text("prompt,seed\nA dog barks,7\nA dog barks,7\n")
     with pytest.raises(AttuneError, match="'A dog barks' with seed 7 is there twice"):
         _prepare(Path("one"), Path("two"), tmp_path / "other", *options, "--prompts", file)
-    with pytest.raises(AttuneError, match="no clips in split 'test'; --split takes train, valid"):
+    with pytest.raises(AttuneError, match="no clips in split 'test'; its splits are train, valid"):
         _prepare(Path("one"), Path("two"), tmp_path / "other", *options)
 
 

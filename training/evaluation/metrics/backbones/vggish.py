@@ -35,10 +35,8 @@ EXAMPLE = 96
 LEAST_PEAK = 0.1 / 32768
 """Google's code divides a clip by its peak or by 0.1, whichever is larger.  Its samples are 16-bit
 integers, so every clip with a sample above zero gets a peak of 1."""
-_CONVOLUTIONS = (0, 3, 6, 8, 11, 13)
-"""Indices of the convolutions in `features`."""
-_POOLED = (0, 3, 8, 13)
-"""Convolutions that are followed by a pooling."""
+_POOLED = (True, True, False, True, False, True)
+"""Whether a pooling follows each convolution."""
 _BATCH = 64
 
 
@@ -108,11 +106,10 @@ class VGG(nn.Module):
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for place in _CONVOLUTIONS:
-            assert len(layers) == place
-            out, inside = state[f"features.{place}.weight"].shape[:2]
+        for pooled in _POOLED:
+            out, inside = state[f"features.{len(layers)}.weight"].shape[:2]
             layers += [nn.Conv2d(inside, out, 3, padding=1), nn.ReLU()]
-            if place in _POOLED:
+            if pooled:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         dense: list[nn.Module] = []
