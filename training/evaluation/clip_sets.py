@@ -1,4 +1,4 @@
-"""Sets of clips to measure: a folder, a split of shards, or a benchmark's list with its audio."""
+"""Sets of clips to measure: a folder, a split of shards, or the list of a benchmark."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ class SetClip:
     """One clip of a set, not read yet."""
 
     name: str
-    """Of its own in the set."""
+    """Unique in the set."""
     uri: str
     start_s: float | None = None
     end_s: float | None = None
     prompts: tuple[str, ...] = ()
-    """What a model may be asked for, each a clip of its own."""
+    """Prompts for a model; each gives a generated clip."""
     normalized: bool = False
-    """Prompts are in training form."""
+    """Whether the prompts are in training form."""
     captions: tuple[str, ...] = ()
-    """As people wrote them, where prompts were made of them."""
+    """The captions that the prompts were made of, as people wrote them."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Its sidecar: how it was made."""
+    """Content of the JSON sidecar: how the clip was made."""
     normalized_prompt: str | None = None
-    """Its prompt in training form, where a sidecar tells both."""
+    """The prompt in training form, if the sidecar has both forms."""
 
     @property
     def prompt(self) -> str | None:
-        """What a model is asked for."""
+        """The first prompt."""
         return self.prompts[0] if self.prompts else None
 
     @property
     def text(self) -> str | None:
-        """The same as a person wrote it, where that is known: what CLAP is to hear in the clip."""
+        """The text for CLAP: the prompt as a person wrote it, if known."""
         return _text(self.facts, "caption") or self.prompt
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips, and what is to be told of where they come from."""
+    """Clips and a description of their source."""
 
     clips: list[SetClip]
     source: str
     missing: tuple[str, ...] = ()
-    """Clips that a list names and the folder does not have."""
+    """Clips of a benchmark's list without audio in the folder."""
 
 
 def read_folder(folder: Path) -> ClipSet:
-    """Every audio file below a folder; a `NAME.json` beside one tells its `prompt`, `seed`, ...
+    """List all audio files below a folder; a sidecar `NAME.json` has the `prompt`, `seed`, ...
 
     Raises:
-        AttuneError: no such folder, no audio in it, or a sidecar that is no JSON object.
+        AttuneError: no such folder, no audio in it, or a sidecar that is not a JSON object.
     """
     if not folder.is_dir():
         raise AttuneError(f"{folder}: no such folder of clips")
@@ -85,21 +85,30 @@ def read_folder(folder: Path) -> ClipSet:
     return ClipSet(clips, str(folder))
 
 
-def read_shards(data_dir: str, split: str, datasets: Sequence[str] = ()) -> ClipSet:
-    """The source audio of a split of finished shards.
-
-    Args:
-        datasets: those of them alone; none for all.
+def rows_of_split(data_dir: str, dataset: ShardDataset, split: str) -> pa.Table:
+    """The manifest's rows of a split.
 
     Raises:
-        AttuneError: no shards, or none of that split or of one of these datasets.
+        AttuneError: the split has no clips.
     """
-    manifest = ShardDataset.open(data_dir).manifest
-    rows = manifest.filter(pc.equal(manifest["split"], split))
+    rows = dataset.manifest.filter(pc.equal(dataset.manifest["split"], split))
     if not len(rows):
-        found = sorted({str(name) for name in manifest["split"].unique().to_pylist()})
-        raise AttuneError(f"{data_dir}: no clips in split {split!r}; there is {', '.join(found)}")
-    there = sorted({str(name) for name in rows["dataset"].unique().to_pylist()})
+        found = ", ".join(sorted(map(str, dataset.manifest["split"].unique().to_pylist())))
+        raise AttuneError(f"{data_dir}: no clips in split {split!r}; its splits are {found}")
+    return rows
+
+
+def read_shards(data_dir: str, split: str, datasets: Sequence[str] = ()) -> ClipSet:
+    """List the source audio of a split of finished shards.
+
+    Args:
+        datasets: only clips of these datasets; all datasets if empty.
+
+    Raises:
+        AttuneError: no shards, or no clips of that split or of one of the datasets.
+    """
+    rows = rows_of_split(data_dir, ShardDataset.open(data_dir), split)
+    there = sorted(map(str, rows["dataset"].unique().to_pylist()))
     if lacking := [name for name in datasets if name not in there]:
         raise AttuneError(
             f"{data_dir}: no clips of dataset {lacking[0]!r} in split {split!r}; "
@@ -119,38 +128,39 @@ def read_shards(data_dir: str, split: str, datasets: Sequence[str] = ()) -> Clip
 
 
 def read_reference(spec: str, split: str) -> ClipSet:
-    """What `--reference` names: shards where there is a manifest or an address, else a folder."""
+    """Read the value of `--reference`: shards (a URI or a folder with a manifest), or a folder."""
     if "://" in spec or (Path(spec) / "manifest.parquet").is_file():
         return read_shards(spec, split)
     return read_folder(Path(spec))
 
 
-def read_preset(preset: Preset, listed: Path, audio: Path, captions: Captions) -> ClipSet:
-    """A benchmark's clips: what its list names, where the folder has audio for it.
+_COLUMNS = {
+    "audiocaps": ("youtube_id", "start_time", "caption"),
+    "musiccaps": ("ytid", "start_s", "caption", "is_balanced_subset"),
+}
 
-    `audiocaps`: test.csv, five rows per clip.  `captions` says which one a clip is prompted with:
-    the `first` in the list, one that is a function of the clip's id (`draw`), or `all`, each making
-    a clip of its own (five generated clips per real one).
+
+def read_preset(preset: Preset, listed: Path, audio: Path, captions: Captions) -> ClipSet:
+    """List a benchmark's clips: the clips of its CSV file that have audio in the folder.
+
+    `audiocaps`: test.csv has five rows per clip.  `captions` chooses the prompt: the `first` row,
+    a random row that depends only on the clip's id (`draw`), or `all` rows, which give five
+    generated clips per real clip.
     `musiccaps`: musiccaps-public.csv without its genre-balanced thousand: the unbalanced subset,
-    which MusicGen reports on.  Audio is `ID_START.*`, `ID.*` or `YID.*`, holding the clip alone.
+    which MusicGen reports on.
+    Audio files are `ID_START.*`, `ID.*` or `YID.*`, and contain only the clip.
 
     Raises:
-        AttuneError: the list is not that benchmark's, or nothing of it is in the folder.
+        AttuneError: the file is not the benchmark's list, or the folder has none of its clips.
     """
-    columns = {
-        "audiocaps": ("youtube_id", "start_time", "caption"),
-        "musiccaps": ("ytid", "start_s", "caption", "is_balanced_subset"),
-    }[preset]
     grouped: dict[str, tuple[str, list[str]]] = {}
-    for row in _rows(listed, columns):
-        if preset == "musiccaps" and row["is_balanced_subset"].strip().lower() == "true":
+    for youtube_id, start, caption, *balanced in _rows(listed, _COLUMNS[preset]):
+        if balanced and balanced[0].strip().lower() == "true":
             continue
-        start = int(float(row[columns[1]] or 0))
-        grouped.setdefault(f"{row[columns[0]]}_{start}", (row[columns[0]], []))[1].append(
-            row["caption"]
-        )
+        name = f"{youtube_id}_{int(float(start or 0))}"
+        grouped.setdefault(name, (youtube_id, []))[1].append(caption)
     if not audio.is_dir():
-        raise AttuneError(f"{audio}: no such folder; --reference is where {preset}'s audio lies")
+        raise AttuneError(f"{audio}: no such folder; --reference is the folder of {preset}'s audio")
     files = {p.stem: p for p in sorted(audio.rglob("*")) if _is_audio(p)}
     clips, missing = [], []
     for name, (youtube_id, texts) in grouped.items():
@@ -163,15 +173,18 @@ def read_preset(preset: Preset, listed: Path, audio: Path, captions: Captions) -
             texts = [texts[int.from_bytes(digest, "little") % len(texts)]]
         clips.append(SetClip(name, str(path), prompts=tuple(texts)))
     if not clips:
-        raise AttuneError(f"{audio}: holds none of the {len(grouped)} clips that {listed} names")
+        raise AttuneError(f"{audio}: has none of the {len(grouped)} clips that {listed} names")
     return ClipSet(clips, f"{preset}: {listed}, audio in {audio}", tuple(missing))
 
 
-def load_clip(clip: SetClip, loudness: float | None) -> tuple[Wave, int]:
-    """A clip as mono, at its own rate, at an integrated loudness if one is given.
+def load_clip(clip: SetClip, loudness: float | None = None) -> tuple[Wave, int]:
+    """Read a clip as mono float32 [S] and its sample rate in Hz.
+
+    Args:
+        loudness: integrated loudness of the result, LUFS; None for no change.
 
     Raises:
-        AudioError: it cannot be used; says why.
+        AudioError: the clip cannot be used; the message says why.
         AttuneError: the disk or the store failed.
     """
     wave, rate = read_source(clip.uri, clip.start_s, clip.end_s)
@@ -183,61 +196,62 @@ def load_clip(clip: SetClip, loudness: float | None) -> tuple[Wave, int]:
 
 
 class Rates:
-    """A clip at the rates that backbones ask for, each made once."""
+    """A clip at the sample rates of the backbones; each rate is computed once."""
 
     def __init__(self, wave: Wave, sample_rate: int) -> None:
         self.rate = sample_rate
-        """Its own, in Hz."""
-        self._source = wave, sample_rate
+        """Original sample rate, Hz."""
+        self._wave = wave
         self._made: dict[int, Wave] = {}
 
     def at(self, rate: int) -> Wave:
         """Waveform float32 [S] at a rate in Hz, S > 0."""
         if rate not in self._made:
-            wave = resample(*self._source, rate)
-            self._made[rate] = wave if len(wave) else self._source[0][:1]
+            wave = resample(self._wave, self.rate, rate)
+            self._made[rate] = wave if len(wave) else self._wave[:1]
         return self._made[rate]
 
 
 def pair(
     clips: Sequence[SetClip], references: Sequence[SetClip], unusable: Container[str] = ()
 ) -> dict[str, SetClip]:
-    """The real clip that each clip answers to: {name: reference}.
+    """Find the real clip of each generated clip: {name: reference}.
 
-    The one that its sidecar names as `reference`, and no other; where it names none, the one of its
-    own name (without ending); else the only one that has its prompt.  Clips for which there is
-    none, or more, have no pair.
+    If the sidecar has a `reference`, only the real clip of that name counts.  Otherwise it is the
+    real clip with the same name (without ending), or the only real clip with the same prompt.
+    Clips without such a real clip are not in the result.
 
     Args:
-        references: all of them: one that cannot be read has its prompt all the same.
-        unusable: names of those that cannot be read; whoever answers to one has no pair.
+        references: all real clips, also unreadable ones: their prompts are not unique either.
+        unusable: names of unreadable real clips; they are in no pair.
     """
     names = {_stem(r.name): r for r in references}
-    prompts: dict[str, list[SetClip]] = {}
+    by_prompt: dict[str, list[SetClip]] = {}
     for reference in references:
-        for prompt in _said(reference):
-            prompts.setdefault(prompt, []).append(reference)
+        for prompt in _all_prompts(reference):
+            by_prompt.setdefault(prompt, []).append(reference)
     pairs = {}
     for clip in clips:
-        told = clip.facts.get("reference")
-        found = names.get(_stem(clip.name if told is None else str(told)))
-        if found is None and told is None:
-            alike = {r.name: r for p in _said(clip) for r in prompts.get(p, ())}
+        about = clip.facts.get("reference")
+        found = names.get(_stem(clip.name if about is None else str(about)))
+        if found is None and about is None:
+            alike = {r.name: r for p in _all_prompts(clip) for r in by_prompt.get(p, ())}
             found = next(iter(alike.values())) if len(alike) == 1 else None
         if found is not None and found.name not in unusable:
             pairs[clip.name] = found
     return pairs
 
 
-def _said(clip: SetClip) -> set[str]:
+def _all_prompts(clip: SetClip) -> set[str]:
     return {prompt for prompt in (*clip.prompts, clip.normalized_prompt) if prompt}
 
 
 def cluster(clip: SetClip, real: SetClip | None) -> str:
-    """Whom a clip shares its luck with: those of one real clip are hard or easy together.
+    """Name the cluster of a clip: clips of a cluster are not independent and resampled together.
 
     Args:
-        real: the one that it answers to; without one, clips of one prompt go together.
+        real: the clip's real clip; clips with the same real clip are a cluster.  If it is None,
+            clips with the same prompt are a cluster.
     """
     about = clip.facts.get("reference") if real is None else real.name
     if about is not None:
@@ -246,10 +260,10 @@ def cluster(clip: SetClip, real: SetClip | None) -> str:
 
 
 def key(clip: SetClip, with_reference: bool = True) -> str:
-    """What makes two models' clips comparable: prompt and seed, else the name.
+    """Identify a clip across models: by prompt and seed, or by name if either is unknown.
 
     Args:
-        with_reference: and the real clip that it answers to.
+        with_reference: also use the name of the real clip.
     """
     if clip.prompt is not None and "seed" in clip.facts:
         about = [clip.prompt, clip.facts["seed"]]
@@ -260,11 +274,7 @@ def key(clip: SetClip, with_reference: bool = True) -> str:
 
 
 def shuffled(clips: Sequence[SetClip], with_reference: bool = True) -> list[SetClip]:
-    """In an order that has nothing to do with their content, and is the same for every model.
-
-    Args:
-        with_reference: as in `key`: models are ordered alike by the same kind of key alone.
-    """
+    """Sort clips by a hash of their `key`: independent of content, and equal for all models."""
 
     def place(clip: SetClip) -> bytes:
         return hashlib.blake2b(key(clip, with_reference).encode(), digest_size=8).digest()
@@ -291,29 +301,31 @@ def _sidecar(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AttuneError(f"{path}: not JSON: {error}; it should tell a clip's prompt") from error
+        raise AttuneError(f"{path}: not JSON: {error}; expected a clip's prompt") from error
     if not isinstance(facts, dict):
         raise AttuneError(f"{path}: expected an object with a clip's prompt and seed")
     return facts
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def _rows(path: Path, columns: tuple[str, ...]) -> list[list[str]]:
+    """These columns of a CSV file: id, start in seconds, caption, ..."""
+    rows = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")
             lacking = [name for name in columns if name not in (reader.fieldnames or ())]
             if lacking:
                 raise AttuneError(f"{path}: no column {lacking[0]} in its header")
-            rows = []
             for row in reader:
+                found = [row[name] for name in columns]
                 try:
-                    int(float(row[columns[1]] or 0))
-                    if not row[columns[0]] or not (row["caption"] or "").strip():
-                        raise ValueError
-                except (TypeError, ValueError, OverflowError):
+                    int(float(found[1] or 0))
+                except (ValueError, OverflowError):
+                    found[0] = ""
+                if not found[0] or not found[2].strip():
                     at = f"{path}, line {reader.line_num}"
-                    raise AttuneError(f"{at}: expected {', '.join(columns)}") from None
-                rows.append({name: row[name] or "" for name in columns})
+                    raise AttuneError(f"{at}: expected {', '.join(columns)}")
+                rows.append(found)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise AttuneError(f"{path}: cannot be read as a list of captions: {error}") from error
     return rows

@@ -1,4 +1,4 @@
-"""The `report` section of a recipe, and what `evaluate` lets one choose."""
+"""The `report` section of a recipe, and the choices of `evaluate`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pydantic import Field
 from common.config import Section
 
 Captions = Literal["first", "draw", "all"]
-"""Which of a benchmark clip's captions is its prompt."""
+"""Which captions of a benchmark's clip are prompts."""
 Framing = Literal["half", "google"]
-"""How VGGish's examples are cut: a key of `vggish.FRAMINGS`."""
+"""How audio is cut into VGGish windows: a key of `vggish.FRAMINGS`."""
 Preset = Literal["audiocaps", "musiccaps"]
-"""A benchmark's protocol."""
+"""Protocol of a benchmark."""
 PRESET_S = 10.0
-"""Seconds of a clip of either: generated ones are no longer, as in audiocraft's evaluation."""
+"""Duration of the clips of both benchmarks, s; generated clips are no longer, as in audiocraft."""
 
 
 class ReportConfig(Section):
-    """What `python -m training report` makes and compares."""
+    """The models that `python -m training report` compares."""
 
     runs: dict[str, str] = Field(default={"lm": "lm"}, min_length=1)
-    """Trained models: {name in the report: folder below run_dir}. The first is compared with the
-    others."""
+    """{name in the report: folder of the trained model in run_dir}.  The first model is compared
+    with each of the others."""
     clips_per_class: int = Field(default=4, ge=1)
-    """Generated per model and class, with seeds 0, 1, ..., of `sampling.duration_s` each."""
+    """Number of generated clips per model and class, with seeds 0, 1, ...."""

@@ -1,4 +1,4 @@
-"""The clips that a model is measured by: one for every prompt of a reference."""
+"""Generate the clips that a model is evaluated on, and keep them on disk."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from training.sampling.config import SamplingConfig
 from training.sampling.outputs import write_clip
 from training.sampling.sampler import Sampler
 
+Wanted = dict[str, tuple[bool, dict[str, Any]]]
+"""{file name without ending: (whether the prompt is in training form, facts of the sidecar)}.  The
+facts have at least `prompt` and `seed`."""
 _CHUNK = 4
-"""Batches generated between two writes."""
+"""Batches that are generated before their clips are written."""
 
 
 def generate_set(
@@ -31,36 +34,49 @@ def generate_set(
     seeds: Sequence[int] | None = None,
     longest_s: float = float("inf"),
 ) -> Path:
-    """A clip of a model for every prompt of a set, from disk where it was made already.
+    """Generate one clip for each prompt of a set; clips that exist already are kept.
 
     Args:
-        prompts: clips whose prompts are asked for; the files say which one as `reference`.
-        out: folder for folders of clips, one per list of prompts.
-        seed: of a clip's first prompt; further ones, and clips whose prompt was there before, get
-            the next seeds.
-        seeds: one per clip, in place of `seed`, and taken as they are.
-        longest_s: of a clip, whatever `sampling` says.
+        prompts: clips with the prompts; each sidecar names its clip as `reference`.
+        out: parent folder; each list of prompts gets its own folder in it.
+        seed: seed of the first prompt of a clip.  Further prompts of the clip, and clips with a
+            repeated prompt, get the next seeds.
+        seeds: one seed per clip, instead of `seed`.
+        longest_s: maximum duration, whatever `sampling` says.
 
     Returns:
-        The folder with a wav and a JSON per prompt, and nothing else.
+        The folder with a wav and a JSON file per prompt, and nothing else.
 
     Raises:
         AttuneError: no prompts.
     """
     if not any(clip.prompts for clip in prompts):
         raise AttuneError(
-            "the reference tells no prompts: name shards, a --preset, or a folder with sidecars"
+            "the reference has no prompts: name shards, a --preset, or a folder with sidecars"
         )
     wanted = _wanted(sampler, prompts, seed, seeds)
-    sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
     seconds = min(sampling.duration_s, sampler.trained_s, longest_s)
+    asked = json.dumps(sorted((name, facts) for name, (_, facts) in wanted.items()))
+    folder = out / hashlib.blake2b(asked.encode(), digest_size=6).hexdigest()
+    generate_missing(sampler, sampling, wanted, seconds, folder, console)
+    return folder
+
+
+def generate_missing(
+    sampler: Sampler,
+    sampling: SamplingConfig,
+    wanted: Wanted,
+    seconds: float,
+    folder: Path,
+    console: Console,
+) -> None:
+    """Generate the clips of a folder that do not exist, or that were made in another way."""
+    sampling = sampler.settled(sampling, min(len(wanted), sampling.batch_size))
     made_by = sampler.facts(sampling) | {
         "duration_s": seconds,
         "sample_rate": sampler.codec.sample_rate,
         "checkpoint_sha256": file_hash(sampler.checkpoint / "model.safetensors"),
     }
-    asked = json.dumps(sorted((name, facts) for name, (_, facts) in wanted.items()))
-    folder = out / hashlib.blake2b(asked.encode(), digest_size=6).hexdigest()
     todo = [n for n, (_, f) in wanted.items() if not _is_made(folder / f"{n}.wav", made_by | f)]
     if todo:
         console.print(
@@ -73,30 +89,29 @@ def generate_set(
         names = [name for name in todo if wanted[name][0] is normalized]
         for start in range(0, len(names), step):
             part = names[start : start + step]
-            asked_for = [wanted[name][1] for name in part]
-            texts, seeds = [f["prompt"] for f in asked_for], [f["seed"] for f in asked_for]
+            facts = [wanted[name][1] for name in part]
+            texts, seeds = [f["prompt"] for f in facts], [f["seed"] for f in facts]
             waves, _ = sampler.generate(texts, seconds, seeds, sampling, normalized=normalized)
-            for name, wave, about in zip(part, waves, asked_for, strict=True):
+            for name, wave, about in zip(part, waves, facts, strict=True):
                 write_clip(folder, name, wave, made_by | about, "wav")
             done += len(part)
             console.print(f"  {done} of {len(todo)}", highlight=False)
-    return folder
 
 
 def _wanted(
     sampler: Sampler, prompts: Sequence[SetClip], seed: int, seeds: Sequence[int] | None
-) -> dict[str, tuple[bool, dict[str, Any]]]:
-    """{file's name: whether its prompt is in training form, and what is asked for}."""
-    wanted: dict[str, tuple[bool, dict[str, Any]]] = {}
+) -> Wanted:
+    wanted: Wanted = {}
     taken: set[tuple[str, int]] = set()
     for clip, first in zip(prompts, seeds or [seed] * len(prompts), strict=True):
-        # The shards' further prompts are other wordings of the first; a list's are asked for.
+        # Further prompts of a shard's clip are paraphrases of the first one and are not used.  A
+        # benchmark's list names all prompts that it wants.
         asked = clip.prompts[:1] if clip.normalized else clip.prompts
         plain = asked if clip.normalized else sampler.normalize(asked)
         for i, (prompt, heard) in enumerate(zip(asked, plain, strict=True)):
             name = hashlib.blake2b(f"{clip.name}/{i}".encode(), digest_size=8).hexdigest()
             own = first + i
-            # What comes to the same prompt and seed would be the same clip.
+            # The same prompt (in training form) with the same seed would give the same clip.
             while seeds is None and (heard, own) in taken:
                 own += 1
             taken.add((heard, own))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 
 from common.page import COLOURS
 
@@ -28,19 +29,16 @@ def curves(series: Series, y_label: str) -> Figure:
 
 
 def confusion(labels: Sequence[str], judged: Sequence[str], classes: Sequence[str]) -> Figure:
-    """A matrix of how often a clip of each class was judged to be of each class.
+    """A confusion matrix.
 
     Args:
-        labels: the class asked for, one per clip.
-        judged: the class heard, one per clip.
-        classes: all of them, in the order of rows and columns.
+        labels: prompted class of each clip.
+        judged: judged class of each clip.
+        classes: all classes, in the order of rows and columns.
     """
     size = 2.2 + 0.24 * len(classes)
     plot, axis = plt.subplots(figsize=(size + 1.5, size), layout="constrained")
-    index = {name: i for i, name in enumerate(classes)}
-    counts = np.zeros((len(classes), len(classes)), int)
-    for asked, heard in zip(labels, judged, strict=True):
-        counts[index[asked], index[heard]] += 1
+    counts = confusion_matrix(labels, judged, labels=classes)
     axis.imshow(counts, cmap="Blues", vmin=0)
     for row, column in np.argwhere(counts):
         colour = "white" if counts[row, column] > 0.6 * counts.max() else "black"

@@ -1,8 +1,8 @@
-"""One cell of the ablation: a row with a seed is trained, asked for clips, and measured.
+"""One cell of the ablation: train a row with a seed, generate clips, measure them.
 
-What a cell came to lies in `cells/NAME.json` below the recipe's folder, its training log beside it.
-A cell that is there for the same settings is not made again; one that was interrupted goes on from
-its checkpoint and its clips.
+The result is written to `cells/NAME.json` in the recipe's folder, next to the training log.  A cell
+with a result for the same settings does not run again.  An interrupted cell resumes from its
+checkpoint and its clips.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from training.config import LMConfig
-from training.evaluation.agreement.clips import labelled_clips, read_curve
+from training.evaluation.agreement.clips import fit_judge, labelled_clips, read_curve
 from training.evaluation.agreement.judge import SoundJudge
 from training.evaluation.clip_sets import ClipSet, SetClip, pair, read_folder, read_shards, shuffled
 from training.evaluation.generated_set import generate_set
@@ -41,17 +41,17 @@ from training.sampling.config import DRAWS, SamplingConfig
 from training.sampling.sampler import Sampler
 
 Hashes = tuple[tuple[str, str], ...]
-"""Files of weights, with what is in them."""
+"""(name, hash) of each file of weights."""
 
 FRAMING = "google"
-"""Of VGGish's examples, as in the figures that the paper quotes."""
+"""How audio is cut into VGGish windows: as in the figures that the paper quotes."""
 SEEDS_APART = 1_000_000
-"""Between the seeds of a prompt's clips: a clip's further prompts take the next ones."""
+"""Distance between the seeds of a prompt's clips; further prompts of a clip use the next seeds."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained and how it is measured; all of it travels to where it is done."""
+    """What is trained and how it is measured; pickled for the process or node that runs it."""
 
     recipe: str
     overrides: tuple[str, ...]
@@ -61,14 +61,14 @@ class Cell:
     datasets: tuple[str, ...]
     clips_per_prompt: int
     weights: str
-    """Folder of backbones."""
+    """Folder of the backbones' weights."""
     device: str = "cpu"
     processes: int = 1
-    """Of training."""
+    """Number of training processes."""
 
     @property
     def name(self) -> str:
-        """Of the training run as well."""
+        """Name of the cell and of its training run."""
         return f"{self.row}-seed{self.seed}"
 
     @property
@@ -76,7 +76,7 @@ class Cell:
         return [*self.overrides, f"lm.run={self.name}", f"seed={self.seed}"]
 
     def key(self) -> str:
-        """Of everything that decides the figures."""
+        """Hash of everything that decides the metrics."""
         recipe = load_recipe(self.recipe, self.all_overrides)
         decides = {
             "lm": recipe.section("lm", LMConfig).model_dump(mode="json"),
@@ -94,36 +94,31 @@ class Cell:
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def cell_folder(recipe_run_dir: str) -> Path:
-    """Where a profile's cells lie."""
-    return Path(recipe_run_dir) / "cells"
-
-
 def read_cell(cell: Cell) -> dict[str, Any] | None:
-    """What a cell came to, if it was made with these settings."""
-    folder = cell_folder(load_recipe(cell.recipe, cell.all_overrides).run_dir)
+    """The result of a cell, if it was made with these settings."""
+    run_dir = load_recipe(cell.recipe, cell.all_overrides).run_dir
     try:
-        found = json.loads((folder / f"{cell.name}.json").read_text())
+        found = json.loads(Path(run_dir, "cells", f"{cell.name}.json").read_text())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("key") == cell.key() else None
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train, generate, measure; from where it stopped.
+    """Train, generate and measure; resumes if it was interrupted.
 
     Returns:
-        What `cells/NAME.json` holds: `metrics` by name, and what they stand on.
+        The content of `cells/NAME.json`: `metrics` by name, and how they were measured.
 
     Raises:
-        AttuneError: training failed (names its log), or there is nothing to measure.
+        AttuneError: training failed (the message names the log), or too few clips to measure.
     """
     if (found := read_cell(cell)) is not None:
         return found
     recipe = load_recipe(cell.recipe, cell.all_overrides)
-    folder = cell_folder(recipe.run_dir)
+    folder = Path(recipe.run_dir) / "cells"
     folder.mkdir(parents=True, exist_ok=True)
-    key = cell.key()  # of what there is now: weights that come meanwhile are not measured with
+    key = cell.key()  # before training: weights that are downloaded meanwhile are not in this key
     began = time.monotonic()
     _train(cell, folder / f"{cell.name}.log")
     trained = time.monotonic()
@@ -143,20 +138,21 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             sampler, sampling, prompts, run.parent / "evaluated" / cell.name, quiet,
             seed=i * SEEDS_APART,
         )  # fmt: skip
-        # Files of a prompt's clips have the same name in each of the folders.
+        # The clips of a prompt have the same file name in every folder.
         clips += [replace(c, name=f"{i}/{c.name}") for c in read_folder(made).clips]
     measured = measurer.generated(clips, pair(clips, reference.clips), gaussians)
     metrics: dict[str, float] = {
         metric: frechet_distance(groups.total(), gaussians[metric])
         for metric, groups in measured.moments.items()
     }
-    metrics |= {s: float(np.mean(list(v.values()))) for s, v in measured.scores.items() if
-                s not in metrics}  # fmt: skip
-    agreement, why = _agreement(cell, measured, recipe.data_dir, recipe.sample_rate)
-    if agreement is None:
-        missing = missing | {"agreement": why}
-    else:
+    means = {score: float(np.mean(list(v.values()))) for score, v in measured.scores.items()}
+    metrics = metrics | means | metrics  # fd_mel is in both: the distance of the set counts
+    agreement = None
+    try:
+        agreement = _agreement(cell.split, measured, recipe.data_dir, recipe.sample_rate)
         metrics["agreement"] = agreement["rate"]
+    except (AttuneError, ValueError) as error:
+        missing = missing | {"agreement": str(error)}
     document = {
         "key": key,
         "row": cell.row,
@@ -188,12 +184,12 @@ def _train(cell: Cell, log: Path) -> None:
         ).returncode
     if status:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        last = lines[-1] if lines else "it said nothing"
+        last = lines[-1] if lines else "no output"
         raise AttuneError(f"{cell.name}: training ended with status {status}: {last} (log: {log})")
 
 
 def _seeing(device: str) -> dict[str, str]:
-    """The environment of a training that takes the GPUs which it sees: this device alone."""
+    """Environment variables that show only this device to a training process."""
     kind, _, number = device.partition(":")
     if kind == "cpu":
         return os.environ | {"CUDA_VISIBLE_DEVICES": ""}
@@ -228,33 +224,28 @@ def _measurer(
     weights: str, hashes: Hashes, codec: str, data_dir: str, split: str,
     datasets: tuple[str, ...], device: str,
 ) -> tuple[Measurer, dict[str, Gaussian], dict[str, str]]:  # fmt: skip
-    del hashes  # other weights are another measurer
+    del hashes  # only part of the cache's key: other weights need another measurer
     backbones = Backbones.load(Path(weights), codec, FRAMING, device)
     measurer = Measurer(backbones, EmbeddingCache(default_cache()))
     reference = _reference(data_dir, split, datasets)
     real = measurer.reference(reference.clips)
-    if len(real.clips) < 2:
-        why = next(iter(real.unusable.values()), "there is but one")
-        raise AttuneError(f"{reference.source}: needs two usable real clips at least: {why}")
+    real.check(reference.source)
     return measurer, real.gaussians(), backbones.missing
 
 
 @lru_cache(maxsize=2)
 def _judge(data_dir: str, sample_rate: int) -> SoundJudge:
     train = labelled_clips(ShardDataset.open(data_dir), sample_rate)
-    return SoundJudge(sample_rate).fit(
-        [clip.wave for clip in train], [clip.label for clip in train], [c.group for c in train]
-    )
+    return fit_judge(train, sample_rate)
 
 
-def _agreement(
-    cell: Cell, measured: Measured, data_dir: str, sample_rate: int
-) -> tuple[dict[str, Any] | None, str]:
-    """How many clips asked for by one tag sound like it, or why nobody can tell."""
-    try:
-        judge = _judge(data_dir, sample_rate)
-    except (AttuneError, ValueError) as error:
-        return None, str(error)
+def _agreement(split: str, measured: Measured, data_dir: str, sample_rate: int) -> dict[str, Any]:
+    """Prompt agreement of the clips whose prompt is a single tag.
+
+    Raises:
+        AttuneError: the shards have too few clips for a judge, or none of these clips has a class.
+    """
+    judge = _judge(data_dir, sample_rate)
     manifest = ShardDataset.open(data_dir).manifest.select(["sample_id", "tags", "captions"])
     labels = {
         row["sample_id"]: row["tags"][0]
@@ -268,22 +259,16 @@ def _agreement(
             waves.append(soundfile.read(clip.uri, dtype="float32")[0])
             wanted.append(label)
     if not waves:
-        return None, f"no clip of split {cell.split} is asked for by one of the judge's classes"
+        raise AttuneError(f"no prompt of split {split} is one of the judge's classes")
     found = judge.agreement(waves, wanted)
-    told = {"n": found.n, "hits": found.hits, "rate": found.rate, "chance": found.chance}
-    return told | {"judge_accuracy": judge.accuracy, "classes": len(judge.classes)}, ""
+    counts = {"n": found.n, "hits": found.hits, "rate": found.rate, "chance": found.chance}
+    return counts | {"judge_accuracy": judge.accuracy, "classes": len(judge.classes)}
 
 
 def _training(run: Path) -> dict[str, float | None]:
-    """Means of the last 20 steps of a kind that were logged."""
-    rows = read_curve(run)
-
-    def last(key: str, kind: bool) -> float | None:
-        found = [r[key] for r in rows if key in r and (not kind or r["dropped"] == 0)][-20:]
-        return float(np.mean(found)) if found else None
-
-    return {
-        "loss": last("loss", True),
-        "rr": last("rr", False),
-        "rr_correlation": last("rr_correlation", False),
-    }
+    """Means of the last 20 logged values; the loss only of steps with text."""
+    rows, found = read_curve(run), {}
+    for key in ("loss", "rr", "rr_correlation"):
+        values = [r[key] for r in rows if key in r and (key != "loss" or r["dropped"] == 0)][-20:]
+        found[key] = float(np.mean(values)) if values else None
+    return found

@@ -1,4 +1,4 @@
-"""`configs/ablation.yaml`: the rows of Table 1, and profiles that say on what they are trained."""
+"""`configs/ablation.yaml`: the rows of Table 1, and profiles of data, seeds and settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.errors import AttuneError
 
 
 class Figures(Section):
-    """What a paper reports."""
+    """The metrics that a paper reports."""
 
     fad: float | None = None
     kl: float | None = None
@@ -26,53 +26,48 @@ class Row(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     pool: Literal["max", "average", "none"]
     cfg: float = Field(ge=0, le=1)
-    """Share of training without text."""
+    """Share of training steps without text."""
     weight: float = Field(ge=0)
-    """Lambda."""
+    """Weight of the representation regularization (lambda in the paper)."""
     loss: Literal["similarity", "contrastive"] = "similarity"
     apply: Literal["cfg", "always"] = "cfg"
     note: str = ""
-    """Beside the row, where the three columns do not tell it."""
+    """Shown next to the row, if pool, CFG and lambda do not identify it."""
     paper: Figures | None = None
-    """What the paper reports of it; none where it tells the outcome in words alone."""
+    """The paper's values; None if the paper describes the result only in words."""
 
     def overrides(self) -> tuple[str, ...]:
-        """Of a recipe."""
+        """The row as overrides of a recipe."""
         pool = () if self.pool == "none" else (f"lm.rr.pool={self.pool}",)
-        return (
-            f"lm.cfg.dropout={self.cfg:g}",
-            f"lm.rr.weight={self.weight:g}",
-            f"lm.rr.loss={self.loss}",
-            f"lm.rr.apply={self.apply}",
-            *pool,
-        )
+        rr = f"lm.rr.weight={self.weight:g}", f"lm.rr.loss={self.loss}", f"lm.rr.apply={self.apply}"
+        return (f"lm.cfg.dropout={self.cfg:g}", *rr, *pool)
 
 
 class Profile(Section):
-    """What the rows are trained and measured on."""
+    """The data and settings with which the rows are trained and measured."""
 
     recipe: str
-    """File, from this one's folder."""
+    """File of the recipe, relative to this file."""
     task: Literal["sfx", "music"] = "sfx"
-    """Sound effects make Tables 1 and 3, music Table 2."""
+    """Sound effects give Tables 1 and 3, music gives Table 2."""
     rows: tuple[str, ...] = ()
-    """Those of them; none for all."""
+    """Names of the rows to train; all rows if empty."""
     overrides: tuple[str, ...] = ()
-    """Of the recipe, for every row."""
+    """Overrides of the recipe, for every row."""
     seeds: tuple[int, ...] = Field(min_length=1)
-    """Of initialization, order and draws; the same for every row, so that rows differ in pairs."""
+    """Random seeds of training; the same for every row, so that rows are compared in pairs."""
     more_seeds: tuple[int, ...] = ()
-    """Further ones of the two rows that are tested against each other."""
+    """Further seeds of the two rows that are tested against each other."""
     split: str = "test"
-    """Clips whose prompts are asked for and which distances are measured to."""
+    """Split with the prompts and the real clips of the evaluation."""
     datasets: tuple[str, ...] = ()
-    """Of that split; none for all. The paper's tables stand on one."""
+    """Datasets of that split; all datasets if empty. The paper's tables use one dataset."""
     clips_per_prompt: int = Field(default=1, ge=1)
-    """Generated for each of these clips, with seeds of their own."""
+    """Number of clips generated for each real clip, with different seeds."""
 
 
 class Published(Section):
-    """A row of another model, as the paper quotes it."""
+    """The values of another model, as the paper quotes them."""
 
     name: str
     task: Literal["sfx", "music"]
@@ -80,13 +75,13 @@ class Published(Section):
 
 
 class AblationConfig(Section):
-    """The whole file."""
+    """The content of the file."""
 
     rows: tuple[Row, ...] = Field(min_length=2)
     regularized: str
-    """The row that is the paper's method."""
+    """Name of the row with the paper's method."""
     baseline: str
-    """The row that it is tested against."""
+    """Name of the row that it is tested against."""
     published: tuple[Published, ...] = ()
     profiles: dict[str, Profile] = Field(min_length=1)
 
@@ -102,11 +97,11 @@ class AblationConfig(Section):
         return self
 
     def rows_of(self, profile: Profile) -> list[Row]:
-        """In the file's order."""
+        """The rows of a profile, in the order of the file."""
         return [row for row in self.rows if not profile.rows or row.name in profile.rows]
 
     def seeds_of(self, profile: Profile, row: Row) -> list[int]:
-        """All that a row is trained with."""
+        """All seeds that a row is trained with."""
         tested = row.name in (self.regularized, self.baseline)
         return list(dict.fromkeys(profile.seeds + (profile.more_seeds if tested else ())))
 
@@ -115,7 +110,7 @@ def load_ablation(path: Path) -> AblationConfig:
     """Read the file.
 
     Raises:
-        AttuneError: it is missing, no YAML, or has a wrong key or value.
+        AttuneError: the file is missing, is not YAML, or has a wrong key or value.
     """
     try:
         tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the cells came to, as files: tables, CSV, a plot, a page, and everything as JSON."""
+"""Write the results of the ablation: tables, CSV, a plot, a page, and everything as JSON."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def write_report(
 
     Args:
         out: folder of the profile.
-        cells: what `run_cell` gave, one at least.
-        failed: {cell: why it has no figures}.
+        cells: results of `run_cell`, at least one.
+        failed: {cell: why it failed}.
 
     Returns:
         The content of `ablation.json`.
@@ -76,11 +76,11 @@ def _notes(
 ) -> list[str]:
     missing = dict.fromkeys(why for cell in cells for why in cell["missing"].values())
     return [
-        f"Mean \u00b1 s.d. over {len(profile.seeds)} seeds (fewer where a cell is missing); "
-        f"{cells[0]['clips']} generated clips per seed against {cells[0]['reference_clips']} real "
-        f"ones: {cells[0]['reference']}. {date.today().isoformat()}.",
-        f"The paper's figures: {_PAPER_ON[profile.task]}; they compare with ours only on the same "
-        "clips.",
-        *(f"No figure: {why}" for why in missing),
-        *(f"Missing: {name}: {why}" for name, why in failed.items()),
+        f"Mean \u00b1 s.d. over {len(profile.seeds)} seeds (fewer if a cell is missing); "
+        f"{cells[0]['clips']} generated clips per seed, {cells[0]['reference_clips']} real clips: "
+        f"{cells[0]['reference']}. {date.today().isoformat()}.",
+        f"The paper's values are of {_PAPER_ON[profile.task]}; compare them with ours only if ours "
+        "are of the same clips.",
+        *(f"Not measured: {why}" for why in missing),
+        *(f"Failed: {name}: {why}" for name, why in failed.items()),
     ]

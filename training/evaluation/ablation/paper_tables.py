@@ -1,4 +1,4 @@
-"""Tables 1 to 3 of what the cells came to, beside the paper's: Markdown, LaTeX, CSV, a plot."""
+"""Tables 1 to 3 with our results and the paper's: Markdown, LaTeX, CSV, and a plot."""
 
 from __future__ import annotations
 
@@ -9,33 +9,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
 from common.page import COLOURS
 from training.evaluation.ablation.config import AblationConfig, Figures, Profile, Row
-from training.evaluation.ablation.statistics import (
-    PairedTest,
-    Summary,
-    holm,
-    paired_test,
-    summarize,
-)
+from training.evaluation.statistics import SeedTest, holm, seed_test
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column."""
+    """A column of the tables."""
 
     key: str
-    """In a cell's `metrics`."""
-    title: str
+    """Name in the `metrics` of a cell."""
+    name: str
     higher: bool = False
-    """Is better."""
+    """Whether higher is better."""
     digits: int = 2
 
     @property
-    def arrow(self) -> str:
-        return "↑" if self.higher else "↓"
+    def title(self) -> str:
+        return f"{self.name} {'↑' if self.higher else '↓'}"
 
 
 _METRICS = (
@@ -48,18 +43,18 @@ METRICS = {
     "sfx": (Metric("fad_vggish", "FAD"), Metric("kl_passt_10s", "KL"), *_METRICS),
     "music": (Metric("fad_vggish", "FAD"), Metric("kl_passt_20s", "KL"), *_METRICS),
 }
-"""By task, the paper's three and those that need no download.  KL by the windows that AudioGen and
-MusicGen report."""
+"""{task: the paper's metrics, then metrics without download}.  KL windows are those of AudioGen
+(10 s) and MusicGen (20 s)."""
 _PAPER = ("fad", "kl", "clap")
 LEVEL = 0.05
-"""Of a test: below it a difference counts."""
+"""Significance level of the tests."""
 NONE = "\u2013"
-"""In place of a figure that there is not."""
+"""Shown in place of a missing value."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table before it is Markdown or LaTeX."""
+    """A table, to be written as Markdown or LaTeX."""
 
     number: int
     title: str
@@ -69,20 +64,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Results:
-    """All figures of a profile: {row: {metric: {seed: value}}}."""
+    """All values of a profile."""
 
     config: AblationConfig
     profile: Profile
     values: dict[str, dict[str, dict[int, float]]]
+    """{row: {metric: {seed: value}}}."""
 
     @classmethod
     def of(
         cls, config: AblationConfig, profile: Profile, cells: Sequence[Mapping[str, Any]]
     ) -> Results:
-        """
-        Args:
-            cells: documents of `run_cell`.
-        """
+        """Collect the values from the documents of `run_cell`."""
         values: dict[str, dict[str, dict[int, float]]] = {}
         for cell in cells:
             for metric, value in cell["metrics"].items():
@@ -91,28 +84,27 @@ class Results:
 
     @property
     def columns(self) -> tuple[Metric, ...]:
-        """Of the tables, with figures or without."""
+        """All metrics of the task, with values or without."""
         return METRICS[self.profile.task]
 
-    def summary(self, row: str, metric: str) -> Summary | None:
-        """Over the seeds that all rows have; further ones count in the test alone."""
+    def of_row(self, row: str, metric: str) -> list[float]:
+        """Values of the seeds that all rows have; `more_seeds` are only used in the tests."""
         found = self.values.get(row, {}).get(metric, {})
-        kept = [found[seed] for seed in self.profile.seeds if seed in found]
-        return summarize(kept) if kept else None
+        return [found[seed] for seed in self.profile.seeds if seed in found]
 
     def metrics(self) -> list[Metric]:
-        """The paper's columns, and of the others those that have a figure."""
+        """The paper's metrics, and further metrics that have a value."""
         there = {name for row in self.values.values() for name in row}
         return [m for i, m in enumerate(self.columns) if i < len(_PAPER) or m.key in there]
 
-    def tests(self) -> dict[str, PairedTest]:
-        """The regularized row minus the baseline, by metric, all seeds of both."""
+    def tests(self) -> dict[str, SeedTest]:
+        """{metric: the regularized row minus the baseline}, over all seeds that both have."""
         one, other = (
             self.values.get(name, {}) for name in (self.config.regularized, self.config.baseline)
         )
         found = {}
         for metric in self.columns:
-            test = paired_test(one.get(metric.key, {}), other.get(metric.key, {}))
+            test = seed_test(one.get(metric.key, {}), other.get(metric.key, {}))
             if test is not None:
                 found[metric.key] = test
         adjusted = holm({key: t.p_value for key, t in found.items() if t.p_value is not None})
@@ -125,8 +117,8 @@ def tables(results: Results) -> list[Table]:
     if results.profile.task == "music":
         return [_compared(results, 2, "Music")]
     metrics = results.metrics()
-    header = ["pool", "CFG", "λ", *(f"{m.title} {m.arrow}" for m in metrics)]
-    header += [f"paper: {m.title} {m.arrow}" for m in results.columns[: len(_PAPER)]]
+    header = ["pool", "CFG", "λ", *(m.title for m in metrics)]
+    header += [f"paper: {m.title}" for m in results.columns[: len(_PAPER)]]
     body = [
         [*_setting(row), *(_cell(results, row.name, m) for m in metrics), *_paper(row.paper)]
         for row in rows
@@ -139,19 +131,18 @@ def tables(results: Results) -> list[Table]:
 
 def _compared(results: Results, number: int, title: str) -> Table:
     config, metrics = results.config, results.metrics()
-    header = ["method", *(f"{m.title} {m.arrow}" for m in metrics)]
-    shown = [m.key for m in metrics]
+    header = ["method", *(m.title for m in metrics)]
+    ours = ((config.baseline, "w/o rr"), (config.regularized, "w/ rr"))
     body = [
-        [f"{other.name} (paper)", *(_published(results, other.figures, key) for key in shown)]
+        [f"{other.name} (paper)", *_paper(other.figures, len(metrics))]
         for other in config.published
         if other.task == results.profile.task
     ]
-    for name, label in ((config.baseline, "w/o rr"), (config.regularized, "w/ rr")):
+    for name, label in ours:
         row = next(row for row in config.rows if row.name == name)
         if results.profile.task == "sfx" and row.paper is not None:
-            paper = [_published(results, row.paper, key) for key in shown]
-            body.append([f"300M {label} (paper)", *paper])
-    for name, label in ((config.baseline, "w/o rr"), (config.regularized, "w/ rr")):
+            body.append([f"300M {label} (paper)", *_paper(row.paper, len(metrics))])
+    for name, label in ours:
         body.append([f"ours {label}", *(_cell(results, name, m) for m in metrics)])
     return Table(number, title, header, body)
 
@@ -162,41 +153,39 @@ def _setting(row: Row) -> list[str]:
 
 
 def _cell(results: Results, row: str, metric: Metric) -> str:
-    found = results.summary(row, metric.key)
-    if found is None:
+    """Mean ± standard deviation (unbiased) over the seeds."""
+    values = results.of_row(row, metric.key)
+    if not values:
         return NONE
-    mean = f"{found.mean:.{metric.digits}f}"
-    return mean if found.sd is None else f"{mean} ± {found.sd:.{metric.digits}f}"
+    mean = f"{np.mean(values):.{metric.digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{metric.digits}f}" if len(values) > 1 else mean
 
 
-def _paper(figures: Figures | None) -> list[str]:
+def _paper(figures: Figures | None, columns: int = len(_PAPER)) -> list[str]:
+    """The paper's values, then `NONE` for the columns that the paper does not have."""
     values = [None if figures is None else getattr(figures, name) for name in _PAPER]
-    return [NONE if value is None else f"{value:.2f}" for value in values]
-
-
-def _published(results: Results, figures: Figures, key: str) -> str:
-    names = {metric.key: name for metric, name in zip(results.columns, _PAPER, strict=False)}
-    return _paper(figures)[_PAPER.index(names[key])] if key in names else NONE
+    shown = [NONE if value is None else f"{value:.2f}" for value in values]
+    return shown + [NONE] * (columns - len(_PAPER))
 
 
 def verdicts(results: Results) -> list[str]:
-    """A sentence per metric: did rr help?"""
-    lines = []
+    """One line per metric: did rr help?"""
+    lines, tests = [], results.tests()
     for metric in results.columns:
-        test = results.tests().get(metric.key)
+        test = tests.get(metric.key)
         if test is None:
             continue
         size = f"{test.difference:+.{metric.digits + 1}f}"
         if test.p_value is None or test.low is None or test.high is None:
-            lines.append(f"{metric.title}: {size}, {test.n} seed(s): too few for a test")
+            lines.append(f"{metric.name}: {size}, {test.n} seed(s): too few for a test")
             continue
-        better = (test.difference > 0) is metric.higher
-        what = "better" if better else "worse"
-        verdict = f"rr is {what}" if test.p_value < LEVEL else "no more than seeds differ"
+        verdict = "no more than the difference between seeds"
+        if test.p_value < LEVEL:
+            verdict = f"rr is {'better' if (test.difference > 0) is metric.higher else 'worse'}"
         if test.p_value < LEVEL <= (test.adjusted or 0.0):
-            verdict += " by this test alone, not among all metrics"
+            verdict += " by this test, but not after Holm's adjustment for all metrics"
         lines.append(
-            f"{metric.title}: {size} [{test.low:+.{metric.digits + 1}f}, "
+            f"{metric.name}: {size} [{test.low:+.{metric.digits + 1}f}, "
             f"{test.high:+.{metric.digits + 1}f}], p = {test.p_value:.2g} "
             f"(Holm {test.adjusted:.2g}), {test.n} seeds: {verdict}"
         )
@@ -204,7 +193,7 @@ def verdicts(results: Results) -> list[str]:
 
 
 def markdown(table: Table) -> str:
-    """With a heading."""
+    """The table with a heading, as Markdown."""
     lines = [f"**Table {table.number}. {table.title}**", "", _line(table.header)]
     lines.append(_line(["---"] * len(table.header)))
     return "\n".join([*lines, *map(_line, table.rows)]) + "\n"
@@ -222,7 +211,7 @@ _LATEX = {
 
 
 def latex(table: Table) -> str:
-    """A `table*` of its own, for booktabs."""
+    """The table as a `table*` environment, for booktabs."""
     columns = len(table.header)
     firsts = 3 if table.number == 1 else 1
     body = [" & ".join(map(_tex, row)) + r" \\" for row in (table.header, *table.rows)]
@@ -244,7 +233,7 @@ def _tex(text: str) -> str:
 
 
 def as_csv(results: Results) -> str:
-    """A line per row, seed and metric."""
+    """One line per row, seed and metric."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["row", "pool", "cfg", "lambda", "loss", "apply", "seed", "metric", "value"])
@@ -258,10 +247,13 @@ def as_csv(results: Results) -> str:
 
 
 def plot(results: Results) -> Figure | None:
-    """A panel per metric: every seed a dot, means and standard deviations, the baseline's mean as a
-    line; None without figures."""
+    """A panel per metric: each seed, means and standard deviations, and the baseline's mean.
+
+    Returns:
+        None if there are no values.
+    """
     rows = results.config.rows_of(results.profile)
-    there = [m for m in results.columns if any(results.summary(row.name, m.key) for row in rows)]
+    there = [m for m in results.columns if any(results.of_row(row.name, m.key) for row in rows)]
     if not there:
         return None
     labels = [" ".join(_setting(row)) for row in rows]
@@ -270,18 +262,18 @@ def plot(results: Results) -> Figure | None:
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for axis, metric in zip(axes[0], there, strict=True):
-        baseline = results.summary(results.config.baseline, metric.key)
-        if baseline is not None:
-            axis.axvline(baseline.mean, color="#888888", linewidth=1, linestyle="--")
+        if baseline := results.of_row(results.config.baseline, metric.key):
+            axis.axvline(float(np.mean(baseline)), color="#888888", linewidth=1, linestyle="--")
         for place, row in enumerate(rows):
-            found = results.summary(row.name, metric.key)
-            if found is None:
+            found = results.of_row(row.name, metric.key)
+            if not found:
                 continue
             tested = row.name in (results.config.regularized, results.config.baseline)
             colour = COLOURS[1] if tested else COLOURS[0]
-            axis.plot(found.values, [place] * len(found.values), "o", ms=3.5, alpha=0.45, c=colour)
-            axis.errorbar(found.mean, place, xerr=found.sd, fmt="D", ms=5, c=colour, capsize=3)
-        axis.set(xlabel=f"{metric.title} ({'higher' if metric.higher else 'lower'} is better)")
+            sd = float(np.std(found, ddof=1)) if len(found) > 1 else None
+            axis.plot(found, [place] * len(found), "o", ms=3.5, alpha=0.45, c=colour)
+            axis.errorbar(float(np.mean(found)), place, xerr=sd, fmt="D", ms=5, c=colour, capsize=3)
+        axis.set(xlabel=f"{metric.name} ({'higher' if metric.higher else 'lower'} is better)")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.25)
     axes[0][0].set_yticks(range(len(rows)), labels)

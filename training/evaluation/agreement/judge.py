@@ -1,12 +1,13 @@
 """Prompt agreement: which of a closed set of sound classes does a clip sound like?
 
-A small classifier (log-mel statistics, standardized, multinomial logistic regression) is fitted on
-real labelled clips and asked about generated ones.  It needs no downloaded backbone; its own
-cross-validated accuracy is always reported beside its verdicts.
+The judge is a small classifier (standardized log-mel statistics, multinomial logistic regression).
+It is fitted on real labelled clips and classifies generated clips.  It needs no downloaded
+backbone.  Its cross-validated accuracy is always reported next to its verdicts.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,21 +16,23 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from common.mel import FLOOR_DB, log_mel
+from training.evaluation.statistics import share
 
 FOLDS = 5
-"""Of the judge's cross-validation."""
+"""Number of folds of the judge's cross-validation."""
 
 
 def features(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64]:
     """Statistics of a clip's log-mel spectrogram that do not depend on its length or level.
 
     Returns:
-        float64 [F]: per mel band mean, spread, 90th percentile and mean absolute step over the
-        frames that are not silent, and the modulation spectrum of the loudness up to 31 Hz.
+        float64 [F]: for each mel band the mean, standard deviation, 90th percentile and mean
+        absolute step over the frames that are not silent; then the modulation spectrum of the
+        loudness up to 31 Hz, and the share of frames that are not silent.
     """
     mel = log_mel(wave, sample_rate)
     loud = mel[mel.max(axis=1) > -FLOOR_DB + 10]
@@ -57,7 +60,7 @@ def features(wave: NDArray[np.float32], sample_rate: int) -> NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often clips were judged to be what they should be."""
+    """How many clips sound like their label."""
 
     n: int
     hits: int
@@ -66,83 +69,65 @@ class Agreement:
     high: float
     """95% Clopper-Pearson interval of the rate."""
     chance: float
-    """Rate of the best constant or random guess."""
+    """Rate of the best constant guess."""
     p_value: float
     """One-sided exact binomial test against chance."""
     judged: tuple[str, ...]
 
 
 class SoundJudge:
-    """The classifier; fit once, then ask."""
+    """The classifier of sound classes."""
 
     def __init__(self, sample_rate: int):
         self.sample_rate = sample_rate
         self.accuracy = float("nan")
-        """Cross-validated on the clips that it was fitted on."""
+        """Accuracy of the cross-validation on the training clips."""
         self.classes: tuple[str, ...] = ()
-        self._model: Pipeline | None = None
+        self._model = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=2000))
 
     def fit(
         self,
         waves: Sequence[NDArray[np.float32]],
         labels: Sequence[str],
         groups: Sequence[str] | None = None,
-        folds: int = FOLDS,
     ) -> SoundJudge:
         """Fit on real clips and cross-validate by group.
 
         Args:
             waves: float32 [S_i] each, at `sample_rate`.
-            labels: one class name per clip; every class needs at least `folds` groups.
-            groups: clips of one group stay in one fold (same source recording).
-
-        Raises:
-            ValueError: fewer than two classes.
+            labels: one class name per clip; at least two classes, each with `FOLDS` groups.
+            groups: source recording of each clip; a recording is never in two folds.
         """
-        matrix = np.stack([features(wave, self.sample_rate) for wave in waves])
-        target = np.asarray(labels)
-        if len(set(labels)) < 2:
-            raise ValueError("prompt agreement needs at least two classes of real clips")
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=2000))
-        fold = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+        matrix, target = self._matrix(waves), np.asarray(labels)
         guesses = cross_val_predict(
-            model,
+            self._model,
             matrix,
             target,
-            cv=fold,
+            cv=StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0),
             groups=np.arange(len(target)) if groups is None else np.asarray(groups),
         )
         self.accuracy = float((guesses == target).mean())
-        self._model = model.fit(matrix, target)
-        self.classes = tuple(str(name) for name in model.classes_)
+        self._model.fit(matrix, target)
+        self.classes = tuple(str(name) for name in self._model.classes_)
         return self
 
     def judge(self, waves: Sequence[NDArray[np.float32]]) -> list[str]:
-        """The class that each clip sounds like."""
-        if self._model is None:
-            raise ValueError("fit the judge first")
-        matrix = np.stack([features(wave, self.sample_rate) for wave in waves])
-        return [str(name) for name in self._model.predict(matrix)]
+        """Name the class that each clip sounds like."""
+        return [str(name) for name in self._model.predict(self._matrix(waves))]
 
     def agreement(self, waves: Sequence[NDArray[np.float32]], labels: Sequence[str]) -> Agreement:
-        """Judge clips and compare with what they should be."""
+        """Judge clips and compare the verdicts with their labels."""
         return measure_agreement(self.judge(waves), labels)
+
+    def _matrix(self, waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        return np.stack([features(wave, self.sample_rate) for wave in waves])
 
 
 def measure_agreement(judged: Sequence[str], labels: Sequence[str]) -> Agreement:
-    """Compare verdicts with labels; chance is the frequency of the commonest label."""
-    hits = sum(a == b for a, b in zip(judged, labels, strict=True))
-    n = len(labels)
-    chance = max(labels.count(name) for name in set(labels)) / n if n else float("nan")
-    test = binomtest(hits, n, chance, alternative="greater")
-    interval = binomtest(hits, n, chance).proportion_ci(0.95, method="exact")
+    """Compare verdicts with labels; chance is the frequency of the most frequent label."""
+    found = share(sum(a == b for a, b in zip(judged, labels, strict=True)), len(labels))
+    chance = max(Counter(labels).values()) / found.n
+    p_value = float(binomtest(found.hits, found.n, chance, alternative="greater").pvalue)
     return Agreement(
-        n,
-        hits,
-        hits / n,
-        float(interval.low),
-        float(interval.high),
-        chance,
-        float(test.pvalue),
-        tuple(judged),
+        found.n, found.hits, found.share, found.low, found.high, chance, p_value, tuple(judged)
     )

@@ -1,4 +1,4 @@
-"""The page of `training report`: collected facts to HTML."""
+"""The page of `training report`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.evaluation.agreement.clips import LabelledClip, ModelResult
 from training.evaluation.plots import confusion, curves
 
 LISTED_RECONSTRUCTIONS = 16
-"""Held-out clips shown beside their reconstructions."""
+"""Number of clips shown with their reconstructions."""
 
 
 def build_page(
@@ -33,11 +33,10 @@ def build_page(
     Args:
         figures: the content of `report.json`.
         real: the clips that the judge was fitted on.
-        kept: of the codec: real clips, their reconstructions, and the class that the judge hears
-            in the reconstruction.
+        kept: clips, their reconstructions by the codec, and the judge's class for these.
         results: one per model.
-        sample_rate: Hz, of all clips.
-        recipe: its file.
+        sample_rate: sample rate of all clips, Hz.
+        recipe: file of the recipe.
     """
     classes = figures["judge"]["classes"]
     return page.render(
@@ -57,7 +56,13 @@ def build_page(
             )
         ],
         results=results,
-        confusions=[(result.name, _confusion(result, classes)) for result in results],
+        confusions=[
+            (
+                r.name,
+                page.picture(confusion([c.label for c in r.clips], r.agreement.judged, classes)),
+            )
+            for r in results
+        ],
         listen=[_row(label, real, results, sample_rate) for label in classes],
         date=date.today().isoformat(),
         recipe=recipe,
@@ -65,13 +70,8 @@ def build_page(
     )
 
 
-def _confusion(result: ModelResult, classes: Sequence[str]) -> str:
-    labels = [clip.label for clip in result.clips]
-    return page.picture(confusion(labels, result.agreement.judged, classes))
-
-
 def _refused(dataset: ShardDataset) -> list[tuple[object, ...]]:
-    """Refused clips by dataset, stage and reason, with an example of each."""
+    """Refused clips by dataset, stage and reason, with one example of each."""
     refused = []
     for key in ("plan/rejects.parquet", "quarantine.parquet"):
         try:
@@ -89,7 +89,7 @@ def _refused(dataset: ShardDataset) -> list[tuple[object, ...]]:
 def _reconstructions(
     kept: Sequence[tuple[LabelledClip, Wave, str]], rate: int
 ) -> list[tuple[object, ...]]:
-    """A clip of each class, as it is and after encoding and decoding."""
+    """A clip of each class, before and after encoding and decoding."""
     first = {clip.label: (clip, wave, heard) for clip, wave, heard in reversed(kept)}
     return [
         (label, page.clip(clip.wave, rate, "original"), _judged(wave, rate, label, heard))
@@ -100,7 +100,7 @@ def _reconstructions(
 def _row(
     label: str, real: Sequence[LabelledClip], results: Sequence[ModelResult], rate: int
 ) -> tuple[object, ...]:
-    """A class: a real clip, and the first clip of each model."""
+    """The row of a class: a real clip, and the first clip of each model."""
     heard = next(clip for clip in real if clip.label == label)
     cells: list[object] = [f"{label} (prompt: {heard.prompt})", page.clip(heard.wave, rate, "real")]
     for result in results:
@@ -118,16 +118,10 @@ def _judged(wave: Wave, rate: int, label: str, heard: str, before: str = "") -> 
 def _series(
     results: Sequence[ModelResult], key: str, dropped: bool | None
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """A curve per model, of steps with text, without text (`dropped`), or of all."""
-    rows = {
-        r.name: [
-            row
-            for row in r.curve
-            if row.get(key) is not None and dropped in (None, row["dropped"] > 0)
-        ]
-        for r in results
-    }
-    return {
-        name: ([row["step"] for row in found], [row[key] for row in found])
-        for name, found in rows.items()
-    }
+    """A curve per model, over steps with text, steps without text (`dropped`), or all steps."""
+    found = {}
+    for result in results:
+        rows = [row for row in result.curve if row.get(key) is not None]
+        rows = [row for row in rows if dropped in (None, row["dropped"] > 0)]
+        found[result.name] = [row["step"] for row in rows], [row[key] for row in rows]
+    return found

@@ -1,12 +1,12 @@
-"""Embeddings on disk, named by what they were made of."""
+"""A cache of embeddings on disk, by content of clip and backbone."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 import zipfile
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 
@@ -20,48 +20,45 @@ def default_cache() -> Path:
 
 
 def cache_root() -> Path:
-    """Where downloads and embeddings lie unless a command says otherwise."""
+    """Default folder of downloads and embeddings."""
     return Path(os.environ.get("ATTUNE_CACHE") or Path.home() / ".cache" / "attune")
 
 
 class EmbeddingCache:
     """A file per clip and backbone: `BACKBONE-IDENTITY/ab/cd...npz`.
 
-    The name is the hash of the very samples that the backbone gets, after resampling and whatever
-    was done to the level; the folder's, that of the backbone's weights and settings.  So nothing is
-    ever stale, and two runs that share clips share embeddings.
+    The file is named by the hash of the samples that the backbone gets, after resampling and
+    loudness normalization; the folder by the hash of the backbone's weights and settings.  So an
+    entry is never stale, and runs that share clips share embeddings.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hits = self.misses = 0
 
     def path(self, backbone: Backbone, wave: Wave) -> Path:
-        """Where the embeddings of a clip lie."""
+        """The file of a clip's embeddings."""
         samples = np.ascontiguousarray(wave, "<f4")
         name = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
         return self.folder / f"{backbone.name}-{identity(backbone)}" / name[:2] / f"{name[2:]}.npz"
 
     def embed(self, backbone: Backbone, wave: Wave) -> Embeddings:
-        """`backbone.embed(wave)`, from disk where it is there; a damaged file is made again."""
+        """`backbone.embed(wave)`, read from disk if possible; a damaged file is replaced."""
         path = self.path(backbone, wave)
         try:
             with np.load(path, allow_pickle=False) as file:
                 found: Embeddings = file["embeddings"]
             if found.ndim == 2 and found.dtype == np.float32:
-                self.hits += 1
                 return found
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass
-        self.misses += 1
         made = backbone.embed(wave)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name first: whoever reads sees all of a file or none.
-        with NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            try:
+        # Written under another name first, so that readers never see part of a file.
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with partial.open("wb") as file:
                 np.savez(file, embeddings=made)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, path)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         return made

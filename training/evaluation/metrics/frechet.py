@@ -1,11 +1,12 @@
 """Fréchet distance between sets of embeddings, from moments that accumulate.
 
-Kilgour et al., "Fréchet Audio Distance" (2019): both sets are taken for Gaussians, and it is
+Kilgour et al., "Fréchet Audio Distance" (2019): a Gaussian is fitted to each set, and the distance
+of the two Gaussians is
 
     |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2).
 
-It falls with the number of clips although nothing else changes; extrapolating it to infinitely many
-(Chong and Forsyth 2020 for images, Gui et al. 2024 for audio) takes that away.
+The distance is biased: it is larger for fewer clips.  Extrapolation to infinitely many clips (Chong
+and Forsyth 2020 for images, Gui et al. 2024 for audio) removes the bias.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 GROUPS = 200
-"""Clusters of clips are gathered in so many groups at most, whatever their number: what bounds
-memory."""
+"""Maximum number of groups of clusters; bounds the memory for any number of clips."""
 RESAMPLES = 200
-"""Of a bootstrap."""
+"""Draws of a bootstrap."""
 MIN_GROUPS = 10
-"""Fewer are neither resampled nor extrapolated: the figure would be made up."""
+"""Fewer groups are neither resampled nor extrapolated: the result would be meaningless."""
 
 
+@dataclass
 class Moments:
-    """Count, mean and scatter of embeddings, in float64, one batch after the other.
+    """Count, mean and scatter of embeddings, accumulated in float64.
 
-    Chan, Golub and LeVeque's update: nothing is lost where the mean is large against the spread.
+    The update of Chan, Golub and LeVeque stays exact where the mean is much larger than the spread.
     """
 
-    def __init__(self, dim: int) -> None:
-        self.count = 0
-        self.mean: Array = np.zeros(dim)
-        self.scatter: Array = np.zeros((dim, dim))
-        """Sum of the outer products of deviations from the mean."""
+    count: int
+    mean: Array
+    """[D]."""
+    scatter: Array
+    """[D, D]: sum of the outer products of deviations from the mean."""
 
     @classmethod
     def of(cls, embeddings: NDArray[np.floating]) -> Moments:
-        """Of embeddings [n, D].
+        """Compute the moments of embeddings [n, D].
 
         Raises:
             ValueError: not two axes, no row, or values that are not finite.
@@ -51,21 +52,16 @@ class Moments:
             raise ValueError(f"expected embeddings [n, D] with n > 0, found {rows.shape}")
         if not np.isfinite(rows).all():
             raise ValueError("embeddings hold values that are not finite")
-        moments = cls(rows.shape[1])
-        moments.count = len(rows)
-        moments.mean = rows.mean(axis=0)
-        centred = rows - moments.mean
-        moments.scatter = centred.T @ centred
-        return moments
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        return cls(len(rows), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
-        """Take in what another set holds; that one stays as it is."""
+        """Add the moments of another set; `other` does not change."""
         if other.mean.shape != self.mean.shape:
             raise ValueError(
-                f"embeddings of {len(self.mean)} and {len(other.mean)} values do not go together"
+                f"cannot merge embeddings of {len(self.mean)} and {len(other.mean)} dimensions"
             )
-        if not other.count:
-            return
         total = self.count + other.count
         step = other.mean - self.mean
         self.scatter += other.scatter
@@ -73,29 +69,25 @@ class Moments:
         self.mean = self.mean + step * (other.count / total)
         self.count = total
 
-    def update(self, embeddings: NDArray[np.floating]) -> None:
-        """Take in embeddings [n, D]."""
-        self.merge(Moments.of(embeddings))
-
     @property
     def covariance(self) -> Array:
-        """Unbiased, [D, D].
+        """Unbiased covariance [D, D].
 
         Raises:
-            ValueError: of fewer than two embeddings.
+            ValueError: fewer than two embeddings.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs two embeddings at least, found {self.count}")
+            raise ValueError(f"a covariance needs at least two embeddings, found {self.count}")
         return self.scatter / (self.count - 1)
 
     def gaussian(self) -> Gaussian:
-        """Mean and root of the covariance, which every distance needs."""
+        """The Gaussian with this mean and covariance."""
         return Gaussian(self.mean, matrix_root(self.covariance))
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What a Fréchet distance looks at; made once for a reference that many sets meet."""
+    """Mean and root of the covariance; computed once for a reference of many distances."""
 
     mean: Array
     root: Array
@@ -103,9 +95,10 @@ class Gaussian:
 
 
 def matrix_root(matrix: Array) -> Array:
-    """Symmetric root of a positive semi-definite [D, D].
+    """Symmetric root of a positive semi-definite matrix [D, D].
 
-    Eigenvalues within rounding of zero count as zero: their roots would be 1e8 times as wrong.
+    Eigenvalues near zero (within rounding) are set to zero, because a root turns an error of 1e-16
+    into an error of 1e-8.
     """
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     floor = max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
@@ -117,26 +110,26 @@ def matrix_root(matrix: Array) -> Array:
 def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """Fréchet distance (squared 2-Wasserstein) of two Gaussians.
 
-    With A and B the roots of the covariances and U S V' their product's singular value
-    decomposition, the part of the covariances is |A - B V U'|^2 (the Procrustes form): a sum of
-    squares, which no rounding takes below zero, singular covariances or not.
+    With A and B the roots of the covariances and U S V' the singular value decomposition of A B,
+    the distance of the covariances is |A - B V U'|^2 (Procrustes form).  This sum of squares is
+    never negative, also for singular covariances.
     """
     a = a.gaussian() if isinstance(a, Moments) else a
     b = b.gaussian() if isinstance(b, Moments) else b
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"embeddings of {len(a.mean)} and {len(b.mean)} values: no distance")
+        raise ValueError(f"no distance between {len(a.mean)} and {len(b.mean)} dimensions")
     u, _, vt = np.linalg.svd(a.root @ b.root)
     rest = a.root - b.root @ (u @ vt).T
     return float(np.sum((a.mean - b.mean) ** 2) + np.sum(rest**2))
 
 
 class GroupedMoments:
-    """Moments of clips, kept in groups so that they can be drawn again.
+    """Moments of clips, kept in groups that can be resampled.
 
-    A group holds whole clusters: clips that are no independent witnesses, so that they are drawn
-    together.  The first `groups` clusters have one each; further ones join them in turn, so memory
-    does not grow with the number of clips.  Clips are expected in random order, lest groups be
-    alike.
+    A group holds whole clusters (clips that are not independent, so that they are resampled
+    together).  Each of the first `groups` clusters has its own group; further clusters are added to
+    these groups in turn, so memory does not grow with the number of clips.  Clips must come in
+    random order, because similar clips in neighbouring groups would narrow the intervals.
     """
 
     def __init__(self, groups: int = GROUPS) -> None:
@@ -147,14 +140,14 @@ class GroupedMoments:
         self._stacked: tuple[Array, Array, Array] | None = None
 
     def add(self, embeddings: NDArray[np.floating], cluster: Hashable | None = None) -> None:
-        """A clip's embeddings [frames, D].
+        """Add the embeddings [frames, D] of a clip.
 
         Args:
-            cluster: that it belongs to; None for one of its own.
+            cluster: cluster of the clip; None for a cluster of its own.
         """
         clip = Moments.of(embeddings)
         self._stacked = None
-        name = self.clips if cluster is None else (cluster,)  # no name is taken for a number
+        name = self.clips if cluster is None else (cluster,)  # a tuple: never equal to a number
         place = self._clusters.setdefault(name, len(self._clusters)) % self.limit
         if place < len(self.groups):
             self.groups[place].merge(clip)
@@ -164,14 +157,15 @@ class GroupedMoments:
 
     @property
     def clusters(self) -> int:
-        """How many there are."""
+        """Number of clusters."""
         return len(self._clusters)
 
     def total(self, picks: Iterable[int] | None = None) -> Moments:
-        """Moments of all groups, or of those picked, as often as each is picked."""
+        """Moments of all groups, or of the picked groups, each as often as it is picked."""
         if not self.groups:
             raise ValueError("no clips")
-        if self._stacked is None:  # draws are many: sums over one array, not a merge per group
+        # A bootstrap calls this often.  Sums over one array are faster than a merge per group.
+        if self._stacked is None:
             self._stacked = (
                 np.array([g.count for g in self.groups], np.float64),
                 np.stack([g.mean for g in self.groups]),
@@ -180,36 +174,33 @@ class GroupedMoments:
         counts, means, scatters = self._stacked
         n = len(self.groups)
         times = np.ones(n) if picks is None else np.bincount(np.fromiter(picks, int), minlength=n)
-        total = Moments(means.shape[1])
         share = times * counts
-        total.count = int(share.sum())
-        if total.count:
-            total.mean = share @ means / total.count
-            apart = means - total.mean
-            within = np.tensordot(times.astype(np.float64), scatters, axes=1)
-            total.scatter = within + (apart.T * share) @ apart
-        return total
+        count = int(share.sum())
+        mean = share @ means / count
+        apart = means - mean
+        within = np.tensordot(times.astype(np.float64), scatters, axes=1)
+        return Moments(count, mean, within + (apart.T * share) @ apart)
 
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """A distance at infinitely many clips."""
+    """A distance extrapolated to infinitely many clips."""
 
     value: float
     slope: float
-    """Of the distance over 1 / clips."""
+    """Slope of the distance over 1 / clips."""
     r2: float
-    """Share of the variance that the line explains: near 1 where the extrapolation holds."""
+    """Share of the variance that the line explains: near 1 if the extrapolation is valid."""
 
 
 def frechet_infinity(
     clips: GroupedMoments, reference: Gaussian, steps: int = 15, seed: int = 0
 ) -> Extrapolation | None:
-    """The distance's intercept over 1/N, from random subsets of between a third and all clips.
+    """Fit a line through distances over 1/N, on random subsets of a third to all of the clips.
 
     Returns:
-        None where there are too few clips, or subsets with too few embeddings: fewer than they
-        have values, and the distance is not linear in 1/N.
+        None for too few clips, or if a subset has no more embeddings than dimensions: then the
+        distance is not linear in 1/N.
     """
     n = len(clips.groups)
     smallest = max(MIN_GROUPS, -(-n // 3))
@@ -234,19 +225,19 @@ def frechet_infinity(
 def frechet_resamples(
     sets: list[GroupedMoments], reference: Gaussian, resamples: int = RESAMPLES, seed: int = 0
 ) -> Array | None:
-    """Distances of sets drawn again with replacement, by cluster (by group, where they are more).
+    """Distances of resampled sets; clusters (groups, if there are more) are drawn with replacement.
 
     Args:
-        sets: clips in the same order and clusters; every draw picks the same ones of each, so
+        sets: clips in the same order and clusters.  A draw picks the same groups of each set, so
             columns are paired.
-        reference: stays as it is: the question is what other clips of the same models would give.
+        reference: not resampled, because the interval covers other clips of the same models.
 
     Returns:
-        float64 [resamples, sets], or None where there are too few clips.
+        float64 [resamples, sets], or None for too few clips.
     """
     n = len(sets[0].groups)
     if any(s.clips != sets[0].clips or len(s.groups) != n for s in sets):
-        raise ValueError("paired sets must hold the same clips")
+        raise ValueError("paired sets must have the same clips")
     if n < MIN_GROUPS:
         return None
     rng = np.random.default_rng(seed)
@@ -258,8 +249,8 @@ def frechet_resamples(
 
 
 def _quick_distance(moments: Moments, reference: Gaussian) -> float:
-    # Eigenvalues alone: good to 1e-8 of the traces, which is plenty for a spread, in a fifth of
-    # the time.
+    # Eigenvalues only: five times faster, and exact to 1e-8 of the traces, which is enough for the
+    # spread of resamples.
     covariance = moments.covariance
     product = reference.root @ covariance @ reference.root
     roots = np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0))

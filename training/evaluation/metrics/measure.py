@@ -1,4 +1,4 @@
-"""From clips to figures: every metric that its backbone can be had for, each with its interval."""
+"""Compute the metrics of a set of clips, with intervals, for all backbones that are available."""
 
 from __future__ import annotations
 
@@ -20,15 +20,7 @@ from training.evaluation.metrics.backbones.latents import CodecLatents, MelStati
 from training.evaluation.metrics.backbones.passt import PaSST
 from training.evaluation.metrics.backbones.vggish import VGGish
 from training.evaluation.metrics.cache import EmbeddingCache
-from training.evaluation.metrics.divergence import (
-    Difference,
-    around,
-    cosine,
-    kl_divergence,
-    mean_interval,
-    paired_difference,
-    paired_means,
-)
+from training.evaluation.metrics.divergence import cosine, kl_divergence
 from training.evaluation.metrics.frechet import (
     Gaussian,
     GroupedMoments,
@@ -38,94 +30,108 @@ from training.evaluation.metrics.frechet import (
     frechet_resamples,
 )
 from training.evaluation.metrics.weights import SOURCES
+from training.evaluation.statistics import (
+    Difference,
+    around,
+    mean_interval,
+    paired_difference,
+    paired_means,
+)
 
-Tell = Callable[[int, int], None]
+Report = Callable[[int, int], None]
+"""Called after each clip with the number of clips done and the number of all clips."""
 METHOD = "peak 1, KL at one rate"
-"""How clips become figures: a new name when the same clips give others, so that cells of an
-ablation are measured again."""
+"""Name of the measurement method.  Change it when the same clips give different values: the
+ablation then measures its cells again."""
 PER_CLIP = "fd_mel"
-"""The Fréchet distance that every clip gets for itself as well."""
+"""The Fréchet distance that is also computed for each single clip."""
 HIGHER_IS_BETTER = frozenset({"clap"})
+SEED = 0
+"""Random seed of bootstrap and extrapolation."""
 
 
 @dataclass
 class Backbones:
-    """Those at hand, by the metric that stands on them, and why the others are not."""
+    """The available backbones, by the metric that uses them, and why the others are missing."""
 
     frechet: dict[str, Backbone] = field(default_factory=dict)
     kl: dict[str, Backbone] = field(default_factory=dict)
     clap: Clap | None = None
     missing: dict[str, str] = field(default_factory=dict)
-    """{metric: one line}."""
+    """{metric: reason, in one line}."""
 
     @classmethod
     def load(
         cls, weights: Path, codec: str, framing: str = "half", device: str = "cpu"
     ) -> Backbones:
-        """
+        """Load the backbones whose weights are available.
+
         Args:
             weights: folder that `make weights` fills.
-            codec: whose latents are looked at.
-            framing: of VGGish's examples.
+            codec: the codec whose latents are used for `fad_codec`.
+            framing: how audio is cut into VGGish windows (`half` or `google`).
 
         Raises:
-            AttuneError: the codec cannot be had.
+            AttuneError: the codec cannot be loaded.
         """
         file = {source.name: weights / source.file for source in SOURCES}
-        found = cls()
-        found.frechet["fad_codec"] = CodecLatents(load_codec(codec, device))
-        found.frechet["fd_mel"] = MelStatistics()
+        found = cls(
+            {"fad_codec": CodecLatents(load_codec(codec, device)), "fd_mel": MelStatistics()}
+        )
 
-        def attempt(metric: str, load: Callable[[], Any]) -> Any:
+        def add(to: dict[str, Any], metric: str, load: Callable[[], Any]) -> None:
             try:
-                return load()
+                to[metric] = load()
             except MissingBackbone as error:
                 found.missing[metric] = str(error)
-                return None
 
-        if vggish := attempt("fad_vggish", lambda: VGGish(file["vggish"], framing, device)):
-            found.frechet["fad_vggish"] = vggish
-        for seconds in (10, 20):
-            metric = f"kl_passt_{seconds}s"
-            load = partial(PaSST, file[f"passt-{seconds}s"], seconds, device)
-            if passt := attempt(metric, load):
-                found.kl[metric] = passt
-        found.clap = attempt("clap", lambda: Clap(file["clap"], device))
+        clap: dict[str, Clap] = {}
+        add(found.frechet, "fad_vggish", lambda: VGGish(file["vggish"], framing, device))
+        add(found.kl, "kl_passt_10s", lambda: PaSST(file["passt-10s"], 10, device))
+        add(found.kl, "kl_passt_20s", lambda: PaSST(file["passt-20s"], 20, device))
+        add(clap, "clap", lambda: Clap(file["clap"], device))
+        found.clap = clap.get("clap")
         return found
 
     def cards(self) -> dict[str, dict[str, Any]]:
-        """{metric: what it stands on}."""
-        all_of_them: dict[str, Backbone] = self.frechet | self.kl
+        """Describe the backbone of each metric: {metric: name, sample rate and settings}."""
+        backbones: dict[str, Backbone] = self.frechet | self.kl
         if self.clap is not None:
-            all_of_them["clap"] = self.clap
+            backbones["clap"] = self.clap
         return {
             metric: {"backbone": b.name, "sample_rate": b.sample_rate, **b.facts}
-            for metric, b in all_of_them.items()
+            for metric, b in backbones.items()
         }
 
 
 @dataclass
 class Measured:
-    """A set of clips, measured."""
+    """The measurements of one set of clips."""
 
     clips: list[SetClip] = field(default_factory=list)
-    """Those that could be read, in the order in which they were taken."""
+    """The clips that could be read, in the order of measuring."""
     clusters: dict[str, str] = field(default_factory=dict)
-    """{name: its cluster}, of those clips: what is drawn together (`clip_sets.cluster`)."""
+    """{clip name: cluster}.  Clips of a cluster are resampled together (`clip_sets.cluster`)."""
     unusable: dict[str, str] = field(default_factory=dict)
-    """{name: why}."""
+    """{clip name: why it could not be read}."""
     moments: dict[str, GroupedMoments] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    """{score: {clip: value}}; KL's two directions and their sum are scores of their own."""
+    """{score: {clip name: value}}.  The two directions of KL and their sum are three scores."""
     seconds: float = 0.0
 
     def gaussians(self) -> dict[str, Gaussian]:
-        """For a reference: what distances are measured to."""
+        """The Gaussian of each backbone; used of the reference set, for Fréchet distances to it."""
         return {metric: groups.total().gaussian() for metric, groups in self.moments.items()}
+
+    def check(self, source: str) -> None:
+        """Raise an AttuneError for a set with fewer than two usable clips."""
+        if len(self.clips) < 2:
+            reason = next(iter(self.unusable.values()), "it has only one")
+            raise AttuneError(f"{source}: needs at least two usable clips: {reason}")
 
 
 class Measurer:
-    """Measures sets with the same backbones, cache and loudness."""
+    """Measures sets of clips with the same backbones, cache and loudness."""
 
     def __init__(
         self, backbones: Backbones, cache: EmbeddingCache, loudness: float | None = None
@@ -135,25 +141,25 @@ class Measurer:
         self.loudness = loudness
         self._texts: dict[str, Any] = {}
 
-    def reference(self, clips: Sequence[SetClip], tell: Tell | None = None) -> Measured:
-        """Moments of real clips."""
-        return self.in_order(shuffled(clips), {}, {}, {}, tell)
+    def reference(self, clips: Sequence[SetClip], report: Report | None = None) -> Measured:
+        """Measure real clips: moments only."""
+        return self.in_order(shuffled(clips), {}, {}, {}, report)
 
     def generated(
         self,
         clips: Sequence[SetClip],
         pairs: dict[str, SetClip],
         gaussians: dict[str, Gaussian],
-        tell: Tell | None = None,
+        report: Report | None = None,
     ) -> Measured:
-        """Moments and scores of generated clips.
+        """Measure generated clips: moments and the scores of each clip.
 
         Args:
-            pairs: {name: the real clip}, for KL.
-            gaussians: of the reference.
+            pairs: {name of the generated clip: its real clip}; needed for KL.
+            gaussians: of the reference set.
         """
         clusters = {clip.name: cluster(clip, pairs.get(clip.name)) for clip in clips}
-        return self.in_order(shuffled(clips), pairs, gaussians, clusters, tell)
+        return self.in_order(shuffled(clips), pairs, gaussians, clusters, report)
 
     def in_order(
         self,
@@ -161,15 +167,15 @@ class Measurer:
         pairs: dict[str, SetClip],
         gaussians: dict[str, Gaussian],
         clusters: dict[str, str],
-        tell: Tell | None = None,
+        report: Report | None = None,
     ) -> Measured:
-        """The same of clips in the order in which they are given, which is to be a random one.
+        """Measure clips in the given order, which must be random (see `GroupedMoments`).
 
         Args:
-            clusters: {name: cluster}; clips that are not there have one of their own.
+            clusters: {clip name: cluster}; a clip without an entry is its own cluster.
         """
         if len({clip.name for clip in clips}) < len(clips):
-            raise ValueError("two clips of one name: scores go by names")
+            raise ValueError("clip names must be unique, because scores are stored by name")
         found = Measured(moments={m: GroupedMoments() for m in self.backbones.frechet})
         for done, clip in enumerate(clips, 1):
             try:
@@ -186,12 +192,12 @@ class Measurer:
                 rows = self.cache.embed(backbone, rates.at(backbone.sample_rate))
                 found.moments[metric].add(rows, clusters.get(clip.name))
                 if metric == PER_CLIP and gaussians:
-                    distance = frechet_distance(_alone(rows), gaussians[metric])
+                    distance = frechet_distance(_gaussian_of_clip(rows), gaussians[metric])
                     found.scores.setdefault(metric, {})[clip.name] = distance
             if gaussians:
                 self._score(clip, rates, pairs.get(clip.name), found)
-            if tell:
-                tell(done, len(clips))
+            if report:
+                report(done, len(clips))
         return found
 
     def _score(self, clip: SetClip, rates: Rates, real: SetClip | None, found: Measured) -> None:
@@ -207,10 +213,10 @@ class Measurer:
         try:
             real_rates = Rates(*load_clip(real, self.loudness))
         except AudioError:
-            return  # counted with the reference's clips
+            return  # the unreadable real clip is already counted in the reference set
         if rates.rate < real_rates.rate:
-            # Else labels would tell the band that the model cannot have from the one that it has.
-            # The MusicGen authors' code gets real clips at the model's rate as well.
+            # Otherwise KL would measure the missing high frequencies of the model's lower rate.
+            # The MusicGen authors' code also resamples real clips to the model's rate.
             real_rates = Rates(real_rates.at(rates.rate), rates.rate)
         for metric, passt in self.backbones.kl.items():
             p = self.cache.embed(passt, real_rates.at(passt.sample_rate))
@@ -218,20 +224,16 @@ class Measurer:
             n = min(len(p), len(q))
             forward = float(kl_divergence(p[:n], q[:n]).mean())
             backward = float(kl_divergence(q[:n], p[:n]).mean())
-            for name, value in (
-                (metric, forward),
-                (f"{metric}_reverse", backward),
-                (f"{metric}_both", forward + backward),
-            ):
-                found.scores.setdefault(name, {})[clip.name] = value
+            values = {"": forward, "_reverse": backward, "_both": forward + backward}
+            for ending, value in values.items():
+                found.scores.setdefault(metric + ending, {})[clip.name] = value
 
 
-def figures(
-    measured: Measured, gaussians: dict[str, Gaussian], seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """{metric: value, low, high, clips, ...}: Fréchet distances of the set, means of its scores.
+def figures(measured: Measured, gaussians: dict[str, Gaussian]) -> dict[str, dict[str, Any]]:
+    """Compute {metric: value, low, high, clips, clusters, ...}.
 
-    `clusters` is how many of them were drawn for the interval (`clip_sets.cluster`).
+    The metrics are the Fréchet distances of the set and the means of the scores of its clips.
+    `clusters` is the number of clusters in the bootstrap for the interval (`clip_sets.cluster`).
     """
     found: dict[str, dict[str, Any]] = {}
     for metric, groups in measured.moments.items():
@@ -240,11 +242,11 @@ def figures(
             continue
         value = frechet_distance(total, gaussians[metric])
         row: dict[str, Any] = {"value": value, "low": None, "high": None}
-        drawn = frechet_resamples([groups], gaussians[metric], seed=seed)
+        drawn = frechet_resamples([groups], gaussians[metric], seed=SEED)
         if drawn is not None:
             row |= asdict(around(value, drawn[:, 0]))
-            row["low"] = max(0.0, row["low"])  # no distance is below
-        infinity = frechet_infinity(groups, gaussians[metric], seed=seed)
+            row["low"] = max(0.0, row["low"])  # a distance is never negative
+        infinity = frechet_infinity(groups, gaussians[metric], seed=SEED)
         row["infinity"] = None if infinity is None else asdict(infinity)
         row |= {"clips": groups.clips, "clusters": groups.clusters}
         row |= {"embeddings": total.count, "dimensions": len(total.mean)}
@@ -252,7 +254,7 @@ def figures(
     for score, values in measured.scores.items():
         if score != PER_CLIP:
             clusters = [measured.clusters[name] for name in values]
-            interval = asdict(mean_interval(list(values.values()), seed, clusters))
+            interval = asdict(mean_interval(list(values.values()), SEED, clusters))
             row = {k: v if np.isfinite(v) else None for k, v in interval.items()}
             found[score] = row | {"clips": len(values), "clusters": len(set(clusters))}
     return found
@@ -264,73 +266,76 @@ def compare(
     second: Measured,
     pairs: Sequence[dict[str, SetClip]],
     gaussians: dict[str, Gaussian],
-    seed: int = 0,
 ) -> tuple[int, int, dict[str, Difference]]:
-    """Second minus first over the clips that both have (same prompt and seed, or same name).
+    """Compare two sets: second minus first, on the clips that both have.
+
+    Clips of the two sets correspond if they have the same prompt and seed, or the same name.  The
+    bootstrap draws the same clusters from both sets; the clusters are those of the first set.
 
     Args:
-        pairs: of the first and of the second set.
+        pairs: {clip name: real clip} of the first set, and of the second set.
 
     Returns:
-        How many clips they have in common, in how many clusters, and {metric: difference}, both
-        resampled in pairs, by the first set's clusters.
+        The number of common clips, the number of their clusters, and {metric: difference}.
 
     Raises:
-        AttuneError: they have fewer than two in common, or clips went while they were measured.
+        AttuneError: fewer than two common clips, or files were deleted during the measurement.
     """
-    # Clips of `generate` do not tell a reference, those of `evaluate` do.
-    told = len({"reference" in clip.facts for clip in (*first.clips, *second.clips)}) == 1
-    same = partial(key, with_reference=told)
+    # Sidecars written by `evaluate` have a `reference`, those written by `generate` do not.  It is
+    # part of the key only if all clips agree in that.
+    both = (*first.clips, *second.clips)
+    with_reference = len({"reference" in clip.facts for clip in both}) == 1
+    same = partial(key, with_reference=with_reference)
     common = {same(clip) for clip in first.clips} & {same(clip) for clip in second.clips}
-    # The same for captions, and CLAP is to compare sounds, not texts.
-    captions = {
-        same(clip): clip.facts["caption"]
-        for clip in (*first.clips, *second.clips)
-        if "caption" in clip.facts
-    }
+    if len(common) < 2:
+        raise AttuneError(
+            f"the two sets have {len(common)} clips in common, by prompt and seed or by name; "
+            "a comparison needs at least two"
+        )
+    # A caption may also be in the sidecars of one set only.  Both clips of a pair get it, so that
+    # CLAP compares two sounds with the same text.
+    captions = {same(c): {"caption": c.facts["caption"]} for c in both if "caption" in c.facts}
     clusters = {same(clip): first.clusters[clip.name] for clip in first.clips}
     sets = []
     for measured, real in zip((first, second), pairs, strict=True):
         unique = {same(clip): clip for clip in measured.clips if same(clip) in common}
-        for name, clip in unique.items():
-            if "caption" not in clip.facts and name in captions:
-                facts = clip.facts | {"caption": captions[name]}
-                unique[name] = replace(clip, facts=facts)
-        # By the same kind of key: a draw picks clips by their places, of both sets the same ones.
-        clips = shuffled(list(unique.values()), told)
+        completed = [
+            replace(clip, facts=captions[name] | clip.facts) if name in captions else clip
+            for name, clip in unique.items()
+        ]
+        # The bootstrap draws positions: the same position must be the same clip in both sets.
+        clips = shuffled(completed, with_reference)
         together = {clip.name: clusters[same(clip)] for clip in clips}
         if clips != measured.clips or together != measured.clusters:
-            # Embeddings come from the cache.
+            # Cheap, because the embeddings are already in the cache.
             measured = measurer.in_order(clips, real, gaussians, together)
         sets.append(measured)
     one, other = sets
-    if len(common) < 2:
-        raise AttuneError(
-            f"the two sets have {len(common)} clips in common, by prompt and seed or by name; "
-            "a comparison needs two at least"
-        )
     if [same(clip) for clip in one.clips] != [same(clip) for clip in other.clips]:
-        raise AttuneError("clips went or came while the two sets were compared: try again")
+        raise AttuneError(
+            "files were added or deleted during the comparison: run the same command again"
+        )
     found = {}
     for metric, gaussian in gaussians.items():
         groups = [s.moments[metric] for s in sets]
-        drawn = frechet_resamples(groups, gaussian, seed=seed)
+        drawn = frechet_resamples(groups, gaussian, seed=SEED)
         if drawn is not None:
             values = [frechet_distance(g.total(), gaussian) for g in groups]
             found[metric] = paired_difference(values[1] - values[0], drawn[:, 1] - drawn[:, 0])
-    other_name = {same(clip): clip.name for clip in other.clips}
     for score in one.scores.keys() & other.scores.keys() - {PER_CLIP}:
         x, y = one.scores[score], other.scores[score]
-        names = [(clip.name, other_name[same(clip)]) for clip in one.clips]
-        names = [(i, j) for i, j in names if i in x and j in y]
-        drawn_together = [one.clusters[i] for i, _ in names]
-        if len(set(drawn_together)) > 1:
-            a, b = np.array([(x[i], y[j]) for i, j in names]).T
-            found[score] = paired_means(a, b, seed, drawn_together)
+        scored = [
+            (x[a.name], y[b.name], one.clusters[a.name])
+            for a, b in zip(one.clips, other.clips, strict=True)
+            if a.name in x and b.name in y
+        ]
+        if len({cluster for _, _, cluster in scored}) > 1:
+            a, b, drawn_together = zip(*scored, strict=True)
+            found[score] = paired_means(a, b, SEED, drawn_together)
     return len(one.clips), len(set(one.clusters.values())), dict(sorted(found.items()))
 
 
-def _alone(rows: np.ndarray) -> Gaussian:
+def _gaussian_of_clip(rows: np.ndarray) -> Gaussian:
     moments = Moments.of(rows)
     if moments.count > 1:
         return moments.gaussian()

@@ -1,7 +1,7 @@
-"""`python -m training weights`: fetch the backbones that metrics stand on, given a network.
+"""`python -m training weights`: download the backbones of the metrics.
 
-Nothing that is fetched is trusted: `.pth` and `.pt` files are read as tensors alone, CLAP as
-safetensors.  The metric card names the hash of what was used.
+Downloads are not trusted: only tensors are read from `.pth` and `.pt` files, and CLAP's weights are
+stored as safetensors.  The metric card has the hash of each file of weights.
 """
 
 from __future__ import annotations
@@ -15,42 +15,36 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from training.evaluation.metrics.backbones.backbone import MissingBackbone, load_state
 from training.evaluation.metrics.cache import cache_root
 from training.run.files import as_any_file
 
 TIMEOUT_S = 30
-_PASST = "https://github.com/kkoutini/PaSST/releases/download/"
+_GITHUB = "https://github.com"
+_VGGISH = "vggish-10086976.pth"
+_PASST = f"{_GITHUB}/kkoutini/PaSST/releases/download"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from, and the name under which they lie in the folder."""
+    """Weights to download."""
 
     name: str
-    file: str
     url: str
-    """Of a file, or `hub:OWNER/NAME`."""
+    """Address of a file, or `hub:OWNER/NAME`."""
+
+    @property
+    def file(self) -> str:
+        """File or folder name on disk."""
+        return self.url.rsplit("/", 1)[1]
 
 
 SOURCES = (
-    Source(
-        "vggish",
-        "vggish-10086976.pth",
-        "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
-    ),
-    Source(
-        "passt-10s",
-        "passt-s-f128-p16-s10-ap.476-swa.pt",
-        _PASST + "v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt",
-    ),
-    Source(
-        "passt-20s",
-        "passt-s-f128-20sec-p16-s10-ap.474-swa.pt",
-        _PASST + "v0.0.5/passt-s-f128-20sec-p16-s10-ap.474-swa.pt",
-    ),
-    Source("clap", "clap-htsat-fused", "hub:laion/clap-htsat-fused"),
+    Source("vggish", f"{_GITHUB}/harritaylor/torchvggish/releases/download/v0.1/{_VGGISH}"),
+    Source("passt-10s", f"{_PASST}/v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt"),
+    Source("passt-20s", f"{_PASST}/v0.0.5/passt-s-f128-20sec-p16-s10-ap.474-swa.pt"),
+    Source("clap", "hub:laion/clap-htsat-fused"),
 )
 
 
@@ -59,14 +53,16 @@ def default_weights() -> Path:
     return cache_root() / "weights"
 
 
-def fetch_all(folder: Path, sources: tuple[Source, ...], tell: Callable[[str], None]) -> list[str]:
-    """Fetch what is not there yet; a line each, whatever came of it.
+def fetch_all(
+    folder: Path, sources: tuple[Source, ...], report: Callable[[str], None]
+) -> list[str]:
+    """Download the sources that are not on disk, with one line for each.
 
     Returns:
-        Names of those that could not be had.
+        Names of the sources that failed.
 
     Raises:
-        AttuneError: the folder cannot be made.
+        AttuneError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,24 +71,23 @@ def fetch_all(folder: Path, sources: tuple[Source, ...], tell: Callable[[str], N
     failed = []
     for source in sources:
         target = folder / source.file
-        if target.exists():
-            tell(f"{source.name}: is there, {target}")
-            continue
         try:
-            fetch(source, target)
+            if target.exists():
+                report(f"{source.name}: is there, {target}")
+            else:
+                fetch(source, target)
+                report(f"{source.name}: fetched, {target}")
         except AttuneError as error:
             failed.append(source.name)
-            tell(str(error))
-        else:
-            tell(f"{source.name}: fetched, {target}")
+            report(str(error))
     return failed
 
 
 def fetch(source: Source, target: Path) -> None:
-    """Fetch one backbone; `target` appears whole or not at all.
+    """Download one source; `target` appears complete or not at all.
 
     Raises:
-        AttuneError: no network, no such file, or what came is not weights; in one line.
+        AttuneError: no network, no such file, or the file has no weights; in one line.
     """
     partial = target.with_name(target.name + ".partial")
     try:
@@ -103,19 +98,16 @@ def fetch(source: Source, target: Path) -> None:
             request = urllib.request.urlopen(source.url, timeout=TIMEOUT_S)
             with request as answer, partial.open("wb") as file:
                 shutil.copyfileobj(answer, file)
-                expected = answer.headers.get("Content-Length")
-                if expected and file.tell() != int(expected):
-                    raise AttuneError(f"{source.name}: {source.url} broke off; try again")
             load_state(source.name, partial)
         os.replace(partial, target)
     except MissingBackbone as error:
         raise AttuneError(
-            f"{source.name}: {source.url} gave something else than weights"
+            f"{source.name}: the file at {source.url} is incomplete or has no weights; try again"
         ) from error
     except (OSError, HTTPException, ValueError) as error:
-        found = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise AttuneError(
-            f"{source.name}: cannot be fetched from {source.url} ({found}); put it at {target}"
+            f"{source.name}: cannot be fetched from {source.url} ({reason}); put it at {target}"
         ) from error
     finally:
         if partial.is_dir():
@@ -133,12 +125,12 @@ def _from_hub(repository: str, folder: Path) -> None:
         snapshot_download(repository, local_dir=folder, allow_patterns=wanted)
         if not (folder / "model.safetensors").is_file():
             snapshot_download(repository, local_dir=folder, allow_patterns=["pytorch_model.bin"])
-    except Exception as error:  # the hub's client raises what its many libraries do
+    except Exception as error:  # the hub's client raises errors of many libraries
         raise OSError(f"{type(error).__name__}: {error}") from error
     pickled = folder / "pytorch_model.bin"
     if pickled.is_file():
         state = load_state("clap", pickled)
-        # Copies: tensors that share memory cannot be saved as they are.
+        # Copies, because safetensors refuses tensors that share memory.
         save_file(
             {key: value.clone().contiguous() for key, value in state.items()},
             folder / "model.safetensors",

@@ -1,4 +1,4 @@
-"""Answers of a study: one row per rater and pair, on the disk before anyone is told so."""
+"""The answers of a study: one row per rater and pair; flushed to disk before it is confirmed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _BUSY_S = 10.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What one rater said of one pair."""
+    """The answer of a rater for a pair."""
 
     rater: int
-    """Number in the study's list, from 0."""
+    """Index in the study's list, from 0."""
     pair: int
     choice: Side
     comment: str
@@ -40,50 +40,47 @@ class Answer:
 
 
 class Conflict(Exception):
-    """Another answer to this pair is there already, and stands."""
+    """A different answer for this pair is already stored."""
 
 
 class Answers:
-    """The database of a study's folder; may be used by several threads and processes."""
+    """The database of a study's folder; several threads and processes may use it."""
 
     def __init__(self, folder: Path, study: Study) -> None:
-        """Open it, or make it.
+        """Open or create the database.
 
         Raises:
             AttuneError: it cannot be opened, or belongs to another study.
         """
         self._lock = threading.Lock()
-        self._path = folder / "answers.sqlite"
+        path = folder / "answers.sqlite"
         try:
-            self._open(study.id)
+            # Autocommit: each statement is a transaction.
+            self._database = sqlite3.connect(
+                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            # A commit returns after the write-ahead log is flushed to disk.
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.executescript(_SCHEMA)
+            self._database.execute(
+                "INSERT INTO study SELECT ? WHERE NOT EXISTS (SELECT 1 FROM study)", (study.id,)
+            )
+            (found,) = self._database.execute("SELECT id FROM study").fetchone()
         except sqlite3.Error as error:
-            raise AttuneError(f"{self._path}: {error}") from error
-
-    def _open(self, study_id: str) -> None:
-        # Autocommit: transactions begin and end where this file says so.
-        self._database = sqlite3.connect(
-            self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-        )
-        # A commit in the write-ahead log is flushed to the disk before it returns.
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=FULL")
-        self._database.executescript(_SCHEMA)
-        self._database.execute(
-            "INSERT INTO study SELECT ? WHERE NOT EXISTS (SELECT 1 FROM study)", (study_id,)
-        )
-        (found,) = self._database.execute("SELECT id FROM study").fetchone()
-        if found != study_id:
-            self._database.close()
-            raise AttuneError(f"{self._path}: holds the answers of another study than study.json")
+            raise AttuneError(f"{path}: {error}") from error
+        if found != study.id:
+            self.close()
+            raise AttuneError(f"{path}: has the answers of another study than study.json")
 
     def add(self, rater: int, pair: int, choice: Side, comment: str) -> bool:
-        """Store an answer; when this returns, it is on the disk.
+        """Store an answer; it is on disk when this returns.
 
         Returns:
-            False if the very same answer was there already.
+            False if the same answer was already stored.
 
         Raises:
-            Conflict: another one was.
+            Conflict: a different answer was already stored.
         """
         comment = plain_text(comment)
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -108,7 +105,7 @@ class Answers:
             return {pair for (pair,) in rows}
 
     def all(self) -> list[Answer]:
-        """Every answer, by rater and pair."""
+        """All answers, sorted by rater and pair."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT rater, pair, choice, comment, answered_at FROM answers ORDER BY rater, pair"
@@ -121,7 +118,7 @@ class Answers:
 
 
 def plain_text(text: str) -> str:
-    """A comment without control characters (lines and tabs stay) and space around it."""
+    """Remove control characters (except newlines and tabs) and surrounding space."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     kept = (c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
     return "".join(kept).strip()

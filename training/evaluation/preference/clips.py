@@ -1,4 +1,4 @@
-"""Two clips made alike in everything but what they sound like."""
+"""Make the two clips of a pair equal in rate, length and loudness."""
 
 from __future__ import annotations
 
@@ -6,33 +6,14 @@ import io
 
 import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
-from common.audio import AudioError, read_audio, resample
-from common.errors import AttuneError
+from common.audio import Wave, resample
 from common.loudness import headroom_db, integrated_loudness
-
-Wave = NDArray[np.float32]
 
 LOUDNESS = -23.0
 """LUFS (EBU R 128)."""
 _FADE_S = 0.02
-"""Of both clips' ends: a clip that was trimmed must not be known by its click."""
-
-
-def read_clip(path: str) -> tuple[Wave, int]:
-    """A clip as mono float32 [S] at its own rate in Hz.
-
-    Raises:
-        AttuneError: it cannot be read, or is not finite.
-    """
-    try:
-        audio = read_audio(path)
-    except (AudioError, OSError) as error:
-        raise AttuneError(f"clip {path}: {error}") from error
-    if not np.isfinite(audio.wav).all():
-        raise AttuneError(f"clip {path}: holds NaN or infinite samples")
-    return audio.wav, audio.sample_rate
+"""Fade-out of both clips: a click at the end would reveal a clip that was cut."""
 
 
 def equalize(
@@ -40,16 +21,16 @@ def equalize(
 ) -> tuple[tuple[Wave, Wave], float | None]:
     """Bring a pair to one rate, one length and one loudness.
 
-    Where the peak limit keeps one of them below the target, the other one is lowered to the same.
+    If the peak limit keeps a clip below the target, the other clip gets the same lower loudness.
 
     Args:
         clips: waveforms float32 [S] with their rates in Hz.
-        rate: Hz of the result.
-        target: LUFS.
+        rate: sample rate of the result, Hz.
+        target: loudness of the result, LUFS.
 
     Returns:
-        Waveforms float32 [S], S that of the shorter one, and the loudness of both in LUFS: None
-        where one has none (silence), and each is as loud as it can be up to the target.
+        Waveforms float32 [S] as long as the shorter clip, and the loudness of both in LUFS.  The
+        loudness is None if a clip is silent; then each clip is as close to the target as it can be.
     """
     first, other = (resample(wave, own, rate) for wave, own in clips)
     length = min(len(first), len(other))
@@ -74,7 +55,7 @@ def equalize(
 
 
 def wav_bytes(wave: Wave, rate: int) -> bytes:
-    """A WAV file of 16 bits, mono: header and samples, and nothing that tells of its making."""
+    """A mono WAV file of 16 bits that has only a header and samples."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wave, -1, 1), rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()

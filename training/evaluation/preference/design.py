@@ -1,4 +1,4 @@
-"""Who hears what, when, and on which side: drawn by a seed, balanced by construction."""
+"""Random sides of the pairs for each rater, balanced by construction."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SWAPS = 20
-"""Attempted exchanges per cell of the table of sides: enough to forget where it began."""
+"""Attempted exchanges per cell of the table of sides: enough to forget the initial table."""
 _MOST_SWAPS = 500_000
-
-
-def draw_orders(raters: int, pairs: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """An order of the pairs for every rater: int64 [raters, pairs], a permutation in each row."""
-    return np.stack([rng.permutation(pairs) for _ in range(raters)])
 
 
 def draw_sides(raters: int, pairs: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Whether model A is on the left: bool [raters, pairs].
 
-    Within 1, half of each row (a rater's pairs) and half of each column (a pair's raters) is true.
-    It begins as a chessboard, which is balanced so, and exchanges the corners of rectangles whose
-    diagonals differ: that keeps every sum, and reaches every table that has these sums (Ryser,
-    1957).
+    Half of each row (a rater's pairs) and half of each column (a pair's raters) is true, within 1.
+    The table starts as a chessboard, which is balanced.  Then the corners of random rectangles with
+    different diagonals are exchanged.  This keeps all sums and can reach every table with the same
+    sums (Ryser, 1957).
     """
     table = np.add.outer(np.arange(raters), np.arange(pairs)) % 2 == int(rng.integers(2))
     table = table[rng.permutation(raters)][:, rng.permutation(pairs)]

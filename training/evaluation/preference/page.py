@@ -1,4 +1,4 @@
-"""The report's page: shares, whether they can be trusted, every prompt with both clips to hear."""
+"""The report of a study as a page: shares, agreement of raters, every prompt with both clips."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from matplotlib.ticker import MaxNLocator
 from common import page
 from common.errors import AttuneError
 from training.evaluation.preference.answers import Answer, Answers
-from training.evaluation.preference.figures import PAPER, find_figures, write_csv
+from training.evaluation.preference.figures import PAPER, find_figures, showing_of, write_csv
 from training.evaluation.preference.study import Study, clip_path, read_study
 
 HEARD = 100
-"""Prompts shown with their clips; the CSV has every answer."""
+"""Number of prompts shown with their clips; the CSV has every answer."""
 _A, _B = page.COLOURS[0], page.COLOURS[1]
-_PAPER_MARKS = ("D", "s")
 _TALLEST = 30.0
-"""Inches of the plot."""
+"""Maximum height of a plot, inches."""
 
 
 def build_page(
@@ -37,9 +36,9 @@ def build_page(
     """The page as HTML.
 
     Args:
-        folder: of the study.
-        figures: the content of `report.json`.
-        drawn: what `plots` gives; closed here.
+        folder: folder of the study.
+        figures: content of `report.json`.
+        drawn: {file name: plot}; the plots are closed here.
     """
     header, _, *rows = (
         [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -50,8 +49,6 @@ def build_page(
         "page.html",
         study=study,
         figures=figures,
-        percent=_percent,
-        p=_p,
         share=page.picture(drawn["preference.png"]),
         by_prompt=page.picture(drawn["prompts.png"]),
         table_4=(header, rows),
@@ -61,15 +58,8 @@ def build_page(
     )
 
 
-def plots(figures: dict[str, Any]) -> dict[str, Figure]:
-    """The share of A beside the paper's, and answers by prompt: {file name: figure}."""
-    return {
-        "preference.png": _draw_share(figures["by_prompt"]["a"], figures["answers"]),
-        "prompts.png": _draw_prompts(figures["prompts"]),
-    }
-
-
 def _draw_share(found: dict[str, Any], answers: int) -> Figure:
+    """The share of A, next to the paper's shares."""
     share = 100 * found["share"]
     ends = [share if found[name] is None else 100 * found[name] for name in ("low", "high")]
     drawn, axis = plt.subplots(figsize=(5.2, 2.6), layout="constrained")
@@ -79,7 +69,7 @@ def _draw_share(found: dict[str, Any], answers: int) -> Figure:
         markersize=8,
     )  # fmt: skip
     labels = [f"this study\n({answers} answers,\n{found['prompts']} prompts)"]
-    for mark, (name, (_, with_rr)) in zip(_PAPER_MARKS, PAPER.items(), strict=True):
+    for mark, (name, (_, with_rr)) in zip("Ds", PAPER.items(), strict=True):
         axis.plot(with_rr, len(labels), mark, color="#444", markersize=7)
         labels.append(f"Shi et al.,\n{name}")
     axis.set_yticks(range(len(labels)), labels)
@@ -94,6 +84,7 @@ def _draw_share(found: dict[str, Any], answers: int) -> Figure:
 
 
 def _draw_prompts(rows: Sequence[dict[str, Any]]) -> Figure:
+    """The number of answers for A and for B, by prompt."""
     height = min(_TALLEST, 1.2 + 0.2 * max(len(rows), 4))
     drawn, axis = plt.subplots(figsize=(5.2, height), layout="constrained")
     numbers = np.arange(1, len(rows) + 1)
@@ -110,18 +101,8 @@ def _draw_prompts(rows: Sequence[dict[str, Any]]) -> Figure:
     return drawn
 
 
-def _percent(found: dict[str, Any]) -> str:
-    if found["low"] is None:
-        return f"{found['share']:.1%}"
-    return f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
-
-
-def _p(value: float) -> str:
-    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
-
-
 def _heard(folder: Path, study: Study, row: dict[str, Any]) -> tuple[str, list[page.Clip]]:
-    """A prompt, and the clips of both models."""
+    """A prompt and the clips of both models."""
     pair, clips = study.pairs[row["pair"]], []
     for side, name in (("A", pair.a), ("B", pair.b)):
         wave, rate = soundfile.read(clip_path(folder, name), dtype="float32")
@@ -130,12 +111,11 @@ def _heard(folder: Path, study: Study, row: dict[str, Any]) -> tuple[str, list[p
 
 
 def _comments(study: Study, answers: Sequence[Answer]) -> list[tuple[str, str]]:
-    """Each comment, after what its rater had heard and chosen."""
+    """Each comment, with what its rater heard and chose."""
     rows = []
     for answer in answers:
         if answer.comment:
-            showings = study.raters[answer.rater].showings
-            showing = next(showing for showing in showings if showing.pair == answer.pair)
+            showing = showing_of(study, answer)
             a_was, b_was = (1, 2) if showing.a_left else (2, 1)
             about = (
                 f"{study.pairs[answer.pair].prompt}: rater {answer.rater + 1} chose "
@@ -146,7 +126,7 @@ def _comments(study: Study, answers: Sequence[Answer]) -> list[tuple[str, str]]:
 
 
 def _sources(study: Study) -> dict[str, Any]:
-    """Facts of the clips in which the models differ, and those that are the same for both."""
+    """Facts of the clips that differ between the models, and facts that are the same for both."""
     a, b = ({"clips from": side.clips} | side.facts for side in (study.a, study.b))
     alike = {name: value for name, value in a.items() if name in b and b[name] == value}
     differ = [
@@ -158,7 +138,7 @@ def _sources(study: Study) -> dict[str, Any]:
 def write_report(folder: Path) -> dict[str, Any]:
     """Write `report.html`, `report.json`, `answers.csv` and two plots into `report/`.
 
-    A study that is not finished is reported as it stands.
+    An unfinished study is reported with the answers that it has.
 
     Returns:
         The content of `report.json`.
@@ -171,13 +151,19 @@ def write_report(folder: Path) -> dict[str, Any]:
     answers = database.all()
     database.close()
     if not answers:
-        raise AttuneError(f"{folder}: no answers yet; `preference links {folder}` lists the links")
+        raise AttuneError(
+            f"{folder}: no answers yet; `python -m training preference links {folder}` lists the "
+            "links for the raters"
+        )
     figures = find_figures(study, answers)
     out = folder / "report"
     try:
         out.mkdir(exist_ok=True)
         write_csv(out / "answers.csv", study, answers)
-        drawn = plots(figures)
+        drawn = {
+            "preference.png": _draw_share(figures["by_prompt"]["a"], figures["answers"]),
+            "prompts.png": _draw_prompts(figures["prompts"]),
+        }
         for name, figure in drawn.items():
             figure.savefig(out / name, dpi=200)
         (out / "report.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Make a study: pairs of clips that tell nothing of their model, and an order for every rater."""
+"""Prepare a study: pairs of clips that do not reveal their model, and an order for every rater."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from common.audio import AudioError, Wave
 from common.config import Recipe
 from common.errors import AttuneError
-from training.evaluation.preference.clips import equalize, read_clip, wav_bytes
-from training.evaluation.preference.design import draw_orders, draw_sides
+from training.evaluation.clip_sets import SetClip, load_clip
+from training.evaluation.preference.clips import equalize, wav_bytes
+from training.evaluation.preference.design import draw_sides
 from training.evaluation.preference.sources import (
     Found,
     Key,
@@ -45,12 +47,12 @@ from training.sampling.sampler import Sampler
 _TOKEN_BYTES = 24
 _NAME_BYTES = 16
 SHORTEST_S = 0.1
-"""A pair with less sound than this is no question."""
+"""Minimum duration of a pair, seconds."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a study is to be."""
+    """The options of `preference prepare`."""
 
     a: str
     b: str
@@ -59,9 +61,9 @@ class Order:
     pairs: int
     raters: int
     seed: int
-    """Of orders and sides."""
+    """Random seed of orders and sides."""
     clip_seed: int
-    """Of generated clips."""
+    """Random seed of generated clips."""
     loudness: float
     """LUFS."""
     device: str = "cpu"
@@ -69,59 +71,54 @@ class Order:
 
 @dataclass(frozen=True)
 class Draft:
-    """A study that is not made yet."""
+    """A study before its clips are made."""
 
     a: Origin
     b: Origin
-    wanted: list[Wanted]
+    wanted: Wanted
 
     def describe(self, pairs: int) -> dict[str, Any]:
-        """What would be made: the sides, and the prompts in the order of the pairs."""
-        if self.wanted:
-            prompts: list[dict[str, Any]] = [
-                {"prompt": job.shown, "seed": job.seed} for job in self.wanted
-            ]
-            alone: list[Key] = []
-        else:
-            found, alone = match(self.a.clips, self.b.clips, (), pairs)
-            prompts = [{"prompt": pair.prompt, "seed": pair.seed} for pair in found]
+        """What a dry run prints: the sides, and the prompts in the order of the pairs."""
+        keys: list[Key] = [(shown, seed) for (_, seed), (shown, _) in self.wanted.items()]
+        unmatched: list[Key] = []
+        if not keys:
+            found, unmatched = match(self.a.clips, self.b.clips, {}, pairs)
+            keys = [(pair.prompt, pair.seed) for pair in found]
         return {
-            "a": {"name": self.a.name, "run": None if self.a.run is None else str(self.a.run)},
-            "b": {"name": self.b.name, "run": None if self.b.run is None else str(self.b.run)},
-            "pairs": prompts,
-            "unmatched": [{"prompt": prompt, "seed": seed} for prompt, seed in alone],
+            "a": {"name": self.a.name, "run": self.a.run and str(self.a.run)},
+            "b": {"name": self.b.name, "run": self.b.run and str(self.b.run)},
+            "pairs": [{"prompt": prompt, "seed": seed} for prompt, seed in keys],
+            "unmatched": [{"prompt": prompt, "seed": seed} for prompt, seed in unmatched],
         }
 
 
 def draft(order: Order, recipe: Recipe | None) -> Draft:
-    """Find both sides and what they are asked for; makes nothing.
+    """Find both sides and their prompts; writes nothing.
 
     Raises:
-        AttuneError: a side that is not there, or no prompts.
+        AttuneError: a side does not exist, or there are no prompts.
     """
     run_dir, data_dir = (recipe.run_dir, recipe.data_dir) if recipe else (None, None)
     a, b = (find_origin(side, run_dir) for side in (order.a, order.b))
     if (a.run or Path(a.folder)).resolve() == (b.run or Path(b.folder)).resolve():
         raise AttuneError(f"--a and --b are the same: {order.a}; name two models")
     if a.name == b.name:
-        a, b = Origin(order.a, a.run, a.clips, a.folder), Origin(order.b, b.run, b.clips, b.folder)
-    wanted = wanted_pairs(
-        a, b, data_dir, order.prompts, order.split, order.pairs, order.clip_seed
-    )  # fmt: skip
-    return Draft(a, b, wanted)
+        a, b = replace(a, name=order.a), replace(b, name=order.b)
+    about = data_dir, order.prompts, order.split, order.pairs, order.clip_seed
+    return Draft(a, b, wanted_pairs(a, b, *about))
 
 
 def prepare(
     order: Order, recipe: Recipe | None, out: Path, console: Console
 ) -> tuple[Study, list[str]]:
-    """Make a study's folder.  It appears whole or not at all, and replaces nothing.
+    """Write the folder of a study.  It appears complete or not at all, and replaces nothing.
 
     Returns:
-        The study, and what its maker should know of it, a line each.
+        The study, and notes for the user, one line each.
 
     Raises:
-        AttuneError: something is there already, a side or its clips are not, or no prompt is
-            common to both.
+        AttuneError: `out` is not free, a side or a clip cannot be read, or the sides have no prompt
+            in common.
     """
     check_free(out)
     plan = draft(order, recipe)
@@ -130,17 +127,18 @@ def prepare(
     for origin in (plan.a, plan.b):
         sampler = Sampler.load(recipe, origin.run, order.device) if recipe and origin.run else None
         sides.append(make_clips(origin, plan.wanted, sampler, sampling, console))
-    found, alone = match(sides[0][0], sides[1][0], plan.wanted, order.pairs)
+    found, unmatched = match(sides[0][0], sides[1][0], plan.wanted, order.pairs)
     notes = []
-    if alone:
+    if unmatched:
         notes.append(
-            f"{len(alone)} clips have no partner of their prompt and seed; first: {alone[0]}"
+            f"{len(unmatched)} clips have no partner with the same prompt and seed; first: "
+            f"{unmatched[0]}"
         )
     if len(found) < order.pairs:
-        notes.append(f"{len(found)} pairs, where {order.pairs} were asked for")
+        notes.append(f"{len(found)} pairs instead of {order.pairs}")
     facts = [shared_facts([getattr(pair, side) for pair in found]) for side in ("a", "b")]
     if unlike := differing(*facts):
-        notes.append(f"the sides were made with other settings: {', '.join(unlike)}")
+        notes.append(f"the sides were made with different settings: {', '.join(unlike)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -161,33 +159,30 @@ def prepare(
             )
             write_study(folder, study)
             check_free(out)
-            os.rename(folder, out)  # over an empty folder at most
+            os.rename(folder, out)  # replaces an empty folder only
     except OSError as error:
         raise AttuneError(f"--out {out}: {error.strerror}") from error
     return study, notes + more
 
 
 def check_free(out: Path) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        AttuneError: naming it.
-    """
+    """Raise an AttuneError if a study's folder is not free."""
     if (out / "study.json").exists():
-        raise AttuneError(f"{out}: a study is there already, and is not overwritten; name another")
+        raise AttuneError(f"{out}: has a study, which is not overwritten; name another --out")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise AttuneError(f"{out}: not an empty folder; name another --out")
     if any(path.exists() and not path.is_dir() for path in out.parents):
-        raise AttuneError(f"--out {out}: lies below a file; name a folder")
+        raise AttuneError(f"--out {out}: is below a file; name a folder")
 
 
 def invite(raters: int, pairs: int, seed: int) -> list[Rater]:
     """Raters with their pairs in order.
 
-    Order and sides follow from the seed; tokens and names are drawn from the system's randomness.
+    The seed decides orders and sides.  Tokens and names come from the system's random source.
     """
     rng = np.random.default_rng(seed)
-    orders, sides = draw_orders(raters, pairs, rng), draw_sides(raters, pairs, rng)
+    orders = [rng.permutation(pairs) for _ in range(raters)]
+    sides = draw_sides(raters, pairs, rng)
     return [
         Rater(
             token=secrets.token_urlsafe(_TOKEN_BYTES),
@@ -209,20 +204,20 @@ def invite(raters: int, pairs: int, seed: int) -> list[Rater]:
 def _write_clips(
     folder: Path, found: Sequence[Found], loudness: float
 ) -> tuple[int, list[Pair], list[str]]:
-    """Equalized clips under random names: their rate in Hz, the pairs, and what is to be told.
+    """Write equalized clips under random names; returns their rate in Hz, the pairs, and notes.
 
-    All get the lowest rate of any: one that had been made at a higher one would be known by its
-    treble.  Files are written in an order of their own, and have one time.
+    All clips get the lowest rate of any clip, because high frequencies would reveal the model.  The
+    files are written in random order with the same time, because times would reveal it too.
     """
-    clips = [(read_clip(pair.a.uri), read_clip(pair.b.uri)) for pair in found]
+    clips = [(_read(pair.a), _read(pair.b)) for pair in found]
     rate = min(own for pair in clips for _, own in pair)
     pairs, notes, files = [], [], []
     for about, sounds in zip(found, clips, strict=True):
         waves, reached = equalize(sounds, rate, loudness)
         if len(waves[0]) < SHORTEST_S * rate:
             raise AttuneError(
-                f"{about.prompt!r}: the shorter clip has {len(waves[0]) / rate:.3f} s, too little "
-                "to judge"
+                f"{about.prompt!r}: the shorter clip has {len(waves[0]) / rate:.3f} s; a pair "
+                f"needs at least {SHORTEST_S} s"
             )
         if reached is None:
             notes.append(f"{about.prompt!r}: a silent clip, so the two are not equally loud")
@@ -249,3 +244,10 @@ def _write_clips(
         path.write_bytes(content)
         os.utime(path, (now, now))
     return rate, pairs, notes
+
+
+def _read(clip: SetClip) -> tuple[Wave, int]:
+    try:
+        return load_clip(clip)
+    except AudioError as error:
+        raise AttuneError(f"clip {clip.uri}: {error}") from error

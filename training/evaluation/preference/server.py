@@ -1,9 +1,9 @@
-"""The raters' page: one pair after the other, each answer on the disk before the next one.
+"""The server of the raters' page: one pair at a time; each answer is on disk before the next pair.
 
-A rater is known by the token of their link, which the page sends as a bearer token.  What comes
-next is decided here, by what is stored: a page that was closed, or a server that was killed, goes
-on where it was.  Clips are given whole, by names that belong to one rater, without anything that a
-file would bring along (time, name, hash); the two of a pair have the same length.
+The page sends the token of the rater's link as a bearer token.  The server finds the next pair from
+the stored answers, so a closed page or a killed server resumes with the same pair.  Clips are sent
+without file name, time or hash, under names that only one rater's page uses; the two clips of a
+pair have the same length.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_COMMENT = 1000
 
 
 class Reply(BaseModel):
-    """What a page sends for a pair."""
+    """The answer for a pair, as the page sends it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -39,20 +39,20 @@ class Reply(BaseModel):
 
 
 class Raters:
-    """Tokens, and how often their holders and strangers may ask."""
+    """Identifies raters by token, with rate limits for raters and for strangers."""
 
     def __init__(self, study: Study) -> None:
-        # Looked up by hash: how long that takes tells nothing of a token.
+        # Looked up by hash, so that the time of a look-up reveals nothing about a token.
         self._raters = {_hash(rater.token): i for i, rater in enumerate(study.raters)}
         self._known = RateLimit(burst=120, per_s=4)
         self._strange = RateLimit(burst=10, per_s=1 / 6)
 
     def identify(self, request: Request) -> int:
-        """The rater's number.
+        """The index of the rater.
 
         Raises:
-            HTTPException: 401, or 429 for one who asks too often.  Strangers at a rater's address
-                do not keep the rater out.
+            HTTPException: 401 for an unknown token, 429 for too many requests.  Requests of
+                strangers do not count against a rater at the same address.
         """
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         digest = _hash(token)
@@ -69,15 +69,15 @@ class Raters:
 
 
 def build_app(folder: Path, study: Study, answers: Answers, hosts: list[str]) -> FastAPI:
-    """The server.
+    """Build the server.
 
     Args:
-        folder: of the study.
-        hosts: names under which it may be asked (a foreign page cannot point its own name here).
+        folder: folder of the study.
+        hosts: accepted host names; others are refused, against DNS rebinding.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    # The outermost.
+    # Added last, so it runs first.
     app.add_middleware(RequestFilter, policy="style-src 'self'; media-src blob:")
     raters = Raters(study)
     known = Depends(raters.identify)
@@ -91,16 +91,16 @@ def build_app(folder: Path, study: Study, answers: Answers, hosts: list[str]) ->
     add_page(app, __package__, "listen")
 
     def standing(rater: int) -> dict[str, Any]:
-        """How far a rater is, and the pair that comes next."""
+        """The number of pairs that a rater has done, and the next pair."""
         done = answers.answered(rater)
-        told: dict[str, Any] = {"done": len(done), "of": len(study.pairs), "pair": None}
+        found: dict[str, Any] = {"done": len(done), "of": len(study.pairs), "pair": None}
         for showing in study.raters[rater].showings:
             if showing.pair not in done:
                 prompt = study.pairs[showing.pair].prompt
                 clips = [showing.left, showing.right]
-                told["pair"] = {"name": showing.name, "prompt": prompt, "clips": clips}
+                found["pair"] = {"name": showing.name, "prompt": prompt, "clips": clips}
                 break
-        return told
+        return found
 
     @app.get("/api/next")
     def ask(rater: int = known) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def build_app(folder: Path, study: Study, answers: Answers, hosts: list[str]) ->
 
     @app.post("/api/answers")
     def answer(reply: Reply, rater: int = known) -> dict[str, Any]:
-        """Stores an answer.  The same one again is as good as new; another one is refused."""
+        """Store an answer.  Repeating it is allowed; a different answer is refused."""
         showings = {showing.name: showing for showing in study.raters[rater].showings}
         showing = showings.get(reply.pair)
         if showing is None:
@@ -119,7 +119,7 @@ def build_app(folder: Path, study: Study, answers: Answers, hosts: list[str]) ->
         try:
             answers.add(rater, showing.pair, reply.choice, reply.comment)
         except Conflict:
-            raise HTTPException(409, "another answer to this pair is stored, and stands") from None
+            raise HTTPException(409, "a different answer for this pair is stored") from None
         return standing(rater)
 
     @app.get("/api/clips/{name}")

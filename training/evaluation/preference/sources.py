@@ -1,21 +1,20 @@
-"""Where a study's clips come from: two runs, two folders, or one of each; paired by prompt."""
+"""The clips of a study: from two runs, two folders, or one of each; paired by prompt and seed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 from rich.console import Console
 
 from common.errors import AttuneError
 from common.prompts import normalize_prompts
 from common.shards import ShardDataset
-from training.evaluation.clip_sets import SetClip, read_folder
+from training.evaluation.clip_sets import SetClip, read_folder, rows_of_split
 from training.evaluation.generated_set import generate_set
 from training.run.folder import latest_checkpoint
 from training.sampling.config import SamplingConfig
@@ -26,71 +25,62 @@ Key = tuple[str, int | None]
 """Prompt and seed."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A pair that is to be made."""
-
-    prompt: str
-    """As the model is asked."""
-    seed: int
-    shown: str
-    """As raters read it."""
-    normalized: bool
-    """`prompt` is in training form."""
+Wanted = dict[Key, tuple[str, bool]]
+"""Pairs to generate: {(prompt, seed): (prompt as raters read it, whether the key's prompt is in
+training form)}."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What `--a` or `--b` names: a trained run, or a folder of clips."""
+    """The value of `--a` or `--b`: a trained run, or a folder of clips."""
 
     name: str
     run: Path | None
     clips: dict[Key, SetClip] = field(default_factory=dict)
-    """Of a folder."""
+    """The clips of a folder."""
     folder: str = ""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Two clips of one prompt and seed."""
+    """Two clips with the same prompt and seed."""
 
     prompt: str
-    """As raters read it."""
+    """The prompt as raters read it."""
     seed: int | None
     a: SetClip
     b: SetClip
 
 
 def find_origin(spec: str, run_dir: str | None) -> Origin:
-    """Tell runs from folders.
+    """Find the run or the folder that an option names.
 
     Args:
-        spec: a folder of clips, a run's folder, or the name of a run in `run_dir`.
-        run_dir: of the recipe; None without one.
+        spec: a folder of clips, the folder of a run, or the name of a run in `run_dir`.
+        run_dir: `run_dir` of the recipe; None without a recipe.
 
     Raises:
-        AttuneError: neither, a folder without usable sidecars, or a run without a recipe.
+        AttuneError: neither a run nor a folder, a clip without a usable sidecar, or a run without
+            a recipe.
     """
     path = Path(spec)
-    name = path.name or str(path.resolve().name)
+    name = path.name or path.resolve().name
     if not path.exists() and run_dir is not None:
         path = Path(run_dir) / spec
     if latest_checkpoint(path) is not None:
         if run_dir is None:
-            raise AttuneError(f"{spec} is a trained run: --config names its recipe")
+            raise AttuneError(f"{spec} is a trained run: give its recipe with --config")
         return Origin(name, path)
     if not path.is_dir():
         hint = "" if run_dir else "; a run by its name needs --config"
         raise AttuneError(f"{spec}: neither a trained run nor a folder of clips{hint}")
     clips: dict[Key, SetClip] = {}
     for clip in read_folder(path).clips:
-        key = _key(clip, path)
-        if key in clips:
+        other = clips.setdefault(_key(clip, path), clip)
+        if other is not clip:
             raise AttuneError(
-                f"{path}: {clips[key].name} and {clip.name} have the same prompt and seed; leave "
-                "one of them out"
+                f"{path}: {other.name} and {clip.name} have the same prompt and seed; delete one"
             )
-        clips[key] = clip
     return Origin(name, None, clips, str(path))
 
 
@@ -102,66 +92,56 @@ def wanted_pairs(
     split: str,
     pairs: int,
     seed: int,
-) -> list[Wanted]:
-    """What runs are asked for.  Nothing where both sides are folders: their clips tell.
+) -> Wanted:
+    """List the pairs to generate; none if both sides are folders.
 
-    A run beside a folder is asked for the folder's prompts and seeds.  Two runs get those of the
-    file, or else the prompts of the shards' split: the first prompt of a clip, each once, in an
-    order without meaning that stays the same; where there are fewer than `pairs`, they come again
-    with the next seed.
+    A run that is compared with a folder gets the prompts and seeds of the folder.  Two runs get the
+    prompts of the file; without a file, the prompts of the shards' split: the first prompt of each
+    clip, without duplicates, in a fixed random order.  If these are fewer than `pairs`, they are
+    repeated with the next seed.
 
     Args:
-        data_dir: the recipe's shards; None without a recipe.
-        seed: of clips whose prompt comes without one.
+        data_dir: shards of the recipe; None without a recipe.
+        seed: seed for prompts without a seed.
 
     Raises:
-        AttuneError: no prompts there, or a file of prompts beside a folder that has its own.
+        AttuneError: no prompts, or a file of prompts although a side is a folder.
     """
     if a.run is None or b.run is None:
         if prompts is not None:
-            raise AttuneError("--prompts is for two runs; a folder of clips has prompts of its own")
+            raise AttuneError("--prompts is for two runs; a folder of clips has its own prompts")
         if a.run is None and b.run is None:
-            return []
-        told = a.clips if a.run is None else b.clips
-        return [
-            Wanted(text, seed if own is None else own, text, False)
-            for text, own in _shuffled(list(told))[:pairs]
-        ]
-    if prompts is not None:
-        jobs = read_prompts(prompts)
-        asked = [(job.text, seed if job.seed is None else job.seed) for job in jobs]
-        if len(set(asked)) < len(asked):
-            twice = next(key for key in asked if asked.count(key) > 1)
-            raise AttuneError(f"prompts {prompts}: {twice[0]!r} with seed {twice[1]} stands twice")
+            return {}
+        keys = _shuffled(a.clips if a.run is None else b.clips)
+        asked = [(text, seed if own is None else own) for text, own in keys]
+    elif prompts is not None:
+        asked = [(p.text, seed if p.seed is None else p.seed) for p in read_prompts(prompts)]
+        if twice := next((key for key in asked if asked.count(key) > 1), None):
+            raise AttuneError(
+                f"prompts {prompts}: {twice[0]!r} with seed {twice[1]} is there twice; delete one"
+            )
         if not asked:
-            raise AttuneError(f"prompts {prompts}: holds no prompt")
-        return [Wanted(text, own, text, False) for text, own in asked[:pairs]]
-    assert data_dir is not None
-    shown = split_prompts(data_dir, split)
-    texts = [text for text, _ in _shuffled([(text, 0) for text in shown])]
-    return [
-        Wanted(text, seed + i // len(texts), shown[text], True)
-        for i, text in ((i, texts[i % len(texts)]) for i in range(pairs))
-    ]
+            raise AttuneError(f"prompts {prompts}: no prompt in this file")
+    else:
+        assert data_dir is not None
+        shown = split_prompts(data_dir, split)
+        texts = [text for text, _ in _shuffled([(text, 0) for text in shown])]
+        repeated = ((i // len(texts), texts[i % len(texts)]) for i in range(pairs))
+        return {(text, seed + more): (shown[text], True) for more, text in repeated}
+    return {(text, own): (text, False) for text, own in asked[:pairs]}
 
 
 def split_prompts(data_dir: str, split: str) -> dict[str, str]:
-    """First prompts of a split's clips: {as the model was trained: as a person wrote it}.
+    """First prompts of a split's clips: {prompt in training form: prompt as a person wrote it}.
 
-    The second is the caption that the prompt was made of, and the prompt itself where there is
-    none: tags and music's fields are prompts as they stand.
+    The latter is the caption that the prompt was made of.  Prompts made of tags or music fields
+    have no caption and are shown as they are.
 
     Raises:
-        AttuneError: no shards, or none of that split.
+        AttuneError: no shards, or no clips of that split.
     """
     dataset = ShardDataset.open(data_dir)
-    manifest = dataset.manifest
-    rows = manifest.filter(pc.equal(manifest["split"], split))
-    if not len(rows):
-        found = sorted({str(name) for name in manifest["split"].unique().to_pylist()})
-        raise AttuneError(
-            f"{data_dir}: no clips in split {split!r}; --split takes {', '.join(found)}"
-        )
+    rows = rows_of_split(data_dir, dataset, split)
     policy = dataset.summary["prompt_policy"]
     shown: dict[str, str] = {}
     for row in rows.select(["prompts", "captions"]).to_pylist():
@@ -175,55 +155,57 @@ def split_prompts(data_dir: str, split: str) -> dict[str, str]:
 
 def make_clips(
     origin: Origin,
-    wanted: Sequence[Wanted],
+    wanted: Wanted,
     sampler: Sampler | None,
     sampling: SamplingConfig,
     console: Console,
 ) -> tuple[dict[Key, SetClip], str]:
-    """A side's clips by prompt and seed, and the folder they lie in; a run makes what it lacks.
+    """The clips of a side by prompt and seed, and their folder; a run generates missing clips.
 
     Args:
-        sampler: of the side's run; None for a folder.
+        sampler: sampler of the run; None for a folder.
     """
     if origin.run is None or sampler is None:
         return origin.clips, origin.folder
     asked = [
-        SetClip(f"{job.prompt}/{job.seed}", "", prompts=(job.prompt,), normalized=job.normalized)
-        for job in wanted
+        SetClip(f"{prompt}/{seed}", "", prompts=(prompt,), normalized=normalized)
+        for (prompt, seed), (_, normalized) in wanted.items()
     ]
     made = origin.run.parent / "evaluated" / origin.run.name
-    seeds = [job.seed for job in wanted]
+    seeds = [seed for _, seed in wanted if seed is not None]
     folder = generate_set(sampler, sampling, asked, made, console, seeds=seeds)
     return {_key(clip, folder): clip for clip in read_folder(folder).clips}, str(folder)
 
 
 def match(
-    a: dict[Key, SetClip], b: dict[Key, SetClip], wanted: Sequence[Wanted], pairs: int
+    a: dict[Key, SetClip], b: dict[Key, SetClip], wanted: Wanted, pairs: int
 ) -> tuple[list[Found], list[Key]]:
-    """Pair clips by prompt and seed; by the prompt alone where one side knows no seeds.
+    """Pair clips by prompt and seed, or only by prompt if one side has no seeds.
 
     Returns:
-        `pairs` of them at most, in the order of `wanted`, else drawn without regard to content; and
-        the keys that only one side has, where nobody asked for particular ones.
+        At most `pairs` pairs, in the order of `wanted`, or else in a fixed random order; and the
+        keys that only one side has (empty if pairs were `wanted`).
 
     Raises:
-        AttuneError: not a single pair, or a prompt without seeds that stands for several clips.
+        AttuneError: no pair at all, or a prompt without seeds that has several clips.
     """
     if any(seed is None for _, seed in (*a, *b)):
-        a, b, wanted = _without_seeds(a), _without_seeds(b), ()
+        a, b, wanted = _without_seeds(a), _without_seeds(b), {}
     common = a.keys() & b.keys()
     if not common:
         raise AttuneError(
-            "the two sides have no prompt and seed in common; sidecars tell `prompt` and `seed`"
+            "the two sides have no prompt and seed in common; see `prompt` and `seed` in the "
+            "sidecars"
         )
-    shown: dict[Key, str] = {(job.prompt, job.seed): job.shown for job in wanted}
-    keys = [key for key in shown if key in common] or _shuffled(list(common))[:pairs]
-    alone = [] if wanted else sorted(a.keys() ^ b.keys(), key=str)
-    return [Found(shown.get(key, key[0]), key[1], a[key], b[key]) for key in keys], alone
+    keys = [key for key in wanted if key in common] or _shuffled(common)[:pairs]
+    unmatched = [] if wanted else sorted(a.keys() ^ b.keys(), key=str)
+    shown = [wanted[key][0] if key in wanted else key[0] for key in keys]
+    found = [Found(t, key[1], a[key], b[key]) for t, key in zip(shown, keys, strict=True)]
+    return found, unmatched
 
 
 def shared_facts(clips: Sequence[SetClip]) -> dict[str, Any]:
-    """What the sidecars of all clips say alike."""
+    """The facts that have the same value in the sidecars of all clips."""
     first, *rest = (clip.facts for clip in clips)
     return {
         name: value
@@ -233,11 +215,9 @@ def shared_facts(clips: Sequence[SetClip]) -> dict[str, Any]:
 
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Settings of sampling in which the two sides differ: a study should compare models."""
+    """Sampling settings that differ between the sides: a study should only compare models."""
     about = {"checkpoint", "checkpoint_sha256", "step", "config_hash", "reference"}
-    return [
-        name for name in sorted(a.keys() & b.keys()) if name not in about and a[name] != b[name]
-    ]
+    return [name for name in sorted((a.keys() & b.keys()) - about) if a[name] != b[name]]
 
 
 def _without_seeds(clips: dict[Key, SetClip]) -> dict[Key, SetClip]:
@@ -245,8 +225,8 @@ def _without_seeds(clips: dict[Key, SetClip]) -> dict[Key, SetClip]:
     for (prompt, _), clip in clips.items():
         if (prompt, None) in found:
             raise AttuneError(
-                f"{prompt!r} has several clips on one side and no seeds on the other; name the "
-                "seed in the sidecars"
+                f"{prompt!r} has several clips on one side and no seeds on the other; add `seed` "
+                "to the sidecars"
             )
         found[prompt, None] = clip
     return found
@@ -256,15 +236,15 @@ def _key(clip: SetClip, folder: Path) -> Key:
     seed = clip.facts.get("seed")
     if clip.prompt is None:
         raise AttuneError(
-            f"{folder}: {clip.name} has no sidecar with a `prompt`; `generate` writes them"
+            f"{folder}: {clip.name} has no sidecar with a `prompt`; `generate` writes sidecars"
         )
     if seed is not None and (type(seed) is not int or seed < 0):
         raise AttuneError(f"{folder}: seed {seed!r} of {clip.name} is not a whole number from 0 on")
     return clip.prompt, seed
 
 
-def _shuffled(keys: Sequence[Key]) -> list[Key]:
-    """In an order that has nothing to do with their content, and is always the same."""
+def _shuffled(keys: Iterable[Key]) -> list[Key]:
+    """Sort keys by a hash: a fixed order that is independent of their content."""
     return sorted(
         keys, key=lambda key: hashlib.blake2b(json.dumps(key).encode(), digest_size=8).digest()
     )

@@ -1,16 +1,15 @@
-"""A study's folder, and its plan: which clips there are, and who hears them in which order.
+"""A study's folder and its plan: all clips, and the order in which each rater hears them.
 
-study.json        the plan below: it tells the sides apart, and holds the raters' tokens
-clips/NAME.wav    names are random; nothing in them or in the files tells the model
-answers.sqlite    what was answered (`answers.py`)
-report/           made by `preference report`
+study.json        the plan below: it says which clip is of which model, and has the raters' tokens
+clips/NAME.wav    names are random; neither names nor files reveal the model
+answers.sqlite    the answers (`answers.py`)
+report/           written by `preference report`
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,7 @@ from common.errors import AttuneError
 Side = Literal["left", "right"]
 Model = Literal["a", "b"]
 Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{20,64}$")]
-"""Random, safe in a file name and in an address."""
+"""Random text, safe in a file name and in an address."""
 
 
 class _Part(BaseModel):
@@ -33,27 +32,27 @@ class Source(_Part):
 
     name: str
     clips: str
-    """Folder that its clips came from."""
+    """Folder of the original clips."""
     facts: dict[str, Any] = {}
-    """What the sidecars of all its clips say alike: checkpoint, step, settings."""
+    """Facts that the sidecars of all its clips share: checkpoint, step, settings."""
 
 
 class Pair(_Part):
     """The two clips of a prompt."""
 
     prompt: str
-    """As raters read it."""
+    """The prompt as raters read it."""
     seed: int | None
     a: Token
     """File name in `clips/`, without ending."""
     b: Token
     loudness: float | None
-    """LUFS of both; None where one is silent."""
+    """Loudness of both clips, LUFS; None if one is silent."""
     duration_s: float
 
 
 class Showing(_Part):
-    """A pair as one rater gets it, under names that no other rater's page uses."""
+    """A pair as one rater hears it, with names that no other rater's page uses."""
 
     name: Token
     pair: int = Field(ge=0)
@@ -62,12 +61,12 @@ class Showing(_Part):
     right: Token
 
     def model(self, side: Side) -> Model:
-        """Which model is on that side."""
+        """The model on that side."""
         return "a" if (side == "left") == self.a_left else "b"
 
 
 class Rater(_Part):
-    """Someone who was invited, and their pairs in order."""
+    """An invited person, and their pairs in order."""
 
     token: Token
     showings: list[Showing]
@@ -82,7 +81,7 @@ class Study(_Part):
     a: Source
     b: Source
     seed: int
-    """Of orders and sides."""
+    """Random seed of orders and sides."""
     sample_rate: int
     loudness: float
     pairs: list[Pair] = Field(min_length=1)
@@ -90,7 +89,7 @@ class Study(_Part):
 
     @property
     def answers(self) -> int:
-        """Answers of a finished study."""
+        """Number of answers of a finished study."""
         return len(self.pairs) * len(self.raters)
 
 
@@ -98,18 +97,17 @@ def read_study(folder: Path) -> Study:
     """Read and check a study's plan.
 
     Raises:
-        AttuneError: no study there, or one that was damaged: every pair once per rater, names of
-            their own, clips in place and of one size within a pair.
+        AttuneError: no study, or a damaged study: a rater does not have every pair exactly once, a
+            name is used twice, a clip is missing, or the clips of a pair differ in size.
     """
     path = folder / "study.json"
     try:
         study = Study.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise AttuneError(
-            f"{folder}: no study there; `python -m training preference prepare` makes one"
-        ) from None
     except OSError as error:
-        raise AttuneError(f"{path}: cannot be read: {error.strerror}") from error
+        raise AttuneError(
+            f"{folder}: no study there ({error.strerror}: study.json); "
+            "`python -m training preference prepare` writes one"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -118,9 +116,12 @@ def read_study(folder: Path) -> Study:
     for number, rater in enumerate(study.raters, 1):
         if sorted(showing.pair for showing in rater.showings) != everything:
             raise AttuneError(f"{path}: damaged: rater {number} does not get every pair once")
-    names = list(_names(study))
+    names = [name for pair in study.pairs for name in (pair.a, pair.b)]
+    for rater in study.raters:
+        names.append(rater.token)
+        names += [n for s in rater.showings for n in (s.name, s.left, s.right)]
     if len(set(names)) < len(names):
-        raise AttuneError(f"{path}: damaged: a name stands there twice")
+        raise AttuneError(f"{path}: damaged: a name is there twice")
     for pair in study.pairs:
         if _size(folder, pair.a) != _size(folder, pair.b):
             raise AttuneError(
@@ -141,26 +142,17 @@ def write_study(folder: Path, study: Study) -> None:
 
 
 def clip_path(folder: Path, name: str) -> Path:
-    """Of a clip in a study's folder."""
+    """The file of a clip in a study's folder."""
     return folder / "clips" / f"{name}.wav"
 
 
 def links(study: Study, address: str) -> list[str]:
     """Invitations, one per rater.
 
-    The token stands behind a `#`: browsers send that part to no server, so it is in no server's
-    log and in no other page's referrer.
+    The token is after a `#`.  Browsers do not send that part to a server, so it is in no log and in
+    no referrer.
     """
     return [f"{address.rstrip('/')}/#{rater.token}" for rater in study.raters]
-
-
-def _names(study: Study) -> Iterator[str]:
-    for pair in study.pairs:
-        yield from (pair.a, pair.b)
-    for rater in study.raters:
-        yield rater.token
-        for showing in rater.showings:
-            yield from (showing.name, showing.left, showing.right)
 
 
 def _size(folder: Path, name: str) -> int:
@@ -168,4 +160,4 @@ def _size(folder: Path, name: str) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise AttuneError(f"{path}: {error.strerror}; the study lacks a clip") from error
+        raise AttuneError(f"{path}: {error.strerror}; a clip of the study is missing") from error

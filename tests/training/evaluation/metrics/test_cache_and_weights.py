@@ -80,17 +80,17 @@ def test_weights_are_fetched_once_and_failures_say_why(site: tuple[str, Path], t
     write_vggish(folder / "vggish.pth")
     (folder / "page.pt").write_text("<html>moved</html>")
     sources = (
-        Source("vggish", "vggish.pth", f"{address}/vggish.pth"),
-        Source("page", "page.pt", f"{address}/page.pt"),
-        Source("gone", "gone.pt", f"{address}/gone.pt"),
-        Source("offline", "offline.pt", "http://127.0.0.1:1/offline.pt"),
+        Source("vggish", f"{address}/vggish.pth"),
+        Source("page", f"{address}/page.pt"),
+        Source("gone", f"{address}/gone.pt"),
+        Source("offline", "http://127.0.0.1:1/offline.pt"),
     )
     lines: list[str] = []
     target = tmp_path / "weights"
     assert fetch_all(target, sources, lines.append) == ["page", "gone", "offline"]
     assert [path.name for path in target.iterdir()] == ["vggish.pth"]
     assert torch.load(target / "vggish.pth", weights_only=True)
-    assert "fetched" in lines[0] and "something else than weights" in lines[1]
+    assert "fetched" in lines[0] and "has no weights" in lines[1]
     assert "404" in lines[2] and "refused" in lines[3]
     assert all("\n" not in line for line in lines)
     (folder / "vggish.pth").unlink()
@@ -112,11 +112,11 @@ def test_hub_weights_become_safetensors(tmp_path: Path, monkeypatch: pytest.Monk
             torch.save({"a": shared, "b": shared}, Path(local_dir) / "pytorch_model.bin")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    weights.fetch(Source("clap", "clap", "hub:laion/clap"), tmp_path / "clap")
+    weights.fetch(Source("clap", "hub:laion/clap"), tmp_path / "clap")
     assert [path.name for path in (tmp_path / "clap").iterdir()] == ["model.safetensors"]
     assert set(load_file(tmp_path / "clap" / "model.safetensors")) == {"a", "b"}
     with pytest.raises(AttuneError, match="no such repository"):
-        weights.fetch(Source("clap", "x", "hub:nobody/nothing"), tmp_path / "x")
+        weights.fetch(Source("clap", "hub:nobody/nothing"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -126,8 +126,8 @@ def test_command_fetches_into_a_folder_and_fails_in_the_end(
     address, folder = site
     write_vggish(folder / "vggish.pth")
     sources = (
-        Source("vggish", "vggish.pth", f"{address}/vggish.pth"),
-        Source("gone", "gone.pt", f"{address}/gone.pt"),
+        Source("vggish", f"{address}/vggish.pth"),
+        Source("gone", f"{address}/gone.pt"),
     )
     monkeypatch.setattr(weights, "SOURCES", sources)
     with pytest.raises(AttuneError, match="gone not fetched"):

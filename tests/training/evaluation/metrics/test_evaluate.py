@@ -278,7 +278,7 @@ def test_two_sets_are_drawn_in_pairs_if_only_one_names_references(tmp_path: Path
             ends = (difference.value, difference.low, difference.high)
             assert ends == pytest.approx((0, 0, 0), abs=1e-9), (order, metric)
     Path(sets[1][0].uri).unlink()  # it was there when the sets were measured
-    with pytest.raises(AttuneError, match="clips went or came"):
+    with pytest.raises(AttuneError, match="files were added or deleted"):
         compare(measurer, *measured, pairs, gaussians)
 
 
@@ -513,7 +513,7 @@ def test_a_split_of_shards_is_a_reference(tmp_path: Path, tiny_codec: Path):
     made = _generated(tmp_path / "made", range(3), 0.0)
     shared = ("--split", "valid", "--weights", tmp_path / "no", "--codec", tiny_codec)
     assert _run(tmp_path, made, "--reference", data, *shared)["reference_clips"] == 9
-    with pytest.raises(AttuneError, match="no clips in split 'test'; there is train, valid"):
+    with pytest.raises(AttuneError, match="no clips in split 'test'; its splits are train, valid"):
         read_reference(str(data), "test")
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from training.evaluation.metrics.divergence import around
 from training.evaluation.metrics.frechet import (
     Gaussian,
     GroupedMoments,
@@ -16,6 +15,7 @@ from training.evaluation.metrics.frechet import (
     frechet_resamples,
     matrix_root,
 )
+from training.evaluation.statistics import around
 
 
 def _gaussian(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
@@ -75,9 +75,9 @@ def test_distance_is_symmetric_and_does_not_see_rotations_and_shifts():
 
 def test_stream_gives_the_moments_of_the_whole():
     rows = np.random.default_rng(4).standard_normal((1000, 6)) + 1e6  # mean large against spread
-    moments = Moments(6)
-    for start in range(0, 1000, 37):
-        moments.update(rows[start : start + 37])
+    moments = Moments.of(rows[:37])
+    for start in range(37, 1000, 37):
+        moments.merge(Moments.of(rows[start : start + 37]))
     assert moments.count == 1000
     np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-14)
     np.testing.assert_allclose(moments.covariance, np.cov(rows.T), rtol=1e-7, atol=1e-9)
@@ -189,7 +189,7 @@ def test_bad_embeddings_are_refused():
         Moments.of(np.zeros((0, 3)))
     with pytest.raises(ValueError, match="two embeddings"):
         frechet_distance(Moments.of(np.zeros((1, 3))), Moments.of(np.zeros((5, 3))))
-    with pytest.raises(ValueError, match="do not go together"):
-        Moments(3).update(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="cannot merge"):
+        Moments.of(np.zeros((2, 3))).merge(Moments.of(np.zeros((2, 4))))
     with pytest.raises(ValueError, match="same clips"):
         frechet_resamples([_clips(20, 0), _clips(21, 0)], _gaussian(np.zeros(12), np.eye(12)))

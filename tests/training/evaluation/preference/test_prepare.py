@@ -72,6 +72,8 @@ def test_a_seed_repeats_order_and_sides_but_no_name() -> None:
         for name in (rater.token, *(n for s in rater.showings for n in (s.name, s.left, s.right)))
     ]
     assert len(set(names)) == len(names) == 2 * 8 * 61
+    orders = [tuple(showing.pair for showing in rater.showings) for rater in first]
+    assert all(sorted(order) == list(range(20)) for order in orders) and len(set(orders)) == 8
 
 
 def test_clips_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_clips_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
     facts = _prepare(a, b, tmp_path / "study", "--raters", 2, "--json")
     assert facts["pairs"] == 4 and len(facts["links"]) == 2
     assert any("1 clips have no partner" in note and "1)" in note for note in facts["notes"])
-    assert any("4 pairs, where 20 were asked for" in note for note in facts["notes"])
+    assert any("4 pairs instead of 20" in note for note in facts["notes"])
     study = read_study(tmp_path / "study")
     assert {(p.prompt, p.seed) for p in study.pairs} == {
         (prompt(0), 0), (prompt(1), 0), (prompt(2), 0), (prompt(0), 2)
@@ -119,7 +121,7 @@ def test_a_study_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     folder, _ = make_study(tmp_path, 2, 2)
     before = contents(folder)
     for more in ((), ("--dry-run",)):
-        with pytest.raises(AttuneError, match="a study is there already, and is not overwritten"):
+        with pytest.raises(AttuneError, match="has a study, which is not overwritten"):
             _prepare(tmp_path / "lm-north", tmp_path / "lm-south", folder, *more)
     assert contents(folder) == before
     with pytest.raises(AttuneError, match="not an empty folder"):
@@ -132,7 +134,10 @@ def test_a_study_that_exists_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     a, b = write_models(tmp_path, 3)
     (b / "001.wav").write_bytes(b"not audio")
-    with pytest.raises(AttuneError, match=r"001\.wav: unreadable"):
+    with pytest.raises(AttuneError, match=r"clip .*001\.wav: unreadable"):
+        _prepare(a, b, tmp_path / "deep" / "study")
+    soundfile.write(b / "001.wav", np.full(4000, np.nan), RATE, "FLOAT")
+    with pytest.raises(AttuneError, match=r"clip .*001\.wav: non_finite"):
         _prepare(a, b, tmp_path / "deep" / "study")
     assert list(tmp_path.rglob("*study*")) == []
 
@@ -164,7 +169,7 @@ def test_mistakes_get_a_message(tmp_path: Path) -> None:
         (a, tmp_path / "bare", (), r"x\.wav has no sidecar with a `prompt`"),
         (a, tmp_path / "twice", (), "x.wav and y.wav have the same prompt and seed"),
         (a, tmp_path / "odd", (), "seed 'one' of x.wav is not a whole number"),
-        (a, tmp_path / "blip", (), "the shorter clip has 0.011 s, too little to judge"),
+        (a, tmp_path / "blip", (), "the shorter clip has 0.011 s; a pair needs"),
         (a, b, ("--prompts", tmp_path / "prompts.txt"), "--prompts is for two runs"),
         (a, b, ("lm.run=x",), "'lm.run=x' needs --config"),
         (a, b, ("--url", "lab.example"), "--url lab.example: expected an address"),
@@ -172,7 +177,7 @@ def test_mistakes_get_a_message(tmp_path: Path) -> None:
     ):
         with pytest.raises(AttuneError, match=words):
             _prepare(first, second, out, *more)
-    with pytest.raises(AttuneError, match="lies below a file"):
+    with pytest.raises(AttuneError, match="is below a file"):
         _prepare(a, b, tmp_path / "prompts.txt" / "study")
     assert not out.exists()
 
@@ -194,7 +199,7 @@ def test_a_damaged_study_is_named(tmp_path: Path) -> None:
         assert "damaged at pairs.0.a" in damaged(good | {"pairs": pairs}), name
     assert "damaged at more" in damaged(good | {"more": 1})
     raters = [good["raters"][0], good["raters"][0]]
-    assert "a name stands there twice" in damaged(good | {"raters": raters})
+    assert "a name is there twice" in damaged(good | {"raters": raters})
     raters = [good["raters"][0] | {"showings": good["raters"][0]["showings"][:1]}]
     assert "rater 1 does not get every pair once" in damaged(good | {"raters": raters})
     (folder / "study.json").write_text(json.dumps(good))
@@ -203,7 +208,7 @@ def test_a_damaged_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(AttuneError, match="differ in size"):
         read_study(folder)
     path.unlink()
-    with pytest.raises(AttuneError, match="the study lacks a clip"):
+    with pytest.raises(AttuneError, match="a clip of the study is missing"):
         read_study(folder)
 
 
@@ -275,9 +280,9 @@ def test_prompts_of_a_file(two_runs: tuple[list[str], Path], tmp_path: Path) -> 
     pairs = read_study(tmp_path / "study").pairs
     assert [pair.prompt for pair in pairs] == ["A dog barks", "Rain falls"]
     file.write_text("prompt,seed\nA dog barks,7\nA dog barks,7\n")
-    with pytest.raises(AttuneError, match="'A dog barks' with seed 7 stands twice"):
+    with pytest.raises(AttuneError, match="'A dog barks' with seed 7 is there twice"):
         _prepare("one", "two", tmp_path / "other", *options, "--prompts", file)
-    with pytest.raises(AttuneError, match="no clips in split 'test'; --split takes train, valid"):
+    with pytest.raises(AttuneError, match="no clips in split 'test'; its splits are train, valid"):
         _prepare("one", "two", tmp_path / "other", *options)
 
 

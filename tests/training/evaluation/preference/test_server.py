@@ -89,7 +89,7 @@ def test_a_repeated_answer_is_accepted_and_another_one_is_refused(
     assert get(0, "/api/answers", **reply) == now
     for change in ({"choice": "right"}, {"comment": "c"}):
         told = get(0, "/api/answers", 409, **reply | change)
-        assert "stored, and stands" in told["error"]
+        assert "different answer for this pair is stored" in told["error"]
     later = study.raters[0].showings[2].name
     told = get(0, "/api/answers", 409, pair=later, choice="left")
     assert "other pairs come before" in told["error"]

@@ -1,38 +1,39 @@
-"""What all backbones have in common: a protocol, and weights from files that are not trusted."""
+"""The protocol of a backbone, and loading of weights from files that are not trusted."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.audio import Wave
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 
 Embeddings = NDArray[np.float32]
 
 
 class MissingBackbone(AttuneError):
-    """A backbone that cannot be had, in one line; what needs it is left out, the rest goes on."""
+    """A backbone that cannot be loaded, in one line; only the metrics that need it are left out."""
 
 
 class Backbone(Protocol):
-    """From a clip to embeddings, without any chance in it."""
+    """A deterministic function from a clip to embeddings."""
 
     name: str
     sample_rate: int
-    """Hz of the waveforms that it takes."""
+    """Sample rate of its input, Hz."""
     facts: dict[str, Any]
-    """For the metric card: weights' hash, window, hop."""
+    """Hash of the weights, window, hop, ...; shown in the metric card."""
 
     def embed(self, wave: Wave) -> Embeddings:
-        """Waveform float32 [S], S > 0, to float32 [frames, D], at least one frame."""
+        """Waveform float32 [S], S > 0, to embeddings float32 [frames, D], frames > 0."""
         ...
 
 
@@ -49,10 +50,10 @@ def file_hash(path: Path) -> str:
 
 
 def load_state(name: str, path: Path) -> dict[str, Tensor]:
-    """A state dict out of a `.pth` or `.pt` file; nothing in the file is ever run.
+    """Load the state dict of a `.pth` or `.pt` file; no code in the file is executed.
 
     Raises:
-        MissingBackbone: no such file, or it holds something else.
+        MissingBackbone: no such file, or it has no state dict.
     """
     if not path.is_file():
         raise MissingBackbone(f"{name}: no weights at {path}; `make weights` downloads them")
@@ -68,15 +69,18 @@ def load_state(name: str, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_into(name: str, path: Path, model: torch.nn.Module, state: dict[str, Tensor]) -> None:
-    """Put a state dict into a model and freeze it.
+def load_network(
+    name: str, path: Path, build: Callable[[dict[str, Tensor]], nn.Module], device: str
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a frozen network whose sizes follow its weights; returns it with the weights.
 
     Raises:
-        MissingBackbone: names or shapes are not the model's.
+        MissingBackbone: no weights, or weights of another network.
     """
+    state = load_state(name, path)
     try:
+        model = build(state)
         model.load_state_dict(state)
-    except RuntimeError as error:
-        found = " ".join(str(error).split())[:200]
-        raise MissingBackbone(f"{name}: {path} does not fit: {found}") from error
-    model.eval().requires_grad_(False)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise MissingBackbone(f"{name}: {path} does not fit: {one_line(error)}") from error
+    return model.eval().requires_grad_(False).to(device), state

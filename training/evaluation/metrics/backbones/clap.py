@@ -1,9 +1,8 @@
-"""CLAP, the backbone of the CLAP score: one space for sounds and texts.
+"""CLAP, the backbone of the CLAP score: one embedding space for sounds and texts.
 
-Wu et al., "Large-scale contrastive language-audio pretraining" (2023), as the `ClapModel` of
-transformers.
-Its own feature extraction draws crops of long clips, and one clip in a batch to call long; here a
-clip is cut into windows one after the other, and none is called long, so nothing is drawn.
+Wu et al., "Large-scale contrastive language-audio pretraining" (2023); the model is `ClapModel` of
+transformers, whose feature extraction takes random crops of long clips.  Here a clip is cut into
+consecutive windows instead, so that nothing is random.
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ import numpy as np
 import torch
 
 from common.audio import Wave
+from common.errors import one_line
 from training.evaluation.metrics.backbones.backbone import Embeddings, MissingBackbone, file_hash
 
 WINDOW_S = 10
 SHORTEST_S = 1.0
-"""A shorter rest of a clip is left out."""
+"""A shorter remainder of a clip is skipped."""
 
 
 class Clap:
-    """The CLAP score's backbone; `embed` gives a vector per window, `embed_texts` one per text."""
+    """The backbone of the CLAP score; `embed` gives a vector per window, `embed_texts` per text."""
 
     name = "clap"
 
@@ -35,7 +35,7 @@ class Clap:
             folder: `ClapModel` with tokenizer and feature extractor, weights as safetensors.
 
         Raises:
-            MissingBackbone: no such folder, or something else in it.
+            MissingBackbone: no such folder, or another model in it.
         """
         from safetensors import SafetensorError
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
@@ -46,7 +46,7 @@ class Clap:
             raise MissingBackbone(f"{self.name}: no {weights}; `make weights` downloads it")
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
-        loader: Any = ClapModel  # typed as if it always returned a model alone
+        loader: Any = ClapModel  # its types ignore output_loading_info
         try:
             model, loaded = loader.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
@@ -57,8 +57,9 @@ class Clap:
                 folder, local_files_only=True
             )
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-            found = " ".join(str(error).split())[:200]
-            raise MissingBackbone(f"{self.name}: {folder} cannot be loaded: {found}") from error
+            raise MissingBackbone(
+                f"{self.name}: {folder} cannot be loaded: {one_line(error)}"
+            ) from error
         finally:
             if bars:
                 transformers_logging.enable_progress_bar()
@@ -75,7 +76,7 @@ class Clap:
             "weights_sha256": file_hash(weights),
             "window_s": WINDOW_S,
             "hop_s": WINDOW_S,
-            # Of `preprocessor_config.json`, whose padding and bands decide embeddings as well.
+            # `preprocessor_config.json` has padding and bands, which also change embeddings.
             "extractor_sha256": hashlib.sha256(settings.encode()).hexdigest()[:16],
         }
 
@@ -83,8 +84,8 @@ class Clap:
     def embed(self, wave: Wave) -> Embeddings:
         """Waveform at 48 kHz to float32 [windows, D], each of norm 1.
 
-        Windows shorter than 10 s are repeated as often as they fit and filled up with silence, as
-        in CLAP's training.
+        A window shorter than 10 s is repeated as often as it fits and padded with silence, as in
+        CLAP's training.
         """
         size = WINDOW_S * self.sample_rate
         parts = [wave[start : start + size] for start in range(0, len(wave), size)]
@@ -103,7 +104,7 @@ class Clap:
             self.tokenizer(text, return_tensors="pt", truncation=True, max_length=512)
             for text in texts
         ]
-        # One by one: a text's vector must not depend on what it is padded with.
+        # One by one, because padding would change the vector of a text.
         return np.concatenate(
             [_unit(self.model.get_text_features(**one.to(self.device))) for one in found]
         )

@@ -1,4 +1,4 @@
-"""Two backbones that need no download: our codec's latents, and multi-scale mel statistics."""
+"""Two backbones without download: latents of our codec, and multi-scale mel statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CodecLatents:
         }
 
     def embed(self, wave: Wave) -> Embeddings:
-        """Waveform to float32 [frames, D]; longer than 30 s in pieces."""
+        """Waveform to float32 [frames, D], encoded in pieces of 30 s."""
         size = round(WINDOW_S * self.codec.frame_rate) * self.codec.hop
         parts = torch.from_numpy(wave).float().split(size)
         latents = [self.codec.latents(part[None])[0].T.cpu() for part in parts]
@@ -35,14 +35,14 @@ class CodecLatents:
 
 
 class MelStatistics:
-    """Mean and spread of log-mel bands at three resolutions, per second of sound.
+    """Mean and standard deviation of log-mel bands at three resolutions, for each second of sound.
 
-    Level counts: the bands are in absolute units, with a floor at -80 dBFS.
+    They depend on the level: the bands are in absolute units, with a floor at -80 dBFS.
     """
 
     name = "mel-statistics"
     scales = (512, 1024, 2048)
-    """STFT windows, samples; hops are half of them."""
+    """STFT windows in samples; hops are half as long."""
     n_mels = 24
     floor = 1e-8
 
@@ -57,7 +57,7 @@ class MelStatistics:
         }
 
     def embed(self, wave: Wave) -> Embeddings:
-        """Waveform to float32 [windows, 2 * scales * n_mels]; less than a second counts as one."""
+        """Waveform to float32 [windows, 2 * scales * n_mels]; at least one window."""
         rate = self.sample_rate
         starts = range(0, max(1, len(wave) - rate + 1), rate // 2)
         return np.stack([self._describe(wave[start : start + rate]) for start in starts])

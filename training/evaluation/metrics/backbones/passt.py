@@ -1,8 +1,8 @@
 """PaSST, the backbone of KL: AudioSet's 527 labels from a transformer over mel patches.
 
 Koutini et al., "Efficient training of audio transformers with patchout" (2021).  Front end and
-network are in plain torch under the names of the released weights, and give what the package
-hear21passt gives; that one fetches weights by itself, prints, and wants another library.
+network are in plain torch, with the names of the released weights, and give the values of
+hear21passt gives.  That package downloads weights without asking, prints, and needs timm.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from training.evaluation.metrics.backbones.backbone import (
     Embeddings,
     MissingBackbone,
     file_hash,
-    load_into,
-    load_state,
+    load_network,
 )
 
 RATE = 32_000
@@ -29,13 +28,13 @@ MELS, MEL_HIGH = 128, 15_000.0
 HEAD = 64
 """Values per attention head."""
 STRIDE = 10
-"""Of the patches, in both directions."""
+"""Stride of the patches, in both directions."""
 SHORTEST = round(0.15 * RATE)
-"""Samples.  The reference code leaves shorter rests of a clip out: they make no patch."""
+"""A remainder of a clip of at most this many samples is skipped, as in the reference code."""
 
 
 def log_mel(wave: Tensor) -> Tensor:
-    """Normalized log-mel spectrogram: waveform float32 [S] to [MELS, frames], 10 ms each."""
+    """Waveform float32 [S] to a normalized log-mel spectrogram [MELS, frames] of 10 ms frames."""
     emphasized = wave[1:] - 0.97 * wave[:-1]
     window = torch.hann_window(WINDOW, periodic=False, device=wave.device)
     spectrum = torch.stft(emphasized, FFT, HOP, WINDOW, window, return_complex=True)
@@ -77,7 +76,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """PaSST without patchout, which belongs to training; sizes follow the weights."""
+    """PaSST without patchout, which is only used in training; sizes follow the weights."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
@@ -95,7 +94,7 @@ class Transformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, labels))
-        if "head_dist.weight" in state:  # of the training; no part in the logits
+        if "head_dist.weight" in state:  # only used in training: not part of the logits
             self.head_dist = nn.Linear(dim, labels)
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -109,37 +108,31 @@ class Transformer(nn.Module):
 
 
 class PaSST:
-    """KL's backbone; `embed` gives the softmax over labels of every window."""
+    """The backbone of KL; `embed` gives the label probabilities of each window."""
 
     sample_rate = RATE
 
     def __init__(self, weights: Path, window_s: int = 10, device: str = "cpu") -> None:
         """
         Args:
-            weights: of the model for that window: `passt-s-f128-p16-s10-ap.476-swa.pt` (10 s) or
-                `passt-s-f128-20sec-p16-s10-ap.474-swa.pt` (20 s).
+            weights: `passt-s-f128-p16-s10-ap.476-swa.pt` for windows of 10 s, or
+                `passt-s-f128-20sec-p16-s10-ap.474-swa.pt` for 20 s.
             window_s: longer clips are cut into windows of this many seconds.
 
         Raises:
-            MissingBackbone: no weights there, or those of another window.
+            MissingBackbone: no weights, or weights for another window.
         """
         self.name = f"passt-{window_s}s"
-        state = load_state(self.name, weights)
-        try:
-            self.model = Transformer(state)
-        except (KeyError, ValueError) as error:
-            raise MissingBackbone(f"{self.name}: {weights} is not PaSST: {error}") from error
-        load_into(self.name, weights, self.model, state)
+        self.model, state = load_network(self.name, weights, Transformer, device)
         patch = state["patch_embed.proj.weight"].shape[-1]
         columns = (window_s * RATE // HOP - patch) // STRIDE + 1
         reach = state["time_new_pos_embed"].shape[-1]
-        # One column more is what the reference's count of the 20 s model comes to.
+        # The released 20 s model has one column more than this formula gives.
         if reach not in (columns, columns + 1):
             raise MissingBackbone(
                 f"{self.name}: {weights} has positions for {reach} columns, expected {columns}: "
                 "weights for another window"
             )
-        self.model.to(device)
         self.device = device
         self.window = window_s * RATE
         self.facts = {
@@ -154,7 +147,7 @@ class PaSST:
     def embed(self, wave: Wave) -> Embeddings:
         """Waveform at 32 kHz to probabilities float32 [windows, 527].
 
-        A rest of up to 0.15 s is left out; a clip no longer than that is filled up with silence.
+        A remainder of up to 0.15 s is skipped; a whole clip that short is padded with silence.
         """
         whole = torch.from_numpy(wave).float().to(self.device)
         parts = [part for part in whole.split(self.window) if len(part) > SHORTEST]

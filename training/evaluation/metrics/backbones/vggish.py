@@ -1,8 +1,8 @@
 """VGGish, the backbone of FAD: Google's input pipeline, and the network in plain torch.
 
-Weights are those of torchvggish's release (`vggish-10086976.pth`).  That port itself is not used:
-it takes examples without overlap, ends in a ReLU that Google's network does not have, and applies
-PCA and 8-bit quantization unless told otherwise.  All three change FAD.
+The weights are from torchvggish's release (`vggish-10086976.pth`).  The code of torchvggish is not
+used: its examples do not overlap, it ends in a ReLU that Google's network does not have, and it
+applies PCA and 8-bit quantization by default.  All three change FAD.
 """
 
 from __future__ import annotations
@@ -19,28 +19,24 @@ from torch import Tensor, nn
 from common.audio import Wave
 from training.evaluation.metrics.backbones.backbone import (
     Embeddings,
-    MissingBackbone,
     file_hash,
-    load_into,
-    load_state,
+    load_network,
 )
 
 RATE = 16_000
 WINDOW, HOP, FFT = 400, 160, 512
-"""Samples: 25 ms every 10 ms."""
+"""Window, hop and FFT in samples: 25 ms every 10 ms."""
 MELS, MEL_LOW, MEL_HIGH = 64, 125.0, 7500.0
-"""Bands, and their outer edges in Hz."""
+"""Number of mel bands, and their outer edges in Hz."""
 OFFSET = 0.01
 """Added before the logarithm."""
 EXAMPLE = 96
 """Frames of one example: 0.96 s."""
 LEAST_PEAK = 0.1 / 32768
-"""Google's code divides clips by 0.1 at least.  It takes 16-bit samples as they stand in the file,
-so that is a tenth of their smallest step: every clip with a sample above zero gets a peak of 1."""
-_CONVOLUTIONS = (0, 3, 6, 8, 11, 13)
-"""Their places in `features`."""
-_POOLED = (0, 3, 8, 13)
-"""Convolutions with a pooling after their ReLU."""
+"""Google's code divides a clip by its peak or by 0.1, whichever is larger.  Its samples are 16-bit
+integers, so every clip with a sample above zero gets a peak of 1."""
+_POOLED = (True, True, False, True, False, True)
+"""Whether a pooling follows each convolution."""
 _BATCH = 64
 
 
@@ -50,26 +46,26 @@ class Framing:
 
     hop_s: float
     peak: bool
-    """Divide a clip by its highest sample (not its largest magnitude) first, however quiet."""
+    """Divide a clip by its highest sample (not its largest magnitude) first."""
     whole_seconds: bool
-    """An example counts only where a whole second of audio is there."""
+    """Use an example only if it is followed by audio up to a full second."""
 
 
 FRAMINGS = {
     "half": Framing(0.48, peak=False, whole_seconds=False),
     "google": Framing(0.5, peak=True, whole_seconds=True),
 }
-"""`half`: examples overlap by half, levels as they are.  `google`: as Google's
-`frechet_audio_distance` cuts and scales clips; MusicGen's FAD was measured with it."""
+"""`half`: examples overlap by half, levels do not change.  `google`: clips are cut and scaled as in
+Google's `frechet_audio_distance`, which MusicGen's FAD was measured with."""
 
 
 def hertz_to_mel(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """HTK's scale."""
+    """The mel scale of HTK."""
     return 1127.0 * np.log1p(hertz / 700.0)
 
 
 def mel_matrix() -> NDArray[np.float64]:
-    """Triangles [FFT // 2 + 1, MELS], straight in mel (not in Hz); 0 Hz belongs to none."""
+    """Triangular filters [FFT // 2 + 1, MELS], linear in mel (not in Hz), without 0 Hz."""
     bins = hertz_to_mel(np.linspace(0, RATE / 2, FFT // 2 + 1))[:, None]
     low, high = hertz_to_mel(np.array([MEL_LOW, MEL_HIGH]))
     edges = np.linspace(low, high, MELS + 2)
@@ -90,7 +86,7 @@ def log_mel(wave: Wave) -> NDArray[np.float64]:
 def examples(wave: Wave, framing: Framing) -> NDArray[np.float32]:
     """Log-mel examples of a clip at 16 kHz: float32 [n, EXAMPLE, MELS], n >= 1.
 
-    A clip shorter than one example is filled up with silence.
+    A clip shorter than one example is padded with silence.
     """
     wave = np.asarray(wave, np.float64)
     if framing.peak:
@@ -105,23 +101,22 @@ def examples(wave: Wave, framing: Framing) -> NDArray[np.float32]:
 
 
 class VGG(nn.Module):
-    """VGGish's layers under torchvggish's names; widths follow the weights."""
+    """The layers of VGGish, with torchvggish's names; widths follow the weights."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for place in _CONVOLUTIONS:
-            assert len(layers) == place
-            out, inside = state[f"features.{place}.weight"].shape[:2]
+        for pooled in _POOLED:
+            out, inside = state[f"features.{len(layers)}.weight"].shape[:2]
             layers += [nn.Conv2d(inside, out, 3, padding=1), nn.ReLU()]
-            if place in _POOLED:
+            if pooled:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         dense: list[nn.Module] = []
         for place in (0, 2, 4):
             out, inside = state[f"embeddings.{place}.weight"].shape
             dense += [nn.Linear(inside, out), nn.ReLU()]
-        # Google's embedding is the last layer's output as it is.
+        # Google's embedding is the last linear layer's output, without a ReLU.
         self.embeddings = nn.Sequential(*dense[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +127,7 @@ class VGG(nn.Module):
 
 
 class VGGish:
-    """FAD's backbone; `embed` gives 128 values per example."""
+    """The backbone of FAD; `embed` gives 128 values per example."""
 
     name = "vggish"
     sample_rate = RATE
@@ -141,18 +136,12 @@ class VGGish:
         """
         Args:
             weights: `vggish-10086976.pth`.
-            framing: a name of `FRAMINGS`.
+            framing: a key of `FRAMINGS`.
 
         Raises:
-            MissingBackbone: no weights there, or others.
+            MissingBackbone: no weights, or weights of another network.
         """
-        state = load_state(self.name, weights)
-        try:
-            self.model = VGG(state)
-        except (KeyError, ValueError) as error:
-            raise MissingBackbone(f"{self.name}: {weights} is not VGGish: {error}") from error
-        load_into(self.name, weights, self.model, state)
-        self.model.to(device)
+        self.model, _ = load_network(self.name, weights, VGG, device)
         self.device = device
         self.framing = FRAMINGS[framing]
         self.facts: dict[str, Any] = {
