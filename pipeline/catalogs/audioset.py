@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -65,10 +64,6 @@ class AudioSet(ColumnarCatalog):
         if self.class_labels is None and self.ontology is None:
             raise ValueError("needs class_labels (class_labels_indices.csv) or ontology")
         return self
-
-    def sources(self) -> list[Path]:
-        more = (self.class_labels, self.ontology)
-        return [self.segments, *(path for path in more if path)]
 
     def label_names(self) -> dict[str, str]:
         """Machine id -> display name.

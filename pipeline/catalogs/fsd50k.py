@@ -1,13 +1,12 @@
 """FSD50K: dev.csv (`fname,labels,mids,split`) or eval.csv (`fname,labels,mids`).
 
-`fname` is a Freesound id, its audio `FNAME.*`.  Labels stand beside their machine ids, the most
-specific first, then their ancestors.  Their text is AudioSet's names with `_` for blanks and
-`_and_` for commas; AudioSet's own files give the names as they are.
+`fname` is a Freesound id, the audio file is `FNAME.*`.  Labels have machine ids beside them, the
+most specific first, then their ancestors.  Their text is AudioSet's names with `_` for blanks and
+`_and_` for commas; AudioSet's own files have the original names.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -25,7 +24,7 @@ from pipeline.catalogs.ontology import (
     read_ontology,
     tag_name,
 )
-from pipeline.catalogs.tables import Row, check_file, read_csv
+from pipeline.catalogs.tables import Row, object_row, read_csv, read_json
 from pipeline.catalogs.values import text
 
 _SPLITS = {"train": "train", "val": "valid"}
@@ -38,7 +37,7 @@ class Fsd50k(Catalog):
     clips: CatalogPath
     """dev.csv (its clips are train or valid) or eval.csv (test)."""
     vocabulary: CatalogPath | None = None
-    """vocabulary.csv (`index,label,mid`, no header): a label that is not in it is refused."""
+    """vocabulary.csv (`index,label,mid`, no header): rows with other labels are refused."""
     clips_info: CatalogPath | None = None
     """dev_ or eval_clips_info_FSD50K.json: title, uploader and licence of each clip."""
     class_labels: CatalogPath | None = None
@@ -46,11 +45,11 @@ class Fsd50k(Catalog):
     ontology: CatalogPath | None = None
     """AudioSet's ontology.json, for the names and for `labels: specific`."""
     labels: Literal["all", "specific"] = "all"
-    """`specific`: without the labels that are ancestors of another label of the clip, for short
+    """`specific` drops labels that are ancestors of another label of the clip, for short
     prompts."""
     audio: CatalogPath | None = None
     split: Split | None = None
-    """For every row, whatever the list says; for whoever trains on the evaluation clips too."""
+    """Split of every row, in place of the list's; for training on the evaluation clips too."""
 
     @model_validator(mode="after")
     def _specific_needs_the_graph(self) -> Self:
@@ -60,10 +59,6 @@ class Fsd50k(Catalog):
 
     def ancestors(self) -> Ancestors | None:
         return ancestor_names(read_ontology(self.ontology)) if self.ontology else None
-
-    def sources(self) -> list[Path]:
-        more = (self.vocabulary, self.clips_info, self.class_labels, self.ontology)
-        return [self.clips, *(path for path in more if path)]
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
@@ -113,13 +108,11 @@ class Fsd50k(Catalog):
         ]
         implied = implied_names(set(map(tag_name, tags)), ancestors)
         tags = [tag for tag in tags if tag_name(tag) not in implied]
-        return Record(
-            dataset=self.label,
-            native_id=name,
-            group_id=group,
+        return self.record(
+            row.source,
+            name,
+            group,
             split=split,
-            audio_uri="",
-            source=row.source,
             tags=list(dict.fromkeys(tags)),
             attribution=f"https://freesound.org/s/{name}/",
             clip=group,
@@ -132,10 +125,10 @@ def plain_label(label: str) -> str:
 
 
 def read_vocabulary(path: Path) -> set[str]:
-    """The machine ids of vocabulary.csv.
+    """The machine ids in vocabulary.csv.
 
     Raises:
-        AttuneError: a row has other than three fields.
+        AttuneError: a row does not have three fields.
     """
     mids = set()
     for row in read_csv(path, _VOCABULARY, header=_VOCABULARY):
@@ -146,22 +139,18 @@ def read_vocabulary(path: Path) -> set[str]:
 
 
 def read_clips_info(path: Path) -> dict[str, Any]:
-    """Freesound id -> `title, description, tags, license, uploader`.
+    """`title, description, tags, license, uploader` by Freesound id.
 
     Raises:
-        AttuneError: it is not a JSON object.
+        AttuneError: it is not a JSON object, or an escape is half a character.
     """
-    check_file(path)
-    try:
-        info = json.loads(path.read_bytes())
-        if not isinstance(info, dict):
-            raise ValueError
-        json.dumps(info, ensure_ascii=False).encode()  # an escape can be half a character
-    except (ValueError, RecursionError):
+    row = object_row(str(path), read_json(path))
+    if row.error:
         raise AttuneError(
-            f"{path}: not a clips_info file (a JSON object: id -> title, license, uploader)"
-        ) from None
-    return info
+            f"{path}: not a clips_info file (a JSON object: id -> title, license, uploader): "
+            f"{row.error}"
+        )
+    return row.values
 
 
 def _add_info(record: Record, info: object) -> None:
