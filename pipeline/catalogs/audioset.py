@@ -1,8 +1,8 @@
 """AudioSet segment lists: `# YTID, start_seconds, end_seconds, positive_labels` + label names.
 
-Audio lies in one folder as `YTID.ext`, `Y<YTID>.ext` or `YTID_START.ext` (START in whole seconds or
-milliseconds), each file holding the segment alone.  The lists have up to two million rows: lines in
-the form that Google wrote are cut by Arrow, all others by the csv module, to the same columns.
+Audio is in one folder as `YTID.ext`, `Y<YTID>.ext` or `YTID_START.ext` (START in whole seconds or
+milliseconds); each file is just the segment.  The lists have up to two million rows: Arrow parses
+the lines in Google's form, and the csv module parses all others, into the same columns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.catalogs.columnar import (
 )
 from pipeline.catalogs.ontology import Ancestors, ancestor_names, read_class_labels, read_ontology
 from pipeline.catalogs.tables import Row, check_file, read_csv
-from pipeline.rows import ROWS, constant, is_in, no_values, plain, refuse_where
+from pipeline.rows import ROWS, constant, is_in, plain, refuse_where
 
 _HEADER = ("ytid", "start_seconds", "end_seconds", "positive_labels")
 _LINE = (
@@ -41,9 +41,9 @@ _LINE = (
 _FIELDS = pa.schema(
     [*((name, pa.string()) for name in _HEADER), ("line", pa.int32()), ("error", pa.string())]
 )
-"""A row as text; `error` says what is wrong with its line as a whole."""
+"""A row as text.  `error`: why its line could not be split into the four fields, or null."""
 _LONGEST_S = 1e9
-"""Times past it are no times: in milliseconds they are integers of 64 bits."""
+"""Later times are refused, as they are kept in milliseconds as 64-bit integers."""
 _SPREADSHEET = "the file was saved by a spreadsheet; take the original list"
 
 
@@ -55,7 +55,7 @@ class AudioSet(ColumnarCatalog):
     class_labels: CatalogPath | None = None
     """class_labels_indices.csv; not needed beside `ontology`."""
     ontology: CatalogPath | None = None
-    """ontology.json: names, and who descends from whom; for recipes with `text.tags: specific`."""
+    """ontology.json: names, and which class is above which; for `text.tags: specific`."""
     audio: CatalogPath | None = None
     split: Split = "train"
 
@@ -66,10 +66,10 @@ class AudioSet(ColumnarCatalog):
         return self
 
     def label_names(self) -> dict[str, str]:
-        """Machine id -> display name.
+        """Display names by machine id.
 
         Raises:
-            AttuneError: the file that has them cannot be read.
+            AttuneError: the file with the names cannot be read.
         """
         if self.class_labels is not None:
             return read_class_labels(self.class_labels)
@@ -118,13 +118,13 @@ class AudioSet(ColumnarCatalog):
             **{name: pc.if_else(good, column, None) for name, column in of_good.items()},
         }
         rows = pa.table(
-            {field.name: columns.get(field.name, no_values(field.type, n)) for field in ROWS},
+            {field.name: columns.get(field.name, pa.nulls(n, field.type)) for field in ROWS},
             schema=ROWS,
         )
         return refuse_where(rows, bad, "catalog", "malformed_row", problems)
 
     def _fields(self, piece: Piece) -> pa.Table:
-        """The rows of a piece as text, `_FIELDS`; lines in Google's form without the csv module."""
+        """The rows of a piece as text, `_FIELDS`."""
         if piece == WHOLE:
             rows = read_csv(self.segments, _HEADER, header=_HEADER, skip_initial_space=True)
             return _as_fields(rows)
@@ -133,14 +133,14 @@ class AudioSet(ColumnarCatalog):
         parsed = pc.extract_regex(lines, _LINE)
         usual = pc.is_valid(parsed)
         found = parsed.filter(usual).flatten()
-        nothing = no_values(pa.string(), len(found[0]))
-        table = pa.table([*found, numbers.filter(usual), nothing], schema=_FIELDS)
+        no_error = pa.nulls(len(found[0]), pa.string())
+        table = pa.table([*found, numbers.filter(usual), no_error], schema=_FIELDS)
         odd = (column.filter(pc.invert(usual)).to_pylist() for column in (lines, numbers))
         rows = (row for line, number in zip(*odd, strict=True) for row in self._row(line, number))
         return pa.concat_tables([table, _as_fields(rows)]).sort_by("line")
 
     def _row(self, line: str, number: int) -> Iterator[Row]:
-        """A line by the csv module, as `read_csv`; nothing for blank lines and comments."""
+        """Parse a line with the csv module, as `read_csv`; nothing for blank lines and comments."""
         source = f"{self.segments}:{number}"
         try:
             text = [line.rstrip("\r")] if line.strip() else []
@@ -152,7 +152,7 @@ class AudioSet(ColumnarCatalog):
             raise AttuneError(f"{source}: not valid CSV: {error}") from error
 
     def _problem(self, row: Mapping[str, str], names: Mapping[str, str]) -> str:
-        """What is wrong with a row (`_FIELDS`) that is no segment."""
+        """Why a row (`_FIELDS`) is refused."""
         if not row["ytid"] or row["ytid"].startswith("#NAME"):
             return f"id {row['ytid']!r}: {_SPREADSHEET}"
         unknown = [mid for mid in row["positive_labels"].split(",") if mid and mid not in names]
@@ -178,7 +178,7 @@ class AudioSet(ColumnarCatalog):
 
 
 def _as_fields(rows: Iterable[Row]) -> pa.Table:
-    """`_FIELDS` without header rows, which copies have that went through other tools."""
+    """`_FIELDS` without header rows, which other tools put into copies of the list."""
     return pa.Table.from_pylist(
         [
             {name: row.values.get(name, "") for name in _HEADER}
@@ -191,7 +191,7 @@ def _as_fields(rows: Iterable[Row]) -> pa.Table:
 
 
 def _seconds(texts: pa.Array) -> np.ndarray:
-    """Float64; NaN for what is no number."""
+    """Texts as float64; NaN if a text is not a number."""
     usual = pc.match_substring_regex(texts, r"^[0-9]+(\.[0-9]+)?$")
     seconds = np.array(pc.cast(pc.if_else(usual, texts, "nan"), pa.float64()))
     for i in np.flatnonzero(~np.asarray(usual)):
@@ -201,5 +201,5 @@ def _seconds(texts: pa.Array) -> np.ndarray:
 
 
 def _text(numbers: np.ndarray) -> pa.Array:
-    """Numbers as text, without what comes after the point."""
+    """The integer parts of numbers, as text."""
     return pa.array(numbers.astype(np.int64)).cast(pa.string())
