@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from common.schema import Record
 from common.uris import local_copy, remote_uri
 from pipeline.catalogs.audio_root import AudioRoot, FoundFiles
-from pipeline.catalogs.base import Merged, Outcome, Refusal
+from pipeline.catalogs.base import Outcome, Refusal
 from pipeline.catalogs.columnar import has_plain_lines, raw_lines
 from pipeline.catalogs.tables import raw_rows
 from pipeline.rows import MERGED, ROWS, plain, refuse_where
@@ -25,14 +25,16 @@ _MANY = 50_000
 """More rows of one file than this are looked up as columns, not one by one."""
 
 
-def tables(outcomes: Iterable[Outcome], size: int = ROWS_PER_TABLE) -> Iterator[pa.Table]:
-    """The outcomes of a row-by-row reader as `ROWS` tables of at most `size` rows."""
+def tables(
+    outcomes: Iterable[Outcome], label: str, size: int = ROWS_PER_TABLE
+) -> Iterator[pa.Table]:
+    """The outcomes of a catalog's reader as `ROWS` tables of at most `size` rows."""
     iterator = iter(outcomes)
     while batch := list(islice(iterator, size)):
-        yield pa.Table.from_pylist([_as_row(outcome) for outcome in batch], schema=ROWS)
+        yield pa.Table.from_pylist([_as_row(outcome, label) for outcome in batch], schema=ROWS)
 
 
-def _as_row(outcome: Outcome) -> dict[str, Any]:
+def _as_row(outcome: Outcome, label: str) -> dict[str, Any]:
     file, line = split_source(outcome.source)
     row: dict[str, Any]
     if isinstance(outcome, Record):
@@ -44,8 +46,7 @@ def _as_row(outcome: Outcome) -> dict[str, Any]:
         row["sample_id"] = bytes.fromhex(outcome.sample_id) if outcome.sample_id else None
         row["clip"] = outcome.clip or None
     else:
-        assert isinstance(outcome, Merged)
-        row = {"stage": "catalog", "reason": MERGED}
+        row = {"dataset": label, "stage": "catalog", "reason": MERGED}
     return row | {"file": file, "line": line}
 
 

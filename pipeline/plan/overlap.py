@@ -1,5 +1,6 @@
-"""One stretch of sound in two datasets: AudioCaps lies inside AudioSet, Clotho and FSD50K meet on
-Freesound.  Found by `clip`, counted always, and kept or merged by a named policy.
+"""The same clip in two datasets: AudioCaps is part of AudioSet, Clotho and FSD50K share Freesound.
+
+Such clips are found by the column `clip` and always counted.  A policy keeps or merges them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ _LISTS = ("tags", "captions", "prompts")
 def resolve_overlaps(
     rows: pa.Table, labels: Sequence[str], policy: OverlapPolicy
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Count the clips that datasets share and, under `merge`, make one row of each.
+    """Count the clips that datasets share and, with `merge`, merge their rows.
 
     Args:
         rows: `ROWS` and `prompts`.
-        labels: of the datasets, in the recipe's order.
+        labels: names of the datasets, in the recipe's order.
 
     Returns:
-        rows, and the number of shared clips by `A + B`.
+        The rows, and the number of shared clips by `DATASET + DATASET`.
     """
     candidates = _shared(rows)
     clip = plain(rows["clip"].take(candidates)).to_pylist()
@@ -57,7 +58,7 @@ def resolve_overlaps(
 
 
 def _shared(rows: pa.Table) -> pa.Array:
-    """Numbers of the accepted rows whose clip turns up in more than one dataset."""
+    """Numbers of the accepted rows whose clip is in more than one dataset."""
     here = pc.and_(is_in(rows), pc.is_valid(rows["clip"]))
     numbers = np.flatnonzero(here)
     labels = plain(rows["dataset"].filter(here))
@@ -65,29 +66,25 @@ def _shared(rows: pa.Table) -> pa.Array:
     sizes = pc.value_counts(labels).to_pylist()
     if len(sizes) < 2:
         return pa.array([], pa.int64())
-    # The largest dataset is only looked up in the others: its millions of names stay unhashed.
+    # Hash only the clips of the smaller datasets: the largest may have millions.
     largest = max(sizes, key=lambda entry: entry["counts"])["values"]
     others = pc.not_equal(labels, largest)
     elsewhere = pc.unique(clips.filter(others))
-    suspects = np.asarray(pc.or_(others, pc.is_in(clips, value_set=elsewhere)))
-    numbers = numbers[suspects]
-    names = plain(clips.filter(pa.array(suspects))).dictionary_encode().indices
-    owner = labels.filter(pa.array(suspects)).dictionary_encode().indices
-    pairs = np.unique(np.stack([np.asarray(names), np.asarray(owner)]), axis=1)
-    several = np.bincount(pairs[0]) > 1
-    return pa.array(numbers[several[np.asarray(names)]]) if len(several) else pa.array([], "int64")
+    suspects = pc.or_(others, pc.is_in(clips, value_set=elsewhere))
+    table = pa.table({"row": numbers, "clip": clips, "dataset": labels}).filter(suspects)
+    owners = table.group_by("clip").aggregate([("dataset", "count_distinct")])
+    several = owners.filter(pc.greater(owners["dataset_count_distinct"], 1))["clip"]
+    return plain(table["row"].filter(pc.is_in(table["clip"], value_set=several)))
 
 
 def _merge(rows: pa.Table, heirs: dict[int, list[int]]) -> pa.Table:
+    """Add the texts of other rows to a row; `heirs`: the others' numbers by its number."""
     stays = np.array(sorted(heirs))
     gone = np.zeros(len(rows), bool)
     gone[[row for others in heirs.values() for row in others]] = True
-    standing = {row: heir for heir, others in heirs.items() for row in others}
-    into = pa.array([standing[int(row)] for row in np.flatnonzero(gone)])
-    told = [
-        f"into {source}"
-        for source in sources_of(rows["file"].take(into), rows["line"].take(into)).to_pylist()
-    ]
+    heir_of = {row: heir for heir, others in heirs.items() for row in others}
+    into = pa.array([heir_of[row] for row in sorted(heir_of)])
+    sources = sources_of(rows["file"].take(into), rows["line"].take(into)).to_pylist()
     for name in _LISTS:
         column = plain(rows[name])
         joined = [
@@ -98,9 +95,10 @@ def _merge(rows: pa.Table, heirs: dict[int, list[int]]) -> pa.Table:
             )
             for heir in stays.tolist()
         ]
-        # A list column cannot be written into: append the new lists and take them instead.
+        # Arrow lists cannot be changed: append the new lists, and take them for the old.
         order = np.arange(len(rows))
         order[stays] = len(rows) + np.arange(len(stays))
         column = pa.concat_arrays([column, pa.array(joined, column.type)]).take(pa.array(order))
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return refuse_where(rows, gone, "overlap", MERGED, told)
+    details = [f"into {source}" for source in sources]
+    return refuse_where(rows, gone, "overlap", MERGED, details)

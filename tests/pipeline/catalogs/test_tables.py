@@ -189,7 +189,7 @@ def test_raw_rows_of_long_lists_are_those_of_short_ones(
 ) -> None:
     values = long_lists(tmp_path)[kind]
     (tmp_path / "audio").mkdir()
-    (table,) = tables(read(**values, audio=tmp_path / "audio"))
+    (table,) = tables(read(**values, audio=tmp_path / "audio"), "list")
     refused = pa.array([i for i, there in enumerate(table["line"].to_pylist()) if there])
     short = raw_of(table, refused)
     assert len(short) == CLIPS and not short.null_count
