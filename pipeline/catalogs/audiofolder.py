@@ -20,7 +20,7 @@ from common.errors import AttuneError, one_line
 from common.schema import SPLITS
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
-from pipeline.catalogs.tables import Row, read_csv, read_jsonl
+from pipeline.catalogs.tables import Row, read_table
 from pipeline.catalogs.values import length, texts
 
 _SPLIT_NAMES = {
@@ -44,14 +44,15 @@ class AudioFolder(Catalog):
     def read(self) -> Iterator[Outcome]:
         for path, split in self._metadata_files():
             audio = self.open_audio(path.parent)
-            for row in _rows(path):
+            for row in read_table(path, ("file_name",)):
                 yield self._outcome(row, split, audio, path.parent.relative_to(self.root))
 
     def text_columns(self) -> str:
         columns: dict[str, None] = {}
         for path, _ in self._metadata_files():
-            first = next((row for row in _rows(path) if not row.error), None)
-            columns |= dict.fromkeys(first.values if first else ())
+            rows = read_table(path, ("file_name",))
+            first = next((row for row in rows if not row.error), Row("", {}))
+            columns |= dict.fromkeys(first.values)
         return (
             f"columns: {one_line(', '.join(columns))}; text is read from "
             f"{', '.join(_CAPTIONS)} (also caption_1, ...), {', '.join(_TAGS)}"
@@ -88,13 +89,9 @@ class AudioFolder(Catalog):
         if not problem and split not in SPLITS:
             problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r}"
         if problem:
-            return self.malformed(
-                row.source,
-                name,
-                problem,
-                group_id="" if group is None else str(group),
-                split=split if split in SPLITS else "",
-            )
+            group = "" if group is None else str(group)
+            split = split if split in SPLITS else ""
+            return self.malformed(row.source, name, problem, group_id=group, split=split)
         # `a.wav` and `./a.wav` are one file, so one clip.
         native_id = posixpath.normpath(posixpath.join(folder, str(name)))
         record = self.record(
@@ -111,10 +108,6 @@ class AudioFolder(Catalog):
             stated_s=length(values.get("duration")),
         )
         return locate(record, audio, str(name))
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    return read_csv(path, ("file_name",)) if path.suffix == ".csv" else read_jsonl(path)
 
 
 def _field(value: Any) -> str | None:

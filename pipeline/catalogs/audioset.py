@@ -29,7 +29,7 @@ from pipeline.catalogs.columnar import (
     line_pieces,
     piece_lines,
 )
-from pipeline.catalogs.ontology import Ancestors, ancestor_names, read_class_labels, read_ontology
+from pipeline.catalogs.ontology import Ancestors, read_ancestors, read_names
 from pipeline.catalogs.tables import Row, check_file, read_csv
 from pipeline.rows import ROWS, constant, is_in, plain, refuse_where
 
@@ -65,19 +65,8 @@ class AudioSet(ColumnarCatalog):
             raise ValueError("needs class_labels (class_labels_indices.csv) or ontology")
         return self
 
-    def label_names(self) -> dict[str, str]:
-        """Display names by machine id.
-
-        Raises:
-            AttuneError: the file with the names cannot be read.
-        """
-        if self.class_labels is not None:
-            return read_class_labels(self.class_labels)
-        assert self.ontology is not None
-        return {entry["id"]: entry["name"] for entry in read_ontology(self.ontology)}
-
     def ancestors(self) -> Ancestors | None:
-        return ancestor_names(read_ontology(self.ontology)) if self.ontology else None
+        return read_ancestors(self.ontology)
 
     def pieces(self) -> list[Piece]:
         check_file(self.segments)
@@ -85,7 +74,7 @@ class AudioSet(ColumnarCatalog):
 
     def read_piece(self, piece: Piece) -> pa.Table:
         fields = self._fields(piece)
-        names = self.label_names()
+        names = read_names(self.class_labels, self.ontology)
         youtube_id, start_text, end_text, labels = (plain(fields[name]) for name in _HEADER)
         # Two million rows have a hundred thousand different combinations of labels.
         labels = labels.dictionary_encode()

@@ -18,10 +18,9 @@ from common.schema import Record
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
 from pipeline.catalogs.ontology import (
     Ancestors,
-    ancestor_names,
     implied_names,
-    read_class_labels,
-    read_ontology,
+    read_ancestors,
+    read_names,
     tag_name,
 )
 from pipeline.catalogs.tables import Row, object_row, read_csv, read_json
@@ -58,31 +57,27 @@ class Fsd50k(Catalog):
         return self
 
     def ancestors(self) -> Ancestors | None:
-        return ancestor_names(read_ontology(self.ontology)) if self.ontology else None
+        return read_ancestors(self.ontology)
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        names: dict[str, str] = {}
-        if self.ontology:
-            names = {str(entry["id"]): entry["name"] for entry in read_ontology(self.ontology)}
+        names = read_names(self.class_labels, self.ontology)
         ancestors = (self.ancestors() or {}) if self.labels == "specific" else {}
-        if self.class_labels:
-            names |= read_class_labels(self.class_labels)
         known = read_vocabulary(self.vocabulary) if self.vocabulary else None
         info = read_clips_info(self.clips_info) if self.clips_info else {}
         for row in read_csv(self.clips, ("fname", "labels", "mids")):
             outcome = self._outcome(row, names, ancestors, known)
             if isinstance(outcome, Record):
-                _add_info(outcome, info.get(outcome.native_id))
+                more = info.get(outcome.native_id)
+                if isinstance(more, dict):
+                    outcome.title = text(more.get("title"))
+                    outcome.artist = text(more.get("uploader"))
+                    outcome.license_url = text(more.get("license"))
                 outcome = locate_stem(outcome, root, outcome.native_id)
             yield outcome
 
     def _outcome(
-        self,
-        row: Row,
-        names: Mapping[str, str],
-        ancestors: Ancestors,
-        known: set[str] | None,
+        self, row: Row, names: Mapping[str, str], ancestors: Ancestors, known: set[str] | None
     ) -> Record | Refusal:
         name = row.values.get("fname", "").strip()
         listed = row.values.get("split")  # eval.csv has no such column
@@ -151,10 +146,3 @@ def read_clips_info(path: Path) -> dict[str, Any]:
             f"{row.error}"
         )
     return row.values
-
-
-def _add_info(record: Record, info: object) -> None:
-    if isinstance(info, dict):
-        record.title = text(info.get("title"))
-        record.artist = text(info.get("uploader"))
-        record.license_url = text(info.get("license"))

@@ -8,7 +8,6 @@ group.
 
 from __future__ import annotations
 
-import math
 import posixpath
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -17,7 +16,7 @@ from common.schema import SPLITS
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
 from pipeline.catalogs.tables import Row, read_table
-from pipeline.catalogs.values import keywords, length, text, texts
+from pipeline.catalogs.values import keywords, length, number, text, texts
 
 
 class Music(Catalog):
@@ -46,23 +45,14 @@ class Music(Catalog):
         if not problem and split not in SPLITS:
             problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r:.80}"
         bpm = values.get("bpm")
-        if not problem and bpm is not None and bpm != "":
-            try:
-                bpm = float(bpm)
-                if not math.isfinite(bpm):
-                    raise ValueError
-            except (TypeError, ValueError, OverflowError):
-                problem = f"bpm: expected a number, found {bpm!r:.80}"
+        if not problem and bpm not in (None, "") and number(bpm) is None:
+            problem = f"bpm: expected a number, found {bpm!r:.80}"
         artist = text(values.get("artist"))
         group = f"artist:{artist.casefold()}" if artist else f"{self.label}:{name}"
         if problem:
-            return self.malformed(
-                row.source,
-                path,
-                problem,
-                group_id=group if artist or path else "",
-                split=split if split in SPLITS else "",
-            )
+            group = group if artist or path else ""
+            split = split if split in SPLITS else ""
+            return self.malformed(row.source, path, problem, group_id=group, split=split)
         record = self.record(
             row.source,
             str(name),
@@ -73,7 +63,7 @@ class Music(Catalog):
             title=text(values.get("title")) or text(values.get("name")),
             artist=artist,
             genre=", ".join(texts(values.get("genre"))) or None,
-            bpm=bpm if isinstance(bpm, float) else None,
+            bpm=number(bpm),
             license=text(values.get("license")),
             license_url=text(values.get("license_url")),
             attribution=text(values.get("attribution")),

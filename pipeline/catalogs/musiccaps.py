@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem, refuse
-from pipeline.catalogs.ontology import read_class_labels
+from pipeline.catalogs.ontology import read_names
 from pipeline.catalogs.tables import Row, read_csv
-from pipeline.catalogs.values import literal_list, seconds, texts
+from pipeline.catalogs.values import literal_list, number, texts
 
 _REQUIRED = ("ytid", "start_s", "end_s", "aspect_list", "caption")
 
@@ -35,7 +35,7 @@ class MusicCaps(Catalog):
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        names = read_class_labels(self.class_labels) if self.class_labels else {}
+        names = read_names(self.class_labels, None)
         more = ["audioset_positive_labels"] if self.class_labels else []
         more += ["is_balanced_subset"] if self.balanced_only else []
         for row in read_csv(self.captions, (*_REQUIRED, *more)):
@@ -43,7 +43,7 @@ class MusicCaps(Catalog):
 
     def _outcome(self, row: Row, names: Mapping[str, str], root: AudioRoot) -> Outcome:
         youtube_id = row.values.get("ytid", "")
-        start, end = seconds(row.values.get("start_s")), seconds(row.values.get("end_s"))
+        start, end = number(row.values.get("start_s")), number(row.values.get("end_s"))
         aspects = literal_list(row.values.get("aspect_list", ""))
         mids = row.values.get("audioset_positive_labels", "").split(",") if names else []
         unknown = [mid for mid in mids if mid and mid not in names]

@@ -35,21 +35,13 @@ def ancestor_names(entries: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[
     The ontology is a graph: a class with several parents has the ancestors of all of them.  If an
     edited ontology has a cycle, the classes on it are ancestors of each other, but not of
     themselves.
-
-    Raises:
-        AttuneError: an entry lacks one of the keys.
     """
     names: dict[str, str] = {}
     parents: dict[str, list[str]] = {}
-    for place, entry in enumerate(entries):
-        try:
-            names[entry["id"]] = tag_name(entry["name"])
-            for child in entry["child_ids"]:
-                parents.setdefault(child, []).append(entry["id"])
-        except (KeyError, TypeError):
-            raise AttuneError(
-                f"ontology entry {place} is not one of AudioSet's: id, name or child_ids is missing"
-            ) from None
+    for entry in entries:
+        names[entry["id"]] = tag_name(entry["name"])
+        for child in entry["child_ids"]:
+            parents.setdefault(child, []).append(entry["id"])
     above: dict[str, frozenset[str]] = {}
     for node, name in names.items():
         seen: set[str] = set()
@@ -82,6 +74,22 @@ def implied_names(names: Set[str], ancestors: Ancestors) -> set[str]:
     }
 
 
+def read_names(class_labels: Path | None, ontology: Path | None) -> dict[str, str]:
+    """Display names by machine id, from the files that are given; those of class_labels first.
+
+    Raises:
+        AttuneError: a file cannot be read or is another file.
+    """
+    names = read_class_labels(class_labels) if class_labels else {}
+    entries = read_ontology(ontology) if ontology else []
+    return {entry["id"]: entry["name"] for entry in entries} | names
+
+
+def read_ancestors(ontology: Path | None) -> Ancestors | None:
+    """`ancestor_names` of an ontology.json; None without the file."""
+    return ancestor_names(read_ontology(ontology)) if ontology else None
+
+
 def read_class_labels(path: Path) -> dict[str, str]:
     """Display names by machine id, from `index,mid,display_name`."""
     names: dict[str, str] = {}
@@ -100,10 +108,8 @@ def read_ontology(path: Path) -> list[dict[str, Any]]:
     """
     entries = read_json(path)
     try:
-        if not all(
-            isinstance(entry["name"], str) and entry["id"] and isinstance(entry["child_ids"], list)
-            for entry in entries
-        ):
+        texts = [t for e in entries for t in (e["id"], e["name"], *e["child_ids"])]
+        if not all(isinstance(text, str) for text in texts):
             raise TypeError
     except (TypeError, KeyError):
         raise AttuneError(

@@ -14,24 +14,24 @@ from common.audio import AUDIO_EXTENSIONS
 _MAX_LIST = 20_000  # characters; a longer text is not parsed as a list literal
 
 
-def seconds(value: object) -> float | None:
-    """A time of zero or more, given as a number or its text."""
+def number(value: object) -> float | None:
+    """A finite number of zero or more, from a number or its text."""
     try:
-        number = float(value)  # type: ignore[arg-type]
+        found = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if 0 <= number < math.inf else None
+    return found if 0 <= found < math.inf else None
 
 
 def length(value: object) -> float | None:
-    """A time above zero, given as a number or its text."""
-    return seconds(value) or None
+    """A time above zero, from a number or its text."""
+    return number(value) or None
 
 
 def whole_seconds(value: object) -> int | None:
     """A time of zero or more, rounded down to the second."""
-    number = seconds(value)
-    return None if number is None else int(number)
+    seconds = number(value)
+    return None if seconds is None else int(seconds)
 
 
 def text(value: object) -> str | None:

@@ -92,16 +92,20 @@ def _repeat(
     rng: Rng,
     seconds: float,
     every: float,
-    event: Callable[[], Samples],
+    length: float,
+    event: Callable[[Samples], Samples],
     count: float = np.inf,
     jitter: float = 0.06,
 ) -> Samples:
-    """Events every `every` seconds from a random start, `count` of them or until the end."""
+    """Events every `every` seconds from a random start, `count` of them or until the end.
+
+    `event` makes one event from the times of its samples, 0 to `length` seconds.
+    """
     out = np.zeros(round(seconds * SAMPLE_RATE))
     at = float(rng.uniform(0.05, 0.25))
     placed = 0
     while at < seconds - 0.1 and placed < count:
-        add_event(out, event(), at, float(rng.uniform(0.8, 1.0)), SAMPLE_RATE)
+        add_event(out, event(_time(length)), at, float(rng.uniform(0.8, 1.0)), SAMPLE_RATE)
         at += every * float(1 + rng.uniform(-jitter, jitter))
         placed += 1
     return out
@@ -111,23 +115,21 @@ def _repeat(
 
 
 def bark(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(0.22)
+    def event(t: Samples) -> Samples:
         f0 = 430 * p.pitch * (1.25 - 0.6 * t / t[-1])
         voice = sum(_tone(f0 * k, t) / k**0.6 for k in range(1, 9))
         rough = 0.5 * _noise(rng, len(t), 500, 3000)
         return (voice / 4 + rough) * _decay(t, 0.015, 0.07)
 
-    return _repeat(rng, seconds, 0.55 / p.rate, event, count=p.count + 1)
+    return _repeat(rng, seconds, 0.55 / p.rate, 0.22, event, count=p.count + 1)
 
 
 def chirp(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(0.09)
+    def event(t: Samples) -> Samples:
         sweep = 3000 * p.pitch * (1 + 0.45 * np.sin(np.pi * t / t[-1]))
         return _tone(sweep, t) * _window(t, 0.02)
 
-    return _repeat(rng, seconds, 0.19 / p.rate, event, jitter=0.25)
+    return _repeat(rng, seconds, 0.19 / p.rate, 0.09, event, jitter=0.25)
 
 
 def siren(rng: Rng, seconds: float, p: Params) -> Samples:
@@ -163,8 +165,7 @@ def wind(rng: Rng, seconds: float, p: Params) -> Samples:
 
 
 def church_bell(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(min(seconds, 3.0))
+    def event(t: Samples) -> Samples:
         partials = [(0.5, 0.5), (1.0, 1.0), (1.19, 0.7), (1.5, 0.5), (2.0, 0.7), (2.74, 0.4)]
         ringing = (
             gain * _tone(420 * p.pitch * ratio, t) * _decay(t, 0.004, 1.1 / ratio**0.8)
@@ -172,55 +173,50 @@ def church_bell(rng: Rng, seconds: float, p: Params) -> Samples:
         )
         return np.sum(list(ringing), axis=0)
 
-    return _repeat(rng, seconds, 1.5 / p.rate, event)
+    return _repeat(rng, seconds, 1.5 / p.rate, min(seconds, 3.0), event)
 
 
 def tick_tock(rng: Rng, seconds: float, p: Params) -> Samples:
     beats = iter(range(10**6))
 
-    def event() -> Samples:
-        t = _time(0.03)
+    def event(t: Samples) -> Samples:
         f0 = (2100 if next(beats) % 2 == 0 else 1500) * p.pitch
         click = _tone(f0, t) + 0.5 * _noise(rng, len(t), 1500, 6000)
         return click * _decay(t, 0.001, 0.006)
 
-    return _repeat(rng, seconds, 0.42 / p.rate, event, jitter=0.01)
+    return _repeat(rng, seconds, 0.42 / p.rate, 0.03, event, jitter=0.01)
 
 
 def telephone(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(0.8)
+    def event(t: Samples) -> Samples:
         bells = _tone(1750 * p.pitch, t) + _tone(2150 * p.pitch, t) + 0.4 * _tone(4100 * p.pitch, t)
         return bells * (np.sin(2 * np.pi * 11 * p.rate * t) ** 2) * _window(t, 0.02)
 
-    return _repeat(rng, seconds, 1.15, event)
+    return _repeat(rng, seconds, 1.15, 0.8, event)
 
 
 def knock(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(0.12)
+    def event(t: Samples) -> Samples:
         body = _tone(170 * p.pitch, t) + 0.6 * _tone(390 * p.pitch, t)
         return (body + 0.5 * _noise(rng, len(t), 200, 1500)) * _decay(t, 0.001, 0.022)
 
-    return _repeat(rng, seconds, 0.27 / p.rate, event, count=p.count + 3)
+    return _repeat(rng, seconds, 0.27 / p.rate, 0.12, event, count=p.count + 3)
 
 
 def drip(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(0.07)
+    def event(t: Samples) -> Samples:
         return _tone(800 * p.pitch * (1 + 9 * t), t) * _decay(t, 0.003, 0.02)
 
-    return _repeat(rng, seconds, 0.62 / p.rate, event, jitter=0.3)
+    return _repeat(rng, seconds, 0.62 / p.rate, 0.07, event, jitter=0.3)
 
 
 def frog(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(0.38)
+    def event(t: Samples) -> Samples:
         pulses = np.maximum(np.sin(2 * np.pi * 38 * p.rate * t), 0) ** 3
         voice = _tone(520 * p.pitch, t) + 0.8 * _tone(1150 * p.pitch, t)
         return voice * pulses * _window(t, 0.05)
 
-    return _repeat(rng, seconds, 0.75, event, count=p.count + 2)
+    return _repeat(rng, seconds, 0.75, 0.38, event, count=p.count + 2)
 
 
 def cricket(rng: Rng, seconds: float, p: Params) -> Samples:
@@ -232,30 +228,27 @@ def cricket(rng: Rng, seconds: float, p: Params) -> Samples:
 
 
 def explosion(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(min(seconds, 2.5))
+    def event(t: Samples) -> Samples:
         boom = _noise(rng, len(t), 25, 160 * p.pitch, tilt=-2) * _decay(t, 0.01, 0.7)
         crack = _noise(rng, len(t), 80, 3500, tilt=-3) * _decay(t, 0.002, 0.18)
         return boom + 0.9 * crack
 
-    return _repeat(rng, seconds, 1.9 / p.rate, event, count=min(p.count, 2))
+    return _repeat(rng, seconds, 1.9 / p.rate, min(seconds, 2.5), event, count=min(p.count, 2))
 
 
 def beep(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(0.16)
+    def event(t: Samples) -> Samples:
         return _tone(1000 * p.pitch, t) * _window(t, 0.005)
 
-    return _repeat(rng, seconds, 0.4 / p.rate, event, jitter=0.0)
+    return _repeat(rng, seconds, 0.4 / p.rate, 0.16, event, jitter=0.0)
 
 
 def train_horn(rng: Rng, seconds: float, p: Params) -> Samples:
-    def event() -> Samples:
-        t = _time(0.9 / p.rate)
+    def event(t: Samples) -> Samples:
         chord = sum(_tone(f0 * p.pitch * k, t) / k for f0 in (277, 330, 415) for k in range(1, 6))
         return chord * _window(t, 0.06)
 
-    return _repeat(rng, seconds, 1.2 / p.rate, event, count=p.count)
+    return _repeat(rng, seconds, 1.2 / p.rate, 0.9 / p.rate, event, count=p.count)
 
 
 @dataclass(frozen=True)

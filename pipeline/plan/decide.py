@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,6 @@ from pipeline.rows import (
 )
 from pipeline.text.captions import TextRules
 from pipeline.text.columns import (
-    SPEECH_POLICIES,
     TEXTS_PER_CHUNK,
     assign,
     collect,
@@ -58,23 +57,17 @@ from pipeline.text.columns import (
 class CatalogCount:
     """Row counts of one catalog: read = accepted + merged + held out + refused."""
 
-    read: int = 0
-    merged: int = 0
-    held_out: int = 0
-    accepted: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    speech: Counter[str] = field(default_factory=Counter)
+    read: int
+    accepted: int
+    merged: int
+    held_out: int
+    refused: dict[str, int]
+    """By reason."""
+    speech: dict[str, int]
     """Number of rows that each speech policy would refuse; all are counted, not only the active."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "read": self.read,
-            "accepted": self.accepted,
-            "merged": self.merged,
-            "held_out": self.held_out,
-            "refused": dict(sorted(self.refused.items())),
-            "speech": {policy: self.speech[policy] for policy in SPEECH_POLICIES},
-        }
+        return asdict(self)
 
 
 @dataclass
@@ -100,8 +93,8 @@ class PlanTables:
     rejects: pa.Table
     """`REJECTS`, in reading order."""
     counts: dict[str, CatalogCount]
-    overlaps: dict[str, int] = field(default_factory=dict)
-    leakage: dict[str, int] = field(default_factory=dict)
+    overlaps: dict[str, int]
+    leakage: dict[str, int]
 
     @property
     def n_shards(self) -> int:
@@ -264,21 +257,17 @@ def _refuse_duplicates(rows: pa.Table) -> pa.Table:
 
 
 def _count(rows: pa.Table, labels: Sequence[str]) -> dict[str, CatalogCount]:
-    counts = {label: CatalogCount() for label in labels}
+    counts = {}
     dataset = plain(rows["dataset"])
-    for label, count in counts.items():
+    for label in labels:
         own = rows.select(["reason", "speech"]).filter(pc.equal(dataset, label))
-        count.read = len(own)
-        count.speech.update(speech_counts(own))
-        for entry in plain(own["reason"]).value_counts().to_pylist():
-            if entry["values"] is None:
-                count.accepted = entry["counts"]
-            elif entry["values"] == MERGED:
-                count.merged = entry["counts"]
-            elif entry["values"] == HELD_OUT:
-                count.held_out = entry["counts"]
-            else:
-                count.refused[entry["values"]] = entry["counts"]
+        by_reason = plain(own["reason"]).value_counts().to_pylist()
+        numbers = {entry["values"]: entry["counts"] for entry in by_reason}
+        accepted, merged, held_out = (numbers.pop(key, 0) for key in (None, MERGED, HELD_OUT))
+        refused = dict(sorted(numbers.items()))
+        counts[label] = CatalogCount(
+            len(own), accepted, merged, held_out, refused, speech_counts(own)
+        )
     counted = sum(count.read for count in counts.values())
     assert counted == len(rows), f"{len(rows)} rows read, but {counted} rows counted"
     return counts
