@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, PrivateAttr
+from pydantic import BeforeValidator, PrivateAttr
 
 from common.config import Section
 from common.errors import AttuneError
@@ -19,23 +20,16 @@ from pipeline.catalogs.audio_root import AudioRoot, BucketRoot
 Split = Literal["train", "valid", "test"]
 
 
-def _not_empty(value: object) -> object:
+def _expanded(value: object) -> object:
     if value == "":
         raise ValueError(
             "is empty; give a path (if the recipe takes it from root: root=/path on the command "
             "line) or set the environment variable that the recipe takes it from"
         )
-    return value
+    return os.path.expanduser(value) if isinstance(value, (str, Path)) else value
 
 
-def _expand_user(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:  # no such user
-        raise ValueError(str(error)) from None
-
-
-CatalogPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expand_user)]
+CatalogPath = Annotated[Path, BeforeValidator(_expanded)]
 """A path in a catalog's config: not empty, `~` expanded."""
 
 

@@ -23,7 +23,7 @@ from pipeline.catalogs.ontology import (
     read_names,
     tag_name,
 )
-from pipeline.catalogs.tables import Row, object_row, read_csv, read_json
+from pipeline.catalogs.tables import Row, intact, object_row, read_csv, read_json
 from pipeline.catalogs.values import text
 
 _SPLITS = {"train": "train", "val": "valid"}
@@ -63,7 +63,10 @@ class Fsd50k(Catalog):
         root = self.open_audio(self.audio)
         names = read_names(self.class_labels, self.ontology)
         ancestors = (self.ancestors() or {}) if self.labels == "specific" else {}
-        known = read_vocabulary(self.vocabulary) if self.vocabulary else None
+        known = None
+        if self.vocabulary:
+            rows = read_csv(self.vocabulary, _VOCABULARY, header=_VOCABULARY)
+            known = {values["mid"] for values in intact(rows)}
         info = read_clips_info(self.clips_info) if self.clips_info else {}
         for row in read_csv(self.clips, ("fname", "labels", "mids")):
             outcome = self._outcome(row, names, ancestors, known)
@@ -117,20 +120,6 @@ class Fsd50k(Catalog):
 def plain_label(label: str) -> str:
     """`Bird_vocalization_and_bird_call` -> `Bird vocalization, bird call`."""
     return label.replace("_and_", ", ").replace("_", " ")
-
-
-def read_vocabulary(path: Path) -> set[str]:
-    """The machine ids in vocabulary.csv.
-
-    Raises:
-        AttuneError: a row does not have three fields.
-    """
-    mids = set()
-    for row in read_csv(path, _VOCABULARY, header=_VOCABULARY):
-        if row.error:
-            raise AttuneError(f"{row.source}: {row.error}")
-        mids.add(row.values["mid"])
-    return mids
 
 
 def read_clips_info(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
-from pipeline.catalogs.tables import read_csv, read_json
+from pipeline.catalogs.tables import intact, read_csv, read_json
 
 Ancestors = Mapping[str, Set[str]]
 """For the `tag_name` of a tag, the `tag_name` of every class above it; see `ancestor_names`."""
@@ -92,12 +92,8 @@ def read_ancestors(ontology: Path | None) -> Ancestors | None:
 
 def read_class_labels(path: Path) -> dict[str, str]:
     """Display names by machine id, from `index,mid,display_name`."""
-    names: dict[str, str] = {}
-    for row in read_csv(path, ("index", "mid", "display_name"), skip_initial_space=True):
-        if row.error:
-            raise AttuneError(f"{row.source}: {row.error}")
-        names[row.values["mid"]] = row.values["display_name"]
-    return names
+    rows = read_csv(path, ("index", "mid", "display_name"), skip_initial_space=True)
+    return {values["mid"]: values["display_name"] for values in intact(rows)}
 
 
 def read_ontology(path: Path) -> list[dict[str, Any]]:

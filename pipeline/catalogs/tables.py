@@ -100,8 +100,16 @@ def read_jsonl(path: Path) -> Iterator[Row]:
     """
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json_row(f"{path}:{number}", line)
+            if not line.strip():
+                continue
+            source = f"{path}:{number}"
+            try:
+                value = json.loads(line, parse_constant=_constant)
+                # Only an escape can be half a character; the check takes as long as the parsing.
+                row = object_row(source, value, has_escapes="\\u" in line)
+            except (ValueError, RecursionError) as error:
+                row = Row(source, {}, f"not valid JSON: {one_line(error)}")
+            yield row
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -116,7 +124,10 @@ def read_parquet(path: Path) -> Iterator[Row]:
         for batch in pq.ParquetFile(path).iter_batches(1024):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(f"{path}:{number}", _without_nan(values))
+                for key, value in values.items():
+                    if isinstance(value, float) and math.isnan(value):
+                        values[key] = None  # as in JSON
+                yield Row(f"{path}:{number}", values)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise AttuneError(f"{path}: damaged Parquet: {one_line(error)}") from error
 
@@ -132,6 +143,18 @@ def read_table(path: Path, required: Sequence[str]) -> Iterator[Row]:
     if path.suffix.lower() in (".csv", ".tsv"):
         return read_csv(path, required)
     return read_jsonl(path)
+
+
+def intact(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    """The values of rows.
+
+    Raises:
+        AttuneError: a row is malformed.
+    """
+    for row in rows:
+        if row.error:
+            raise AttuneError(f"{row.source}: {row.error}")
+        yield row.values
 
 
 def read_json_entries(path: Path) -> Iterator[Row]:
@@ -240,14 +263,6 @@ def _why(error: csv.Error) -> str:
     return text
 
 
-def _json_row(source: str, line: str) -> Row:
-    try:
-        # Only an escape can stand for half a character; the check costs as much as the parsing.
-        return object_row(source, json.loads(line, parse_constant=_constant), "\\u" in line)
-    except (ValueError, RecursionError) as error:
-        return Row(source, {}, f"not valid JSON: {one_line(error)}")
-
-
 def object_row(source: str, value: Any, has_escapes: bool = True) -> Row:
     """A row from a JSON value; its error if the value is not an object or has half a character."""
     if not isinstance(value, dict):
@@ -284,11 +299,3 @@ def _json_list(path: Path) -> list[Any]:
 def _constant(name: str) -> float | None:
     """NaN, Infinity or -Infinity in JSON.  NaN becomes None: pandas writes it for no value."""
     return None if name == "NaN" else float(name)
-
-
-def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """A Parquet row with None for NaN, as in JSON."""
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in values.items()
-    }

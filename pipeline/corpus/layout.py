@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +110,6 @@ def write_corpus(
             return dict(found["files"])
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         files = {}
         for name, write in (
             ("audioset", _write_audioset),
@@ -118,6 +117,7 @@ def write_corpus(
             ("clotho", _write_clotho),
             ("music", _write_music),
         ):
+            (partial / name).mkdir(parents=True)
             files[name] = write(partial / name, seed)
             progress(f"{name}: {files[name]} audio files")
         (partial / "corpus.json").write_text(json.dumps(stamp | {"files": files}, indent=2) + "\n")
@@ -176,7 +176,6 @@ def _save(path: Path, wave: np.ndarray, rate: int = SAMPLE_RATE) -> None:
 
 
 def _write_audioset(root: Path, seed: int) -> int:
-    root.mkdir()
     with (root / "class_labels_indices.csv").open("w", newline="") as file:
         file.write("index,mid,display_name\n")
         names = [("Speech", SPEECH_MID), *((c.name, c.mid) for c in CLASSES)]
@@ -228,9 +227,8 @@ def _save_broken(path: Path, clip: Clip, kind: str) -> None:
     elif kind == "not_audio":
         path.write_text("<html><body>404: this clip is no longer available</body></html>\n")
     elif kind == "truncated":
-        buffer = io.BytesIO()
-        soundfile.write(buffer, wave, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-        path.write_bytes(buffer.getvalue()[: len(wave) // 2])
+        _save(path, wave)
+        os.truncate(path, len(wave) // 2)
     elif kind == "nan":
         wave[1000:1100] = np.nan
         # libsndfile would write the time into the PEAK chunk of a float file.
@@ -245,8 +243,6 @@ def _save_broken(path: Path, clip: Clip, kind: str) -> None:
 
 
 def _write_audiocaps(root: Path, seed: int) -> int:
-    root.mkdir()
-    total = 0
     for split, dataset, count in (("train", 5, AUDIOCAPS_TRAIN), ("val", 6, AUDIOCAPS_VAL)):
         rng = np.random.default_rng((seed, dataset))
         with (root / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -275,15 +271,13 @@ def _write_audiocaps(root: Path, seed: int) -> int:
                     _save(path, np.stack([wide, 0.8 * wide], axis=1), 44_100)
                 else:
                     _save(path, wave)
-                total += 1
-    return total
+    return AUDIOCAPS_TRAIN + AUDIOCAPS_VAL
 
 
 # --- Clotho ---------------------------------------------------------------------------------------
 
 
 def _write_clotho(root: Path, seed: int) -> int:
-    root.mkdir()
     rng = np.random.default_rng((seed, 7))
     with (
         (root / "clotho_captions_development.csv").open("w", newline="") as captions_file,
@@ -327,7 +321,6 @@ def _write_clotho(root: Path, seed: int) -> int:
 
 
 def _write_music(root: Path, seed: int) -> int:
-    (root / "audio").mkdir(parents=True)
     with (root / "catalog.jsonl").open("w", encoding="utf-8") as file:
         for index, track in enumerate(TRACKS):
             name = track.title.lower().replace(" ", "_")

@@ -66,8 +66,7 @@ def _noise(rng: Rng, n: int, low: float, high: float, tilt: float = 0.0) -> Samp
     frequency = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
     gain = 1 / (1 + (low / np.maximum(frequency, 1.0)) ** 8) / (1 + (frequency / high) ** 8)
     gain *= (np.maximum(frequency, 20.0) / 1000.0) ** (tilt / 6.02)
-    wave = np.fft.irfft(spectrum * gain, n)
-    return wave / (np.abs(wave).max() + 1e-9)
+    return _normalize(np.fft.irfft(spectrum * gain, n))
 
 
 def _decay(t: Samples, attack: float, release: float) -> Samples:

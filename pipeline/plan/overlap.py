@@ -47,11 +47,8 @@ def resolve_overlaps(
         found.update(f"{a} + {b}" for a, b in combinations(present, 2))
         if policy == "merge" and len(present) > 1:
             _, stays, first = group[0]
-            others = [
-                row
-                for _, row, label in group
-                if label != first and split[row].as_py() == split[stays].as_py()
-            ]
+            rows_of_others = [row for _, row, label in group if label != first]
+            others = [row for row in rows_of_others if split[row] == split[stays]]
             if others:
                 heirs[stays] = others
     return (_merge(rows, heirs) if heirs else rows), dict(sorted(found.items()))
@@ -87,14 +84,11 @@ def _merge(rows: pa.Table, heirs: dict[int, list[int]]) -> pa.Table:
     sources = sources_of(rows["file"].take(into), rows["line"].take(into)).to_pylist()
     for name in _LISTS:
         column = plain(rows[name])
-        joined = [
-            list(
-                dict.fromkeys(
-                    text for row in (heir, *heirs[heir]) for text in column[row].as_py() or []
-                )
-            )
+        texts = (
+            [text for row in (heir, *heirs[heir]) for text in column[row].as_py() or []]
             for heir in stays.tolist()
-        ]
+        )
+        joined = [list(dict.fromkeys(row)) for row in texts]
         # Arrow lists cannot be changed: append the new lists, and take them for the old.
         order = np.arange(len(rows))
         order[stays] = len(rows) + np.arange(len(stays))
