@@ -20,14 +20,11 @@ from pipeline.catalogs.columnar import has_plain_lines, raw_lines
 from pipeline.catalogs.tables import raw_rows
 from pipeline.rows import MERGED, ROWS, plain, refuse_where
 
-ROWS_PER_TABLE = 8192
 _MANY = 50_000
 """More rows of one file than this are looked up as columns, not one by one."""
 
 
-def tables(
-    outcomes: Iterable[Outcome], label: str, size: int = ROWS_PER_TABLE
-) -> Iterator[pa.Table]:
+def tables(outcomes: Iterable[Outcome], label: str, size: int = 8192) -> Iterator[pa.Table]:
     """The outcomes of a catalog's reader as `ROWS` tables of at most `size` rows."""
     iterator = iter(outcomes)
     while batch := list(islice(iterator, size)):
@@ -69,11 +66,10 @@ def place(
         (found.outside, "outside_root", f"{{!r}} links to outside {root}"),
         (found.missing, "missing_audio", f"no {{}}.* in {root}"),
     ):
-        if mask.any():
-            refused = np.zeros(len(table), bool)
-            refused[rows[mask]] = True
-            details = [form.format(stem) for stem in stems.filter(pa.array(mask)).to_pylist()]
-            table = refuse_where(table, refused, "catalog", reason, details, over="text")
+        refused = np.zeros(len(table), bool)
+        refused[rows[mask]] = True
+        details = [form.format(stem) for stem in stems.filter(pa.array(mask)).to_pylist()]
+        table = refuse_where(table, refused, "catalog", reason, details, over="text")
     return table
 
 

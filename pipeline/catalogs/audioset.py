@@ -44,7 +44,6 @@ _FIELDS = pa.schema(
 """A row as text.  `error`: why its line could not be split into the four fields, or null."""
 _LONGEST_S = 1e9
 """Later times are refused, as they are kept in milliseconds as 64-bit integers."""
-_SPREADSHEET = "the file was saved by a spreadsheet; take the original list"
 
 
 class AudioSet(ColumnarCatalog):
@@ -143,7 +142,7 @@ class AudioSet(ColumnarCatalog):
     def _problem(self, row: Mapping[str, str], names: Mapping[str, str]) -> str:
         """Why a row (`_FIELDS`) is refused."""
         if not row["ytid"] or row["ytid"].startswith("#NAME"):
-            return f"id {row['ytid']!r}: {_SPREADSHEET}"
+            return f"id {row['ytid']!r}: a spreadsheet saved this file; take the original list"
         unknown = [mid for mid in row["positive_labels"].split(",") if mid and mid not in names]
         start, end = _seconds(pa.array([row["start_seconds"], row["end_seconds"]]))
         if unknown and 0 <= start < end < _LONGEST_S:
@@ -155,10 +154,11 @@ class AudioSet(ColumnarCatalog):
     def locate(self, table: pa.Table) -> pa.Table:
         root = self.open_audio(self.audio)
         here = np.flatnonzero(is_in(table))
-        both = pc.utf8_slice_codeunits(plain(table["clip"].take(here)), len("youtube:"))
-        pairs = pc.split_pattern(both, "@")
-        youtube_id = pc.list_element(pairs, 0)
-        in_seconds = pc.replace_substring(both, "@", "_")
+        youtube_id, clip = (
+            pc.utf8_slice_codeunits(plain(table[name].take(here)), len("youtube:"))
+            for name in ("group_id", "clip")
+        )
+        in_seconds = pc.replace_substring(clip, "@", "_")
         join = pc.binary_join_element_wise
         found = root.by_stems(
             youtube_id, join("Y", youtube_id, ""), in_seconds, join(in_seconds, "000", "")

@@ -150,19 +150,12 @@ class CatalogEntry(Section):
         return getattr(self, "split", None) or ""
 
     def malformed(
-        self,
-        source: str,
-        native_id: object,
-        detail: str,
-        *,
-        group_id: str = "",
-        split: str | None = None,
-        clip: str = "",
+        self, source: str, native_id: object, detail: str, *, split: str | None = None, **known: str
     ) -> Refusal:
-        """Refuse a row that is not a clip; group and clip, if known, are still held out."""
+        """Refuse a row that is not a clip; `known`: group_id and clip, which are still held out."""
         return Refusal(
             self.label, str(native_id or ""), source, "catalog", "malformed_row", detail,
-            group_id=group_id, split=self._own_split if split is None else split, clip=clip,
+            split=self._own_split if split is None else split, **known,
         )  # fmt: skip
 
     def ancestors(self) -> Mapping[str, Set[str]] | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
@@ -50,10 +49,14 @@ class Clotho(Catalog):
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        metadata = read_metadata(self.metadata) if self.metadata else {}
+        metadata: dict[str, Mapping[str, str]] = {}
+        if self.metadata:
+            columns = ("file_name", "keywords", "license")
+            rows = read_csv(self.metadata, columns, encodings=("utf-8-sig", "latin-1"))
+            metadata = {row.values["file_name"]: row.values for row in rows if not row.error}
         excerpts = Counter(more.get("sound_id", "").strip() for more in metadata.values())
-        columns = ("file_name", *_CAPTIONS)
-        for row in read_csv(self.captions, columns, encodings=(self.encoding,)):
+        required = ("file_name", *_CAPTIONS)
+        for row in read_csv(self.captions, required, encodings=(self.encoding,)):
             more = metadata.get(row.values.get("file_name", ""), {})
             sound_id = more.get("sound_id", "").strip()
             yield self._outcome(row, more, sound_id, excerpts[sound_id] == 1, root)
@@ -82,9 +85,3 @@ class Clotho(Catalog):
             stated_s=(int(span[2]) - int(span[1])) / _SPAN_RATE if span else None,
         )
         return locate(record, root, name)
-
-
-def read_metadata(path: Path) -> dict[str, dict[str, str]]:
-    """Metadata rows by file name."""
-    rows = read_csv(path, ("file_name", "keywords", "license"), encodings=("utf-8-sig", "latin-1"))
-    return {row.values["file_name"]: row.values for row in rows if not row.error}

@@ -7,9 +7,7 @@ archive that has the list in it, a spreadsheet.  Each gets a one-line message.
 from __future__ import annotations
 
 import codecs
-import os
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
@@ -44,10 +42,9 @@ def check_file(path: Path, *, parquet: bool = False) -> None:
         AttuneError: missing, a folder, empty, or another kind of file; the message names it.
     """
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
+        if path.is_dir():
             raise AttuneError(f"{path}: expected a file, found a folder")
-        if not stat.S_ISREG(mode):
+        if path.exists() and not path.is_file():
             raise AttuneError(f"{path}: expected a regular file, found a pipe or device")
         with path.open("rb") as file:
             head = file.read(1024)

@@ -8,12 +8,10 @@ most specific first, then their ancestors.  Their text is AudioSet's names with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from common.errors import AttuneError
 from common.schema import Record
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
 from pipeline.catalogs.ontology import (
@@ -67,7 +65,10 @@ class Fsd50k(Catalog):
         if self.vocabulary:
             rows = read_csv(self.vocabulary, _VOCABULARY, header=_VOCABULARY)
             known = {values["mid"] for values in intact(rows)}
-        info = read_clips_info(self.clips_info) if self.clips_info else {}
+        info = {}
+        if self.clips_info:
+            row = object_row(f"{self.clips_info} (clips_info)", read_json(self.clips_info))
+            info = next(intact([row]))
         for row in read_csv(self.clips, ("fname", "labels", "mids")):
             outcome = self._outcome(row, names, ancestors, known)
             if isinstance(outcome, Record):
@@ -120,18 +121,3 @@ class Fsd50k(Catalog):
 def plain_label(label: str) -> str:
     """`Bird_vocalization_and_bird_call` -> `Bird vocalization, bird call`."""
     return label.replace("_and_", ", ").replace("_", " ")
-
-
-def read_clips_info(path: Path) -> dict[str, Any]:
-    """`title, description, tags, license, uploader` by Freesound id.
-
-    Raises:
-        AttuneError: it is not a JSON object, or an escape is half a character.
-    """
-    row = object_row(str(path), read_json(path))
-    if row.error:
-        raise AttuneError(
-            f"{path}: not a clips_info file (a JSON object: id -> title, license, uploader): "
-            f"{row.error}"
-        )
-    return row.values

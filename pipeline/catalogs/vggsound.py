@@ -41,9 +41,8 @@ class VggSound(Catalog):
 
     def _columns(self) -> tuple[str, ...]:
         first = next(read_csv(self.clips, (), header="abcde"), Row("", {}))
-        for columns in (_FULL, _TEST):
-            if len(first.values) == len(columns):
-                return columns
+        if len(first.values) in (len(_FULL), len(_TEST)):
+            return _FULL if len(first.values) == len(_FULL) else _TEST
         raise AttuneError(
             f"{self.clips}: expected vggsound.csv (YTID,start,label,split) or test.csv "
             f"(YTID_SSSSSS.mp4,label), found {len(first.values)} columns"

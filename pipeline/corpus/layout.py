@@ -74,13 +74,9 @@ class Clip:
         """One natural sentence, e.g. "A dog barks three times, then a siren wails loudly"."""
         parts = []
         for event, p in zip(self.events, self.params, strict=True):
-            words = f"{event.subject} {event.verb}"
-            extra = int(rng.integers(0, 3))
-            if extra == 1:
-                words += f" {_COUNTS[p.count]}"
-            elif extra == 2:
-                words += f" {_LEVELS[min(3, int((p.level_db + 18) / 4.1))]}"
-            parts.append(words)
+            level = _LEVELS[min(3, int((p.level_db + 18) / 4.1))]
+            more = ("", f" {_COUNTS[p.count]}", f" {level}")[int(rng.integers(0, 3))]
+            parts.append(f"{event.subject} {event.verb}{more}")
         joint = (", then ", " followed by ", " and after that ")[int(rng.integers(0, 3))]
         sentence = joint.join(parts)
         return sentence[0].upper() + sentence[1:]
@@ -155,8 +151,7 @@ def _clip(seed: int, dataset: int, index: int, events: tuple[SoundClass, ...]) -
 
 
 def _pair(rng: np.random.Generator) -> tuple[SoundClass, ...]:
-    first, second = rng.choice(len(CLASSES), size=2, replace=False)
-    return CLASSES[int(first)], CLASSES[int(second)]
+    return tuple(CLASSES[i] for i in rng.choice(len(CLASSES), size=2, replace=False))
 
 
 def youtube_id(*key: int) -> str:

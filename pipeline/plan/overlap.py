@@ -22,7 +22,7 @@ _LISTS = ("tags", "captions", "prompts")
 def resolve_overlaps(
     rows: pa.Table, labels: Sequence[str], policy: OverlapPolicy
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Count the clips that datasets share and, with `merge`, merge their rows.
+    """Count the clips that datasets share and, with `merge`, merge tkept rows.
 
     Args:
         rows: `ROWS` and `prompts`.
@@ -39,7 +39,7 @@ def resolve_overlaps(
     for row, name, label in zip(candidates.to_pylist(), clip, dataset, strict=True):
         members.setdefault(name, []).append((rank[label], row, label))
     found: Counter[str] = Counter()
-    heirs: dict[int, list[int]] = {}
+    others_of: dict[int, list[int]] = {}
     split = plain(rows["split"])
     for group in members.values():
         group.sort()
@@ -50,8 +50,8 @@ def resolve_overlaps(
             rows_of_others = [row for _, row, label in group if label != first]
             others = [row for row in rows_of_others if split[row] == split[stays]]
             if others:
-                heirs[stays] = others
-    return (_merge(rows, heirs) if heirs else rows), dict(sorted(found.items()))
+                others_of[stays] = others
+    return (_merge(rows, others_of) if others_of else rows), dict(sorted(found.items()))
 
 
 def _shared(rows: pa.Table) -> pa.Array:
@@ -74,19 +74,19 @@ def _shared(rows: pa.Table) -> pa.Array:
     return plain(table["row"].filter(pc.is_in(table["clip"], value_set=several)))
 
 
-def _merge(rows: pa.Table, heirs: dict[int, list[int]]) -> pa.Table:
-    """Add the texts of other rows to a row; `heirs`: the others' numbers by its number."""
-    stays = np.array(sorted(heirs))
+def _merge(rows: pa.Table, others_of: dict[int, list[int]]) -> pa.Table:
+    """Add the texts of other rows to a row; `others_of`: their numbers by the number of the row."""
+    stays = np.array(sorted(others_of))
     gone = np.zeros(len(rows), bool)
-    gone[[row for others in heirs.values() for row in others]] = True
-    heir_of = {row: heir for heir, others in heirs.items() for row in others}
-    into = pa.array([heir_of[row] for row in sorted(heir_of)])
+    gone[[row for others in others_of.values() for row in others]] = True
+    kept_of = {row: kept for kept, others in others_of.items() for row in others}
+    into = pa.array([kept_of[row] for row in sorted(kept_of)])
     sources = sources_of(rows["file"].take(into), rows["line"].take(into)).to_pylist()
     for name in _LISTS:
         column = plain(rows[name])
         texts = (
-            [text for row in (heir, *heirs[heir]) for text in column[row].as_py() or []]
-            for heir in stays.tolist()
+            [text for row in (kept, *others_of[kept]) for text in column[row].as_py() or []]
+            for kept in stays.tolist()
         )
         joined = [list(dict.fromkeys(row)) for row in texts]
         # Arrow lists cannot be changed: append the new lists, and take them for the old.

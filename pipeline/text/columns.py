@@ -114,7 +114,6 @@ def assign(table: pa.Table, prompts: Mapping[str, str]) -> pa.Table:
     Args:
         prompts: the normalized form of every text in `unique_texts`.
     """
-    n = len(table)
     here = np.asarray(is_in(table))
     written = {
         int(i): list(dict.fromkeys(p for t in table["texts"][i].as_py() if (p := prompts[t])))
@@ -124,18 +123,16 @@ def assign(table: pa.Table, prompts: Mapping[str, str]) -> pa.Table:
     has_sentence = np.asarray(pc.fill_null(pc.not_equal(tag_prompt, ""), False)) & here
     counts = has_sentence.astype(np.int64)
     counts[list(written)] = [len(row) for row in written.values()]
-    # The values are the array of the pseudo-sentences, then the other prompts; `order` puts them
-    # into the order of the rows.
+    # The values are all pseudo-sentences, then all other prompts; `order` puts them into the order
+    # of the rows.
     others = [text for row in written.values() for text in row]
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    order = np.empty(offsets[-1], np.int64)
-    order[offsets[:-1][has_sentence]] = np.flatnonzero(has_sentence)
-    taken = n
-    for i, row in written.items():
-        order[offsets[i] : offsets[i] + len(row)] = np.arange(taken, taken + len(row))
-        taken += len(row)
+    is_sentence = np.repeat(has_sentence, counts)
+    order = np.empty(len(is_sentence), np.int64)
+    order[is_sentence] = np.flatnonzero(has_sentence)
+    order[~is_sentence] = len(table) + np.arange(len(others))
     values = pa.concat_arrays([tag_prompt, pa.array(others, pa.string())]).take(pa.array(order))
-    lists = pa.ListArray.from_arrays(offsets.astype(np.int32), values)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(offsets, values)
     empty = here & (counts == 0)
     details = [
         " | ".join(table["texts"][int(i)].as_py() or table["tags"][int(i)].as_py() or [])
@@ -148,9 +145,7 @@ def assign(table: pa.Table, prompts: Mapping[str, str]) -> pa.Table:
 def speech_counts(table: pa.Table) -> dict[str, int]:
     """Number of rows that each speech policy would refuse."""
     bits = np.asarray(table["speech"].fill_null(0))
-    return {
-        policy: int(((bits >> place) & 1).sum()) for place, policy in enumerate(SPEECH_POLICIES)
-    }
+    return {policy: int(((bits >> i) & 1).sum()) for i, policy in enumerate(SPEECH_POLICIES)}
 
 
 def _speech_bits(texts: Sequence[str], rules: TextRules) -> tuple[int, str | None]:
