@@ -1,12 +1,12 @@
 """Catalogs: one file per dataset, each a class that is both its config and its reader.
 
-To add one: write a `Catalog` subclass with a `dataset: Literal["name"]`, put it into `CATALOGS` and
-`AnyCatalog`, and test it on a few rows of the real file (`pipeline/README.md` walks through it).
+To add one: write a `Catalog` subclass with a `dataset: Literal["name"]`, add it to `AnyCatalog`,
+and test it on a few rows of the real file (see "Add one" in `pipeline/README.md`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -24,11 +24,6 @@ from pipeline.catalogs.musiccaps import MusicCaps
 from pipeline.catalogs.vggsound import VggSound
 from pipeline.catalogs.wavcaps import WavCaps
 
-CATALOGS: tuple[type[CatalogEntry], ...] = (
-    AudioSet, AudioCaps, Clotho, VggSound, Fsd50k, Bbc, FreeToUse, WavCaps, Esc50, Music, MusicCaps,
-    AudioFolder,
-)  # fmt: skip
-
 AnyCatalog = Annotated[
     AudioSet
     | AudioCaps
@@ -44,6 +39,7 @@ AnyCatalog = Annotated[
     | AudioFolder,
     Field(discriminator="dataset"),
 ]
-"""A catalog entry of a recipe, told apart by its `dataset` key."""
+"""A catalog entry of a recipe; its `dataset` key says which."""
+CATALOGS: tuple[type[CatalogEntry], ...] = get_args(get_args(AnyCatalog)[0])
 
 __all__ = ["CATALOGS", "AnyCatalog", "Catalog", "CatalogEntry"]

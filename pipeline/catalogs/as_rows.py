@@ -1,4 +1,4 @@
-"""From the outcomes of a catalog reader to `ROWS` tables, and from rows back to their lines."""
+"""Outcomes of a catalog reader as `ROWS` tables, and the file lines of such rows."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from numpy.typing import NDArray
 from common.schema import Record
 from common.uris import local_copy, remote_uri
 from pipeline.catalogs.audio_root import AudioRoot, FoundFiles
-from pipeline.catalogs.base import Merged, Outcome, Refusal
+from pipeline.catalogs.base import Outcome, Refusal
 from pipeline.catalogs.columnar import has_plain_lines, raw_lines
 from pipeline.catalogs.tables import raw_rows
 from pipeline.rows import MERGED, ROWS, plain, refuse_where
 
-ROWS_PER_TABLE = 8192
 _MANY = 50_000
-"""Rows of one file from which its lines are looked up as columns."""
+"""More rows of one file than this are looked up as columns, not one by one."""
 
 
-def tables(outcomes: Iterable[Outcome], size: int = ROWS_PER_TABLE) -> Iterator[pa.Table]:
-    """The outcomes of a row-by-row reader as `ROWS` tables of at most `size` rows."""
+def tables(outcomes: Iterable[Outcome], label: str, size: int = 8192) -> Iterator[pa.Table]:
+    """The outcomes of a catalog's reader as `ROWS` tables of at most `size` rows."""
     iterator = iter(outcomes)
     while batch := list(islice(iterator, size)):
-        yield pa.Table.from_pylist([_as_row(outcome) for outcome in batch], schema=ROWS)
+        yield pa.Table.from_pylist([_as_row(outcome, label) for outcome in batch], schema=ROWS)
 
 
-def _as_row(outcome: Outcome) -> dict[str, Any]:
+def _as_row(outcome: Outcome, label: str) -> dict[str, Any]:
     file, line = split_source(outcome.source)
     row: dict[str, Any]
     if isinstance(outcome, Record):
@@ -44,13 +43,12 @@ def _as_row(outcome: Outcome) -> dict[str, Any]:
         row["sample_id"] = bytes.fromhex(outcome.sample_id) if outcome.sample_id else None
         row["clip"] = outcome.clip or None
     else:
-        assert isinstance(outcome, Merged)
-        row = {"stage": "catalog", "reason": MERGED}
+        row = {"dataset": label, "stage": "catalog", "reason": MERGED}
     return row | {"file": file, "line": line}
 
 
 def split_source(source: str) -> tuple[str, int]:
-    """`FILE:LINE` -> file and line; 0 where a source is a whole file."""
+    """File and line of `FILE:LINE`; the line is 0 if a source is a whole file."""
     file, _, line = source.rpartition(":")
     return (file, int(line)) if file and line.isdigit() else (source, 0)
 
@@ -58,7 +56,7 @@ def split_source(source: str) -> tuple[str, int]:
 def place(
     table: pa.Table, rows: NDArray[np.int64], found: FoundFiles, stems: pa.Array, root: AudioRoot
 ) -> pa.Table:
-    """Give the rows (by number) the paths that were found for their stems, or refuse them."""
+    """Set the paths found for the stems of these rows (row numbers), or refuse the rows."""
     chosen = np.zeros(len(table), bool)
     chosen[rows] = True
     at = table.schema.get_field_index("audio_uri")
@@ -68,16 +66,15 @@ def place(
         (found.outside, "outside_root", f"{{!r}} links to outside {root}"),
         (found.missing, "missing_audio", f"no {{}}.* in {root}"),
     ):
-        if mask.any():
-            refused = np.zeros(len(table), bool)
-            refused[rows[mask]] = True
-            told = [form.format(stem) for stem in stems.filter(pa.array(mask)).to_pylist()]
-            table = refuse_where(table, refused, "catalog", reason, told, over="text")
+        refused = np.zeros(len(table), bool)
+        refused[rows[mask]] = True
+        details = [form.format(stem) for stem in stems.filter(pa.array(mask)).to_pylist()]
+        table = refuse_where(table, refused, "catalog", reason, details, over="text")
     return table
 
 
 def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
-    """The rows at `order` as they stand in their files, which are read again for it."""
+    """The texts of the rows at `order`; their files are read again."""
     file, line = (plain(table[name].take(order)) for name in ("file", "line"))
     raw = pa.nulls(len(order), pa.string())
     for name in pc.unique(file).drop_null().to_pylist():
@@ -86,7 +83,8 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
         path = Path(name) if uri is None else local_copy(uri)
         if chosen.any() and path.is_file():
             lines = line.filter(pa.array(chosen))
-            # A list that long has no rows of several lines; in JSON numbers are those of entries.
+            # So long a list (AudioSet's) has no rows of several lines.  In JSON, a number is an
+            # entry's, not a line's.
             is_listed = path.suffix.lower() != ".json" and len(lines) > _MANY
             if is_listed and has_plain_lines(path):
                 ascending = pc.sort_indices(lines)
@@ -99,7 +97,7 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
 
 
 def rename_files(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
-    """Give the files of rows other names: a local copy's rows come from its bucket."""
+    """Rename the files of rows: a local copy gets back the name of its object in the bucket."""
     column = plain(table["file"]).dictionary_encode()
     renamed = [names.get(name, name) for name in column.dictionary.to_pylist()]
     column = pa.DictionaryArray.from_arrays(column.indices, pa.array(renamed, pa.string()))

@@ -1,4 +1,4 @@
-"""Where a catalog's audio lies: a folder on a disk or a prefix in a bucket, listed once."""
+"""A catalog's audio: a folder on a disk or a prefix in a bucket, listed once."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from common.storage import open_store
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """What `AudioRoot.by_stems` found, one entry per row."""
+    """The result of `AudioRoot.by_stems`, one entry per row."""
 
     paths: pa.Array
-    """Null where there is no usable file."""
+    """Null if there is no usable file."""
     missing: NDArray[np.bool_]
     outside: NDArray[np.bool_]
-    """There is a file, but it is a link that leads out of the folder."""
+    """True if the file is a link to a place outside the folder."""
 
 
 class AudioRoot:
-    """The folder that holds a catalog's audio, listed once; blind: every file is taken to be there.
+    """The folder with a catalog's audio, listed once.
+
+    With `is_blind` the folder is not looked at, and every file is taken to exist.
 
     Raises:
-        AttuneError: it is missing or cannot be read.
+        AttuneError: the folder is missing or cannot be read.
     """
 
     def __init__(self, folder: str | Path, *, is_blind: bool = False) -> None:
@@ -41,15 +43,15 @@ class AudioRoot:
         self._links: set[str] = set()
         given = Path(folder).absolute()
         self._real = os.path.realpath(given)
-        # As `by_name` writes paths; behind a link `..` leads elsewhere than it reads.
-        self.folder = Path(os.path.normpath(given))
-        if os.path.realpath(self.folder) != self._real:
-            self.folder = Path(self._real)
+        # Normalized, as `by_name` writes paths.  After a link, `..` leads elsewhere than it reads:
+        # then only the real path is right.
+        normal = os.path.normpath(given)
+        self.folder = Path(normal if os.path.realpath(normal) == self._real else self._real)
         self._place = os.path.join(self.folder, "")
         if is_blind:
             return
         try:
-            os.stat(os.path.join(self.folder, ""))
+            os.stat(self._place)
         except (FileNotFoundError, NotADirectoryError):
             raise AttuneError(f"audio folder {folder}: no such folder") from None
         except OSError as error:
@@ -59,7 +61,7 @@ class AudioRoot:
         return str(self.folder)
 
     def by_stem(self, *stems: str) -> str | None:
-        """Path of the first `STEM.*` there is, of any extension of audio files.
+        """Path of the first `STEM.*` that exists, with any extension of audio files.
 
         Raises:
             ValueError: as `by_name`.
@@ -72,7 +74,7 @@ class AudioRoot:
         return None
 
     def by_stems(self, *candidates: pa.Array) -> FoundFiles:
-        """As `by_stem`, for columns: each candidate is a string array of the same N rows."""
+        """`by_stem` for columns: each candidate is a string array with the same N rows."""
         n = len(candidates[0])
         if self.is_blind:
             return FoundFiles(candidates[0], np.zeros(n, bool), np.zeros(n, bool))
@@ -80,26 +82,25 @@ class AudioRoot:
         found = np.full(n, -1, np.int64)
         for candidate in candidates:
             left = np.flatnonzero(found < 0)
-            if not len(left):
-                break
             hits = pc.index_in(candidate.take(pa.array(left)), value_set=stems)
             found[left] = np.asarray(hits.fill_null(-1))
         names = list(self._stems.values())
-        suspect = np.array([name in self._links and self._leads_out(name) for name in names], bool)
-        outside = (found >= 0) & np.append(suspect, False)[found]
+        # Only links can lead out; asking the file system about every file is slow.
+        leads_out = [
+            name in self._links and not _is_inside(os.path.realpath(self._place + name), self._real)
+            for name in names
+        ]
+        outside = (found >= 0) & np.array([*leads_out, False])[found]
         there = (found >= 0) & ~outside
         chosen = pa.array(names, pa.string()).take(pa.array(found, mask=~there))
         paths = pc.binary_join_element_wise(self._place, chosen, "")
         return FoundFiles(paths, found < 0, outside)
 
-    def _leads_out(self, name: str) -> bool:
-        return not _is_inside(os.path.realpath(os.path.join(self.folder, name)), self._real)
-
     def by_name(self, name: str) -> str | None:
-        """Path of the file with this name (subfolders allowed), or None if there is none.
+        """Path of the file with this name (subfolders allowed), or None if there is no such file.
 
         Raises:
-            ValueError: it lies outside the folder (absolute, `..`, or a link that leads out).
+            ValueError: the name leads outside the folder (absolute, `..`, or a link).
         """
         if self.is_blind:
             if os.path.isabs(name) or ".." in Path(name).parts:
@@ -118,22 +119,24 @@ class AudioRoot:
     def _stems(self) -> dict[str, str]:
         try:
             with os.scandir(self.folder) as entries:
-                # No list can name a file whose name is no text.
+                # No list can name a file whose name is not UTF-8.
                 found = [
-                    (e.name, e.is_symlink()) for e in entries if _is_text(e.name) and _is_audio(e)
+                    (e.name, e.is_symlink())
+                    for e in entries
+                    if is_utf8(e.name) and _has_audio_extension(e.name) and e.is_file()
                 ]
         except OSError as error:
             raise AttuneError(f"audio folder {self.folder}: {error.strerror}") from error
         self._links = {name for name, is_link in found if is_link}
-        # Reversed: the first in order stays.
+        # Reversed, so that of `a.flac` and `a.wav` the first in order stays.
         return {os.path.splitext(name)[0]: name for name, _ in sorted(found, reverse=True)}
 
 
 class BucketRoot(AudioRoot):
-    """The same for `s3://bucket/prefix`: one listing, no links.
+    """The audio at `s3://bucket/prefix`: one listing, no links.
 
     Raises:
-        AttuneError: the bucket cannot be listed, or nothing is there.
+        AttuneError: the bucket cannot be listed, or has no objects there.
     """
 
     def __init__(self, uri: str) -> None:
@@ -148,7 +151,7 @@ class BucketRoot(AudioRoot):
     def by_name(self, name: str) -> str | None:
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{name!r} leads outside {self.uri}")
-        # Objects may have such names themselves; a disk knows `a//./b` as `a/b` only.
+        # An object can really be named `a//./b`; on a disk this name means `a/b`.
         for key in (name, posixpath.normpath(name)):
             if key in self._names:
                 return self._place + key
@@ -163,11 +166,8 @@ class BucketRoot(AudioRoot):
         return self.uri
 
 
-def _is_audio(entry: os.DirEntry[str]) -> bool:
-    return _has_audio_extension(entry.name) and entry.is_file()
-
-
-def _is_text(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Whether a file name can be stored in a table; Python keeps other bytes as surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,17 +1,15 @@
 """AudioCaps 1.0 and 2.0: `audiocap_id,youtube_id,start_time,caption`; 10 s from `start_time`.
 
 Validation and test lists have five rows per clip: they become one record with five captions.  Audio
-lies in one folder as `YTID_START.ext` (whole seconds), `YTID.ext` or `Y<YTID>.ext`.  Columns beside
-these, as mirrors add them, are left alone.
+is in one folder as `YTID_START.ext` (whole seconds), `YTID.ext` or `Y<YTID>.ext`.  Further columns,
+which mirrors add, are ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from common.schema import Record
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate_stem
 from pipeline.catalogs.tables import Row, read_csv
@@ -28,20 +26,16 @@ class AudioCaps(Catalog):
     audio: CatalogPath | None = None
     split: Split = "train"
 
-    def sources(self) -> list[Path]:
-        return [self.captions]
-
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        required = ("youtube_id", "start_time", "caption")
         clips: dict[tuple[str, int], list[Row]] = {}
-        for row in read_csv(self.captions, required):
+        for row in read_csv(self.captions, ("youtube_id", "start_time", "caption")):
             youtube_id = row.values.get("youtube_id", "")
             start = whole_seconds(row.values.get("start_time"))
             if row.error or not youtube_id or start is None:
-                told = f"youtube_id {youtube_id!r}, start_time {row.values.get('start_time')!r}"
+                found = f"youtube_id {youtube_id!r}, start_time {row.values.get('start_time')!r}"
                 group = f"youtube:{youtube_id}" if youtube_id else ""
-                yield self.malformed(row.source, youtube_id, row.error or told, group_id=group)
+                yield self.malformed(row.source, youtube_id, row.error or found, group_id=group)
             else:
                 clips.setdefault((youtube_id, start), []).append(row)
         for (youtube_id, start), rows in clips.items():
@@ -50,13 +44,10 @@ class AudioCaps(Catalog):
 
     def _outcome(self, youtube_id: str, start: int, rows: list[Row], root: AudioRoot) -> Outcome:
         captions = [row.values["caption"] for row in rows if row.values["caption"].strip()]
-        record = Record(
-            dataset=self.label,
-            native_id=f"{youtube_id}_{start}",
-            group_id=f"youtube:{youtube_id}",
-            split=self.split,
-            audio_uri="",
-            source=rows[0].source,
+        record = self.record(
+            rows[0].source,
+            f"{youtube_id}_{start}",
+            f"youtube:{youtube_id}",
             captions=captions,
             clip=f"youtube:{youtube_id}@{start}",
             stated_s=CLIP_SECONDS,

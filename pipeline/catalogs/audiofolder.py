@@ -2,9 +2,9 @@
 
 The metadata has `file_name` (relative to its own folder) and any of: `text`, `caption`,
 `description` or `caption_1..` (captions); `tags`, `keywords`, `labels` or `label` (tags; `;`-joined
-in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`, `duration`.  It
-lies in the root, or one in each split folder (`train/`, `validation/`, `test/`).  Files in a split
-folder are of that split, whichever list names them.
+in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`, `duration`.  The
+metadata is in the root, or in each split folder (`train/`, `validation/`, `test/`).  Files in a
+split folder belong to that split, also if the list in the root names them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import AttuneError
-from common.schema import SPLITS, Record
+from common.errors import AttuneError, one_line
+from common.schema import SPLITS
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
-from pipeline.catalogs.tables import Row, one_line, read_csv, read_jsonl
-from pipeline.catalogs.values import length
+from pipeline.catalogs.tables import Row, read_table
+from pipeline.catalogs.values import length, texts
 
 _SPLIT_NAMES = {
     "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
@@ -36,7 +36,7 @@ class AudioFolder(Catalog):
     dataset: Literal["audiofolder"] = "audiofolder"
     root: CatalogPath
     split: Split = "train"
-    """For files that neither their folder nor their row puts into a split."""
+    """For files whose folder and row do not name a split."""
 
     def sources(self) -> list[Path]:
         return [path for path, _ in self._metadata_files()]
@@ -44,14 +44,15 @@ class AudioFolder(Catalog):
     def read(self) -> Iterator[Outcome]:
         for path, split in self._metadata_files():
             audio = self.open_audio(path.parent)
-            for row in _rows(path):
+            for row in read_table(path, ("file_name",)):
                 yield self._outcome(row, split, audio, path.parent.relative_to(self.root))
 
     def text_columns(self) -> str:
         columns: dict[str, None] = {}
         for path, _ in self._metadata_files():
-            first = next((row for row in _rows(path) if not row.error), None)
-            columns |= dict.fromkeys(first.values if first else ())
+            rows = read_table(path, ("file_name",))
+            first = next((row for row in rows if not row.error), Row("", {}))
+            columns |= dict.fromkeys(first.values)
         return (
             f"columns: {one_line(', '.join(columns))}; text is read from "
             f"{', '.join(_CAPTIONS)} (also caption_1, ...), {', '.join(_TAGS)}"
@@ -68,13 +69,13 @@ class AudioFolder(Catalog):
         ]
         if not found:
             raise AttuneError(
-                f"{self.root}: no metadata.csv or metadata.jsonl there or in train/, validation/, "
+                f"{self.root}: no metadata.csv or metadata.jsonl in it or in train/, validation/, "
                 "test/; expected a folder in AudioFolder form"
             )
         return found
 
     def _outcome(self, row: Row, split: str, audio: AudioRoot, folder: Path) -> Outcome:
-        """`folder` is that of the list, below the root."""
+        """`folder`: where the list is, relative to the root."""
         values = row.values
         name = values.get("file_name")
         group = None if values.get("group") == "" else values.get("group")
@@ -88,25 +89,18 @@ class AudioFolder(Catalog):
         if not problem and split not in SPLITS:
             problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r}"
         if problem:
-            return self.malformed(
-                row.source,
-                name,
-                problem,
-                group_id="" if group is None else str(group),
-                split=split if split in SPLITS else "",
-            )
-        # One file is one clip, however the list writes its name.
+            group = "" if group is None else str(group)
+            split = split if split in SPLITS else ""
+            return self.malformed(row.source, name, problem, group_id=group, split=split)
+        # `a.wav` and `./a.wav` are one file, so one clip.
         native_id = posixpath.normpath(posixpath.join(folder, str(name)))
-        captions = [text for key in values if _CAPTION.match(key) for text in _texts(values[key])]
-        record = Record(
-            dataset=self.label,
-            native_id=native_id,
-            group_id=f"{self.label}:{native_id}" if group is None else str(group),
+        record = self.record(
+            row.source,
+            native_id,
+            f"{self.label}:{native_id}" if group is None else str(group),
             split=split,
-            audio_uri="",
-            source=row.source,
-            tags=[tag for key in _TAGS for tag in _texts(values.get(key), separator=";")],
-            captions=captions,
+            tags=[tag for key in _TAGS for tag in _tags(values.get(key))],
+            captions=[text for key in values if _CAPTION.match(key) for text in texts(values[key])],
             title=_field(values.get("title")),
             artist=_field(values.get("artist")),
             genre=_field(values.get("genre")),
@@ -116,18 +110,10 @@ class AudioFolder(Catalog):
         return locate(record, audio, str(name))
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """Rows of a list; in JSON lines each has columns of its own."""
-    return read_csv(path, ("file_name",)) if path.suffix == ".csv" else read_jsonl(path)
-
-
 def _field(value: Any) -> str | None:
-    """A single text: a number as it is written, a list joined, nothing as None."""
-    return ", ".join(_texts(value)) or None
+    """One text: a list is joined by commas; None if there is no text."""
+    return ", ".join(texts(value)) or None
 
 
-def _texts(value: Any, separator: str | None = None) -> list[str]:
-    if isinstance(value, str) and separator:
-        value = value.split(separator)
-    values = value if isinstance(value, list) else [value]
-    return [str(item).strip() for item in values if item is not None and str(item).strip()]
+def _tags(value: Any) -> list[str]:
+    return texts(value.split(";") if isinstance(value, str) else value)

@@ -1,8 +1,8 @@
 """AudioSet segment lists: `# YTID, start_seconds, end_seconds, positive_labels` + label names.
 
-Audio lies in one folder as `YTID.ext`, `Y<YTID>.ext` or `YTID_START.ext` (START in whole seconds or
-milliseconds), each file holding the segment alone.  The lists have up to two million rows: lines in
-the form that Google wrote are cut by Arrow, all others by the csv module, to the same columns.
+Audio is in one folder as `YTID.ext`, `Y<YTID>.ext` or `YTID_START.ext` (START in whole seconds or
+milliseconds); each file is just the segment.  The lists have up to two million rows: Arrow parses
+the lines in Google's form, and the csv module parses all others, into the same columns.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -30,9 +29,9 @@ from pipeline.catalogs.columnar import (
     line_pieces,
     piece_lines,
 )
-from pipeline.catalogs.ontology import Ancestors, ancestor_names, read_class_labels, read_ontology
+from pipeline.catalogs.ontology import Ancestors, read_ancestors, read_names
 from pipeline.catalogs.tables import Row, check_file, read_csv
-from pipeline.rows import ROWS, constant, is_in, no_values, plain, refuse_where
+from pipeline.rows import ROWS, constant, is_in, plain, refuse_where
 
 _HEADER = ("ytid", "start_seconds", "end_seconds", "positive_labels")
 _LINE = (
@@ -42,10 +41,9 @@ _LINE = (
 _FIELDS = pa.schema(
     [*((name, pa.string()) for name in _HEADER), ("line", pa.int32()), ("error", pa.string())]
 )
-"""A row as text; `error` says what is wrong with its line as a whole."""
+"""A row as text.  `error`: why its line could not be split into the four fields, or null."""
 _LONGEST_S = 1e9
-"""Times past it are no times: in milliseconds they are integers of 64 bits."""
-_SPREADSHEET = "the file was saved by a spreadsheet; take the original list"
+"""Later times are refused, as they are kept in milliseconds as 64-bit integers."""
 
 
 class AudioSet(ColumnarCatalog):
@@ -56,7 +54,7 @@ class AudioSet(ColumnarCatalog):
     class_labels: CatalogPath | None = None
     """class_labels_indices.csv; not needed beside `ontology`."""
     ontology: CatalogPath | None = None
-    """ontology.json: names, and who descends from whom; for recipes with `text.tags: specific`."""
+    """ontology.json: names, and which class is above which; for `text.tags: specific`."""
     audio: CatalogPath | None = None
     split: Split = "train"
 
@@ -66,23 +64,8 @@ class AudioSet(ColumnarCatalog):
             raise ValueError("needs class_labels (class_labels_indices.csv) or ontology")
         return self
 
-    def sources(self) -> list[Path]:
-        more = (self.class_labels, self.ontology)
-        return [self.segments, *(path for path in more if path)]
-
-    def label_names(self) -> dict[str, str]:
-        """Machine id -> display name.
-
-        Raises:
-            AttuneError: the file that has them cannot be read.
-        """
-        if self.class_labels is not None:
-            return read_class_labels(self.class_labels)
-        assert self.ontology is not None
-        return {entry["id"]: entry["name"] for entry in read_ontology(self.ontology)}
-
     def ancestors(self) -> Ancestors | None:
-        return ancestor_names(read_ontology(self.ontology)) if self.ontology else None
+        return read_ancestors(self.ontology)
 
     def pieces(self) -> list[Piece]:
         check_file(self.segments)
@@ -90,7 +73,7 @@ class AudioSet(ColumnarCatalog):
 
     def read_piece(self, piece: Piece) -> pa.Table:
         fields = self._fields(piece)
-        names = self.label_names()
+        names = read_names(self.class_labels, self.ontology)
         youtube_id, start_text, end_text, labels = (plain(fields[name]) for name in _HEADER)
         # Two million rows have a hundred thousand different combinations of labels.
         labels = labels.dictionary_encode()
@@ -123,13 +106,13 @@ class AudioSet(ColumnarCatalog):
             **{name: pc.if_else(good, column, None) for name, column in of_good.items()},
         }
         rows = pa.table(
-            {field.name: columns.get(field.name, no_values(field.type, n)) for field in ROWS},
+            {field.name: columns.get(field.name, pa.nulls(n, field.type)) for field in ROWS},
             schema=ROWS,
         )
         return refuse_where(rows, bad, "catalog", "malformed_row", problems)
 
     def _fields(self, piece: Piece) -> pa.Table:
-        """The rows of a piece as text, `_FIELDS`; lines in Google's form without the csv module."""
+        """The rows of a piece as text, `_FIELDS`."""
         if piece == WHOLE:
             rows = read_csv(self.segments, _HEADER, header=_HEADER, skip_initial_space=True)
             return _as_fields(rows)
@@ -138,14 +121,14 @@ class AudioSet(ColumnarCatalog):
         parsed = pc.extract_regex(lines, _LINE)
         usual = pc.is_valid(parsed)
         found = parsed.filter(usual).flatten()
-        nothing = no_values(pa.string(), len(found[0]))
-        table = pa.table([*found, numbers.filter(usual), nothing], schema=_FIELDS)
+        no_error = pa.nulls(len(found[0]), pa.string())
+        table = pa.table([*found, numbers.filter(usual), no_error], schema=_FIELDS)
         odd = (column.filter(pc.invert(usual)).to_pylist() for column in (lines, numbers))
         rows = (row for line, number in zip(*odd, strict=True) for row in self._row(line, number))
         return pa.concat_tables([table, _as_fields(rows)]).sort_by("line")
 
     def _row(self, line: str, number: int) -> Iterator[Row]:
-        """A line by the csv module, as `read_csv`; nothing for blank lines and comments."""
+        """Parse a line with the csv module, as `read_csv`; nothing for blank lines and comments."""
         source = f"{self.segments}:{number}"
         try:
             text = [line.rstrip("\r")] if line.strip() else []
@@ -157,9 +140,9 @@ class AudioSet(ColumnarCatalog):
             raise AttuneError(f"{source}: not valid CSV: {error}") from error
 
     def _problem(self, row: Mapping[str, str], names: Mapping[str, str]) -> str:
-        """What is wrong with a row (`_FIELDS`) that is no segment."""
+        """Why a row (`_FIELDS`) is refused."""
         if not row["ytid"] or row["ytid"].startswith("#NAME"):
-            return f"id {row['ytid']!r}: {_SPREADSHEET}"
+            return f"id {row['ytid']!r}: a spreadsheet saved this file; take the original list"
         unknown = [mid for mid in row["positive_labels"].split(",") if mid and mid not in names]
         start, end = _seconds(pa.array([row["start_seconds"], row["end_seconds"]]))
         if unknown and 0 <= start < end < _LONGEST_S:
@@ -171,10 +154,11 @@ class AudioSet(ColumnarCatalog):
     def locate(self, table: pa.Table) -> pa.Table:
         root = self.open_audio(self.audio)
         here = np.flatnonzero(is_in(table))
-        both = pc.utf8_slice_codeunits(plain(table["clip"].take(here)), len("youtube:"))
-        pairs = pc.split_pattern(both, "@")
-        youtube_id = pc.list_element(pairs, 0)
-        in_seconds = pc.replace_substring(both, "@", "_")
+        youtube_id, clip = (
+            pc.utf8_slice_codeunits(plain(table[name].take(here)), len("youtube:"))
+            for name in ("group_id", "clip")
+        )
+        in_seconds = pc.replace_substring(clip, "@", "_")
         join = pc.binary_join_element_wise
         found = root.by_stems(
             youtube_id, join("Y", youtube_id, ""), in_seconds, join(in_seconds, "000", "")
@@ -183,7 +167,7 @@ class AudioSet(ColumnarCatalog):
 
 
 def _as_fields(rows: Iterable[Row]) -> pa.Table:
-    """`_FIELDS` without header rows, which copies have that went through other tools."""
+    """`_FIELDS` without header rows, which other tools put into copies of the list."""
     return pa.Table.from_pylist(
         [
             {name: row.values.get(name, "") for name in _HEADER}
@@ -196,7 +180,7 @@ def _as_fields(rows: Iterable[Row]) -> pa.Table:
 
 
 def _seconds(texts: pa.Array) -> np.ndarray:
-    """Float64; NaN for what is no number."""
+    """Texts as float64; NaN if a text is not a number."""
     usual = pc.match_substring_regex(texts, r"^[0-9]+(\.[0-9]+)?$")
     seconds = np.array(pc.cast(pc.if_else(usual, texts, "nan"), pa.float64()))
     for i in np.flatnonzero(~np.asarray(usual)):
@@ -206,5 +190,5 @@ def _seconds(texts: pa.Array) -> np.ndarray:
 
 
 def _text(numbers: np.ndarray) -> pa.Array:
-    """Numbers as text, without what comes after the point."""
+    """The integer parts of numbers, as text."""
     return pa.array(numbers.astype(np.int64)).cast(pa.string())

@@ -1,14 +1,15 @@
-"""What every catalog reader has in common: its outcome per row, and where its audio lies."""
+"""The base of all catalog readers: their config, the outcomes of a row, and the audio lookup."""
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, PrivateAttr
+from pydantic import BeforeValidator, PrivateAttr
 
 from common.config import Section
 from common.errors import AttuneError
@@ -19,32 +20,25 @@ from pipeline.catalogs.audio_root import AudioRoot, BucketRoot
 Split = Literal["train", "valid", "test"]
 
 
-def _not_empty(value: object) -> object:
+def _expanded(value: object) -> object:
     if value == "":
         raise ValueError(
-            "is empty; give a path (root=/path on the command line, where the recipe takes it from "
-            "root) or set the variable that the recipe takes it from"
+            "is empty; give a path (if the recipe takes it from root: root=/path on the command "
+            "line) or set the environment variable that the recipe takes it from"
         )
-    return value
+    return os.path.expanduser(value) if isinstance(value, (str, Path)) else value
 
 
-def _expand_user(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:  # no such user
-        raise ValueError(str(error)) from None
-
-
-CatalogPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expand_user)]
+CatalogPath = Annotated[Path, BeforeValidator(_expanded)]
 """A path in a catalog's config: not empty, `~` expanded."""
 
 
 @dataclass(slots=True)
 class Refusal:
-    """A clip or row that goes no further, with the stage and the reason.
+    """A clip or row that is not encoded, with the stage and the reason.
 
-    Group, split and clip stay with it: a held-out clip that is refused (say, its audio is missing)
-    still keeps its group, and itself in other datasets, out of training.
+    It keeps group, split and clip: if a held-out clip is refused (say, its audio is missing), its
+    group, and the same clip in other datasets, must still stay out of training.
     """
 
     dataset: str
@@ -61,13 +55,13 @@ class Refusal:
 
 @dataclass(slots=True)
 class Merged:
-    """A row that adds to a clip another row stands for, such as a second caption."""
+    """A row whose text was added to another row's clip, such as a second caption."""
 
     source: str
 
 
 Outcome = Record | Refusal | Merged
-"""What becomes of one catalog row: rows read = records + refusals + merged."""
+"""The result of reading one catalog row: rows read = records + refusals + merged."""
 
 
 def refuse(record: Record, stage: str, reason: str, detail: str) -> Refusal:
@@ -79,21 +73,22 @@ def refuse(record: Record, stage: str, reason: str, detail: str) -> Refusal:
 
 
 class CatalogEntry(Section):
-    """A catalog as a recipe lists it; base of the readers, by row or by column."""
+    """A catalog in a recipe's list; base of the readers, which read by row or by column."""
 
     text_kind: ClassVar[Literal["sound", "music"]] = "sound"
-    """`sound`: captions, else tags, become prompts. `music`: variants of description and fields."""
+    """`sound`: captions become prompts, or tags if there are none.  `music`: prompts are variants
+    of the description and the other fields."""
 
     global_ids: ClassVar[bool] = False
-    """Whether a native id names the same clip wherever this dataset's files lie, so that several
-    catalogs (its splits) can share a label."""
+    """Whether a native id names the same clip in all files of the dataset, so that several catalogs
+    (its splits) can share a label."""
 
     dataset: str
     role: Literal["encode", "hold_out"] = "encode"
-    """`hold_out`: nothing of it is encoded and its audio is not looked for, but its groups stay out
-    of training and validation, whatever its split.  For benchmarks whose audio is not here."""
+    """`hold_out`: no clip of the catalog is encoded and no audio is needed, but its groups stay out
+    of training and validation, whatever its split.  For benchmarks without their audio."""
     name: str = ""
-    """Name in manifest and reports, where two catalogs of one kind are used; default `dataset`."""
+    """Name in manifest and reports, if a recipe has two catalogs of one kind; default `dataset`."""
 
     @property
     def label(self) -> str:
@@ -102,96 +97,101 @@ class CatalogEntry(Section):
     _without_audio: bool = PrivateAttr(default=False)
 
     def without_audio(self) -> Self:
-        """The same catalog, read for its rows alone: no audio file is looked for."""
+        """The same catalog; its rows are read, but no audio file is looked for."""
         blind = self.model_copy()
         blind._without_audio = True
         return blind
 
     def open_audio(self, folder: str | Path | None) -> AudioRoot:
-        """The catalog's audio folder, to be passed to `locate` and `locate_stem`.
+        """Open the catalog's audio folder, for `locate` and `locate_stem`.
 
         Raises:
-            AttuneError: it is missing or cannot be read, or the recipe names none.
+            AttuneError: the folder is missing or cannot be read, or the recipe names none.
         """
         if self._without_audio or self.role == "hold_out":
             return AudioRoot(folder or ".", is_blind=True)
         if folder is None:
-            raise AttuneError(f"catalog {self.label}: needs audio= (the folder of its files)")
+            raise AttuneError(f"catalog {self.label}: needs audio: (the folder of its audio files)")
         uri = remote_uri(folder)
         return AudioRoot(folder) if uri is None else BucketRoot(uri)
 
     def fetched(self) -> Self:
-        """The same catalog with local copies of those of its files that lie in a bucket.
+        """The same catalog with local copies of the files that are in a bucket.
 
         Raises:
-            AttuneError: a file cannot be fetched, or the catalog wants a folder tree on a disk.
+            AttuneError: a file cannot be fetched, or `root`, a folder tree, is in a bucket.
         """
-        here: dict[str, Path] = {}
+        uris = {name: uri for name, path in self._paths() if (uri := remote_uri(path))}
+        if "root" in uris:
+            raise AttuneError(
+                f"catalog {self.label}: {uris['root']}: root must be a folder on a disk"
+            )
+        return self.model_copy(update={name: local_copy(uri) for name, uri in uris.items()})
+
+    def _paths(self) -> Iterator[tuple[str, Path]]:
+        """The paths that are set, without the audio folder."""
         for name in type(self).model_fields:
-            value = getattr(self, name)
-            uri = remote_uri(value) if isinstance(value, Path) and name != "audio" else None
-            if uri is not None and name == "root":
-                raise AttuneError(f"catalog {self.label}: {uri}: root must be a folder on a disk")
-            if uri is not None:
-                here[name] = local_copy(uri)
-        return self.model_copy(update=here) if here else self
+            if name != "audio" and isinstance(path := getattr(self, name), Path):
+                yield name, path
+
+    def sources(self) -> list[Path]:
+        """The catalog's list files.  Their content is part of the plan's hash."""
+        return [path for name, path in self._paths() if name != "root"]
+
+    def record(
+        self, source: str, native_id: str, group_id: str, *, split: str | None = None, **more: Any
+    ) -> Record:
+        """A clip of this catalog, its audio not located yet; `more`: other fields of `Record`."""
+        return Record(self.label, native_id, group_id, split or self._own_split, "", source, **more)
+
+    @property
+    def _own_split(self) -> str:
+        """The recipe's `split` of this catalog; empty if only the rows have one."""
+        return getattr(self, "split", None) or ""
 
     def malformed(
-        self,
-        source: str,
-        native_id: object,
-        detail: str,
-        *,
-        group_id: str = "",
-        split: str | None = None,
-        clip: str = "",
+        self, source: str, native_id: object, detail: str, *, split: str | None = None, **known: str
     ) -> Refusal:
-        """Refuse a row that makes no clip; what can be told of group and clip stays held out."""
-        if split is None:
-            split = getattr(self, "split", None) or ""
+        """Refuse a row that is not a clip; `known`: group_id and clip, which are still held out."""
         return Refusal(
             self.label, str(native_id or ""), source, "catalog", "malformed_row", detail,
-            group_id=group_id, split=split, clip=clip,
+            split=self._own_split if split is None else split, **known,
         )  # fmt: skip
 
     def ancestors(self) -> Mapping[str, Set[str]] | None:
-        """The classes above each tag (`pipeline.catalogs.ontology.Ancestors`): empty where tags are
-        free words; None where there is an ontology that the recipe does not name."""
+        """The classes above each tag, see `pipeline.catalogs.ontology`.  Empty if the tags are free
+        words; None if they belong to an ontology that the recipe does not name."""
         return {}
 
     def text_columns(self) -> str:
-        """Which columns its lists have and which are read as text, told of rows that have no text;
-        empty where all copies of a list have the same columns.
+        """Which columns the lists have and which are read as text, for the refusal of rows without
+        text.  Empty if all copies of a list have the same columns.
 
         Raises:
             AttuneError: as `read`.
         """
         return ""
 
-    @abstractmethod
-    def sources(self) -> list[Path]:
-        """The catalog's own files: their content is part of the plan's hash."""
-
 
 class Catalog(CatalogEntry):
-    """A reader by row; a subclass adds `dataset: Literal[...]`, its paths, `sources`, `read`."""
+    """A reader by row.  A subclass adds `dataset: Literal[...]`, its paths and `read`."""
 
     @abstractmethod
     def read(self) -> Iterator[Outcome]:
         """Exactly one outcome per row, in the file's order.
 
         Raises:
-            AttuneError: the file is missing or not what it claims to be.
+            AttuneError: a file is missing or is another kind of file.
         """
 
 
 def locate(record: Record, root: AudioRoot, name: str) -> Record | Refusal:
-    """Give a record the path of its named audio file, or refuse it."""
+    """Set the path of the audio file with this name, or refuse the record."""
     return _place(record, lambda: root.by_name(name), f"no {name!r} in {root}")
 
 
 def locate_stem(record: Record, root: AudioRoot, *stems: str) -> Record | Refusal:
-    """Give a record the path of the first audio file `STEM.*` there is, or refuse it."""
+    """Set the path of the first audio file `STEM.*` that exists, or refuse the record."""
     return _place(record, lambda: root.by_stem(*stems), f"no {stems[0]}.* in {root}")
 
 

@@ -1,22 +1,20 @@
 """BBC Sound Effects: BBCSoundEffects.csv, `location,description,secs,category,CDNumber,CDName,...`.
 
-The description is the caption, the category (where there is one) the tag, the CD's name the title.
-Files on one CD share a group: takes of one sound and parts of one session are on the same CD, while
-equal descriptions on different CDs are different recordings.  Audio lies in one folder as in
-`location`, or converted, under the same stem.
+The description is the caption, the category (if any) the tag, the CD's name the title.  Files on
+one CD share a group: takes of one sound and parts of one session are on the same CD, while equal
+descriptions on different CDs are different recordings.  Audio is in one folder under the names in
+`location`; converted files keep the stem.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from common.schema import Record
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
 from pipeline.catalogs.tables import Row, read_csv
-from pipeline.catalogs.values import audio_stem, length, text
+from pipeline.catalogs.values import audio_stem, length, text, texts
 
 LICENSE = "RemArc"
 LICENSE_URL = "https://sound-effects.bbcrewind.co.uk/licensing"
@@ -30,12 +28,9 @@ class Bbc(Catalog):
     audio: CatalogPath | None = None
     split: Split = "train"
 
-    def sources(self) -> list[Path]:
-        return [self.sounds]
-
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        # Copies of the list are in UTF-8 or, as first published, in Windows' Latin-1.
+        # Copies of the list are in UTF-8; the list was first published in Windows' Latin-1.
         encodings = ("utf-8-sig", "cp1252", "latin-1")
         for row in read_csv(self.sounds, ("location", "description"), encodings=encodings):
             yield self._outcome(row, root)
@@ -47,19 +42,15 @@ class Bbc(Catalog):
         group = f"bbc:{cd or stem}"
         clip = f"bbc:{stem}" if stem else ""
         if row.error or not stem:
-            problem = row.error or "no location"
-            return self.malformed(row.source, name, problem, group_id=group, clip=clip)
-        description = text(row.values["description"])
-        category = text(row.values.get("category"))
-        record = Record(
-            dataset=self.label,
-            native_id=name,
-            group_id=group,
-            split=self.split,
-            audio_uri="",
-            source=row.source,
-            tags=[category] if category else [],
-            captions=[description] if description else [],
+            return self.malformed(
+                row.source, name, row.error or "no location", group_id=group, clip=clip
+            )
+        record = self.record(
+            row.source,
+            name,
+            group,
+            tags=texts(row.values.get("category")),
+            captions=texts(row.values["description"]),
             title=text(row.values.get("CDName")),
             license=LICENSE,
             license_url=LICENSE_URL,

@@ -1,9 +1,9 @@
 """Clotho v1, v2 and v2.1: `file_name,caption_1..caption_5`, and a metadata file (Latin-1) with
 keywords, Freesound id and link, excerpt in samples at 44.1 kHz, and the licence of each clip.
 
-File names are taken as they stand: leading blanks, commas, `#` and `&amp;` are part of them.  One
-name can be in two splits, so the native id carries the split.  Clips are excerpts of 15 to 30 s: a
-Freesound id names the clip where the metadata has one excerpt of that recording, not several.
+File names are used unchanged: leading blanks, commas, `#` and `&amp;` are part of them.  One name
+can be in two splits, so the native id contains the split.  Clips are excerpts of 15 to 30 s: the
+Freesound id names a clip only if the metadata has a single excerpt of the recording.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from common.schema import Record
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
 from pipeline.catalogs.tables import Row, read_csv
@@ -33,67 +31,57 @@ class Clotho(Catalog):
     """clotho_captions_{development,validation,evaluation}.csv."""
     metadata: CatalogPath | None = None
     """clotho_metadata_*.csv; without it clips have no keywords, source or licence, and the same
-    recording in FSD50K or WavCaps is not known to be the same."""
+    recording in FSD50K or WavCaps is not recognized."""
     audio: CatalogPath | None = None
     split: Split = "train"
     encoding: str = "utf-8-sig"
-    """Of `captions`, where a copy is not UTF-8 (one with Korean translations is `cp949`)."""
+    """Encoding of `captions`, for copies that are not UTF-8 (the one with Korean translations is
+    `cp949`)."""
 
     @model_validator(mode="after")
     def _what_is_held_out_is_known(self) -> Clotho:
         if self.role == "hold_out" and self.metadata is None:
             raise ValueError(
-                "role: hold_out needs metadata (clotho_metadata_*.csv): it alone tells which "
-                "recordings of Freesound must stay out of other datasets"
+                "role: hold_out needs metadata (clotho_metadata_*.csv): only the metadata says "
+                "which recordings of Freesound must stay out of other datasets"
             )
         return self
 
-    def sources(self) -> list[Path]:
-        return [self.captions, *([self.metadata] if self.metadata else [])]
-
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        metadata = read_metadata(self.metadata) if self.metadata else {}
+        metadata: dict[str, Mapping[str, str]] = {}
+        if self.metadata:
+            columns = ("file_name", "keywords", "license")
+            rows = read_csv(self.metadata, columns, encodings=("utf-8-sig", "latin-1"))
+            metadata = {row.values["file_name"]: row.values for row in rows if not row.error}
         excerpts = Counter(more.get("sound_id", "").strip() for more in metadata.values())
         required = ("file_name", *_CAPTIONS)
         for row in read_csv(self.captions, required, encodings=(self.encoding,)):
-            outcome = self._outcome(row, metadata.get(row.values.get("file_name", ""), {}), root)
-            if (
-                isinstance(outcome, Record)
-                and excerpts[outcome.clip.removeprefix("freesound:")] > 1
-            ):
-                outcome.clip = ""
-            yield outcome
+            more = metadata.get(row.values.get("file_name", ""), {})
+            sound_id = more.get("sound_id", "").strip()
+            yield self._outcome(row, more, sound_id, excerpts[sound_id] == 1, root)
 
-    def _outcome(self, row: Row, more: Mapping[str, str], root: AudioRoot) -> Outcome:
+    def _outcome(
+        self, row: Row, more: Mapping[str, str], sound_id: str, is_single: bool, root: AudioRoot
+    ) -> Outcome:
         name = row.values.get("file_name", "")
-        sound_id = more.get("sound_id", "").strip()
         freesound = f"freesound:{sound_id}" if sound_id.isdecimal() else ""
         group = freesound or f"{self.dataset}:{name}"
         if row.error or not name.strip():
             return self.malformed(row.source, name, row.error or "no file_name", group_id=group)
         link = more.get("sound_link", "").strip()
         span = _SPAN.fullmatch(more.get("start_end_samples", "").strip())
-        record = Record(
-            dataset=self.label,
-            native_id=f"{self.split}/{name}",
-            group_id=group,
-            split=self.split,
-            audio_uri="",
-            source=row.source,
+        record = self.record(
+            row.source,
+            f"{self.split}/{name}",
+            group,
             tags=[word for word in more.get("keywords", "").split(";") if word],
             captions=[row.values[column] for column in _CAPTIONS if row.values[column].strip()],
             title=name.rsplit(".", 1)[0],
             artist=more.get("manufacturer") or None,
             license_url=more.get("license") or None,
             attribution=link if link.startswith("http") else None,
-            clip=freesound,
+            clip=freesound if is_single else "",
             stated_s=(int(span[2]) - int(span[1])) / _SPAN_RATE if span else None,
         )
         return locate(record, root, name)
-
-
-def read_metadata(path: Path) -> dict[str, dict[str, str]]:
-    """File name -> its metadata row."""
-    rows = read_csv(path, ("file_name", "keywords", "license"), encodings=("utf-8-sig", "latin-1"))
-    return {row.values["file_name"]: row.values for row in rows if not row.error}

@@ -1,7 +1,9 @@
-"""Catalogs too long for a Python object per row: read piece by piece, as Arrow tables."""
+"""Catalogs with too many rows for a Python object each: read piece by piece, as Arrow tables."""
 
 from __future__ import annotations
 
+import mmap
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +22,9 @@ PIECE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Piece:
-    """Whole lines of a file: bytes `start` to `end`, beginning at line `first_line` (from 1).
+    """Whole lines of a file: bytes `start` to `end`, the first of them line `first_line` (from 1).
 
-    `end` 0 stands for a whole file that cannot be cut.
+    `end` 0 means the whole file, if it cannot be cut.
     """
 
     start: int
@@ -34,23 +36,23 @@ WHOLE = Piece(0, 0, 1)
 
 
 class ColumnarCatalog(CatalogEntry):
-    """Base of such readers: `ROWS` tables with one row per catalog row."""
+    """Base of the readers by column: `ROWS` tables with one row per catalog row."""
 
     @abstractmethod
     def pieces(self) -> list[Piece]:
-        """The parts that can be read on their own, in the file's order.
+        """The parts that can be read independently, in the file's order.
 
         Raises:
-            AttuneError: the file is missing or not what it claims to be.
+            AttuneError: the file is missing or is another kind of file.
         """
 
     @abstractmethod
     def read_piece(self, piece: Piece) -> pa.Table:
-        """One row per catalog row of a piece, in order; audio files are not looked for yet."""
+        """One row per catalog row of a piece, in order; audio files are not located yet."""
 
     @abstractmethod
     def locate(self, table: pa.Table) -> pa.Table:
-        """All pieces' rows with the paths of their audio files, or refused."""
+        """Set the paths of the audio files in the rows of all pieces, or refuse rows without."""
 
 
 def line_pieces(path: Path, size: int | None = None) -> Iterator[Piece]:
@@ -73,25 +75,19 @@ def line_pieces(path: Path, size: int | None = None) -> Iterator[Piece]:
 
 
 def has_plain_lines(path: Path) -> bool:
-    """Whether a file's lines all end in LF or CRLF and hold no NUL, so that it can be cut at LFs;
-    UTF-16 and old Macintosh files are the others."""
-    with path.open("rb") as file:
-        last = b""
-        while chunk := file.read(PIECE_BYTES):
-            joined = last + chunk
-            if b"\0" in chunk or joined.count(b"\r") - joined.endswith(b"\r") != joined.count(
-                b"\r\n"
-            ):
-                return False
-            last = chunk[-1:] if chunk.endswith(b"\r") else b""
-    return True
+    """Whether a file can be cut at LFs: all lines end in LF or CRLF, and there is no NUL.
+
+    UTF-16 files and files of old Macintoshes (lines end in CR) cannot.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b"\0") < 0 and not re.search(rb"\r(?!\n|\Z)", data)
 
 
 def piece_lines(path: Path, piece: Piece) -> list[str]:
-    """The lines of a piece, without their ends.
+    """The lines of a piece, without LF.
 
     Raises:
-        AttuneError: they are not UTF-8.
+        AttuneError: the lines are not UTF-8.
     """
     with path.open("rb") as file:
         file.seek(piece.start)
@@ -106,7 +102,7 @@ def piece_lines(path: Path, piece: Piece) -> list[str]:
 
 
 def raw_lines(path: Path, numbers: pa.Array) -> pa.Array:
-    """The lines of these numbers (from 1, ascending) as `raw_rows` has them."""
+    """The lines with these numbers (from 1, ascending), cut as in `raw_rows`."""
     wanted = np.asarray(numbers)
     parts = [pa.array([], pa.string())]
     for piece in line_pieces(path):

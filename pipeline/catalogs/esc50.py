@@ -1,7 +1,7 @@
 """ESC-50 (and ESC-10 in its layout): `ROOT/meta/esc50.csv` and `ROOT/audio/`.
 
-The category is the tag.  One fold is held out as test split; clips cut from one Freesound recording
-(`src_file`) share a group and, in the originals, a fold.
+The category is the tag.  One fold is the test split.  Clips cut from one Freesound recording
+(`src_file`) share a group and, in the original lists, a fold.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.schema import Record
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate
 from pipeline.catalogs.tables import Row, read_csv
@@ -24,15 +23,14 @@ class Esc50(Catalog):
     dataset: Literal["esc50"] = "esc50"
     root: CatalogPath
     test_fold: int = Field(default=5, ge=1, le=5)
-    """For whoever reports ESC-50's five-fold cross-validation: one run per fold."""
+    """For ESC-50's five-fold cross-validation: one run per fold."""
 
     def sources(self) -> list[Path]:
         return [self.root / "meta" / "esc50.csv"]
 
     def read(self) -> Iterator[Outcome]:
         audio = self.open_audio(self.root / "audio")
-        required = ("filename", "fold", "category", "src_file")
-        for row in read_csv(self.sources()[0], required):
+        for row in read_csv(self.sources()[0], ("filename", "fold", "category", "src_file")):
             yield self._outcome(row, audio)
 
     def _outcome(self, row: Row, audio: AudioRoot) -> Outcome:
@@ -40,15 +38,13 @@ class Esc50(Catalog):
         if row.error or not name or fold not in ("1", "2", "3", "4", "5"):
             detail = row.error or f"filename {name!r}, fold {fold!r}"
             return self.malformed(row.source, name, detail)
-        record = Record(
-            dataset=self.label,
-            native_id=name,
-            group_id=f"freesound:{row.values['src_file']}",
+        record = self.record(
+            row.source,
+            name,
+            f"freesound:{row.values['src_file']}",
             split="test" if int(fold) == self.test_fold else "train",
-            audio_uri="",
-            source=row.source,
             tags=[row.values["category"].replace("_", " ")],
             attribution=f"https://freesound.org/s/{row.values['src_file']}/",
-            stated_s=CLIP_SECONDS,  # no `clip`: several are cut from one Freesound recording
+            stated_s=CLIP_SECONDS,  # no `clip`: several clips are cut from one recording
         )
         return locate(record, audio, name)

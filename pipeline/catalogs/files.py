@@ -1,15 +1,13 @@
-"""What a catalog file is before it is parsed: its kind, its encoding, its size in lines.
+"""Checks of a catalog file before it is parsed: the kind of file, its encoding, its line length.
 
-People hand over the wrong file more often than a broken one: a download page, a Git LFS pointer,
-the archive that the list lies in, the list as a spreadsheet saved it.  Each is told in one line.
+People give the wrong file more often than a damaged one: a download page, a Git LFS pointer, the
+archive that has the list in it, a spreadsheet.  Each gets a one-line message.
 """
 
 from __future__ import annotations
 
 import codecs
-import os
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
@@ -18,7 +16,7 @@ from common.errors import AttuneError
 
 PARQUET_MAGIC = b"PAR1"
 MAX_LINE = 16 << 20
-"""Characters; a catalog row is shorter, and a line has to fit into memory."""
+"""Longest line, in characters.  Catalog rows are shorter, and a line must fit into memory."""
 
 _COMPRESSED = "-compressed; unpack it first"
 _NOT_TEXT = (
@@ -38,16 +36,15 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def check_file(path: Path, *, parquet: bool = False) -> None:
-    """Refuse what is no file of text, or, where the caller reads it, no Parquet.
+    """Raise unless the path is a text file (or, with `parquet`, a Parquet file).
 
     Raises:
-        AttuneError: it is missing, a folder, empty, or of another kind; says which.
+        AttuneError: missing, a folder, empty, or another kind of file; the message names it.
     """
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
+        if path.is_dir():
             raise AttuneError(f"{path}: expected a file, found a folder")
-        if not stat.S_ISREG(mode):
+        if path.exists() and not path.is_file():
             raise AttuneError(f"{path}: expected a regular file, found a pipe or device")
         with path.open("rb") as file:
             head = file.read(1024)
@@ -57,23 +54,22 @@ def check_file(path: Path, *, parquet: bool = False) -> None:
         raise AttuneError(f"{path}: cannot be read: {error.strerror}") from error
     if not head:
         raise AttuneError(f"{path}: empty (0 bytes); the download may have failed")
-    is_parquet = head.startswith(PARQUET_MAGIC)
-    if parquet and not is_parquet:
+    if parquet:
+        if head.startswith(PARQUET_MAGIC):
+            return
         raise AttuneError(f"{path}: not a Parquet file")
-    if is_parquet and parquet:
-        return
     without_bom = head.removeprefix(codecs.BOM_UTF8)
     for pattern, what in _NOT_TEXT:
         if re.match(pattern, without_bom, re.DOTALL):
             raise AttuneError(f"{path}: {what}")
     if b"\0" in head and not head.startswith(_UTF16):
         raise AttuneError(
-            f"{path}: holds NUL bytes: binary, or UTF-16 without a byte order mark; save as UTF-8"
+            f"{path}: has NUL bytes: binary, or UTF-16 without a byte order mark; save as UTF-8"
         )
 
 
 def is_parquet(path: Path) -> bool:
-    """By its content; False also where there is no such file."""
+    """Whether the content is Parquet.  False if the file does not exist."""
     try:
         with path.open("rb") as file:
             return file.read(4) == PARQUET_MAGIC
@@ -82,13 +78,13 @@ def is_parquet(path: Path) -> bool:
 
 
 def open_text(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> TextIO:
-    """The checked file as text, its line ends untouched.
+    """Check a file and open it as text; line ends are not translated.
 
     Args:
-        encodings: tried in order on the whole file; a UTF-16 byte order mark outranks them.
+        encodings: tried in order on the whole file, unless it has a UTF-16 byte order mark.
 
     Raises:
-        AttuneError: as `check_file`; it is in none of the encodings, or a line is endless.
+        AttuneError: as `check_file`; no encoding fits, or a line is longer than `MAX_LINE`.
     """
     check_file(path)
     with path.open("rb") as file:
@@ -104,7 +100,7 @@ def open_text(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> TextIO:
 
 
 def open_text_anyhow(path: Path) -> TextIO:
-    """The same text for showing it to people: what cannot be decoded comes out as U+FFFD."""
+    """Open a file as text to show it to people: bytes that cannot be decoded become U+FFFD."""
     with path.open("rb") as file:
         encoding = "utf-16" if file.read(2) in _UTF16 else "utf-8-sig"
     return cast(TextIO, path.open(encoding=encoding, errors="replace", newline=""))
@@ -113,13 +109,15 @@ def open_text_anyhow(path: Path) -> TextIO:
 def _scan(path: Path, encoding: str) -> None:
     run = 0  # characters since the last line end
     try:
-        # `utf-8-sig` takes a file of half a byte order mark for an empty one.
+        # `utf-8-sig` reads a file of half a byte order mark as an empty file.
         with path.open(encoding=encoding.removesuffix("-sig"), newline="") as file:
             while chunk := file.read(1 << 20):
                 end = max(chunk.rfind("\n"), chunk.rfind("\r"))
                 run = run + len(chunk) if end < 0 else len(chunk) - end
                 if run > MAX_LINE:
-                    raise AttuneError(f"{path}: has a line of over {MAX_LINE} characters: no table")
+                    raise AttuneError(
+                        f"{path}: a line of over {MAX_LINE} characters; not a list of rows"
+                    )
     except LookupError:
         raise AttuneError(f"{path}: unknown encoding {encoding!r}") from None
 
@@ -135,4 +133,4 @@ def _undecodable(path: Path, encodings: Sequence[str]) -> str:
                 except UnicodeDecodeError as error:
                     place = f":{number}: byte 0x{line[error.start]:02x}"
                     break
-    return f"{path}{place}: not {names} text; convert it: iconv -f ITS-ENCODING -t UTF-8"
+    return f"{path}{place}: not {names} text; convert it: iconv -f ENCODING -t UTF-8"

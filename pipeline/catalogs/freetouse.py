@@ -1,9 +1,9 @@
 """Free To Use Sounds: a tree of .wav files; a file's name is its caption.
 
-`Rain_on_Roof-02.wav` -> "Rain on Roof": underscores and hyphens are blanks, trailing take numbers
-go.  The text in the file itself (Broadcast Wave `bext` description, iXML note) is a further
-caption.  A CSV or JSONL beside the tree (`file_name` and `text`, `caption` or `description`)
-overrides all of them.  Takes of one recording share a group.
+`Rain_on_Roof-02.wav` -> "Rain on Roof": underscores and hyphens become blanks, and take numbers at
+the end are dropped.  The text inside the file (Broadcast Wave `bext` description, iXML note) is a
+further caption.  A CSV or JSONL beside the tree (`file_name` and `text`, `caption` or
+`description`) replaces all of these captions.  Takes of one recording share a group.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
 from common.schema import Record
-from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.audio_root import AudioRoot, is_utf8
 from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate, refuse
 from pipeline.catalogs.riff import WavText, read_wav_text
 from pipeline.catalogs.tables import Row, read_table
@@ -34,12 +34,9 @@ class FreeToUse(Catalog):
     """A CSV, JSONL or Parquet with texts of your own; `file_name` is relative to `root`."""
     split: Split = "train"
 
-    def sources(self) -> list[Path]:
-        return [self.captions] if self.captions else []
-
     def read(self) -> Iterator[Outcome]:
-        """Each file of the tree, in order, each of its own texts as merged into it; before them the
-        linked folders that are not entered."""
+        """First the linked folders, which are refused, then each file of the tree, in order.  A row
+        of the user's own texts is merged into the row of its file."""
         audio = AudioRoot(self.root)
         own, merged = self._own_texts()
         names, leading_out = _walk(self.root)
@@ -57,7 +54,7 @@ class FreeToUse(Catalog):
             yield refuse(record, "catalog", "missing_audio", f"no {name!r:.200} in {self.root}")
 
     def _own_texts(self) -> tuple[dict[str, Row], list[Outcome]]:
-        """File name -> its row; and what has become of the rows that are nobody's."""
+        """The user's rows by file name, and the outcomes of the rows that are not used."""
         own: dict[str, Row] = {}
         others: list[Outcome] = []
         for row in read_table(self.captions, ("file_name",)) if self.captions else ():
@@ -66,31 +63,23 @@ class FreeToUse(Catalog):
                 detail = row.error or f"file_name: expected a file name, found {name!r:.80}"
                 others.append(self.malformed(row.source, name, detail))
             elif not _own_caption(row):
-                told = f"no text in {', '.join(_CAPTIONS)}"
-                others.append(self.malformed(row.source, name, told))
+                detail = f"no text in {', '.join(_CAPTIONS)}"
+                others.append(self.malformed(row.source, name, detail))
             elif (key := os.path.normpath(name)) in own:
-                told = f"the same file as {own[key].source}"
-                others.append(refuse(self._record(key, row.source), "catalog", "duplicate", told))
+                detail = f"the same file as {own[key].source}"
+                others.append(refuse(self._record(key, row.source), "catalog", "duplicate", detail))
             else:
                 own[key] = row
         return own, others
 
     def _record(self, name: str, source: str) -> Record:
         stem = os.path.splitext(name)[0]
-        return Record(
-            dataset=self.label,
-            native_id=name,
-            group_id=f"{self.label}:{_TAKE.sub('', stem)}",
-            split=self.split,
-            audio_uri="",
-            source=source,
-            title=os.path.basename(stem),
-        )
+        group = f"{self.label}:{_TAKE.sub('', stem)}"
+        return self.record(source, name, group, title=os.path.basename(stem))
 
     def _outcome(self, name: str, row: Row | None, audio: AudioRoot) -> Outcome:
         path = os.path.join(self.root, name)
-        record = self._record(name, path)
-        outcome = locate(record, audio, name)
+        outcome = locate(self._record(name, path), audio, name)
         if isinstance(outcome, Record):
             inside = read_wav_text(Path(path)) or WavText()
             outcome.stated_s = inside.seconds
@@ -102,7 +91,7 @@ class FreeToUse(Catalog):
 
 
 def stem_caption(name: str) -> str:
-    """What a file name says: `Rain_on_Roof-02.wav` -> "Rain on Roof"; empty if only numbers."""
+    """The caption in a file name: `Rain_on_Roof-02.wav` -> "Rain on Roof"; empty if no letters."""
     stem = os.path.splitext(name)[0]
     words = " ".join(re.sub(r"[_-]+", " ", _TAKE.sub("", stem)).split())
     return words if re.search(r"[^\W\d]", words) else ""
@@ -113,9 +102,9 @@ def _own_caption(row: Row) -> str:
 
 
 def _walk(root: Path) -> tuple[list[str], list[str]]:
-    """Audio files of the tree and its links to folders elsewhere, relative to it, each in order.
+    """Audio files of the tree, and links to folders outside it; relative paths, sorted.
 
-    What a link to another folder of the tree leads to is found in its own place.
+    A link to a folder inside the tree is ignored: the folder is found in its own place.
     """
 
     def stop(error: OSError) -> None:
@@ -135,20 +124,13 @@ def _walk(root: Path) -> tuple[list[str], list[str]]:
         names += [
             os.path.relpath(os.path.join(folder, name), root)
             for name in files
-            # `._x.wav` is what macOS leaves beside x.wav on other file systems.
+            # macOS leaves `._x.wav` beside x.wav on other file systems.
             if os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS and not name.startswith("._")
         ]
     if not names and not leading_out:
         raise AttuneError(f"{root}: no audio files in it; expected the tree of .wav files")
-    # A name that is no UTF-8 cannot be stored; shown as it is, it could not be found again.
     for name in (*names, *leading_out):
-        _check_storable(root, name)
+        if not is_utf8(name):
+            shown = os.fsencode(os.path.join(root, name)).decode(errors="replace")
+            raise AttuneError(f"{shown}: its name is not UTF-8; rename it (convmv)")
     return sorted(names), sorted(leading_out)
-
-
-def _check_storable(root: Path, name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(os.path.join(root, name)).decode(errors="replace")
-        raise AttuneError(f"{shown}: its name is not UTF-8; rename it (convmv)") from None

@@ -1,31 +1,27 @@
 """FSD50K: dev.csv (`fname,labels,mids,split`) or eval.csv (`fname,labels,mids`).
 
-`fname` is a Freesound id, its audio `FNAME.*`.  Labels stand beside their machine ids, the most
-specific first, then their ancestors.  Their text is AudioSet's names with `_` for blanks and
-`_and_` for commas; AudioSet's own files give the names as they are.
+`fname` is a Freesound id, the audio file is `FNAME.*`.  Labels have machine ids beside them, the
+most specific first, then their ancestors.  Their text is AudioSet's names with `_` for blanks and
+`_and_` for commas; AudioSet's own files have the original names.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from common.errors import AttuneError
 from common.schema import Record
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
 from pipeline.catalogs.ontology import (
     Ancestors,
-    ancestor_names,
     implied_names,
-    read_class_labels,
-    read_ontology,
+    read_ancestors,
+    read_names,
     tag_name,
 )
-from pipeline.catalogs.tables import Row, check_file, read_csv
+from pipeline.catalogs.tables import Row, intact, object_row, read_csv, read_json
 from pipeline.catalogs.values import text
 
 _SPLITS = {"train": "train", "val": "valid"}
@@ -38,7 +34,7 @@ class Fsd50k(Catalog):
     clips: CatalogPath
     """dev.csv (its clips are train or valid) or eval.csv (test)."""
     vocabulary: CatalogPath | None = None
-    """vocabulary.csv (`index,label,mid`, no header): a label that is not in it is refused."""
+    """vocabulary.csv (`index,label,mid`, no header): rows with other labels are refused."""
     clips_info: CatalogPath | None = None
     """dev_ or eval_clips_info_FSD50K.json: title, uploader and licence of each clip."""
     class_labels: CatalogPath | None = None
@@ -46,11 +42,11 @@ class Fsd50k(Catalog):
     ontology: CatalogPath | None = None
     """AudioSet's ontology.json, for the names and for `labels: specific`."""
     labels: Literal["all", "specific"] = "all"
-    """`specific`: without the labels that are ancestors of another label of the clip, for short
+    """`specific` drops labels that are ancestors of another label of the clip, for short
     prompts."""
     audio: CatalogPath | None = None
     split: Split | None = None
-    """For every row, whatever the list says; for whoever trains on the evaluation clips too."""
+    """Split of every row, in place of the list's; for training on the evaluation clips too."""
 
     @model_validator(mode="after")
     def _specific_needs_the_graph(self) -> Self:
@@ -59,35 +55,33 @@ class Fsd50k(Catalog):
         return self
 
     def ancestors(self) -> Ancestors | None:
-        return ancestor_names(read_ontology(self.ontology)) if self.ontology else None
-
-    def sources(self) -> list[Path]:
-        more = (self.vocabulary, self.clips_info, self.class_labels, self.ontology)
-        return [self.clips, *(path for path in more if path)]
+        return read_ancestors(self.ontology)
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        names: dict[str, str] = {}
-        if self.ontology:
-            names = {str(entry["id"]): entry["name"] for entry in read_ontology(self.ontology)}
+        names = read_names(self.class_labels, self.ontology)
         ancestors = (self.ancestors() or {}) if self.labels == "specific" else {}
-        if self.class_labels:
-            names |= read_class_labels(self.class_labels)
-        known = read_vocabulary(self.vocabulary) if self.vocabulary else None
-        info = read_clips_info(self.clips_info) if self.clips_info else {}
+        known = None
+        if self.vocabulary:
+            rows = read_csv(self.vocabulary, _VOCABULARY, header=_VOCABULARY)
+            known = {values["mid"] for values in intact(rows)}
+        info = {}
+        if self.clips_info:
+            row = object_row(f"{self.clips_info} (clips_info)", read_json(self.clips_info))
+            info = next(intact([row]))
         for row in read_csv(self.clips, ("fname", "labels", "mids")):
             outcome = self._outcome(row, names, ancestors, known)
             if isinstance(outcome, Record):
-                _add_info(outcome, info.get(outcome.native_id))
+                more = info.get(outcome.native_id)
+                if isinstance(more, dict):
+                    outcome.title = text(more.get("title"))
+                    outcome.artist = text(more.get("uploader"))
+                    outcome.license_url = text(more.get("license"))
                 outcome = locate_stem(outcome, root, outcome.native_id)
             yield outcome
 
     def _outcome(
-        self,
-        row: Row,
-        names: Mapping[str, str],
-        ancestors: Ancestors,
-        known: set[str] | None,
+        self, row: Row, names: Mapping[str, str], ancestors: Ancestors, known: set[str] | None
     ) -> Record | Refusal:
         name = row.values.get("fname", "").strip()
         listed = row.values.get("split")  # eval.csv has no such column
@@ -113,13 +107,11 @@ class Fsd50k(Catalog):
         ]
         implied = implied_names(set(map(tag_name, tags)), ancestors)
         tags = [tag for tag in tags if tag_name(tag) not in implied]
-        return Record(
-            dataset=self.label,
-            native_id=name,
-            group_id=group,
+        return self.record(
+            row.source,
+            name,
+            group,
             split=split,
-            audio_uri="",
-            source=row.source,
             tags=list(dict.fromkeys(tags)),
             attribution=f"https://freesound.org/s/{name}/",
             clip=group,
@@ -129,43 +121,3 @@ class Fsd50k(Catalog):
 def plain_label(label: str) -> str:
     """`Bird_vocalization_and_bird_call` -> `Bird vocalization, bird call`."""
     return label.replace("_and_", ", ").replace("_", " ")
-
-
-def read_vocabulary(path: Path) -> set[str]:
-    """The machine ids of vocabulary.csv.
-
-    Raises:
-        AttuneError: a row has other than three fields.
-    """
-    mids = set()
-    for row in read_csv(path, _VOCABULARY, header=_VOCABULARY):
-        if row.error:
-            raise AttuneError(f"{row.source}: {row.error}")
-        mids.add(row.values["mid"])
-    return mids
-
-
-def read_clips_info(path: Path) -> dict[str, Any]:
-    """Freesound id -> `title, description, tags, license, uploader`.
-
-    Raises:
-        AttuneError: it is not a JSON object.
-    """
-    check_file(path)
-    try:
-        info = json.loads(path.read_bytes())
-        if not isinstance(info, dict):
-            raise ValueError
-        json.dumps(info, ensure_ascii=False).encode()  # an escape can be half a character
-    except (ValueError, RecursionError):
-        raise AttuneError(
-            f"{path}: not a clips_info file (a JSON object: id -> title, license, uploader)"
-        ) from None
-    return info
-
-
-def _add_info(record: Record, info: object) -> None:
-    if isinstance(info, dict):
-        record.title = text(info.get("title"))
-        record.artist = text(info.get("uploader"))
-        record.license_url = text(info.get("license"))

@@ -2,23 +2,21 @@
 
 `path` (relative to `audio`), `title, artist, key, bpm, genre, moods, keywords, description, name,
 instrument`, and optionally `split`, `duration`, `license`, `license_url`, `attribution`.  In CSV,
-moods and keywords are joined by `;` or `,` or are a list literal.  Tracks of one artist share a
+moods and keywords are joined by `;` or `,` or are a list literal.  Tracks by one artist share a
 group.
 """
 
 from __future__ import annotations
 
-import math
 import posixpath
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from common.schema import SPLITS, Record
+from common.schema import SPLITS
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
 from pipeline.catalogs.tables import Row, read_table
-from pipeline.catalogs.values import keywords, length, text, texts
+from pipeline.catalogs.values import keywords, length, number, text, texts
 
 
 class Music(Catalog):
@@ -28,10 +26,7 @@ class Music(Catalog):
     """A row per track: `.csv`, `.parquet`, else JSON lines."""
     audio: CatalogPath | None = None
     split: Split = "train"
-    """For rows that name no split of their own."""
-
-    def sources(self) -> list[Path]:
-        return [self.catalog]
+    """For rows that do not name a split."""
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
@@ -41,7 +36,7 @@ class Music(Catalog):
     def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
         values = row.values
         path = values.get("path")
-        # One file is one track, however the list writes its name.
+        # `a.wav` and `./a.wav` are one file, so one track.
         name = posixpath.normpath(path) if isinstance(path, str) and path else path
         split = values.get("split") or self.split
         problem = row.error
@@ -50,37 +45,25 @@ class Music(Catalog):
         if not problem and split not in SPLITS:
             problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r:.80}"
         bpm = values.get("bpm")
-        if not problem and bpm is not None and bpm != "":
-            try:
-                bpm = float(bpm)
-                if not math.isfinite(bpm):
-                    raise ValueError
-            except (TypeError, ValueError, OverflowError):
-                problem = f"bpm: expected a number, found {bpm!r:.80}"
+        if not problem and bpm not in (None, "") and number(bpm) is None:
+            problem = f"bpm: expected a number, found {bpm!r:.80}"
         artist = text(values.get("artist"))
         group = f"artist:{artist.casefold()}" if artist else f"{self.label}:{name}"
         if problem:
-            return self.malformed(
-                row.source,
-                path,
-                problem,
-                group_id=group if artist or path else "",
-                split=split if split in SPLITS else "",
-            )
-        description = text(values.get("description"))
-        record = Record(
-            dataset=self.label,
-            native_id=str(name),
-            group_id=group,
+            group = group if artist or path else ""
+            split = split if split in SPLITS else ""
+            return self.malformed(row.source, path, problem, group_id=group, split=split)
+        record = self.record(
+            row.source,
+            str(name),
+            group,
             split=str(split),
-            audio_uri="",
-            source=row.source,
             tags=_tags(values),
-            captions=[description] if description else [],
+            captions=texts(text(values.get("description"))),
             title=text(values.get("title")) or text(values.get("name")),
             artist=artist,
             genre=", ".join(texts(values.get("genre"))) or None,
-            bpm=bpm if isinstance(bpm, float) else None,
+            bpm=number(bpm),
             license=text(values.get("license")),
             license_url=text(values.get("license_url")),
             attribution=text(values.get("attribution")),

@@ -1,23 +1,21 @@
 """MusicCaps: musiccaps-public.csv, 10 s of music per row, for evaluation (split `test`).
 
 `ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,...,is_balanced_subset,...`; the
-aspects are a Python list literal and become tags.  Audio lies in one folder as `YTID.ext` or
-`YTID_START.ext`, each file holding the 10 s alone.  Its clips are in AudioSet too: as `role:
-hold_out` it keeps them out of training.
+aspects are a Python list literal and become tags.  Audio is in one folder as `YTID.ext` or
+`YTID_START.ext`; each file is just the 10 s.  The clips are in AudioSet too: with `role: hold_out`
+this catalog keeps them out of training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from common.schema import Record
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem, refuse
-from pipeline.catalogs.ontology import read_class_labels
+from pipeline.catalogs.ontology import read_names
 from pipeline.catalogs.tables import Row, read_csv
-from pipeline.catalogs.values import literal_list, seconds, text
+from pipeline.catalogs.values import literal_list, number, texts
 
 _REQUIRED = ("ytid", "start_s", "end_s", "aspect_list", "caption")
 
@@ -29,18 +27,15 @@ class MusicCaps(Catalog):
     captions: CatalogPath
     """musiccaps-public.csv."""
     class_labels: CatalogPath | None = None
-    """AudioSet's class_labels_indices.csv: its labels become tags too, behind the aspects."""
+    """AudioSet's class_labels_indices.csv: the clips' labels become tags too, after the aspects."""
     balanced_only: bool = False
-    """Only the genre-balanced subset of 1000 clips; for figures beside papers that use it."""
+    """Only the genre-balanced subset of 1000 clips; to compare with papers that use the subset."""
     audio: CatalogPath | None = None
     split: Split = "test"
 
-    def sources(self) -> list[Path]:
-        return [self.captions, *([self.class_labels] if self.class_labels else [])]
-
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        names = read_class_labels(self.class_labels) if self.class_labels else {}
+        names = read_names(self.class_labels, None)
         more = ["audioset_positive_labels"] if self.class_labels else []
         more += ["is_balanced_subset"] if self.balanced_only else []
         for row in read_csv(self.captions, (*_REQUIRED, *more)):
@@ -48,7 +43,7 @@ class MusicCaps(Catalog):
 
     def _outcome(self, row: Row, names: Mapping[str, str], root: AudioRoot) -> Outcome:
         youtube_id = row.values.get("ytid", "")
-        start, end = seconds(row.values.get("start_s")), seconds(row.values.get("end_s"))
+        start, end = number(row.values.get("start_s")), number(row.values.get("end_s"))
         aspects = literal_list(row.values.get("aspect_list", ""))
         mids = row.values.get("audioset_positive_labels", "").split(",") if names else []
         unknown = [mid for mid in mids if mid and mid not in names]
@@ -56,27 +51,23 @@ class MusicCaps(Catalog):
         if not problem and not youtube_id:
             problem = "no ytid"
         if start is None or end is None or start >= end:
-            told = (row.values.get("start_s"), row.values.get("end_s"))
-            problem = problem or f"times {told[0]!r:.40}, {told[1]!r:.40}"
+            found = (row.values.get("start_s"), row.values.get("end_s"))
+            problem = problem or f"times {found[0]!r:.40}, {found[1]!r:.40}"
             start = end = 0.0
         if not problem and aspects is None:
-            problem = f"aspect_list: no list of texts: {row.values['aspect_list']!r:.80}"
+            problem = f"aspect_list: expected a list, found {row.values['aspect_list']!r:.80}"
         if not problem and unknown and self.class_labels:
             problem = f"label {unknown[0]!r:.80} is not in {self.class_labels.name}"
         group = f"youtube:{youtube_id}" if youtube_id else ""
         if problem:
             return self.malformed(row.source, youtube_id, problem, group_id=group)
-        caption = text(row.values["caption"])
         tags = [*(aspects or ()), *(names[mid] for mid in mids if mid)]
-        record = Record(
-            dataset=self.label,
-            native_id=f"{youtube_id}_{int(start)}",
-            group_id=group,
-            split=self.split,
-            audio_uri="",
-            source=row.source,
+        record = self.record(
+            row.source,
+            f"{youtube_id}_{int(start)}",
+            group,
             tags=list(dict.fromkeys(tags)),
-            captions=[caption] if caption else [],
+            captions=texts(row.values["caption"]),
             clip=f"{group}@{int(start)}",
             stated_s=end - start,
         )

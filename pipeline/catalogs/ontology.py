@@ -1,9 +1,8 @@
-"""AudioSet's ontology: names of its classes, and which class implies which."""
+"""AudioSet's ontology: the names of its classes, and which class implies which."""
 
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterable, Mapping, Set
 from functools import lru_cache
@@ -11,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
-from pipeline.catalogs.tables import check_file, read_csv
+from pipeline.catalogs.tables import intact, read_csv, read_json
 
 Ancestors = Mapping[str, Set[str]]
-"""`tag_name` of a tag -> those of everything above it in its ontology; see `ancestor_names`."""
-
+"""For the `tag_name` of a tag, the `tag_name` of every class above it; see `ancestor_names`."""
 
 _NOT_WORD = re.compile(r"[^\w'&/+-]+|_")
-
-
 _AND = re.compile(r"\band\b ?")
 
 
 @lru_cache(maxsize=1 << 14)
 def tag_name(tag: str) -> str:
-    """A tag in the form that `Ancestors` is keyed by, the same for AudioSet and FSD50K.
+    """The key of a tag in `Ancestors`, the same for AudioSet and FSD50K.
 
     FSD50K writes AudioSet's "Bird vocalization, bird call, bird song" as
-    `Bird_vocalization_and_bird_call_and_bird_song`, so "and" does not count.
+    `Bird_vocalization_and_bird_call_and_bird_song`, so "and" is dropped.
     """
     return " ".join(_AND.sub("", tag_words(tag)).split())
 
@@ -36,23 +32,16 @@ def tag_name(tag: str) -> str:
 def ancestor_names(entries: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[str]]:
     """`Ancestors` from the entries of AudioSet's `ontology.json` (keys id, name, child_ids).
 
-    The ontology is a graph: a class with several parents has the ancestors of all of them.  Should
-    an edited one hold a cycle, the classes on it are each other's ancestors, none its own.
-
-    Raises:
-        AttuneError: an entry lacks one of the keys.
+    The ontology is a graph: a class with several parents has the ancestors of all of them.  If an
+    edited ontology has a cycle, the classes on it are ancestors of each other, but not of
+    themselves.
     """
     names: dict[str, str] = {}
     parents: dict[str, list[str]] = {}
-    for place, entry in enumerate(entries):
-        try:
-            names[entry["id"]] = tag_name(entry["name"])
-            for child in entry["child_ids"]:
-                parents.setdefault(child, []).append(entry["id"])
-        except (KeyError, TypeError):
-            raise AttuneError(
-                f"ontology entry {place} is not one of AudioSet's: id, name or child_ids is missing"
-            ) from None
+    for entry in entries:
+        names[entry["id"]] = tag_name(entry["name"])
+        for child in entry["child_ids"]:
+            parents.setdefault(child, []).append(entry["id"])
     above: dict[str, frozenset[str]] = {}
     for node, name in names.items():
         seen: set[str] = set()
@@ -62,7 +51,7 @@ def ancestor_names(entries: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[
             if parent not in seen:
                 seen.add(parent)
                 todo += parents.get(parent, ())
-        # Two classes can share a name; what lies above either is implied by it.
+        # Two classes can share a name; the name implies the ancestors of both.
         found = frozenset(names[parent] for parent in seen) - {name}
         above[name] = above.get(name, frozenset()) | found
     return above
@@ -70,12 +59,13 @@ def ancestor_names(entries: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[
 
 @lru_cache(maxsize=1 << 14)
 def tag_words(tag: str) -> str:
+    """A tag in lower case, without punctuation."""
     words = _NOT_WORD.sub(" ", html.unescape(tag).lower()).split()
     return " ".join(word for word in words if any(map(str.isalnum, word)))
 
 
 def implied_names(names: Set[str], ancestors: Ancestors) -> set[str]:
-    """Those of the names (`tag_name`) that lie above another one, and not also below it."""
+    """The names (`tag_name`) that are ancestors of another name and not also its descendants."""
     return {
         name
         for other in names
@@ -84,31 +74,40 @@ def implied_names(names: Set[str], ancestors: Ancestors) -> set[str]:
     }
 
 
+def read_names(class_labels: Path | None, ontology: Path | None) -> dict[str, str]:
+    """Display names by machine id, from the files that are given; those of class_labels first.
+
+    Raises:
+        AttuneError: a file cannot be read or is another file.
+    """
+    names = read_class_labels(class_labels) if class_labels else {}
+    entries = read_ontology(ontology) if ontology else []
+    return {entry["id"]: entry["name"] for entry in entries} | names
+
+
+def read_ancestors(ontology: Path | None) -> Ancestors | None:
+    """`ancestor_names` of an ontology.json; None without the file."""
+    return ancestor_names(read_ontology(ontology)) if ontology else None
+
+
 def read_class_labels(path: Path) -> dict[str, str]:
-    """Machine id -> display name, from `index,mid,display_name`."""
-    names: dict[str, str] = {}
-    for row in read_csv(path, ("index", "mid", "display_name"), skip_initial_space=True):
-        if row.error:
-            raise AttuneError(f"{row.source}: {row.error}")
-        names[row.values["mid"]] = row.values["display_name"]
-    return names
+    """Display names by machine id, from `index,mid,display_name`."""
+    rows = read_csv(path, ("index", "mid", "display_name"), skip_initial_space=True)
+    return {values["mid"]: values["display_name"] for values in intact(rows)}
 
 
 def read_ontology(path: Path) -> list[dict[str, Any]]:
     """The entries of AudioSet's ontology.json: `id`, `name`, `child_ids`, ...
 
     Raises:
-        AttuneError: it is not that file.
+        AttuneError: it is another file.
     """
-    check_file(path)
+    entries = read_json(path)
     try:
-        entries = json.loads(path.read_bytes())
-        if not all(
-            isinstance(entry["name"], str) and entry["id"] and isinstance(entry["child_ids"], list)
-            for entry in entries
-        ):
+        texts = [t for e in entries for t in (e["id"], e["name"], *e["child_ids"])]
+        if not all(isinstance(text, str) for text in texts):
             raise TypeError
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (TypeError, KeyError):
         raise AttuneError(
             f"{path}: not AudioSet's ontology.json (a list of entries with id, name, child_ids)"
         ) from None

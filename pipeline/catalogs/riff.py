@@ -1,6 +1,6 @@
-"""The text that a Broadcast Wave file carries: `bext` description, iXML note, and its length.
+"""The text in a Broadcast Wave file (`bext` description, iXML note), and the file's length.
 
-Reads chunk headers and skips over what they announce: a few hundred bytes of a file of any size.
+Reads the chunk headers and skips the chunks: a few hundred bytes of a file of any size.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _MAX_CHUNKS = 64
 _MAX_IXML = 64 << 10
 _BEXT_DESCRIPTION = 256
 _NOTE = re.compile(r"<NOTE>([^<]{1,2000})</NOTE>")
-# Field recorders keep settings there, one a line: `sSPEED=025.000-ND`.
+# Field recorders write settings into the description, one per line: `sSPEED=025.000-ND`.
 _SETTING = re.compile(r"^\s*\w+=.*$", re.MULTILINE)
 
 
 @dataclass
 class WavText:
-    """What was found; empty where there is nothing."""
+    """The texts, empty if there are none, and the length in seconds."""
 
     description: str = ""
     note: str = ""
@@ -31,7 +31,7 @@ class WavText:
 
 
 def read_wav_text(path: Path) -> WavText | None:
-    """None for what is no RIFF/WAVE file or cannot be read: decoding it will say why."""
+    """The text in a file; None if it is not RIFF/WAVE or cannot be read (decoding reports why)."""
     try:
         with path.open("rb") as file:
             return _read(file)
@@ -65,7 +65,7 @@ def _read(file: BinaryIO) -> WavText | None:
             if head[:4] == b"RIFF":
                 data_size = size
             size = data_size
-        if size > file_size - body:  # cut short, or announced wrongly: nothing can follow
+        if size > file_size - body:  # the file is cut short, or the size is wrong
             break
         file.seek(body + size + size % 2)
     found.seconds = data_size / rate if rate and data_size else None
@@ -73,7 +73,7 @@ def _read(file: BinaryIO) -> WavText | None:
 
 
 def _words(raw: bytes) -> str:
-    """Up to the first NUL, settings left out; empty without a single letter."""
+    """The text up to the first NUL, without settings; empty if it has no letter."""
     raw = raw.split(b"\0", 1)[0]
     try:
         text = raw.decode()

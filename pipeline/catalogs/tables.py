@@ -1,6 +1,7 @@
-"""Tables of catalogs, row by row: CSV, JSON lines, Parquet, and JSON with a list of entries.
+"""Rows of catalog tables: CSV, JSON lines, Parquet, and JSON with a list of entries.
 
-Every row knows its place, every error is one line, and `raw_rows` finds rows again by their place.
+Every row keeps its file and line, and `raw_rows` finds the text of a row again by its line.  Every
+error message is one line.
 """
 
 from __future__ import annotations
@@ -19,25 +20,20 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from pipeline.catalogs.files import check_file, is_parquet, open_text, open_text_anyhow
 
-__all__ = [
-    "Row", "check_file", "first_fields", "one_line", "raw_rows", "read_csv", "read_json_entries",
-    "read_jsonl", "read_parquet", "read_table",
-]  # fmt: skip
-
 MAX_RAW = 2000
-"""Characters of a row that `raw_rows` gives."""
+"""`raw_rows` cuts longer rows, in characters."""
 _DELIMITERS = (",", ";", "\t", "|")
 _QUOTED = re.compile(r'"[^"]*("|$)')
 
 
 @dataclass(slots=True)
 class Row:
-    """One data row; `error` says why it is malformed.
+    """One data row.  `error` says why the row is malformed and is empty for a good row.
 
-    `source` is FILE:LINE of its first line, in Parquet and JSON FILE:N of the N-th row or entry.
+    `source` is FILE:LINE, the row's first line; in Parquet and JSON FILE:N, the N-th row or entry.
     """
 
     source: str
@@ -46,7 +42,7 @@ class Row:
 
 
 def read_csv(
-    path: str | Path,
+    path: Path,
     required: Sequence[str],
     *,
     header: Sequence[str] | None = None,
@@ -55,19 +51,18 @@ def read_csv(
 ) -> Iterator[Row]:
     """Rows of a CSV file as dictionaries of strings.
 
-    Semicolons, tabs and bars separate columns too, where the header row says so.
+    Columns may also be separated by semicolons, tabs or bars if the header row is.
 
     Args:
-        required: columns without which the file is not what it claims to be.
-        header: column names of a file without a header row; its lines that begin with `# ` are
-            comments then (a spreadsheet's `#NAME?` is a row).
+        required: columns that the file must have.
+        header: column names for a file without a header row.  In such a file, lines that begin
+            with `# ` are comments (a spreadsheet's `#NAME?` is a row).
         encodings: tried in order on the whole file.
 
     Raises:
         AttuneError: missing file, another kind of file, wrong encoding, missing columns, or
             quotes that do not match.
     """
-    path = Path(path)
     columns = list(header) if header else None
     with open_text(path, encodings) as file:
         delimiter = "," if header else _delimiter(file, required)
@@ -89,7 +84,7 @@ def read_csv(
                 if len(fields) != len(columns):
                     error = f"expected {len(columns)} fields, found {len(fields)}"
                 elif any("\0" in field for field in fields):
-                    error = "holds a NUL byte"
+                    error = "has a NUL byte"
                 yield Row(f"{path}:{line}", values, error)
         except csv.Error as error:
             raise AttuneError(f"{path}:{first_line}: not valid CSV: {_why(error)}") from error
@@ -97,44 +92,52 @@ def read_csv(
         raise AttuneError(f"{path}: empty; expected a CSV with columns {', '.join(required)}")
 
 
-def read_jsonl(path: str | Path) -> Iterator[Row]:
-    """Rows of a JSON-lines file; a line that is no JSON object comes with its error.
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """Rows of a JSON-lines file.  A line that is not a JSON object becomes a row with an error.
 
     Raises:
         AttuneError: missing file, another kind of file, or wrong encoding.
     """
-    path = Path(path)
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json_row(f"{path}:{number}", line)
+            if not line.strip():
+                continue
+            source = f"{path}:{number}"
+            try:
+                value = json.loads(line, parse_constant=_constant)
+                # Only an escape can be half a character; the check takes as long as the parsing.
+                row = object_row(source, value, has_escapes="\\u" in line)
+            except (ValueError, RecursionError) as error:
+                row = Row(source, {}, f"not valid JSON: {one_line(error)}")
+            yield row
 
 
-def read_parquet(path: str | Path) -> Iterator[Row]:
+def read_parquet(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file.
 
     Raises:
-        AttuneError: missing file, or not (whole) Parquet.
+        AttuneError: missing file, not Parquet, or a damaged file.
     """
-    path = Path(path)
     check_file(path, parquet=True)
     number = 0
     try:
         for batch in pq.ParquetFile(path).iter_batches(1024):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(f"{path}:{number}", _without_nan(values))
+                for key, value in values.items():
+                    if isinstance(value, float) and math.isnan(value):
+                        values[key] = None  # as in JSON
+                yield Row(f"{path}:{number}", values)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise AttuneError(f"{path}: broken Parquet: {one_line(error)}") from error
+        raise AttuneError(f"{path}: damaged Parquet: {one_line(error)}") from error
 
 
-def read_table(path: str | Path, required: Sequence[str]) -> Iterator[Row]:
-    """Rows of a Parquet, CSV (`.csv`, `.tsv`) or else JSON-lines file.
+def read_table(path: Path, required: Sequence[str]) -> Iterator[Row]:
+    """Rows of a Parquet or CSV (`.csv`, `.tsv`) file; any other file is read as JSON lines.
 
     Raises:
-        AttuneError: as the reader of that kind.
+        AttuneError: as the reader of that format.
     """
-    path = Path(path)
     if is_parquet(path):
         return read_parquet(path)
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -142,70 +145,64 @@ def read_table(path: str | Path, required: Sequence[str]) -> Iterator[Row]:
     return read_jsonl(path)
 
 
-def read_json_entries(path: str | Path) -> Iterator[Row]:
-    """Entries of a JSON file `{"data": [...]}` or `[...]`; one that is no object has its error.
+def intact(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    """The values of rows.
+
+    Raises:
+        AttuneError: a row is malformed.
+    """
+    for row in rows:
+        if row.error:
+            raise AttuneError(f"{row.source}: {row.error}")
+        yield row.values
+
+
+def read_json_entries(path: Path) -> Iterator[Row]:
+    """Entries of a JSON file `{"data": [...]}` or `[...]`.
+
+    An entry that is not an object becomes a row with an error.
 
     Raises:
         AttuneError: missing file, or not JSON in that form.
     """
-    path = Path(path)
     for number, entry in enumerate(_json_list(path), start=1):
-        source = f"{path}:{number}"
-        if not isinstance(entry, dict):
-            yield Row(source, {}, f"expected an object, found {type(entry).__name__}")
-        elif not _is_encodable(entry):
-            yield Row(source, {}, "holds half a character (a lone \\u escape)")
-        else:
-            yield Row(source, entry)
-
-
-def first_fields(path: Path) -> list[str]:
-    """The fields of the first row that is no comment, to tell forms of a file without header.
-
-    Raises:
-        AttuneError: as `read_csv`.
-    """
-    with open_text(path) as file:
-        try:
-            for fields in csv.reader(file, strict=True):
-                if fields and not fields[0].startswith("# "):
-                    return fields
-        except csv.Error as error:
-            raise AttuneError(f"{path}: not valid CSV: {_why(error)}") from error
-    raise AttuneError(f"{path}: no rows")
+        yield object_row(f"{path}:{number}", entry)
 
 
 def raw_rows(path: Path, lines: Collection[int]) -> dict[int, str]:
-    """The text of rows as it stands in the file, by the number in their `Row.source`.
+    """The text of rows in the file, keyed by the number in their `Row.source`.
 
-    At most `MAX_RAW` characters each; a quoted record over several lines whole; Parquet rows and
-    JSON entries as JSON.  Numbers that the file does not have are left out.  One pass.
+    At most `MAX_RAW` characters each.  A quoted record over several lines is one text; Parquet
+    rows and JSON entries are given as JSON.  Numbers that the file does not have are left out.
 
     Raises:
-        AttuneError: the file is missing or of no kind that catalogs have.
+        AttuneError: the file is missing or is not a catalog file.
     """
-    wanted = sorted({number for number in lines if number > 0})
+    wanted = dict.fromkeys(sorted(number for number in lines if number > 0))
     if not wanted:
         return {}
-    if is_parquet(path) or path.suffix.lower() == ".json":
-        entries: Iterable[Any] = (
-            (row.values for row in read_parquet(path)) if is_parquet(path) else _json_list(path)
-        )
-        chosen = set(wanted)
-        return {
-            number: json.dumps(_escaped(entry), ensure_ascii=False, default=str)[:MAX_RAW]
-            for number, entry in enumerate(entries, start=1)
-            if number in chosen
-        }
-    check_file(path)
-    with open_text_anyhow(path) as file:
-        return dict(_raw_lines(file, wanted))
+    entries: Iterable[Any]
+    if is_parquet(path):
+        entries = (row.values for row in read_parquet(path))
+    elif path.suffix.lower() == ".json":
+        entries = _json_list(path)
+    else:
+        check_file(path)
+        with open_text_anyhow(path) as file:
+            return dict(_raw_lines(file, wanted))
+    texts = {
+        number: json.dumps(entry, ensure_ascii=False, default=str)
+        for number, entry in enumerate(entries, start=1)
+        if number in wanted
+    }
+    # Half a character cannot be shown or stored.
+    return {n: text.encode(errors="replace").decode()[:MAX_RAW] for n, text in texts.items()}
 
 
-def _raw_lines(file: TextIO, wanted: Sequence[int]) -> Iterator[tuple[int, str]]:
+def _raw_lines(file: TextIO, wanted: Iterable[int]) -> Iterator[tuple[int, str]]:
     numbered = enumerate(file, start=1)
     delimiter = ","
-    left = list(reversed(wanted))
+    left = list(wanted)[::-1]
     for number, line in numbered:
         if number == 1:
             delimiter = max(_DELIMITERS, key=_QUOTED.sub("", line).count)
@@ -213,7 +210,8 @@ def _raw_lines(file: TextIO, wanted: Sequence[int]) -> Iterator[tuple[int, str]]
             continue
         taken = [line]
         if not line.lstrip().startswith("{"):  # in JSON lines a row is a line
-            # The csv module decides where a record ends; of an open quote it soon has enough.
+            # The csv module decides where a record ends.  After a quote that is never closed it
+            # stops at its field limit.
             record = csv.reader(
                 _tee(chain([line], (text for _, text in numbered)), taken), delimiter=delimiter
             )
@@ -234,7 +232,7 @@ def _tee(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
 
 
 def _delimiter(file: TextIO, required: Sequence[str]) -> str:
-    """The one that gives the first line the required columns; a comma if none does."""
+    """The delimiter that splits the first line into the required columns; a comma if none does."""
     first = next((line for line in file if line.strip()), "")
     file.seek(0)
     for delimiter in _DELIMITERS:
@@ -253,7 +251,7 @@ def _check_columns(path: Path, columns: list[str], required: Sequence[str]) -> N
         )
     twice = [name for name in required if columns.count(name) > 1]
     if twice:
-        raise AttuneError(f"{path}: column {twice[0]} is there twice")
+        raise AttuneError(f"{path}: the header names column {twice[0]} twice")
 
 
 def _why(error: csv.Error) -> str:
@@ -261,29 +259,37 @@ def _why(error: csv.Error) -> str:
     if "end of data" in text:
         return "ends inside a quoted field: the file is cut short, or a quote is not closed"
     if "field limit" in text:
-        return f"a field of over {csv.field_size_limit()} characters: a quote is not closed?"
+        return f"a field of over {csv.field_size_limit()} characters: perhaps a quote is not closed"
     return text
 
 
-def _json_row(source: str, line: str) -> Row:
+def object_row(source: str, value: Any, has_escapes: bool = True) -> Row:
+    """A row from a JSON value; its error if the value is not an object or has half a character."""
+    if not isinstance(value, dict):
+        return Row(source, {}, f"expected an object, found {type(value).__name__}")
     try:
-        values = json.loads(line, parse_constant=_constant)
-        # An escape can stand for half a character, which no file can hold.
-        if "\\u" in line and not _is_encodable(values):
-            return Row(source, {}, "holds half a character (a lone \\u escape)")
+        if has_escapes:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Row(source, {}, "has half a character (a single \\u escape of a pair)")
+    return Row(source, value)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; NaN is None.
+
+    Raises:
+        AttuneError: missing file, another kind of file, or not JSON.
+    """
+    check_file(path)
+    try:
+        return json.loads(path.read_bytes(), parse_constant=_constant)
     except (ValueError, RecursionError) as error:
-        return Row(source, {}, f"not valid JSON: {one_line(error)}")
-    if isinstance(values, dict):
-        return Row(source, values)
-    return Row(source, {}, f"expected an object, found {type(values).__name__}")
+        raise AttuneError(f"{path}: not valid JSON: {one_line(error)}") from error
 
 
 def _json_list(path: Path) -> list[Any]:
-    check_file(path)
-    try:
-        data = json.loads(path.read_bytes(), parse_constant=_constant)
-    except (ValueError, RecursionError) as error:
-        raise AttuneError(f"{path}: not valid JSON: {one_line(error)}") from error
+    data = read_json(path)
     entries = data.get("data") if isinstance(data, dict) else data
     if not isinstance(entries, list):
         raise AttuneError(f'{path}: expected {{"data": [...]}} or a list of entries')
@@ -291,35 +297,5 @@ def _json_list(path: Path) -> list[Any]:
 
 
 def _constant(name: str) -> float | None:
-    """NaN, Infinity or -Infinity of JSON; None for the first, by which pandas writes nothing."""
+    """NaN, Infinity or -Infinity in JSON.  NaN becomes None: pandas writes it for no value."""
     return None if name == "NaN" else float(name)
-
-
-def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """The same of a Parquet row."""
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in values.items()
-    }
-
-
-def _is_encodable(values: Any) -> bool:
-    try:
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _escaped(value: Any) -> Any:
-    """With half characters replaced, so that the row can be shown and stored."""
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    if isinstance(value, dict):
-        return {_escaped(key): _escaped(item) for key, item in value.items()}
-    return [_escaped(item) for item in value] if isinstance(value, list) else value
-
-
-def one_line(value: object) -> str:
-    """What a file says, fit for a message."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())[:200]

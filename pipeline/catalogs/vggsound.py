@@ -1,28 +1,26 @@
-"""VGG-Sound: `vggsound.csv`, or the older `test.csv`; told apart by their columns.
+"""VGG-Sound: `vggsound.csv`, or the older `test.csv`; recognized by the number of columns.
 
 Neither has a header.  `vggsound.csv` has `YTID,start,label,split` for both splits; `test.csv` has
-`YTID_SSSSSS.mp4,label`, the start in six digits.  Clips are 10 s; the label is the tag, commas and
-all.  Audio lies in one folder as `YTID_SSSSSS.ext`, `YTID_START.ext` or `YTID.ext`.
+`YTID_SSSSSS.mp4,label`, the start in six digits.  Clips are 10 s.  The label with its commas is the
+tag.  Audio is in one folder as `YTID_SSSSSS.ext`, `YTID_START.ext` or `YTID.ext`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from common.errors import AttuneError
-from common.schema import Record
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate_stem
-from pipeline.catalogs.tables import Row, first_fields, read_csv
+from pipeline.catalogs.tables import Row, read_csv
 from pipeline.catalogs.values import whole_seconds
 
 CLIP_SECONDS = 10.0
 _FULL = ("youtube_id", "start", "label", "split")
 _TEST = ("file", "label")
-# Ids hold `_` and `-` themselves: the start is behind the last one.
+# Ids can contain `_` and `-`: the start is after the last `_`.
 _FILE = re.compile(r"(?P<youtube_id>.+)_(?P<start>[0-9]{1,9})\.[a-z0-9]+", re.IGNORECASE)
 
 
@@ -33,25 +31,21 @@ class VggSound(Catalog):
     """vggsound.csv (train and test) or test.csv."""
     audio: CatalogPath | None = None
 
-    def sources(self) -> list[Path]:
-        return [self.clips]
-
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
         columns = self._columns()
         for number, row in enumerate(read_csv(self.clips, columns, header=columns)):
             if number == 0 and str(row.values.get("start")).lower().startswith("start"):
-                continue  # a header row that some copies have
+                continue  # some copies have a header row
             yield self._outcome(row, root)
 
     def _columns(self) -> tuple[str, ...]:
-        found = first_fields(self.clips)
-        for columns in (_FULL, _TEST):
-            if len(found) == len(columns):
-                return columns
+        first = next(read_csv(self.clips, (), header="abcde"), Row("", {}))
+        if len(first.values) in (len(_FULL), len(_TEST)):
+            return _FULL if len(first.values) == len(_FULL) else _TEST
         raise AttuneError(
             f"{self.clips}: expected vggsound.csv (YTID,start,label,split) or test.csv "
-            f"(YTID_SSSSSS.mp4,label), found {len(found)} column{'s' * (len(found) > 1)}"
+            f"(YTID_SSSSSS.mp4,label), found {len(first.values)} columns"
         )
 
     def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
@@ -72,13 +66,11 @@ class VggSound(Catalog):
             group = f"youtube:{youtube_id}" if youtube_id else ""
             split = split if split in ("train", "test") else ""
             return self.malformed(row.source, youtube_id, problem, group_id=group, split=split)
-        record = Record(
-            dataset=self.label,
-            native_id=f"{youtube_id}_{at}",
-            group_id=f"youtube:{youtube_id}",
+        record = self.record(
+            row.source,
+            f"{youtube_id}_{at}",
+            f"youtube:{youtube_id}",
             split=split,
-            audio_uri="",
-            source=row.source,
             tags=[label],
             clip=f"youtube:{youtube_id}@{at}",
             stated_s=CLIP_SECONDS,

@@ -1,24 +1,21 @@
 """WavCaps: one JSON file per source, `{"data": [{"id", "caption", "duration", ...}]}`.
 
 Ids are `Y<YTID>.wav` in AudioSet's file, numbers in Freesound's and SoundBible's, file stems in the
-BBC's.  Audio lies in one folder as `ID.ext`.  AudioSet ids come without the start of their 10 s, so
-those clips are known by their group alone.
+BBC's.  Audio is in one folder as `ID.ext`.  AudioSet ids do not contain the start of the 10 s, so
+these clips have a group but no `clip`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from common.schema import Record
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
 from pipeline.catalogs.tables import Row, read_json_entries
-from pipeline.catalogs.values import audio_stem, keywords, length, text
+from pipeline.catalogs.values import audio_stem, keywords, length, text, texts
 
-_YOUTUBE_ID = 11
-"""Characters."""
+_YOUTUBE_ID = 11  # characters
 
 
 class WavCaps(Catalog):
@@ -27,12 +24,9 @@ class WavCaps(Catalog):
     captions: CatalogPath
     """as_final.json, fsd_final.json, bbc_final.json or sb_final.json."""
     source: Literal["audioset", "freesound", "bbc", "soundbible"]
-    """Which of them it is."""
+    """Which of these lists `captions` is."""
     audio: CatalogPath | None = None
     split: Split = "train"
-
-    def sources(self) -> list[Path]:
-        return [self.captions]
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
@@ -43,29 +37,24 @@ class WavCaps(Catalog):
         stem = audio_stem(_text(row.values.get("id")) or "")
         group = self._group(stem)
         if row.error or not group:
-            detail = row.error or f"id: no {self.source} id: {row.values.get('id')!r:.80}"
-            return self.malformed(row.source, stem, detail)
-        caption = _text(row.values.get("caption"))
-        link = _text(row.values.get("href")) or _text(row.values.get("download_link"))
-        record = Record(
-            dataset=self.label,
-            native_id=f"{self.source}/{stem}",
-            group_id=group,
-            split=self.split,
-            audio_uri="",
-            source=row.source,
+            found = f"id: no {self.source} id: {row.values.get('id')!r:.80}"
+            return self.malformed(row.source, stem, row.error or found)
+        record = self.record(
+            row.source,
+            f"{self.source}/{stem}",
+            group,
             tags=keywords(row.values.get("tags")),
-            captions=[caption] if caption else [],
+            captions=texts(_text(row.values.get("caption"))),
             title=_text(row.values.get("title")),
             artist=_text(row.values.get("author")),
-            attribution=link,
+            attribution=_text(row.values.get("href")) or _text(row.values.get("download_link")),
             clip=group if self.source in ("freesound", "bbc") else "",
             stated_s=length(row.values.get("duration")),
         )
         return locate_stem(record, root, stem)
 
     def _group(self, stem: str) -> str:
-        """Of a file; empty if its id is not of this source."""
+        """The group of a file; empty if the id is not one of this source."""
         if self.source == "audioset":
             youtube_id = stem[1:]
             whole = stem.startswith("Y") and len(youtube_id) == _YOUTUBE_ID
@@ -76,5 +65,5 @@ class WavCaps(Catalog):
 
 
 def _text(value: Any) -> str | None:
-    """Of a text or number: a list or object in its place is no value."""
+    """A text or number as text; None for anything else, such as a list."""
     return text(value) if isinstance(value, (str, int, float)) else None

@@ -1,4 +1,4 @@
-"""Write the embedded corpus as AudioSet, AudioCaps, Clotho and a music catalog lie on disk.
+"""Write the embedded corpus as files of AudioSet, AudioCaps, Clotho and a music catalog.
 
     OUT/audioset/   class_labels_indices.csv  balanced_train_segments.csv  eval_segments.csv
                     balanced_train_segments/YTID.wav  eval_segments/YTID.wav
@@ -7,28 +7,29 @@
                     development/*.wav
     OUT/music/      catalog.jsonl  audio/*.flac
 
-Headers, quoting, encodings and the datasets' file-name quirks are those of the real files.  Among
-the clips are speech-labelled ones, captions of which nothing is left after text processing, and
-broken files, so that each refusal of the pipeline has something to refuse.
+Headers, quoting, encodings and odd file names are those of the real files.  Some clips are labelled
+as speech, some captions lose all words in text processing, and some files are broken, so that every
+kind of refusal happens.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 from scipy.io import wavfile
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from pipeline.corpus.music import MUSIC_RATE, TRACKS, render_track
 from pipeline.corpus.sounds import CLASSES, SAMPLE_RATE, Params, SoundClass, draw_params, render
 
@@ -42,6 +43,8 @@ CLOTHO_CLIPS = 48
 SPEECH_CLIPS = 6
 BROKEN = ("truncated", "zero_byte", "not_audio", "nan", "silent", "too_short")
 """One broken AudioSet file of each kind."""
+SPEECH_MID = "/m/09x0r"
+_SPEECH, _BROKEN = 2, 3  # numbers of the AudioSet parts in the seeds of their clips
 
 _COUNTS = ("once", "twice", "three times", "4 times", "five times", "6 times")
 _LEVELS = ("far away", "quietly", "nearby", "loudly")
@@ -57,7 +60,7 @@ _CLOTHO_NAMES = (
 
 @dataclass(frozen=True)
 class Clip:
-    """One synthesized clip and the words for it."""
+    """One synthesized clip: its sound and its captions."""
 
     events: tuple[SoundClass, ...]
     params: tuple[Params, ...]
@@ -65,21 +68,15 @@ class Clip:
     seed: tuple[int, ...]
 
     def render(self) -> np.ndarray:
-        return render(
-            list(self.events), self.seconds, list(self.params), np.random.default_rng(self.seed)
-        )
+        return render(self.events, self.seconds, self.params, np.random.default_rng(self.seed))
 
     def caption(self, rng: np.random.Generator) -> str:
         """One natural sentence, e.g. "A dog barks three times, then a siren wails loudly"."""
         parts = []
         for event, p in zip(self.events, self.params, strict=True):
-            words = f"{event.subject} {event.verb}"
-            extra = int(rng.integers(0, 3))
-            if extra == 1:
-                words += f" {_COUNTS[p.count]}"
-            elif extra == 2:
-                words += f" {_LEVELS[min(3, int((p.level_db + 18) / 4.1))]}"
-            parts.append(words)
+            level = _LEVELS[min(3, int((p.level_db + 18) / 4.1))]
+            more = ("", f" {_COUNTS[p.count]}", f" {level}")[int(rng.integers(0, 3))]
+            parts.append(f"{event.subject} {event.verb}{more}")
         joint = (", then ", " followed by ", " and after that ")[int(rng.integers(0, 3))]
         sentence = joint.join(parts)
         return sentence[0].upper() + sentence[1:]
@@ -88,10 +85,10 @@ class Clip:
 def write_corpus(
     out: Path, seed: int = 0, progress: Callable[[str], None] = lambda line: None
 ) -> dict[str, int]:
-    """Write the whole corpus below `out`; a finished one of the same version and seed is kept.
+    """Write the whole corpus into `out`; a finished one with the same version and seed is kept.
 
     Args:
-        out: folder to create. A folder that holds something else is refused, not overwritten.
+        out: folder to create.  A folder with anything else in it is refused, not overwritten.
         seed: same seed, same bytes.
         progress: called with one line per dataset.
 
@@ -101,45 +98,46 @@ def write_corpus(
     Raises:
         AttuneError: `out` exists and is not an embedded corpus, or cannot be written.
     """
-    try:
-        return _write_corpus(out, seed, progress)
-    except OSError as error:
-        raise AttuneError(f"{out}: cannot write the corpus there: {error.strerror}") from error
-    except soundfile.LibsndfileError as error:
-        raise AttuneError(f"{out}: cannot write the corpus there: {error.error_string}") from error
-
-
-def _write_corpus(out: Path, seed: int, progress: Callable[[str], None]) -> dict[str, int]:
-    marker = out / "corpus.json"
     stamp = {"version": CORPUS_VERSION, "seed": seed}
-    if marker.is_file():
-        try:
-            found = json.loads(marker.read_text())
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-            raise AttuneError(f"{marker}: is damaged; delete {out} to have the corpus made anew")
+    try:
+        found = _finished(out)
         if {key: found.get(key) for key in stamp} == stamp:
             progress(f"corpus in {out} is complete; kept")
             return dict(found["files"])
-    elif out.exists() and any(out.iterdir()):
-        raise AttuneError(f"{out} exists and is not an embedded corpus; name an empty folder")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    files = {}
-    for name, write in (
-        ("audioset", _write_audioset),
-        ("audiocaps", _write_audiocaps),
-        ("clotho", _write_clotho),
-        ("music", _write_music),
-    ):
-        files[name] = write(partial / name, seed)
-        progress(f"{name}: {files[name]} audio files")
-    (partial / "corpus.json").write_text(json.dumps(stamp | {"files": files}, indent=2) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
-    return files
+        partial = out.with_name(out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        files = {}
+        for name, write in (
+            ("audioset", _write_audioset),
+            ("audiocaps", _write_audiocaps),
+            ("clotho", _write_clotho),
+            ("music", _write_music),
+        ):
+            (partial / name).mkdir(parents=True)
+            files[name] = write(partial / name, seed)
+            progress(f"{name}: {files[name]} audio files")
+        (partial / "corpus.json").write_text(json.dumps(stamp | {"files": files}, indent=2) + "\n")
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+        return files
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise AttuneError(f"{out}: cannot write the corpus there: {one_line(error)}") from error
+
+
+def _finished(out: Path) -> dict[str, Any]:
+    """The content of corpus.json; empty if there is no corpus yet."""
+    marker = out / "corpus.json"
+    if not marker.is_file():
+        if out.exists() and any(out.iterdir()):
+            raise AttuneError(f"{out} exists and is not an embedded corpus; name an empty folder")
+        return {}
+    try:
+        found = json.loads(marker.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise AttuneError(f"{marker}: is damaged; delete {out} to have the corpus made again")
+    return found
 
 
 # --- clips ----------------------------------------------------------------------------------------
@@ -153,8 +151,7 @@ def _clip(seed: int, dataset: int, index: int, events: tuple[SoundClass, ...]) -
 
 
 def _pair(rng: np.random.Generator) -> tuple[SoundClass, ...]:
-    first, second = rng.choice(len(CLASSES), size=2, replace=False)
-    return CLASSES[int(first)], CLASSES[int(second)]
+    return tuple(CLASSES[i] for i in rng.choice(len(CLASSES), size=2, replace=False))
 
 
 def youtube_id(*key: int) -> str:
@@ -174,44 +171,35 @@ def _save(path: Path, wave: np.ndarray, rate: int = SAMPLE_RATE) -> None:
 
 
 def _write_audioset(root: Path, seed: int) -> int:
-    root.mkdir()
     with (root / "class_labels_indices.csv").open("w", newline="") as file:
         file.write("index,mid,display_name\n")
-        names = [("Speech", "/m/09x0r"), *((c.name, c.mid) for c in CLASSES)]
+        names = [("Speech", SPEECH_MID), *((c.name, c.mid) for c in CLASSES)]
         for index, (name, mid) in enumerate(names):
             file.write(f'{index},{mid},"{name}"\n')
 
     rng = np.random.default_rng((seed, 1))
     train: list[tuple[SoundClass, ...]] = [(c,) for c in CLASSES for _ in range(TRAIN_PER_CLASS)]
     train += [_pair(rng) for _ in range(TWO_EVENT_CLIPS)]
-    rows = []
-    for index, events in enumerate(train):
-        clip = _clip(seed, 1, index, events)
-        name = youtube_id(seed, 1, index)
-        _save(root / "balanced_train_segments" / f"{name}.wav", clip.render())
-        rows.append((name, clip.seconds, [event.mid for event in events]))
-    for index in range(SPEECH_CLIPS):
-        events = (CLASSES[index],)
-        clip = _clip(seed, 2, index, events)
-        name = youtube_id(seed, 2, index)
-        _save(root / "balanced_train_segments" / f"{name}.wav", clip.render())
-        rows.append((name, clip.seconds, ["/m/09x0r", events[0].mid]))
-    for index, kind in enumerate(BROKEN):
-        clip = _clip(seed, 3, index, (CLASSES[index],))
-        name = youtube_id(seed, 3, index)
-        _save_broken(root / "balanced_train_segments" / f"{name}.wav", clip, kind)
-        rows.append((name, clip.seconds, [CLASSES[index].mid]))
-    _write_segments(root / "balanced_train_segments.csv", rows)
-    count = len(rows)
-
-    rows = []
-    for index, event in enumerate(c for c in CLASSES for _ in range(EVAL_PER_CLASS)):
-        clip = _clip(seed, 4, index, (event,))
-        name = youtube_id(seed, 4, index)
-        _save(root / "eval_segments" / f"{name}.wav", clip.render())
-        rows.append((name, clip.seconds, [event.mid]))
-    _write_segments(root / "eval_segments.csv", rows)
-    return count + len(rows)
+    listed: dict[str, list[tuple[str, float, list[str]]]] = {"balanced_train": [], "eval": []}
+    for part, dataset, clips in (
+        ("balanced_train", 1, train),
+        ("balanced_train", _SPEECH, [(c,) for c in CLASSES[:SPEECH_CLIPS]]),
+        ("balanced_train", _BROKEN, [(c,) for c in CLASSES[: len(BROKEN)]]),
+        ("eval", 4, [(c,) for c in CLASSES for _ in range(EVAL_PER_CLASS)]),
+    ):
+        for index, events in enumerate(clips):
+            clip = _clip(seed, dataset, index, events)
+            name = youtube_id(seed, dataset, index)
+            path = root / f"{part}_segments" / f"{name}.wav"
+            if dataset == _BROKEN:
+                _save_broken(path, clip, BROKEN[index])
+            else:
+                _save(path, clip.render())
+            mids = [SPEECH_MID] * (dataset == _SPEECH) + [event.mid for event in events]
+            listed[part].append((name, clip.seconds, mids))
+    for part, rows in listed.items():
+        _write_segments(root / f"{part}_segments.csv", rows)
+    return sum(map(len, listed.values()))
 
 
 def _write_segments(path: Path, rows: list[tuple[str, float, list[str]]]) -> None:
@@ -234,27 +222,22 @@ def _save_broken(path: Path, clip: Clip, kind: str) -> None:
     elif kind == "not_audio":
         path.write_text("<html><body>404: this clip is no longer available</body></html>\n")
     elif kind == "truncated":
-        buffer = io.BytesIO()
-        soundfile.write(buffer, wave, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-        path.write_bytes(buffer.getvalue()[: len(wave) // 2])
+        _save(path, wave)
+        os.truncate(path, len(wave) // 2)
     elif kind == "nan":
         wave[1000:1100] = np.nan
-        # Not libsndfile: it stamps the time into the PEAK chunk of a float file.
+        # libsndfile would write the time into the PEAK chunk of a float file.
         wavfile.write(path, SAMPLE_RATE, wave)
     elif kind == "silent":
         _save(path, np.zeros_like(wave))
-    elif kind == "too_short":
+    else:  # too_short
         _save(path, wave[:6], rate=44_100)  # 0.14 ms
-    else:
-        raise ValueError(kind)
 
 
 # --- AudioCaps ------------------------------------------------------------------------------------
 
 
 def _write_audiocaps(root: Path, seed: int) -> int:
-    root.mkdir()
-    total = 0
     for split, dataset, count in (("train", 5, AUDIOCAPS_TRAIN), ("val", 6, AUDIOCAPS_VAL)):
         rng = np.random.default_rng((seed, dataset))
         with (root / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -268,14 +251,14 @@ def _write_audiocaps(root: Path, seed: int) -> int:
                 start = int(rng.integers(0, 59)) * 10
                 captions = [clip.caption(rng)]
                 if split == "train" and index == 7:
-                    captions = ["It was the 3rd one"]  # nothing is left of it
+                    captions = ["It was the 3rd one"]  # text processing drops every word
                 elif split == "train" and index in (8, 9):
                     captions = [f"A man gives a speech while {clip.caption(rng).lower()}"]
                 elif split == "val":
                     captions = [clip.caption(rng) for _ in range(5)]
                 for k, caption in enumerate(captions):
                     writer.writerow([10_000 * dataset + 5 * index + k, name, start, caption])
-                # Half at 44.1 kHz stereo: real collections are never of one rate.
+                # Half of the files at 44.1 kHz stereo: real collections mix sample rates.
                 path = root / split / f"{name}_{start}.wav"
                 wave = clip.render()
                 if index % 2:
@@ -283,35 +266,23 @@ def _write_audiocaps(root: Path, seed: int) -> int:
                     _save(path, np.stack([wide, 0.8 * wide], axis=1), 44_100)
                 else:
                     _save(path, wave)
-                total += 1
-    return total
+    return AUDIOCAPS_TRAIN + AUDIOCAPS_VAL
 
 
 # --- Clotho ---------------------------------------------------------------------------------------
 
 
 def _write_clotho(root: Path, seed: int) -> int:
-    root.mkdir()
     rng = np.random.default_rng((seed, 7))
-    captions_file = (root / "clotho_captions_development.csv").open("w", newline="")
-    metadata_file = (root / "clotho_metadata_development.csv").open(
-        "w", newline="", encoding="latin-1"
-    )
-    with captions_file, metadata_file:
+    with (
+        (root / "clotho_captions_development.csv").open("w", newline="") as captions_file,
+        (root / "clotho_metadata_development.csv").open("w", encoding="latin-1") as metadata_file,
+    ):
         captions = csv.writer(captions_file, lineterminator="\n")
         metadata = csv.writer(metadata_file, lineterminator="\n")
         captions.writerow(["file_name", *(f"caption_{k}" for k in range(1, 6))])
-        metadata.writerow(
-            [
-                "file_name",
-                "keywords",
-                "sound_id",
-                "sound_link",
-                "start_end_samples",
-                "manufacturer",
-                "license",
-            ]
-        )
+        columns = ["file_name", "keywords", "sound_id", "sound_link", "start_end_samples"]
+        metadata.writerow([*columns, "manufacturer", "license"])
         for index in range(CLOTHO_CLIPS):
             events = (CLASSES[index % len(CLASSES)],) if index % 2 else _pair(rng)
             clip = _clip(seed, 7, index, events)
@@ -323,23 +294,16 @@ def _write_clotho(root: Path, seed: int) -> int:
             texts = [clip.caption(rng) for _ in range(5)]
             texts = [text + ("." if k % 2 else "") for k, text in enumerate(texts)]
             if index == 5:
-                texts = [
-                    "There are two of them.",
-                    "It is this one",
-                    "They were 5 of those",
-                    "here and there",
-                    "That is it.",
-                ]
+                texts = ["There are two of them.", "It is this one", "They were 5 of those"]
+                texts += ["here and there", "That is it."]
             captions.writerow([name, *texts])
-            sound_id = 900_000 + index if index % 11 else "Not found"
-            span = f"[0, {round(clip.seconds * 44_100)}]" if index % 3 else ""
+            sound_id, link = 900_000 + index, f"https://example.org/sounds/{900_000 + index}"
             metadata.writerow(
                 [
                     name,
                     ";".join(event.name.lower() for event in events),
-                    sound_id,
-                    f"https://example.org/sounds/{900_000 + index}" if index % 11 else "Not found",
-                    span,
+                    *((sound_id, link) if index % 11 else ("Not found", "Not found")),
+                    f"[0, {round(clip.seconds * 44_100)}]" if index % 3 else "",
                     "g\xe9n\xe9rateur" if index == 4 else "generator",
                     "http://creativecommons.org/publicdomain/zero/1.0/",
                 ]
@@ -352,12 +316,11 @@ def _write_clotho(root: Path, seed: int) -> int:
 
 
 def _write_music(root: Path, seed: int) -> int:
-    (root / "audio").mkdir(parents=True)
     with (root / "catalog.jsonl").open("w", encoding="utf-8") as file:
         for index, track in enumerate(TRACKS):
-            name = track.title.lower().replace(" ", "_") + ".flac"
+            name = track.title.lower().replace(" ", "_")
             wave = render_track(track, np.random.default_rng((seed, 8, index)))
-            _save(root / "audio" / name, wave, MUSIC_RATE)
+            _save(root / "audio" / f"{name}.flac", wave, MUSIC_RATE)
             row = {
                 "title": track.title,
                 "artist": track.artist,
@@ -367,9 +330,9 @@ def _write_music(root: Path, seed: int) -> int:
                 "moods": list(track.moods),
                 "keywords": [track.instrument, track.genre],
                 "description": f"A {track.moods[0]} {track.genre} track with {track.instrument}",
-                "name": track.title.lower().replace(" ", "_"),
+                "name": name,
                 "instrument": track.instrument,
-                "path": name,
+                "path": f"{name}.flac",
                 "license": "CC0-1.0",
             }
             file.write(json.dumps(row) + "\n")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.corpus.sounds import add_event
 
 MUSIC_RATE = 32_000
 """Hz."""
@@ -15,7 +18,7 @@ KEYS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 @dataclass(frozen=True)
 class Track:
-    """What one track is made of; also its catalog row."""
+    """The description of one track, for synthesis and for its catalog row."""
 
     title: str
     artist: str
@@ -31,14 +34,7 @@ class Track:
 TRACKS: tuple[Track, ...] = (
     Track("Morning Steps", "Generator A", "folk", "guitar", "G", "major", 96, 44, ("calm",)),
     Track(
-        "Night Line",
-        "Generator A",
-        "house",
-        "synthesizer",
-        "A",
-        "minor",
-        124,
-        60,
+        "Night Line", "Generator A", "house", "synthesizer", "A", "minor", 124, 60,
         ("driving", "dark"),
     ),
     Track("Paper Lanterns", "Generator B", "ambient", "pad", "D", "major", 70, 72, ("dreamy",)),
@@ -51,7 +47,7 @@ TRACKS: tuple[Track, ...] = (
     Track("Harbour", "Generator C", "jazz", "organ", "A#", "major", 88, 64, ("warm", "relaxed")),
     Track("Sparks", "Generator D", "chiptune", "square lead", "C", "major", 150, 40, ("bright",)),
     Track("Slow Tide", "Generator D", "cinematic", "strings", "C#", "minor", 60, 90, ("sad",)),
-)
+)  # fmt: skip
 
 _PARTIALS = {
     "guitar": (1, 0.5, 0.35, 0.2, 0.1),
@@ -87,22 +83,15 @@ def _drum(rng: np.random.Generator, kind: str) -> NDArray[np.float64]:
         return np.sin(2 * np.pi * np.cumsum(frequency) / MUSIC_RATE) * np.exp(-t / 0.08)
     hiss = rng.standard_normal(len(t))
     if kind == "snare":
-        return 0.5 * hiss * np.exp(-t / 0.05) + 0.5 * np.sin(2 * np.pi * 190 * t) * np.exp(
-            -t / 0.04
-        )
+        body = np.sin(2 * np.pi * 190 * t)
+        return 0.5 * hiss * np.exp(-t / 0.05) + 0.5 * body * np.exp(-t / 0.04)
     return 0.25 * np.diff(hiss, prepend=0.0) * np.exp(-t / 0.02)
 
 
 def render_track(track: Track, rng: np.random.Generator) -> NDArray[np.float32]:
     """Synthesize a track: float32 [seconds * MUSIC_RATE], peak -3 dB full scale."""
     out = np.zeros(round(track.seconds * MUSIC_RATE))
-
-    def place(wave: NDArray[np.float64], at: float, gain: float) -> None:
-        start = round(at * MUSIC_RATE)
-        stop = min(len(out), start + len(wave))
-        if start < stop:
-            out[start:stop] += gain * wave[: stop - start]
-
+    place = partial(add_event, out, rate=MUSIC_RATE)
     beat = 60.0 / track.bpm
     tonic = 48 + KEYS.index(track.key)
     third = 4 if track.mode == "major" else 3

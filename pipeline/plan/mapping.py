@@ -1,13 +1,13 @@
 """Maps over independent items: in this process, or on Ray.
 
-What the items give comes back in their order either way, so a plan does not depend on where, or in
-how many pieces, it was worked out.
+The results come back in the order of the items in both cases, so a plan does not depend on where,
+or in how many pieces, it was made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -16,12 +16,8 @@ from pipeline.ray_errors import find_mistake
 Item = TypeVar("Item")
 
 
-class Mapper(Protocol):
-    """`function` over `items`: the tables that each item gives, in order."""
-
-    def __call__(
-        self, function: Callable[[Item], Iterable[pa.Table]], items: Sequence[Item]
-    ) -> Iterator[pa.Table]: ...
+Mapper = Callable[[Callable[[Any], Iterable[pa.Table]], Sequence[Any]], Iterator[pa.Table]]
+"""Call `function` on each of `items` and give the tables in order."""
 
 
 def map_here(
@@ -35,21 +31,22 @@ def map_here(
 def map_on_ray(
     function: Callable[[Item], Iterable[pa.Table]], items: Sequence[Item]
 ) -> Iterator[pa.Table]:
-    """As a Ray Data map over the running Ray: a task per item, on any node.
+    """As a Ray Data map on the running Ray: one task per item, on any node.
 
     Raises:
-        AttuneError: what `function` raised; Ray's own errors pass through.
+        AttuneError: raised by `function`; Ray's own errors are raised as they are.
     """
     import ray
     import ray.data
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    numbered = [{"item": [item]} for item in items]  # boxed: Ray would take a sequence apart
+    numbered = [{"item": [item]} for item in items]  # in a list: Ray would split a tuple
 
     def one(batch: dict[str, Any]) -> Iterator[pa.Table]:
         for box in batch["item"]:
             for table in function(box[0]):
-                # A table in a cell: Ray may cut and join blocks, and dictionaries with them.
+                # The whole table in one cell: Ray cuts and joins its own tables, and then their
+                # dictionaries differ.
                 yield {"table": [_to_bytes(table)]}
 
     data = ray.data.from_items(numbered, override_num_blocks=max(1, len(items)))

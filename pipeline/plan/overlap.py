@@ -1,5 +1,6 @@
-"""One stretch of sound in two datasets: AudioCaps lies inside AudioSet, Clotho and FSD50K meet on
-Freesound.  Found by `clip`, counted always, and kept or merged by a named policy.
+"""The same clip in two datasets: AudioCaps is part of AudioSet, Clotho and FSD50K share Freesound.
+
+Such clips are found by the column `clip` and always counted.  A policy keeps or merges them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ _LISTS = ("tags", "captions", "prompts")
 def resolve_overlaps(
     rows: pa.Table, labels: Sequence[str], policy: OverlapPolicy
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Count the clips that datasets share and, under `merge`, make one row of each.
+    """Count the clips that datasets share and, with `merge`, merge tkept rows.
 
     Args:
         rows: `ROWS` and `prompts`.
-        labels: of the datasets, in the recipe's order.
+        labels: names of the datasets, in the recipe's order.
 
     Returns:
-        rows, and the number of shared clips by `A + B`.
+        The rows, and the number of shared clips by `DATASET + DATASET`.
     """
     candidates = _shared(rows)
     clip = plain(rows["clip"].take(candidates)).to_pylist()
@@ -38,7 +39,7 @@ def resolve_overlaps(
     for row, name, label in zip(candidates.to_pylist(), clip, dataset, strict=True):
         members.setdefault(name, []).append((rank[label], row, label))
     found: Counter[str] = Counter()
-    heirs: dict[int, list[int]] = {}
+    others_of: dict[int, list[int]] = {}
     split = plain(rows["split"])
     for group in members.values():
         group.sort()
@@ -46,18 +47,15 @@ def resolve_overlaps(
         found.update(f"{a} + {b}" for a, b in combinations(present, 2))
         if policy == "merge" and len(present) > 1:
             _, stays, first = group[0]
-            others = [
-                row
-                for _, row, label in group
-                if label != first and split[row].as_py() == split[stays].as_py()
-            ]
+            rows_of_others = [row for _, row, label in group if label != first]
+            others = [row for row in rows_of_others if split[row] == split[stays]]
             if others:
-                heirs[stays] = others
-    return (_merge(rows, heirs) if heirs else rows), dict(sorted(found.items()))
+                others_of[stays] = others
+    return (_merge(rows, others_of) if others_of else rows), dict(sorted(found.items()))
 
 
 def _shared(rows: pa.Table) -> pa.Array:
-    """Numbers of the accepted rows whose clip turns up in more than one dataset."""
+    """Numbers of the accepted rows whose clip is in more than one dataset."""
     here = pc.and_(is_in(rows), pc.is_valid(rows["clip"]))
     numbers = np.flatnonzero(here)
     labels = plain(rows["dataset"].filter(here))
@@ -65,42 +63,36 @@ def _shared(rows: pa.Table) -> pa.Array:
     sizes = pc.value_counts(labels).to_pylist()
     if len(sizes) < 2:
         return pa.array([], pa.int64())
-    # The largest dataset is only looked up in the others: its millions of names stay unhashed.
+    # Hash only the clips of the smaller datasets: the largest may have millions.
     largest = max(sizes, key=lambda entry: entry["counts"])["values"]
     others = pc.not_equal(labels, largest)
     elsewhere = pc.unique(clips.filter(others))
-    suspects = np.asarray(pc.or_(others, pc.is_in(clips, value_set=elsewhere)))
-    numbers = numbers[suspects]
-    names = plain(clips.filter(pa.array(suspects))).dictionary_encode().indices
-    owner = labels.filter(pa.array(suspects)).dictionary_encode().indices
-    pairs = np.unique(np.stack([np.asarray(names), np.asarray(owner)]), axis=1)
-    several = np.bincount(pairs[0]) > 1
-    return pa.array(numbers[several[np.asarray(names)]]) if len(several) else pa.array([], "int64")
+    suspects = pc.or_(others, pc.is_in(clips, value_set=elsewhere))
+    table = pa.table({"row": numbers, "clip": clips, "dataset": labels}).filter(suspects)
+    owners = table.group_by("clip").aggregate([("dataset", "count_distinct")])
+    several = owners.filter(pc.greater(owners["dataset_count_distinct"], 1))["clip"]
+    return plain(table["row"].filter(pc.is_in(table["clip"], value_set=several)))
 
 
-def _merge(rows: pa.Table, heirs: dict[int, list[int]]) -> pa.Table:
-    stays = np.array(sorted(heirs))
+def _merge(rows: pa.Table, others_of: dict[int, list[int]]) -> pa.Table:
+    """Add the texts of other rows to a row; `others_of`: their numbers by the number of the row."""
+    stays = np.array(sorted(others_of))
     gone = np.zeros(len(rows), bool)
-    gone[[row for others in heirs.values() for row in others]] = True
-    standing = {row: heir for heir, others in heirs.items() for row in others}
-    into = pa.array([standing[int(row)] for row in np.flatnonzero(gone)])
-    told = [
-        f"into {source}"
-        for source in sources_of(rows["file"].take(into), rows["line"].take(into)).to_pylist()
-    ]
+    gone[[row for others in others_of.values() for row in others]] = True
+    kept_of = {row: kept for kept, others in others_of.items() for row in others}
+    into = pa.array([kept_of[row] for row in sorted(kept_of)])
+    sources = sources_of(rows["file"].take(into), rows["line"].take(into)).to_pylist()
     for name in _LISTS:
         column = plain(rows[name])
-        joined = [
-            list(
-                dict.fromkeys(
-                    text for row in (heir, *heirs[heir]) for text in column[row].as_py() or []
-                )
-            )
-            for heir in stays.tolist()
-        ]
-        # A list column cannot be written into: append the new lists and take them instead.
+        texts = (
+            [text for row in (kept, *others_of[kept]) for text in column[row].as_py() or []]
+            for kept in stays.tolist()
+        )
+        joined = [list(dict.fromkeys(row)) for row in texts]
+        # Arrow lists cannot be changed: append the new lists, and take them for the old.
         order = np.arange(len(rows))
         order[stays] = len(rows) + np.arange(len(stays))
         column = pa.concat_arrays([column, pa.array(joined, column.type)]).take(pa.array(order))
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return refuse_where(rows, gone, "overlap", MERGED, told)
+    details = [f"into {source}" for source in sources]
+    return refuse_where(rows, gone, "overlap", MERGED, details)

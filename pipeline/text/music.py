@@ -1,32 +1,36 @@
 """Music prompts: a description merged with some of the other fields, after MusicGen.
 
-MusicGen merges anew at every training step, in a quarter of them, and drops words; here a few
-variants are drawn once, with a seed, so that their states can be embedded ahead of time.  The first
-variant is the description by itself.  The probabilities below are Attune's; the paper tells none.
+MusicGen merges fields at random in a quarter of its training steps, and drops words.  Here a few
+variants are drawn once, with a seed, so that they can be embedded before training.  The first
+variant is the description only.  The paper gives no probabilities; those below are Attune's.
 """
 
 from __future__ import annotations
 
 import random
-
-from common.schema import Record
+from collections.abc import Mapping
+from typing import Any
 
 KEEP_FIELD = 0.5
-"""Chance of each field to enter a variant."""
+"""Probability that a field is in a variant."""
 DROP_DESCRIPTION = 0.25
-"""Chance that a variant is made of fields alone."""
+"""Probability that a variant has fields only."""
 
 
-def music_prompts(record: Record, variants: int, seed: int) -> list[str]:
-    """Up to `variants` different texts for one track; a function of its arguments alone."""
-    description = record.captions[0].strip().rstrip(".") if record.captions else ""
+def music_prompts(track: Mapping[str, Any], variants: int, seed: int) -> list[str]:
+    """Up to `variants` different texts for one track; the same arguments give the same texts.
+
+    Args:
+        track: `sample_id` (hex), `captions`, `tags`, `genre` and `bpm`, as in `Record.as_row`.
+    """
+    description = track["captions"][0].strip().rstrip(".") if track["captions"] else ""
     fields = {
-        "genre": record.genre or "",
-        "bpm": f"{record.bpm:g}" if record.bpm else "",
-        "tags": ", ".join(record.tags),
+        "genre": track["genre"] or "",
+        "bpm": f"{track['bpm']:g}" if track["bpm"] else "",
+        "tags": ", ".join(track["tags"]),
     }
     parts = [f"{name}: {value}" for name, value in fields.items() if value]
-    rng = random.Random(f"{seed}:{record.sample_id}")
+    rng = random.Random(f"{seed}:{track['sample_id']}")
     texts = [description or ". ".join(parts)]
     for _ in range(variants - 1):
         chosen = [part for part in rng.sample(parts, len(parts)) if rng.random() < KEEP_FIELD]

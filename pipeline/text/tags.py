@@ -1,4 +1,4 @@
-"""Tags -> pseudo-sentence, by concatenation (AudioGen): ["Dog", "Bark"] -> "dog bark"."""
+"""Pseudo-sentences from tags, by concatenation (AudioGen): ["Dog", "Bark"] -> "dog bark"."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from common.errors import AttuneError
 from pipeline.catalogs.ontology import Ancestors, implied_names, tag_name, tag_words
 
 TagPolicy = Literal["all", "unique", "specific"]
-"""`all`: tags as listed. `unique`: repeated ones once. `specific`: also without those that another
-tag of the clip implies ("Animal" beside "Dog")."""
+"""`all`: tags as listed.  `unique`: repeated tags once.  `specific`: also without the tags that
+another tag of the clip implies ("Animal" beside "Dog")."""
 
 
 def pseudo_sentence(
     tags: Sequence[str], policy: TagPolicy = "unique", ancestors: Ancestors | None = None
 ) -> str:
-    """Lowercased tags in their order, punctuation dropped.
+    """Lowercased tags in their order, without punctuation.
 
     A label with a comma stays one label: "Male speech, man speaking" -> "male speech man speaking".
 
@@ -28,7 +28,10 @@ def pseudo_sentence(
     named = {words: tag_name(tag) for tag in tags if (words := tag_words(tag))}
     if policy == "specific":
         if ancestors is None:
-            raise AttuneError("tag policy specific needs an ontology to tell which tag is implied")
+            raise AttuneError(
+                "text.tags: specific needs to know which tags imply others; give the catalog its "
+                "ontology (AudioSet's ontology.json), or set text.tags: unique"
+            )
         implied = implied_names(set(named.values()), ancestors)
         named = {words: name for words, name in named.items() if name not in implied}
     return " ".join(named)

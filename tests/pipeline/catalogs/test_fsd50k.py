@@ -99,7 +99,7 @@ def test_what_it_needs_is_told(tmp_path: Path) -> None:
         catalog(dataset="fsd50k", clips="x.csv", labels="specific")
     path = write(tmp_path / "eval.csv", "fname,labels,mids", "9,Music,/m/music")
     info = write(tmp_path / "info.json", "[1]")
-    with pytest.raises(AttuneError, match="not a clips_info file"):
+    with pytest.raises(AttuneError, match=r"\(clips_info\): expected an object, found list"):
         list(catalog(dataset="fsd50k", clips=path, clips_info=info).without_audio().read())
     bad = write(tmp_path / "ontology.json", '[{"id": "a", "name": "b", "child_ids": 3}]')
     made = catalog(dataset="fsd50k", clips=path, ontology=bad, labels="specific")

@@ -71,5 +71,5 @@ def test_half_a_parquet_file_is_told(tmp_path: Path) -> None:
     whole = (tmp_path / "c.parquet").read_bytes()
     (tmp_path / "c.parquet").write_bytes(whole[: len(whole) // 2])
     made = catalog(dataset="music", catalog=tmp_path / "c.parquet").without_audio()
-    with pytest.raises(AttuneError, match=r"c\.parquet: broken Parquet"):
+    with pytest.raises(AttuneError, match=r"c\.parquet: damaged Parquet"):
         list(made.read())

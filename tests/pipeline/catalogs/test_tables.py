@@ -49,7 +49,7 @@ def parquet_bytes() -> bytes:
         (b'file_name,text\na.wav,"x"y\n', r":2: not valid CSV: ',' expected"),
         (b'file_name,text\na.wav,"' + b"x" * 140_000, "a quote is not closed"),
         (b"a.wav,A dog\nb.wav,A cat\n", "no column file_name, text; the first line must name"),
-        (b"file_name,text,text\n", "column text is there twice"),
+        (b"file_name,text,text\n", "names column text twice"),
         (b"file_name,text\n" + b"x" * (17 << 20), "a line of over 16777216 characters"),
     ],
 )
@@ -68,7 +68,7 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(AttuneError, match="no such file"):
         list(read_csv(tmp_path / "list.csv", COLUMNS))
     with pytest.raises(AttuneError, match="found a pipe or device"):
-        list(read_csv("/dev/null", COLUMNS))
+        list(read_csv(Path("/dev/null"), COLUMNS))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_other_forms_of_the_same_rows_read_right(tmp_path: Path, content: bytes)
 
 def test_a_nul_byte_far_down_spoils_its_row_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "list.csv", "file_name,text", *["a.wav,dog"] * 200, "b\0.wav,cat")
-    assert Counter(row.error for row in read_csv(path, COLUMNS)) == {"": 200, "holds a NUL byte": 1}
+    assert Counter(row.error for row in read_csv(path, COLUMNS)) == {"": 200, "has a NUL byte": 1}
 
 
 def test_raw_rows_of_csv_and_json_lines(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_raw_rows_of_long_lists_are_those_of_short_ones(
 ) -> None:
     values = long_lists(tmp_path)[kind]
     (tmp_path / "audio").mkdir()
-    (table,) = tables(read(**values, audio=tmp_path / "audio"))
+    (table,) = tables(read(**values, audio=tmp_path / "audio"), "list")
     refused = pa.array([i for i, there in enumerate(table["line"].to_pylist()) if there])
     short = raw_of(table, refused)
     assert len(short) == CLIPS and not short.null_count

@@ -54,12 +54,10 @@ def test_a_finished_corpus_is_kept_and_a_foreign_folder_refused(corpus: Path, tm
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(
-    tmp_path: Path,
-):
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file" / "corpus"):
-        with pytest.raises(AttuneError, match="cannot write the corpus there: Not a directory"):
+        with pytest.raises(AttuneError, match=r"cannot write the corpus there: .*Not a directory"):
             layout.write_corpus(out)
     (tmp_path / "torn").mkdir()
     for content in ("{", "[]", "{}"):

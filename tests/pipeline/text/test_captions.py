@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
+from common.prompts import normalize_prompts
 from common.schema import Record
-from pipeline.catalogs.base import Refusal
-from pipeline.text.captions import Kind, TextRules, explain, write_prompts
+from pipeline.catalogs.as_rows import tables
+from pipeline.text.captions import TextRules, explain
+from pipeline.text.columns import assign, collect, unique_texts
 from pipeline.text.music import music_prompts
 from pipeline.text.speech import find_speech
 from pipeline.text.tags import pseudo_sentence
@@ -27,17 +27,21 @@ def test_tags_become_a_pseudo_sentence() -> None:
 
 
 def test_speech_is_found_anywhere() -> None:
-    assert find_speech(["Speech synthesizer"], []) == "Speech synthesizer"
-    assert find_speech(["Dog"], ["a man's SPEECHES"]) == "a man's SPEECHES"
-    assert find_speech(["Dog"], ["people are talking"]) is None
+    assert find_speech(["Speech synthesizer"]) == "Speech synthesizer"
+    assert find_speech(["Dog", "a man's SPEECHES"]) == "a man's SPEECHES"
+    assert find_speech(["Dog", "people are talking"]) is None
 
 
 LEMMAS = TextRules("lemmas")
 
 
-def prompts(*records: Record, kind: Kind = "sound", rules: TextRules = LEMMAS) -> list[object]:
-    outcomes = write_prompts(records, kind, rules)
-    return [o.reason if isinstance(o, Refusal) else o[1] for o in outcomes]
+def prompts(*records: Record, rules: TextRules = LEMMAS) -> list[object]:
+    (table,) = tables(records, "d")
+    table = collect(table, "sound", rules)
+    texts = unique_texts([table])
+    written = dict(zip(texts, normalize_prompts(texts, rules.prompts), strict=True))
+    rows = assign(table, written).to_pylist()
+    return [row["prompts"] if row["reason"] is None else row["reason"] for row in rows]
 
 
 def test_every_record_gets_prompts_or_a_reason() -> None:
@@ -55,14 +59,15 @@ def test_every_record_gets_prompts_or_a_reason() -> None:
 
 def test_music_variants_are_seeded_and_merge_the_fields() -> None:
     track = record(captions=["A calm tune."], tags=["piano"], genre="jazz", bpm=90.0)
-    variants = music_prompts(track, 16, seed=1)
+    row = track.as_row()
+    variants = music_prompts(row, 16, seed=1)
     assert variants[0] == "A calm tune"
-    assert variants == music_prompts(track, 16, seed=1) != music_prompts(track, 16, seed=2)
+    assert variants == music_prompts(row, 16, seed=1) != music_prompts(row, 16, seed=2)
     assert len(set(variants)) == len(variants) > 4
     for part in ("genre: jazz", "bpm: 90", "tags: piano"):
         assert any(part in text for text in variants)
-    assert music_prompts(record(genre="jazz"), 4, seed=0)[0] == "genre: jazz"
-    assert music_prompts(record(), 4, seed=0) == []
+    assert music_prompts(record(genre="jazz").as_row(), 4, seed=0)[0] == "genre: jazz"
+    assert music_prompts(record().as_row(), 4, seed=0) == []
 
 
 def test_the_rules_reach_tags_and_speech() -> None:
@@ -98,21 +103,3 @@ def test_a_clip_is_explained_step_by_step() -> None:
         ("speech (keep)", "not looked for"),
         ("refused", "no_text: neither tags nor captions"),
     ]
-
-
-@pytest.mark.parametrize("kind", ["sound", "music"])
-@pytest.mark.parametrize("rules", [LEMMAS, TextRules("plain", speech="keep", tags="all", seed=3)])
-def test_the_last_step_is_what_is_written(kind: Kind, rules: TextRules) -> None:
-    for clip in (
-        record(captions=["A slow tune. ", "There are two"], tags=["piano"], genre="jazz", bpm=90.0),
-        record(tags=["Dog", "dog"]),
-        record(captions=["of the 12"]),
-        record(captions=["a speech"], tags=["Speech"]),
-        record(),
-    ):
-        (outcome,) = write_prompts([clip], kind, rules)
-        last = explain(clip, kind, rules)[-1]
-        if isinstance(outcome, Refusal):
-            assert last == ("refused", f"{outcome.reason}: {outcome.detail}")
-        else:
-            assert last == ("prompts", " | ".join(outcome[1]))

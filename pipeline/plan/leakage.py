@@ -1,0 +1,95 @@
+"""Leakage: the same sound must not be in two splits.
+
+A row that shares its group, its clip or its audio file with a row of a stricter split is refused,
+also through other rows.  `plan/overlap.py` is about clips in two datasets, not in two splits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from common.schema import SPLITS
+from pipeline.rows import is_in, plain, refuse_where
+
+_TEST, _VALID = SPLITS.index("test"), SPLITS.index("valid")
+
+
+def strictness(rows: pa.Table) -> NDArray[np.int64]:
+    """Strictness of each row's split: 0 train, 1 valid, 2 test.  No split counts as train."""
+    return np.asarray(
+        pc.index_in(plain(rows["split"]), value_set=pa.array(SPLITS)).fill_null(0), np.int64
+    )
+
+
+def refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
+    """Refuse every row that shares a group, clip or audio file with a row of a stricter split.
+
+    This is transitive: rows that are linked through other rows are refused too.  Test (2) is
+    stricter than valid (1), valid than train (0).  An example of three rows:
+
+        row  split  group_id      clip
+        A    test   artist:ann    freesound:7
+        B    train  cd:1          freesound:7
+        C    train  cd:1          freesound:8
+
+    B is the same clip as A, so B is refused.  C shares nothing with A, but it is on the same CD as
+    B, so it may sound like the test clip, and is refused too.  The first pass looks at group_id
+    before it has found B, so only the second pass finds C.  The third pass finds nothing and ends
+    the search.  A chain can have any length.
+
+    Rows that were refused for other reasons (no audio, say) also exclude others: their sound may be
+    in the test set under another name.
+
+    Args:
+        held_out: bool [N], the rows of hold-out catalogs; they count as test rows.
+
+    Returns:
+        The rows, and the number of refused rows by `REFUSED_DATASET <- OTHER_DATASET SPLIT`.
+    """
+    strict = np.where(held_out, _TEST, strictness(rows))
+    found: Counter[str] = Counter()
+    # Test before valid: a row that is linked to both is reported as linked to test.
+    for level in (_TEST, _VALID):
+        # For each row: the number of the stricter row that excludes it, or -1 if there is none.
+        # The search starts at the rows of the level; they are their own holders.
+        holder = np.where(strict == level, np.arange(len(rows)), -1)
+        grows = bool((holder >= 0).any())
+        while grows:
+            grows = False
+            for name in ("group_id", "clip", "audio_uri"):
+                there = np.flatnonzero(holder >= 0)
+                keys = plain(rows[name].take(pa.array(there)))
+                if name == "audio_uri":
+                    # Of a catalog without audio this is only a file name, which says nothing.
+                    keys = pc.if_else(pc.match_substring_regex(keys, "^(/|s3:)"), keys, None)
+                reached = np.asarray(pc.is_in(rows[name], value_set=pc.unique(keys.drop_null())))
+                reached &= (strict < level) & (holder < 0)  # each row once, so the search ends
+                if not reached.any():
+                    continue
+                grows = True
+                at = pc.index_in(rows[name].filter(pa.array(reached)), value_set=keys)
+                holder[reached] = holder[there[np.asarray(at)]]
+                leaks = reached & np.asarray(is_in(rows))
+                by = _holders(rows, holder[leaks], held_out)
+                mask = pa.array(leaks)
+                losers = plain(rows["dataset"].filter(mask)).to_pylist()
+                found.update(map("{} <- {}".format, losers, by))
+                shared = rows[name].filter(mask).to_pylist()
+                details = list(map("{} is linked to a clip in {}".format, shared, by))
+                rows = refuse_where(rows, leaks, "split", "leakage", details)
+    return rows, dict(sorted(found.items()))
+
+
+def _holders(rows: pa.Table, numbers: NDArray[np.int64], held_out: NDArray[np.bool_]) -> list[str]:
+    """`DATASET SPLIT` for each row number; `hold_out` for a split other than test of such rows."""
+    order = pa.array(numbers)
+    datasets, splits = (plain(rows[name].take(order)).to_pylist() for name in ("dataset", "split"))
+    return [
+        f"{dataset} {'hold_out' if is_held and split != 'test' else split}"
+        for dataset, split, is_held in zip(datasets, splits, held_out[numbers], strict=True)
+    ]
