@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,6 @@ def run(*arguments: str) -> str:
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.output
-
-
-@pytest.fixture
-def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> str:
-    return str(write_recipe(tmp_path / "data"))
 
 
 def test_check_accounts_for_every_row(recipe: str, tmp_path: Path) -> None:

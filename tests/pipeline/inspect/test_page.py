@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from calls import Call
 from html_tags import Tags
 from in_process import copy_to_bucket
 
@@ -137,13 +138,8 @@ def test_plots_show_every_clip() -> None:
 
 
 def test_the_command_on_a_folder_and_in_a_bucket(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    finished: Path,
-    s3_bucket: str,
-    tmp_path: Path,
+    pipeline: Call, recipe: str, finished: Path, s3_bucket: str, tmp_path: Path
 ) -> None:
-    recipe = str(write_recipe(finished))
     uri = f"{s3_bucket}/data"
     copy_to_bucket(finished, uri)
     pages = []

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from calls import Call, freeze
 from in_process import make_worker, without_ray
 
 from common.config import Recipe, load_recipe
@@ -63,7 +65,7 @@ class Workplace:
         """What a first run over the corpus as it is now ends with."""
         recipe = load_recipe(
             self.write_recipe(data),
-            [f"pipeline.catalogs=[{{dataset: audiofolder, root: {self.corpus}, name: small}}]"],
+            [f"pipeline.catalogs.0.root={self.corpus}"],
         )
         run_pipeline(recipe, recipe.section("pipeline", PipelineConfig), quiet)
         return results(data)
@@ -91,10 +93,10 @@ def place(
     away.mkdir()
     recipe = load_recipe(
         write_recipe(tmp_path / "data"),
-        [f"pipeline.catalogs=[{{dataset: audiofolder, root: {corpus}, name: small}}]"],
+        [f"pipeline.catalogs.0.root={corpus}"],
     )
     config = recipe.section("pipeline", PipelineConfig)
-    make_plan(open_store(recipe.data_dir), recipe, config)
+    freeze(recipe)
     for name in LOST:
         shutil.move(corpus / name, away / name)
     place = Workplace(recipe, config, corpus, away, write_recipe)
@@ -296,22 +298,9 @@ def test_killed_between_any_two_store_operations(
         assert results(place.data) == want, f"killed after {k} of {operations} operations"
 
 
-def test_the_command(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from common.cli import run_app
-    from pipeline.cli import app
-
-    catalogs = f"pipeline.catalogs=[{{dataset: audiofolder, root: {place.corpus}, name: small}}]"
-    recipe = str(place.write_recipe(place.data))
-
-    def retry(*arguments: str) -> tuple[int, str, str]:
-        line = ["pipeline", "retry", "--config", recipe, *arguments, catalogs]
-        monkeypatch.setattr("sys.argv", line)
-        with pytest.raises(SystemExit) as end:
-            run_app(app)
-        return int(end.value.code or 0), *capsys.readouterr()
-
+def test_the_command(pipeline: Call, recipe: str, place: Workplace) -> None:
+    corpus = f"pipeline.catalogs.0.root={place.corpus}"
+    retry = partial(pipeline, "retry", corpus, "--config", recipe)
     assert "to retry: 0 shards\n" in retry("--reason", "missing")[1]
     assert retry("--reason", "lost")[2].startswith("error: --reason lost: expected one of missing,")
     place.restore()
