@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from calls import freeze
 from in_process import encode_all, fake_states, fill_cache, make_worker
 
 from common.audio import AudioError, read_audio
@@ -23,7 +24,6 @@ from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
 from common.storage import StorageError, open_store
-from pipeline.config import PipelineConfig
 from pipeline.datadir.commit import (
     EncodedClip,
     build_tar,
@@ -35,7 +35,6 @@ from pipeline.datadir.commit import (
 from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.finalize import finalize
 from pipeline.inspect.status import finished_summary, read_status
-from pipeline.run import make_plan
 
 Planned = tuple[FrozenPlan, Recipe]
 
@@ -79,7 +78,7 @@ def test_a_tar_that_does_not_read_back_is_noticed(tmp_path: Path) -> None:
         check_tar(tmp_path / "x.tar", spans)
 
 
-def test_the_first_commit_wins_and_the_loser_hears_of_it(tmp_path: Path) -> None:
+def test_the_first_commit_wins_and_the_loser_gets_it(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     build_tar(tmp_path / "a.tar", [clip("a" * 32)])
     build_tar(tmp_path / "b.tar", [clip("b" * 32)])
@@ -166,7 +165,7 @@ def test_remaking_any_part_gives_the_same_bytes(
     assert after == before
 
 
-def test_a_torn_summary_is_written_anew(finished: Path, planned: Planned) -> None:
+def test_a_torn_summary_is_written_again(finished: Path, planned: Planned) -> None:
     whole = (finished / "summary.json").read_bytes()
     for torn in (whole[:50], b"[]", b"{}"):
         (finished / "summary.json").write_bytes(torn)
@@ -178,7 +177,7 @@ def test_a_torn_summary_is_written_anew(finished: Path, planned: Planned) -> Non
     assert (finished / "summary.json").read_bytes() == whole
 
 
-def test_files_that_are_no_commits_are_none(finished: Path, planned: Planned) -> None:
+def test_other_files_are_not_taken_for_commits_or_poison(finished: Path, planned: Planned) -> None:
     (finished / "commits" / "notes.json").write_text("{}")
     (finished / "poison").mkdir()
     (finished / "poison" / "000001.json").write_text("{")
@@ -226,7 +225,7 @@ def test_a_lost_folder_is_no_reason_to_refuse_its_files(planned: Planned, tmp_pa
 def test_a_folder_that_is_closed_is_no_reason_to_refuse_its_files(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
 ) -> None:
-    """Root passes every mode, so the system's answers are put in its place."""
+    """The system's answers are replaced, because no mode keeps root out."""
     (tmp_path / "mount").mkdir()
     path = tmp_path / "mount" / "a.wav"
     soundfile.write(path, np.sin(np.arange(16_000)), 16_000)
@@ -262,8 +261,7 @@ def test_a_lost_album_is_refused_and_a_lost_collection_is_not(
     )
     (root / "metadata.csv").write_text(f"file_name,caption\n{rows}")
     recipe = load_recipe(write_recipe(tmp_path / "data"), [f"pipeline.catalogs.0.root={root}"])
-    config = recipe.section("pipeline", PipelineConfig)
-    plan, _ = make_plan(open_store(recipe.data_dir), recipe, config)
+    plan, _ = freeze(recipe)
     worker = make_worker(plan, recipe)
     fill_cache(plan)
     ((shard, planned_rows),) = plan.shards()
@@ -321,10 +319,10 @@ def test_levels_are_refused_where_asked(
     assert isinstance(outcome, AudioError) and outcome.reason == reason
 
 
-def test_a_long_clip_waits_alone(
+def test_long_clips_are_decoded_one_or_two_ahead(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is decoded ahead of the codec is bounded in bytes."""
+    """Clips that are decoded before the codec takes them are bounded in bytes."""
     for i in range(8):
         soundfile.write(tmp_path / f"{i}.wav", np.full(16_000, 0.1 * (i + 1)), 16_000)
     rows = [{"audio_uri": f"{tmp_path}/{i}.wav", "start_s": None, "end_s": None} for i in range(8)]
