@@ -37,8 +37,8 @@ def _refused(*arguments: str) -> str:
 
 
 def test_one_process_or_many() -> None:
-    (alone,) = _lines("train-sfx", "ARGS=lm.steps=3 --dry-run")
-    assert alone == "python -m training lm --config configs/sfx.yaml lm.steps=3 --dry-run"
+    (one,) = _lines("train-sfx", "ARGS=lm.steps=3 --dry-run")
+    assert one == "python -m training lm --config configs/sfx.yaml lm.steps=3 --dry-run"
     (many,) = _lines("train-music", "NPROC=8")
     assert many.startswith("torchrun ") and "--nproc-per-node 8" in many
     assert many.endswith("-m training lm --config configs/music.yaml")
@@ -71,8 +71,8 @@ def test_a_prompt_arrives_as_it_was_typed(tmp_path: Path) -> None:
             cwd=ROOT, env={"PATH": os.environ["PATH"]} | env, capture_output=True, text=True,
             timeout=60, check=True,
         )  # fmt: skip
-        told = done.stdout.splitlines()
-        assert told[told.index("--prompt") + 1] == prompt
+        arguments = done.stdout.splitlines()
+        assert arguments[arguments.index("--prompt") + 1] == prompt
 
 
 def test_every_recipe_has_studies_of_its_own() -> None:
@@ -82,9 +82,9 @@ def test_every_recipe_has_studies_of_its_own() -> None:
         ([], "demo-lm-or-lm-baseline"),
         (["CONFIG=configs/own.yaml"], "own-lm-or-lm-baseline"),
     ):
-        told = _lines(*names, *config)
-        assert f"--out runs/preference/{study} " in "\n".join(told)
-        assert told[-1] == f"python -m training preference serve runs/preference/{study}"
+        lines = _lines(*names, *config)
+        assert f"--out runs/preference/{study} " in "\n".join(lines)
+        assert lines[-1] == f"python -m training preference serve runs/preference/{study}"
     assert _lines(*names, "STUDY=mine")[-1].endswith(" serve mine")
 
 

@@ -110,7 +110,7 @@ class _SlowHandler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests["GET"] += 1
         body = self.server.body
-        asked = self.headers.get("Range")  # what a broken answer goes on with: bytes=START-END
+        asked = self.headers.get("Range")  # the rest of a broken answer: bytes=START-END
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
         self._answer(len(body) - start, f"bytes {start}-{len(body) - 1}/{len(body)}" * bool(asked))
         for i in range(start, len(body), 1000):

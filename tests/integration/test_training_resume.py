@@ -1,4 +1,4 @@
-"""Training survives SIGKILL: what follows is what would have followed, bit for bit."""
+"""Training survives SIGKILL: log and weights are those of an undisturbed run, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 40
 @pytest.mark.parametrize("behind", ["false", "true"])
 def test_killed_five_times_and_resumed_equals_undisturbed(root: Path, behind: str) -> None:
     """Also while a checkpoint is written in the background."""
-    # The last one leaves a dozen steps that take their time: no killer is too late.
+    # A dozen slow steps follow the last kill, so that no kill comes too late.
     steps = sorted(random.sample(range(1, STEPS - 16), 5))
     script = str(Path(__file__).with_name("killed_process.py"))
     overrides = [f"lm.steps={STEPS}", "lm.checkpoint_every=4", "lm.valid_every=6"]

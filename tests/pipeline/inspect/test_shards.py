@@ -56,7 +56,7 @@ def test_statistics_are_those_of_a_plain_count(
     assert stats["codes_from"] == {"shards": 8, "of_shards": 8, "clips": 24, "seed": None}
 
 
-def test_datasets_and_licences_are_told_apart(finished: Path) -> None:
+def test_datasets_and_licences_are_counted_apart(finished: Path) -> None:
     table = pq.read_table(finished / "manifest.parquet")
     rows = table.to_pylist()
     for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""`status`: progress, speed and what is left of each stage, from the store's files alone."""
+"""`status`: progress, speed and what is left of each stage, from the store's files only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.inspect.status import read_refused, read_status
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ENCODER = "00ff"
 CLIPS = 250
-"""In every shard but the last."""
+"""Clips of every shard but the last."""
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def encode(data: Path, now_s: float = 0.0) -> dict[str, Any]:
     return dict(status(data, now_s)["stages"]["encode"])
 
 
-def test_a_plan_alone(data: Path) -> None:
+def test_a_plan_without_results(data: Path) -> None:
     found = status(data)
     assert (found["state"], found["clips"], found["hours"]) == ("planned", 0, 0.0)
     assert found["shards"] == {"planned": 44, "committed": 0}
@@ -185,7 +185,7 @@ def test_no_eta_at_the_end(data: Path) -> None:
     assert (found["state"], found["stages"]["finalize"]) == ("finished", {"done": True})
 
 
-def test_text_chunks_tell_the_speed_of_embedding(data: Path) -> None:
+def test_the_speed_of_embedding_is_that_of_text_chunks(data: Path) -> None:
     write(data / "text" / ENCODER / f"{7:024x}.parquet", b"", 1)  # another plan's
     write(data / "text" / ENCODER / f"{2:024x}.f16", b"", 1)  # unfinished
     embed(data, 0, at_s=10)
@@ -201,7 +201,7 @@ def test_text_chunks_tell_the_speed_of_embedding(data: Path) -> None:
     assert found["stages"]["embed"]["eta_s"] is None
 
 
-def test_what_is_no_commit_of_the_plan_does_not_count(data: Path) -> None:
+def test_only_commits_of_the_plan_count(data: Path) -> None:
     commit(data, 0, at_s=0)
     commit(data, 44, at_s=1)
     write(data / "commits" / "notes.json", b"{}", 2)
@@ -212,8 +212,10 @@ def test_what_is_no_commit_of_the_plan_does_not_count(data: Path) -> None:
         status(data)
 
 
-def test_a_commit_that_goes_meanwhile_is_none(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A retry moves commits away while they are read; reads overlap, but not without bound."""
+def test_a_commit_that_is_deleted_meanwhile_does_not_count(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry deletes commits while they are read; reads overlap, but only up to a limit."""
     for shard in range(44):
         commit(data, shard, at_s=shard)
     read = Store.read
@@ -282,14 +284,14 @@ def test_the_command_has_a_line_for_each_stage(
     ]
 
 
-def test_a_run_of_which_every_clip_was_refused_says_where_they_are_named(
+def test_a_run_with_no_accepted_clip_says_what_lists_its_refusals(
     planned: tuple[FrozenPlan, Recipe],
 ) -> None:
     plan, recipe = planned
     for shard, rows in plan.shards():
         names = ("sample_id", "dataset", "native_id", "source")
-        told = {"stage": "audio", "reason": "missing", "detail": "gone"}
-        refused = [row | told for row in rows.select(names).to_pylist()]
+        why = {"stage": "audio", "reason": "missing", "detail": "gone"}
+        refused = [row | why for row in rows.select(names).to_pylist()]
         publish_shard(plan.store, shard, plan.plan_hash, None, [], refused)
     with pytest.raises(AttuneError, match=r"refused: missing 30; .*status --refused` names them"):
         finalize(plan, recipe.name, recipe.codec.path)

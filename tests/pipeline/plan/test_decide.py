@@ -233,15 +233,15 @@ def test_a_list_whose_text_is_in_no_column_that_is_read(
     for audio in ("a.wav", "b.wav"):
         (path.parent / audio).touch()
     has = "file_name, sentence, tags" if ";" in rows else "file_name, sentence"
-    told = (
+    message = (
         f"neither tags nor captions; columns: {has}; text is read from text, caption, description "
         "(also caption_1, ...), tags, keywords, labels, label"
     )
     with pytest.raises(AttuneError, match="catalog rows is usable: no_text") as error:
         plan(AudioFolder(root=tmp_path))
-    assert str(error.value).count("sentence") == 1 and str(error.value).endswith(f": {told}")
+    assert str(error.value).count("sentence") == 1 and str(error.value).endswith(f": {message}")
     rejects = plan(AudioFolder(root=tmp_path), Listed(outcomes=[clip(0)])).rejects
-    assert set(rejects["detail"].to_pylist()) == {told}
+    assert set(rejects["detail"].to_pylist()) == {message}
     held = plan(AudioFolder(root=tmp_path, role="hold_out"), Listed(outcomes=[clip(0)]))
     assert len(held.rejects) == 0  # which needs no text
 
@@ -299,7 +299,7 @@ def test_clips_in_two_datasets_are_counted_and_kept_or_merged() -> None:
     assert rows["/b1.wav"]["prompts"] == ["dog bark"]
 
 
-def test_rejects_carry_the_row_as_it_stands_in_its_file(tmp_path: Path) -> None:
+def test_rejects_hold_the_exact_row_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(
         'file_name,text\ngone.wav,"two\nlines"\na.wav,A dog\nb.wav,A speech\n'
     )

@@ -1,4 +1,4 @@
-"""`gc`: finds what nothing names, spares what is in use or young, and removes nothing else."""
+"""`gc` finds files that nothing names; it keeps files in use, young files and the user's own."""
 
 from __future__ import annotations
 
@@ -236,17 +236,12 @@ def test_on_s3(s3_bucket: str, finished: Path) -> None:
     assert {key for key, _ in store.list()} == files(finished) - {"summary.json"}
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("0", 0), ("90s", 90), ("1.5m", 90), ("24h", DAY), ("7D", 7 * DAY)]
-)
-def test_ages(text: str, seconds: float) -> None:
-    assert parse_age(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "day", "-1h", "1w", "nan", "1h30m"])
-def test_no_ages(text: str) -> None:
-    with pytest.raises(AttuneError, match="--older-than"):
-        parse_age(text)
+def test_ages_have_a_number_and_a_unit() -> None:
+    found = [parse_age(text) for text in ("0", "90s", "1.5m", "24h", "7D")]
+    assert found == [0, 90, 90, DAY, 7 * DAY]
+    for text in ("", "day", "-1h", "1w", "nan", "1h30m"):
+        with pytest.raises(AttuneError, match="--older-than"):
+            parse_age(text)
 
 
 def test_the_command(pipeline: Call, recipe: str, finished: Path) -> None:

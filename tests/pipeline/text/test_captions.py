@@ -58,8 +58,8 @@ def test_the_rules_reach_tags_and_speech() -> None:
 
 
 def test_a_clip_is_explained_step_by_step() -> None:
-    told = record(captions=["A dog is barking", "2 dogs bark!"], tags=["Dog"])
-    assert explain(told, "sound", LEMMAS) == [
+    clip = record(captions=["A dog is barking", "2 dogs bark!"], tags=["Dog"])
+    assert explain(clip, "sound", LEMMAS) == [
         ("tags", "Dog"),
         ("captions", "A dog is barking | 2 dogs bark!"),
         ("lowercased", "a dog is barking | 0 dogs bark!"),

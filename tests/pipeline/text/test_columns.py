@@ -150,7 +150,7 @@ def test_the_text_stage_on_columns_equals_record_by_record(kind: Kind, rules: Te
     assert {type(entry) for entry in expected} == {list, tuple} or rules.speech == "keep"
 
 
-def test_of_two_refusals_the_first_stays_unless_told_otherwise() -> None:
+def test_of_two_refusals_the_first_stays_unless_overruled() -> None:
     (table,) = tables(records(seed=0, n=3))
     table = refuse_where(table, [True, False, False], "text", "speech", ["x"])
     table = refuse_where(table, [True, True, False], "split", "leakage", ["a", "b"])
