@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
+from tiny_lm import make_codec, make_encoder
 from torch import Tensor
 
 from common.codec import codec_identity, load_codec
@@ -22,13 +24,12 @@ WORDS = ["dog", "bark", "rain", "roof", "loud", "bell", "far", "away", "engine",
 def make_run(
     root: Path, codec: str, encoder: str, seconds: float = 0.4, **sizes: int
 ) -> tuple[Recipe, Path]:
-    """A recipe and a run's folder with one checkpoint, as training would leave them.
+    """A recipe and a run's folder with one checkpoint in `root`, as training would leave them.
 
     Args:
-        root: folder of both.
         codec, encoder: as in a recipe.
-        seconds: of the longest clip trained on.
-        sizes: of the decoder.
+        seconds: length of the longest training clip.
+        sizes: sizes of the decoder.
     """
     recipe = Recipe(
         name="random",
@@ -49,10 +50,17 @@ def make_run(
     return recipe, root / "lm"
 
 
+def make_tiny_run(root: Path, kind: str = "bert") -> tuple[Recipe, Path]:
+    """A run over a random codec and a random text encoder of either kind (`bert`, `t5`)."""
+    make_codec(root / "codec")
+    (make_encoder if kind == "bert" else make_t5)(root / "encoder")
+    return make_run(root, str(root / "codec"), str(root / "encoder"))
+
+
 def random_model(
     recipe: Recipe, seconds: float, **sizes: int
 ) -> tuple[LanguageModel, dict[str, Any]]:
-    """A decoder that hears its text, and its `model.json` without the step."""
+    """A decoder that reacts to its text, and its `model.json` without the step."""
     codec = load_codec(recipe.codec.path)
     encoder = load_text_encoder(TextEncoderConfig(**recipe.text_encoder.model_dump()))
     arch = Architecture(
@@ -82,7 +90,7 @@ def random_model(
 
 
 def make_t5(folder: Path, width: int = 24) -> Path:
-    """A random T5 encoder with a tokenizer of a few words that ends prompts as T5's does."""
+    """A random T5 encoder with a tokenizer of a few words, which ends prompts as T5's does."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -112,7 +120,7 @@ def make_t5(folder: Path, width: int = 24) -> Path:
 
 
 def their_codes(model: Any, tokenizer: Any, prompts: list[str], **settings: Any) -> Tensor:
-    """What `MusicgenForConditionalGeneration.generate` draws: codes `[B, K, T]`, not waveforms."""
+    """Codes `[B, K, T]` that `MusicgenForConditionalGeneration.generate` draws."""
     seen: list[Tensor] = []
     decode = model.audio_encoder.decode
     model.audio_encoder.decode = lambda codes, **rest: seen.append(codes) or decode(codes, **rest)
@@ -121,3 +129,16 @@ def their_codes(model: Any, tokenizer: Any, prompts: list[str], **settings: Any)
     finally:
         del model.audio_encoder.decode
     return seen[0][0]
+
+
+def text_states(*lengths: int, width: int = 20) -> list[np.ndarray]:
+    """Random text states, float16 `[length, width]` each."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((length, width)).astype(np.float16) for length in lengths]
+
+
+def padded(states: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Text states and their mask as the model takes them: `[B, L, D]` and bool `[B, L]`."""
+    parts = [torch.from_numpy(state.astype(np.float32)) for state in states]
+    text = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    return text, torch.arange(text.shape[1]) < torch.tensor([[len(part)] for part in parts])

@@ -1,4 +1,4 @@
-"""What the tests of catalog readers share: make one, give it audio, sort its outcomes."""
+"""Catalog readers in tests: make one, give it audio, sort its outcomes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def catalog(**values: object) -> Any:
 
 
 def outcomes_of(made: ColumnarCatalog) -> list[Outcome]:
-    """The rows of a reader by column as those by row give them."""
+    """Rows of a columnar reader in the form of the other readers' outcomes."""
     table = made.locate(pa.concat_tables([made.read_piece(piece) for piece in made.pieces()]))
     outcomes: list[Outcome] = []
     for row in table.to_pylist():
@@ -62,7 +62,7 @@ def refusals(outcomes: list[Outcome]) -> list[tuple[str, str]]:
 
 
 def held_out(outcomes: list[Outcome]) -> set[str]:
-    """Groups that refused rows of a held-out split still keep out of training."""
+    """Groups that refused rows of a held-out split keep out of training."""
     return {
         o.group_id for o in outcomes if isinstance(o, Refusal) and o.split in ("valid", "test")
     } - {""}

@@ -37,12 +37,13 @@ RELEASED: dict[str, Any] = {  # config.json of facebook/encodec_32khz
     "use_causal_conv": False,
     "use_conv_shortcut": False,
 }
-
-
-SMALL = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "codebook_size": 64}
-
-
-SMALL_BANDWIDTH = {"target_bandwidths": [1.2]}  # 4 x 6 bits x 50 Hz
+SMALL: dict[str, Any] = {
+    "num_filters": 4,
+    "hidden_size": 16,
+    "codebook_dim": 16,
+    "codebook_size": 64,
+    "target_bandwidths": [1.2],  # 4 x 6 bits x 50 Hz
+}
 
 
 def make_codec(seed: int = 0, **sizes: Any) -> Any:
@@ -66,6 +67,15 @@ def make_codec(seed: int = 0, **sizes: Any) -> Any:
     return model
 
 
+def released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as Meta's files name them: weight norm as `weight_g` and `weight_v`."""
+    norm = "parametrizations.weight.original"
+    return {
+        name.replace(f"{norm}0", "weight_g").replace(f"{norm}1", "weight_v"): value
+        for name, value in state.items()
+    }
+
+
 def audio(model: Any, seconds: float = 0.7) -> Tensor:
     """Noise that grows, `[2, S]`."""
     samples = round(seconds * model.config.sampling_rate)
@@ -74,7 +84,7 @@ def audio(model: Any, seconds: float = 0.7) -> Tensor:
 
 
 def assert_same_codec(folder: Path, theirs: Any, seconds: float = 0.7) -> None:
-    """What runs here and what runs there give the same codes and waveforms."""
+    """Our codec in `folder` and their model give the same codes and waveforms."""
     ours = load_codec(str(folder))
     wav = audio(theirs, seconds)
     with torch.inference_mode():

@@ -1,7 +1,7 @@
 """A world small enough to train a language model on in seconds: codec, encoder, shards, recipe.
 
-Shards are written here byte by byte as the format is documented, not with the pipeline's writer:
-the trainer's tests stand on the contract alone.
+Shards are written here byte by byte as the format is documented, not with the pipeline's writer, so
+that the trainer's tests only depend on the format.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def make_shards(root: Path, clips: int, per_shard: int = 10) -> None:
 
 
 def _codes(sound: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A little melody of the sound's own, with some noise: int16 [4, frames]."""
+    """A pattern of codes for each sound, with some noise: int16 [4, frames]."""
     time = np.arange(frames)
     codes = np.stack([(2 * sound + k + time // (k + 1)) % 16 for k in range(4)])
     noisy = rng.random(codes.shape) < 0.1
@@ -182,6 +182,6 @@ def state(checkpoint: Path) -> dict[str, torch.Tensor]:
         if hasattr(value, "size")
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that there is no process group
+        warnings.simplefilter("ignore")  # a warning that there is no process group
         dcp.load(tensors, checkpoint_id=folder, no_dist=True)
     return tensors

@@ -1,4 +1,4 @@
-"""Clips of two models that are told apart by ear: tones, one of them higher."""
+"""Clips of two models that differ to the ear: tones, one of them higher."""
 
 from __future__ import annotations
 

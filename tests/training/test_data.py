@@ -58,7 +58,7 @@ def test_processes_share_the_same_global_batches(dataset: ShardDataset, world: i
         assert row == 6
 
 
-def test_going_on_in_the_middle_gives_the_same_batches(dataset: ShardDataset) -> None:
+def test_resuming_in_the_middle_gives_the_same_batches(dataset: ShardDataset) -> None:
     whole = list(_loader(dataset, prefetch=1).batches(0, 9))
     rest = list(_loader(dataset, prefetch=5).batches(4, 9))
     for one, two in zip(whole[4:], rest, strict=True):
@@ -138,7 +138,7 @@ def _evens(dataset: ShardDataset) -> set[int]:
     return {i for i, name in enumerate(dataset.manifest["dataset"].to_pylist()) if name == "even"}
 
 
-def test_a_missing_split_is_told(dataset: ShardDataset) -> None:
+def test_a_missing_split_is_reported(dataset: ShardDataset) -> None:
     with pytest.raises(AttuneError, match="no clip of split 'test' among 24"):
         ClipOrder(dataset, "test", 0)
 

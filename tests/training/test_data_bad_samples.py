@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_runs import train_tiny
 
-from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import BadSample, ShardDataset
 from common.storage import StorageError
 from training.data import Batch, ClipOrder, Loader
-from training.run.log import read_log
-from training.train import train
 
 
 @pytest.fixture
@@ -27,12 +25,8 @@ def data(tiny_root: Path, tmp_path: Path) -> Path:
 SHARD = "000000-000000000000.tar"
 
 
-def _shard(data: Path) -> Path:
-    return data / "shards" / SHARD
-
-
 def _cut_in_half(data: Path) -> None:
-    shard = _shard(data)
+    shard = data / "shards" / SHARD
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
 
 
@@ -46,7 +40,7 @@ def _scribble(data: Path) -> None:
 
 
 def _delete(data: Path) -> None:
-    _shard(data).unlink()
+    (data / "shards" / SHARD).unlink()
 
 
 DAMAGE = [
@@ -68,13 +62,11 @@ def _bad(data: Path) -> dict[str, str]:
     return found
 
 
-def _loader(data: Path, rank: int = 0, world: int = 1, prefetch: int = 4) -> Loader:
+def _loader(data: Path, batch_size: int = 6, **options: int) -> Loader:
     dataset = ShardDataset.open(data)
     order = ClipOrder(dataset, "train", 0)
-    return Loader(
-        dataset, order, segment_s=0.4, seed=0, batch_size=6, rank=rank, world=world,
-        prefetch=prefetch, skip_bad=True,
-    )  # fmt: skip
+    settings = {"segment_s": 0.4, "seed": 0, "batch_size": batch_size, "skip_bad": True}
+    return Loader(dataset, order, **(settings | options))
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE)
@@ -86,9 +78,8 @@ def test_a_bad_sample_stops_with_its_name(
     assert bad
     for sample_id, error in bad.items():
         assert words in error and sample_id in error and SHARD in error
-    recipe = load_recipe(tiny_root / "recipe.yaml", [f"data_dir={data}", f"run_dir={tmp_path}"])
     with pytest.raises(AttuneError) as raised:
-        train(recipe)
+        train_tiny(tiny_root, tmp_path, f"data_dir={data}")
     assert str(raised.value) in bad.values() and "\n" not in str(raised.value)
 
 
@@ -100,8 +91,8 @@ def test_others_take_their_places_whoever_reads(
     damage(data)
     bad = _bad(data)
     whole = list(_loader(data).batches(0, 10))
-    told = [line for line in capsys.readouterr().err.splitlines() if words in line]
-    assert len(told) == len(set(told)) == len(bad)  # once each
+    lines = [line for line in capsys.readouterr().err.splitlines() if words in line]
+    assert len(lines) == len(set(lines)) == len(bad)  # once each
     for before, batch in zip(calm, whole, strict=True):
         places = [i for i, sample_id in enumerate(before) if sample_id in bad]
         assert batch.replaced == len(places)
@@ -110,7 +101,7 @@ def test_others_take_their_places_whoever_reads(
     assert sum(batch.replaced for batch in whole) == 3 * len(bad)  # three epochs
     for world in (2, 3):
         parts = [
-            list(_loader(data, rank, world, prefetch=1 + rank).batches(4, 10))
+            list(_loader(data, rank=rank, world=world, prefetch=1 + rank).batches(4, 10))
             for rank in range(world)
         ]
         for step, batch in enumerate(whole[4:]):
@@ -132,24 +123,19 @@ def _clips(batches: list[Batch]) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def test_they_are_counted_in_the_log_and_after_going_on(
+def test_they_are_counted_in_the_log_and_after_resuming(
     tiny_root: Path, data: Path, tmp_path: Path
 ) -> None:
-    calm = Loader(
-        ShardDataset.open(data), ClipOrder(ShardDataset.open(data), "train", 0),
-        segment_s=0.4, seed=0, batch_size=4,
-    )  # fmt: skip
-    ids = [batch.sample_ids for batch in calm.batches(0, 12)]
+    ids = [batch.sample_ids for batch in _loader(data, batch_size=4).batches(0, 12)]
     _scribble(data)
     bad = set(_bad(data))
     expected = {step + 1: n for step, one in enumerate(ids) if (n := len(bad & set(one)))}
     assert expected
-    overrides = [f"data_dir={data}", f"run_dir={tmp_path}", "lm.log_every=100"]
-    recipe = load_recipe(tiny_root / "recipe.yaml", [*overrides, "lm.bad_samples=skip"])
-    rows = read_log(train(recipe))
+    overrides = [f"data_dir={data}", "lm.log_every=100", "lm.bad_samples=skip"]
+    rows = train_tiny(tiny_root, tmp_path, *overrides)
     assert {row["step"]: row["bad_samples"] for row in rows if "bad_samples" in row} == expected
     (tmp_path / "lm" / "latest").write_text("step-00000010\n")
-    again = read_log(train(recipe))
+    again = train_tiny(tiny_root, tmp_path, *overrides)
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]
 
 
@@ -169,29 +155,3 @@ def test_a_store_that_fails_is_no_bad_sample(data: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(loader._dataset.store, "read_range", refused)
     with pytest.raises(StorageError, match="access denied"):
         loader.batch(0)
-
-
-def test_order_over_two_epochs_is_audited(tiny_root: Path) -> None:
-    """Every sample exactly once per epoch, whatever the processes and however far ahead they read;
-    20 clips in batches of 6: epochs end within batches."""
-    dataset = ShardDataset.open(tiny_root / "data")
-    manifest = dataset.manifest.to_pylist()
-    train_ids = sorted(row["sample_id"] for row in manifest if row["split"] == "train")
-    found = []
-    for world, prefetch in ((1, 1), (1, 9), (2, 2), (3, 1), (6, 5)):
-        order = ClipOrder(dataset, "train", 7)
-        steps = [
-            Loader(
-                dataset, order, segment_s=0.4, seed=7, batch_size=6, rank=rank, world=world,
-                prefetch=prefetch,
-            ).batches(0, 7)
-            for rank in range(world)
-        ]  # fmt: skip
-        ids = [
-            i for shares in zip(*steps, strict=True) for share in shares for i in share.sample_ids
-        ]
-        assert len(ids) == 42
-        assert sorted(ids[:20]) == sorted(ids[20:40]) == train_ids
-        assert ids[:20] != ids[20:40]
-        found.append(ids)
-    assert all(ids == found[0] for ids in found)

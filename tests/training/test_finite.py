@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite leaves no trace but a row in the log."""
+"""A step whose loss or gradient is not finite leaves only a row in the log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_lm import state
+from tiny_runs import train_tiny
 
 from common.config import load_recipe
 from common.errors import AttuneError
@@ -19,7 +20,6 @@ from training.data import ClipOrder, Loader
 from training.ema import ExponentialMovingAverage
 from training.finite import FiniteUpdates
 from training.run.log import read_log
-from training.train import train
 
 CALM = ["lm.cfg.dropout=0", "lm.rr.weight=0", "lm.checkpoint_every=1", "lm.keep=12"]
 
@@ -27,15 +27,19 @@ CALM = ["lm.cfg.dropout=0", "lm.rr.weight=0", "lm.checkpoint_every=1", "lm.keep=
 @pytest.fixture(params=["at once", "a step later"])
 def later(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether updates obey a flag on the device, as on a GPU, where the answer comes later."""
-    if request.param == "a step later":
-        real = FiniteUpdates.__init__
+    later = request.param == "a step later"
+    _defer(monkeypatch, later)
+    return later
 
-        def deferred(self: FiniteUpdates, *args: object) -> None:
-            real(self, *args)
-            self._later = True
 
-        monkeypatch.setattr(FiniteUpdates, "__init__", deferred)
-    return request.param == "a step later"
+def _defer(monkeypatch: pytest.MonkeyPatch, later: bool) -> None:
+    real = FiniteUpdates.__init__
+
+    def chosen(self: FiniteUpdates, *args: object) -> None:
+        real(self, *args)
+        self._later = later
+
+    monkeypatch.setattr(FiniteUpdates, "__init__", chosen)
 
 
 def _break(monkeypatch: pytest.MonkeyPatch, steps: set[int], factor: float = math.nan) -> None:
@@ -50,8 +54,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, steps: set[int], factor: float = mat
 
 
 def _train(root: Path, out: Path, *overrides: str) -> list[dict]:
-    recipe = load_recipe(root / "recipe.yaml", [f"run_dir={out}", *CALM, *overrides])
-    return read_log(train(recipe))
+    return train_tiny(root, out, *CALM, *overrides)
 
 
 def _ids(root: Path, step: int) -> list[str]:
@@ -99,13 +102,7 @@ def test_both_ways_of_skipping_end_alike(
     for run, deferred in (("now", False), ("later", True)):
         with monkeypatch.context() as patch:
             _break(patch, {1, 5, 6})
-            real = FiniteUpdates.__init__
-
-            def chosen(self: FiniteUpdates, *args: object, real=real, deferred=deferred) -> None:
-                real(self, *args)
-                self._later = deferred
-
-            patch.setattr(FiniteUpdates, "__init__", chosen)
+            _defer(patch, deferred)
             rows = _train(tiny_root, tmp_path, f"lm.run={run}", *seldom)
         assert [row["step"] for row in rows] == [1, 5, 6, 12]
         assert [row.get("skipped") for row in rows] == [1, 2, 3, None]
@@ -136,13 +133,24 @@ def test_too_many_in_a_row_stop_with_step_and_samples(
     assert [(row["step"], row["skipped"]) for row in rows] == [
         (3, 1), (4, 2), (6, 3), (7, 4), (8, 5),
     ]  # fmt: skip
-    # The count goes on where it was: two in a row lie behind step 7.
+    # The count resumes where it was: steps 6 and 7 are two in a row.
     _break(monkeypatch, {1})
     with pytest.raises(AttuneError, match="step 8: gradient norm is nan, 3 such in a row"):
         _train(tiny_root, tmp_path, "lm.non_finite.skip=2")
 
 
-def test_a_loss_alone_is_enough(tiny_root: Path, tmp_path: Path) -> None:
+def test_by_default_the_first_one_stops_the_run_and_reaches_no_checkpoint(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break(monkeypatch, {7})
+    with pytest.raises(AttuneError, match="step 7: gradient norm is nan"):
+        _train(tiny_root, tmp_path, "lm.log_every=100", "lm.checkpoint_every=5")
+    assert (tmp_path / "lm" / "latest").read_text() == "step-00000005\n"
+    weights = load_file(tmp_path / "lm/checkpoints/step-00000005/model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_a_loss_is_enough(tiny_root: Path, tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     model = torch.nn.ParameterList([parameter])
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -153,32 +161,6 @@ def test_a_loss_alone_is_enough(tiny_root: Path, tmp_path: Path) -> None:
     with pytest.raises(AttuneError, match=r"step 1: loss is inf.*samples a, b;"):
         updates.apply(1, torch.tensor(1.0), torch.tensor(math.inf), ("a", "b"), True)
     assert torch.equal(parameter.detach(), torch.ones(2)) and ema.updates == 0
-
-
-def test_an_average_that_is_told_later_counts_the_same() -> None:
-    """Updates of 0 before the first one, in the middle, and told with some delay."""
-    torch.manual_seed(0)
-    plain, told = (torch.nn.Linear(3, 2) for _ in range(2))
-    averages = [ExponentialMovingAverage(model, 0.9) for model in (plain, told)]
-    missed = 0
-    for taken in (0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0):
-        if taken:
-            with torch.no_grad():
-                for a, b in zip(plain.parameters(), told.parameters(), strict=True):
-                    a.normal_()
-                    b.copy_(a)
-            averages[0].update()
-        averages[1].update(torch.tensor(taken))
-        missed += taken == 0
-        if missed == 2:
-            averages[1].forget()
-            missed -= 1
-        if not taken and averages[0].updates == 0:
-            continue
-        for name, value in averages[0].weights.items():
-            torch.testing.assert_close(averages[1].weights[name], value, rtol=1e-6, atol=1e-7)
-    averages[1].forget()
-    assert [average.updates for average in averages] == [4, 4]
 
 
 def test_saving_before_the_first_step_that_counts_changes_nothing(

@@ -1,4 +1,4 @@
-"""Schedule, weight-decay groups, gradient filling and the average of the weights."""
+"""Schedule, weight-decay groups and the average of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from training.config import OptimConfig
 from training.ema import ExponentialMovingAverage
 from training.lm.model import Architecture, LanguageModel
-from training.optim import build_optimizer, fill_missing_gradients, learning_rate
+from training.optim import build_optimizer, learning_rate
 
 
 def test_rate_warms_up_linearly_then_follows_a_cosine() -> None:
@@ -35,20 +35,6 @@ def test_decay_spares_norms_biases_and_embeddings() -> None:
     assert {"embedding.weight", "norm.weight", "text_projection.bias"} <= plain
     assert {"head.weight", "text_projection.weight", "blocks.1.ff_in.weight"} <= decayed
     assert not any("norm" in name or "bias" in name for name in decayed)
-
-
-def test_missing_gradients_become_zeros() -> None:
-    model = LanguageModel(Architecture(16, 1, 2, 2, 8, 12))
-    model.initialize(0)
-    logits, _ = model(torch.zeros(1, 2, 3, dtype=torch.long))
-    logits.square().sum().backward()
-    kept = model.head.weight.grad
-    assert kept is not None
-    before = kept.clone()
-    fill_missing_gradients(model)
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert torch.equal(model.head.weight.grad, before)
-    assert not model.text_projection.weight.grad.any()
 
 
 def test_average_is_bias_corrected_and_swaps_in_and_out() -> None:

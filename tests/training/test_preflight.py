@@ -1,11 +1,9 @@
-"""What a run is said to take, against what it takes."""
+"""The estimated needs of a run, against what it takes (memory: `test_step_micro_batches.py`)."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,65 +56,17 @@ def test_flops_are_those_that_are_counted() -> None:
     )
 
 
-_STEP = """
-import re, sys, torch
-from training.lm.losses import stream_losses
-from training.lm.model import Architecture, LanguageModel
-from training.optim import build_optimizer
-from training.config import OptimConfig
-torch.set_num_threads(1)
-arch = Architecture(d_model=256, n_layers=6, n_heads=4, n_codebooks=4, codebook_size=1024,
-                    text_dim=64)
-half = sys.argv[1] == "bf16"
-
-def peak():
-    # ru_maxrss would begin with the peak of the process that started this one.
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-
-def step(clips):
-    codes = torch.randint(0, 1024, (clips, 4, 203))
-    text, mask = torch.randn(clips, 8, 64), torch.ones(clips, 8, dtype=torch.bool)
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        logits, hidden = model(codes, text, mask)
-    sums, counts = stream_losses(logits, codes)
-    (sums / counts).mean().backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-model = LanguageModel(arch)
-model.initialize(0)
-optimizer = build_optimizer(model, OptimConfig())
-step(1)  # imports, kernels, moments
-before = peak()
-step(24)
-print(peak() - before)
-"""
+@pytest.mark.parametrize(("sharding", "processes", "group"), [("full", 4, 4), ("hybrid", 8, 2)])
+def test_fsdp_shares_the_states(
+    sharding: str, processes: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config, world = LMConfig(batch_size=16, sharding=sharding), World(0, processes, CPU.device)
+    one, shared = (memory(ARCH, config, w, 2, 50)["weights and optimizer"] for w in (CPU, world))
+    assert shared == one // group
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_memory_of_a_step_is_about_that(precision: str) -> None:
-    """Within a third, the growth of a process from a step of one clip to a step of 24."""
-    found = subprocess.run(
-        [sys.executable, "-c", _STEP, precision],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    arch = Architecture(
-        d_model=256, n_layers=6, n_heads=4, n_codebooks=4, codebook_size=1024, text_dim=64
-    )
-    config = LMConfig(precision=precision, batch_size=24)
-    one, many = (memory(arch, config, CPU, clips, 203) for clips in (1, 24))
-    estimate = sum(many.values()) - sum(one.values())
-    assert int(found.stdout) == pytest.approx(estimate, rel=1 / 3)
-
-
-def test_fsdp_shares_the_states() -> None:
-    config = LMConfig(batch_size=16)
-    alone = memory(ARCH, config, CPU, 4, 50)["weights and optimizer"]
-    shared = memory(ARCH, config, World(0, 4, torch.device("cpu")), 4, 50)
-    assert shared["weights and optimizer"] == alone // 4
-
-
-def test_what_cannot_fit_is_refused_before_anything_is_made(
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "available_bytes", lambda world: 2**20)
@@ -126,7 +76,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(
     assert not (tmp_path / "lm").exists()
 
 
-def test_a_dry_run_tells_and_makes_nothing(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_dry_run_reports_and_makes_nothing(tiny_root: Path, tmp_path: Path) -> None:
     recipe = load_recipe(tiny_root / "recipe.yaml", [f"run_dir={tmp_path}"])
     told: list[Preflight] = []
     train(recipe, dry_run=told.append)
@@ -139,7 +89,7 @@ def test_a_dry_run_tells_and_makes_nothing(tiny_root: Path, tmp_path: Path) -> N
 
 
 def test_a_machine_that_is_busy_has_a_rate_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One product may take longer than all of them are meant to."""
+    """One product may take longer than the time for all of them."""
     clock = itertools.count()
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
     assert module.matmul_rate(torch.device("cpu"), "fp32") == 2 * 1024**3

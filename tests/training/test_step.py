@@ -25,6 +25,7 @@ from training.lm.model import LanguageModel
 from training.step import TrainingStep
 
 ONE = World(0, 1, torch.device("cpu"))
+BASE = {"batch_size": 5, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +94,13 @@ def reference(
 @pytest.mark.parametrize("apply", ["cfg", "always"])
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_values_and_gradients_are_those_of_the_reference(
-    world: tuple[LanguageModel, Batch],
-    pool: str,
-    apply: str,
-    text: str,
-    granularity: str,
+    world: tuple[LanguageModel, Batch], pool: str, apply: str, text: str, granularity: str,
     kind: str,
-) -> None:
+) -> None:  # fmt: skip
     model, batch = world
-    config = LMConfig.model_validate(
-        {
-            "batch_size": 5,
-            "precision": "fp32",
-            "cfg": {"dropout": 0.5, "granularity": granularity},
-            "rr": {"weight": 30.0, "pool": pool, "apply": apply, "text": text},
-        }
-    )
+    cfg = {"dropout": 0.5, "granularity": granularity}
+    rr = {"weight": 30.0, "pool": pool, "apply": apply, "text": text}
+    config = LMConfig.model_validate(BASE | {"cfg": cfg, "rr": rr})
     wanted = range(2, 5) if granularity == "sample" else [5 if kind == "without text" else 0]
     draws = ((step, dropped_text(0, step, 5, 0.5, granularity)) for step in range(100))
     step, dropped = next(draw for draw in draws if draw[1].sum() in wanted)
@@ -137,14 +129,8 @@ def test_the_logged_norms_are_those_of_the_two_gradients(
     model, batch = world
     shares = {}
     for weight in (1e-9, 7.0):
-        config = LMConfig.model_validate(
-            {
-                "batch_size": 5,
-                "precision": "fp32",
-                "cfg": {"dropout": 1.0},
-                "rr": {"weight": weight},
-            }
-        )
+        options = {"cfg": {"dropout": 1.0}, "rr": {"weight": weight}}
+        config = LMConfig.model_validate(BASE | options)
         model.zero_grad(set_to_none=True)
         shares[weight] = TrainingStep(model, config, ONE, 0)(batch, 0).row(ONE)
     small, large = shares[1e-9], shares[7.0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import subprocess
 import sys
@@ -13,17 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import train_tiny
 from torch import Tensor
 
-from common.config import load_recipe
 from training.config import LMConfig
 from training.data import Batch, dropped_text
 from training.distributed import World, parallelize
 from training.lm.model import Architecture, LanguageModel
 from training.preflight import forward_again, memory
-from training.run.log import read_log
 from training.step import TrainingStep
-from training.train import train
 
 ONE = World(0, 1, torch.device("cpu"))
 KEYS = ("loss", "loss_per_stream", "rr", "rr_correlation", "rr_grad_norm", "ce_grad_norm")
@@ -74,26 +71,15 @@ def _assert_alike(model: LanguageModel, batch: Batch, rr: dict, cfg: dict, **cha
             assert float((found[name] - gradient).abs().max()) < 1e-5 * scale, (wanted, name)
 
 
-OPTIONS = list(
-    itertools.product(
-        ("max", "average"),
-        ("cfg", "always"),
-        ("raw", "projected"),
-        ("global", "local"),
-        ("batch", "sample"),
-    )
-)
-
-
-@pytest.mark.parametrize(("pool", "apply", "text", "scope", "granularity"), OPTIONS)
+@pytest.mark.parametrize("pool", ["max", "average"])
+@pytest.mark.parametrize("apply", ["cfg", "always"])
+@pytest.mark.parametrize("text", ["raw", "projected"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
 def test_micro_batches_make_the_same_step(
-    world: tuple[LanguageModel, Batch],
-    pool: str,
-    apply: str,
-    text: str,
-    scope: str,
+    world: tuple[LanguageModel, Batch], pool: str, apply: str, text: str, scope: str,
     granularity: str,
-) -> None:
+) -> None:  # fmt: skip
     """Three, three and one clip; rr weighs so much that a pair left out would show."""
     rr = {"weight": 30.0, "pool": pool, "apply": apply, "text": text, "scope": scope}
     _assert_alike(*world, rr, {"dropout": 0.5, "granularity": granularity}, micro_batch=3)
@@ -128,12 +114,9 @@ def test_a_second_pass_is_made_where_rr_acts_only(world: tuple[LanguageModel, Ba
 
 
 def test_a_run_in_micro_batches_follows_one_without(tiny_root: Path, tmp_path: Path) -> None:
-    def rows(run: str, *overrides: str) -> list[dict]:
-        told = [f"run_dir={tmp_path}", f"lm.run={run}", "lm.valid_every=6", *overrides]
-        return read_log(train(load_recipe(tiny_root / "recipe.yaml", told)))
-
-    whole = rows("whole")
-    pieces = rows("pieces", "lm.micro_batch=3", "lm.activation_checkpointing=true")
+    options = ["lm.micro_batch=3", "lm.activation_checkpointing=true"]
+    whole = train_tiny(tiny_root, tmp_path, "lm.run=whole", "lm.valid_every=6")
+    pieces = train_tiny(tiny_root, tmp_path, "lm.run=pieces", "lm.valid_every=6", *options)
     assert [row.keys() for row in whole] == [row.keys() for row in pieces]
     for key in ("loss", "rr", "grad_norm", "valid_loss", "valid_loss_uncond"):
         one, two = ([row[key] for row in run if key in row] for run in (whole, pieces))
@@ -193,10 +176,10 @@ for config in map(LMConfig.model_validate_json, sys.argv[1:]):
 """
 
 
-def test_memory_of_a_step_is_less_and_about_what_is_told() -> None:
-    """The growth of a process from a step of one clip to a step of 24.
+def test_memory_of_a_step_is_about_the_estimate_and_less_in_pieces() -> None:
+    """Within a third, the growth of a process from a step of one clip to a step of 24.
 
-    malloc returns every large block at once here: what is counted is what is in use.
+    malloc returns every large block at once here, so that only memory in use is counted.
     """
     arch = Architecture(
         d_model=256, n_layers=6, n_heads=4, n_codebooks=4, codebook_size=256, text_dim=64
@@ -205,18 +188,20 @@ def test_memory_of_a_step_is_less_and_about_what_is_told() -> None:
         LMConfig.model_validate(
             {"batch_size": 24, "precision": "fp32", "cfg": {"dropout": 1.0}} | changed
         )
-        for changed in ({}, {"activation_checkpointing": True}, {"micro_batch": 4})
-    ]
+        for changed in (
+            {}, {"activation_checkpointing": True}, {"micro_batch": 4}, {"precision": "bf16"}
+        )
+    ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", _STEP, *(config.model_dump_json() for config in configs)],
         cwd=Path(__file__).parents[2], env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = list(map(int, done.stdout.split()))
-    told = [
+    estimates = [
         sum(memory(arch, config, ONE, 24, 203).values())
         - sum(memory(arch, config, ONE, 1, 203).values())
         for config in configs
     ]
-    assert max(found[1:]) < 0.4 * found[0]
-    assert found == pytest.approx(told, rel=1 / 3)
+    assert max(found[1:3]) < 0.4 * found[0]
+    assert found == pytest.approx(estimates, rel=1 / 3)

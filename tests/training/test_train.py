@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import re
 import shutil
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from typer.testing import CliRunner
+from tiny_runs import names_in, run_command, set_column, train_tiny, without_clock
 
 from common.config import load_recipe
 from common.errors import AttuneError
@@ -24,26 +20,16 @@ from common.shards import ShardDataset
 from training import step as step_module
 from training import train as training
 from training.checkpoint.load import load_for_inference
-from training.checkpoint.save import Checkpointer, ModelState
-from training.cli import app
-from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
-from training.distributed import World, start
-from training.ema import ExponentialMovingAverage
+from training.distributed import World
 from training.lm.losses import stream_losses
 from training.lm.patterns import delay
-from training.optim import build_optimizer
-from training.run.log import MEASURED, Progress, read_log
-from training.train import train
-
-
-def _train(root: Path, out: Path, *overrides: str, fresh: bool = False) -> list[dict]:
-    recipe = load_recipe(root / "recipe.yaml", [f"run_dir={out}", *overrides])
-    return read_log(train(recipe, fresh=fresh))
+from training.run.log import Progress, read_log
 
 
 def test_losses_fall_and_every_stream_learns(tiny_root: Path, tmp_path: Path) -> None:
-    rows = _train(tiny_root, tmp_path, "lm.steps=80", "lm.batch_size=8", "lm.checkpoint_every=80")
+    overrides = ["lm.steps=80", "lm.batch_size=8", "lm.checkpoint_every=80"]
+    rows = train_tiny(tiny_root, tmp_path, *overrides)
     told = [row for row in rows if row["dropped"] == 0]
     for k in range(4):
         first = sum(row["loss_per_stream"][k] for row in told[:5]) / 5
@@ -62,7 +48,7 @@ def test_rr_comes_on_steps_without_text_only(
         "representation_regularization",
         lambda audio, text: calls.append(audio.requires_grad) or real(audio, text),
     )
-    rows = _train(tiny_root, tmp_path, "lm.steps=60", "seed=5")
+    rows = train_tiny(tiny_root, tmp_path, "lm.steps=60", "seed=5")
     expected = [step + 1 for step in range(60) if dropped_text(5, step, 4, 0.3, "batch").all()]
     assert 5 < len(expected) < 35
     assert [row["step"] for row in rows if "rr" in row] == expected
@@ -70,15 +56,15 @@ def test_rr_comes_on_steps_without_text_only(
     assert calls == [True] * len(expected)
     # Without it the same steps go without text, rr is watched but pulls at nothing.
     calls.clear()
-    _train(tiny_root, tmp_path, "lm.steps=60", "seed=5", "lm.rr.weight=0", "lm.run=plain")
+    train_tiny(tiny_root, tmp_path, "lm.steps=60", "seed=5", "lm.rr.weight=0", "lm.run=plain")
     assert calls == [False] * len(expected)
 
 
 def test_rr_changes_training_from_the_first_step_without_text(
     tiny_root: Path, tmp_path: Path
 ) -> None:
-    with_rr = _train(tiny_root, tmp_path, "lm.run=a")
-    without = _train(tiny_root, tmp_path, "lm.run=b", "lm.rr.weight=0")
+    with_rr = train_tiny(tiny_root, tmp_path, "lm.run=a")
+    without = train_tiny(tiny_root, tmp_path, "lm.run=b", "lm.rr.weight=0")
     first = next(i for i, row in enumerate(with_rr) if "rr" in row)
     for i in range(first + 1):
         assert with_rr[i]["loss"] == without[i]["loss"]
@@ -87,62 +73,64 @@ def test_rr_changes_training_from_the_first_step_without_text(
     assert with_rr[first + 1]["loss"] != without[first + 1]["loss"]
 
 
-@pytest.mark.parametrize(
-    "override", ["lm.cfg.granularity=sample", "lm.rr.pool=average", "lm.stream_loss=sum"]
-)
-def test_options_train(tiny_root: Path, tmp_path: Path, override: str) -> None:
-    rows = _train(tiny_root, tmp_path, override)
-    assert len(rows) == 12
-    assert any("rr" in row for row in rows)
+def test_losses_of_streams_can_be_summed(tiny_root: Path, tmp_path: Path) -> None:
+    mean, total = (
+        train_tiny(tiny_root, tmp_path, f"lm.run={how}", f"lm.stream_loss={how}", "lm.rr.weight=0")
+        for how in ("mean", "sum")
+    )
+    assert total[0]["grad_norm"] == pytest.approx(4 * mean[0]["grad_norm"], rel=1e-5)
 
 
 def test_bf16_and_medium_follow_fp32(tiny_root: Path, tmp_path: Path) -> None:
     """bf16 products carry 8 bits: a few thousandths of the loss over 12 steps at this size."""
-    exact = [row["loss"] for row in _train(tiny_root, tmp_path, "lm.run=fp32")]
+    exact = [row["loss"] for row in train_tiny(tiny_root, tmp_path, "lm.run=fp32")]
     try:
-        medium = _train(tiny_root, tmp_path, "lm.run=medium", "lm.precision=medium")
+        medium = train_tiny(tiny_root, tmp_path, "lm.run=medium", "lm.precision=medium")
     finally:
         torch.set_float32_matmul_precision("highest")
-    half = _train(tiny_root, tmp_path, "lm.run=bf16", "lm.precision=bf16")
+    half = train_tiny(tiny_root, tmp_path, "lm.run=bf16", "lm.precision=bf16")
     assert [row["loss"] for row in medium] == pytest.approx(exact, rel=5e-3)
     assert [row["loss"] for row in half] == pytest.approx(exact, rel=5e-3)
 
 
-def test_going_on_gives_the_losses_of_an_undisturbed_run(tiny_root: Path, tmp_path: Path) -> None:
-    whole = _train(tiny_root, tmp_path, "lm.run=whole")
+def test_resuming_gives_the_losses_of_an_undisturbed_run(tiny_root: Path, tmp_path: Path) -> None:
+    whole = train_tiny(tiny_root, tmp_path, "lm.run=whole")
     run = tmp_path / "whole"
     final = load_file(run / "checkpoints" / "step-00000012" / "model.safetensors")
     # As if it had been killed after step 7, in the middle of a line.
     (run / "latest").write_text("step-00000010\n")
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')
-    again = _train(tiny_root, tmp_path, "lm.run=whole", "lm.log_every=1")
-    strip = [{k: v for k, v in row.items() if k not in MEASURED} for row in whole]
-    assert [{k: v for k, v in row.items() if k not in MEASURED} for row in again] == strip
+    again = train_tiny(tiny_root, tmp_path, "lm.run=whole", "lm.log_every=1")
+    assert without_clock(again) == without_clock(whole)
     resumed = load_file(run / "checkpoints" / "step-00000012" / "model.safetensors")
     assert final.keys() == resumed.keys()
     assert all(torch.equal(final[name], resumed[name]) for name in final)
 
 
+def test_a_run_set_back_removes_later_checkpoints(tiny_root: Path, tmp_path: Path) -> None:
+    train_tiny(tiny_root, tmp_path, "lm.keep=4", "lm.checkpoint_every=3")
+    (tmp_path / "lm" / "latest").write_text("step-00000003\n")
+    train_tiny(tiny_root, tmp_path, "lm.keep=4", "lm.checkpoint_every=5")
+    expected = [f"step-{step:08d}" for step in (3, 5, 10, 12)]
+    assert names_in(tmp_path / "lm" / "checkpoints") == expected
+
+
 def test_a_finished_run_is_left_alone(tiny_root: Path, tmp_path: Path) -> None:
-    _train(tiny_root, tmp_path)
+    train_tiny(tiny_root, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "lm" / "checkpoints").rglob("*")}
-    _train(tiny_root, tmp_path)
+    train_tiny(tiny_root, tmp_path)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_run_folder_holds_what_is_promised(tiny_run: Path) -> None:
+def test_run_folder_holds_the_promised_files(tiny_run: Path) -> None:
     assert (tiny_run / "latest").read_text() == "step-00000012\n"
-    assert sorted(p.name for p in (tiny_run / "checkpoints").iterdir()) == [
-        "step-00000010",
-        "step-00000012",
-    ]
+    assert names_in(tiny_run / "checkpoints") == ["step-00000010", "step-00000012"]
     described = json.loads((tiny_run / "checkpoints/step-00000012/model.json").read_text())
     assert described["architecture"]["n_codebooks"] == 4
     assert described["step"] == 12
     assert {"codec_id", "text_encoder_id", "sample_rate", "frame_rate"} <= described.keys()
-    events = EventAccumulator(str(tiny_run / "tb"))
-    events.Reload()
+    events = EventAccumulator(str(tiny_run / "tb")).Reload()
     tags = events.Tags()["scalars"]
     for tag in ("loss/conditional", "loss_per_stream/conditional_3", "rr", "grad_norm", "lr"):
         assert tag in tags
@@ -150,11 +138,9 @@ def test_run_folder_holds_what_is_promised(tiny_run: Path) -> None:
     assert [event.value for event in events.Scalars("rr")] == pytest.approx(rr)
 
 
-def test_validation_uses_the_average_and_leaves_training_alone(
-    tiny_root: Path, tmp_path: Path
-) -> None:
-    plain = _train(tiny_root, tmp_path, "lm.run=a")
-    rows = _train(tiny_root, tmp_path, "lm.run=b", "lm.valid_every=4")
+def test_validation_does_not_change_training(tiny_root: Path, tmp_path: Path) -> None:
+    plain = train_tiny(tiny_root, tmp_path, "lm.run=a")
+    rows = train_tiny(tiny_root, tmp_path, "lm.run=b", "lm.valid_every=4")
     checks = [row for row in rows if "valid_loss" in row]
     assert [row["step"] for row in checks] == [4, 8, 12]
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -166,7 +152,7 @@ def test_validation_is_the_loss_of_the_saved_average_over_each_clip_once(
 ) -> None:
     # Four clips in batches of three: the second batch runs into the next epoch.
     overrides = ["lm.batch_size=3", "lm.valid_every=12", "lm.ema_decay=0.9"]
-    row = _train(tiny_root, tmp_path, *overrides)[-1]
+    row = train_tiny(tiny_root, tmp_path, *overrides)[-1]
     model, _ = load_for_inference(tmp_path / "lm" / "checkpoints" / "step-00000012")
     dataset = ShardDataset.open(load_recipe(tiny_root / "recipe.yaml").data_dir)
     order = ClipOrder(dataset, "valid", 0)
@@ -178,46 +164,12 @@ def test_validation_is_the_loss_of_the_saved_average_over_each_clip_once(
         assert row[key] == pytest.approx(float(sums.sum() / counts.sum()), rel=1e-5)
 
 
-def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(
-    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = step_module.stream_losses, itertools.count(1)
-
-    def broken(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sums, counts = real(*args)
-        return sums * (math.nan if next(calls) >= 7 else 1.0), counts
-
-    monkeypatch.setattr(step_module, "stream_losses", broken)
-    with pytest.raises(AttuneError, match="step 7: gradient norm is nan"):
-        _train(tiny_root, tmp_path, "lm.log_every=100", "lm.cfg.dropout=0", "lm.rr.weight=0")
-    assert (tmp_path / "lm" / "latest").read_text() == "step-00000005\n"
-    weights = load_file(tmp_path / "lm/checkpoints/step-00000005/model.safetensors")
-    assert all(torch.isfinite(weight).all() for weight in weights.values())
-
-
 def test_a_missing_valid_split_shows_before_training(tiny_root: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_root / "data", tmp_path / "data")
-    path = tmp_path / "data" / "manifest.parquet"
-    table = pq.read_table(path)
-    names = pa.array(["train"] * len(table))
-    pq.write_table(table.set_column(table.schema.get_field_index("split"), "split", names), path)
+    set_column(tmp_path / "data", "split", ["train"] * 24)
     with pytest.raises(AttuneError, match="no clip of split 'valid'"):
-        _train(tiny_root, tmp_path, f"data_dir={tmp_path}/data", "lm.valid_every=4")
+        train_tiny(tiny_root, tmp_path, f"data_dir={tmp_path}/data", "lm.valid_every=4")
     assert not (tmp_path / "lm").exists()
-
-
-def test_going_back_leaves_no_later_checkpoints(tiny_root: Path, tmp_path: Path) -> None:
-    _train(tiny_root, tmp_path, "lm.keep=4", "lm.checkpoint_every=3")
-    run = tmp_path / "lm"
-    (run / "latest").write_text("step-00000003\n")
-    recipe = load_recipe(tiny_root / "recipe.yaml", [f"run_dir={tmp_path}"])
-    config = recipe.section("lm", LMConfig)
-    world, model = start(1), torch.nn.Linear(2, 2)
-    optimizer, ema = build_optimizer(model, config.optim), ExponentialMovingAverage(model, 0.9)
-    Checkpointer(run, world, ModelState(model, optimizer, ema), keep=2).save(4, {})
-    assert (run / "latest").read_text() == "step-00000004\n"
-    kept = sorted(folder.name for folder in (run / "checkpoints").iterdir())
-    assert kept == ["step-00000003", "step-00000004"]
 
 
 @pytest.mark.parametrize(
@@ -244,28 +196,28 @@ def test_mistakes_stop_before_training(
     tiny_root: Path, tmp_path: Path, overrides: list[str], words: str
 ) -> None:
     with pytest.raises(AttuneError, match=words):
-        _train(tiny_root, tmp_path, *(o.format(tmp=tmp_path) for o in overrides))
+        train_tiny(tiny_root, tmp_path, *(o.format(tmp=tmp_path) for o in overrides))
     assert not (tmp_path / "lm").exists()
 
 
-def test_a_run_goes_on_under_its_own_config_only(tiny_root: Path, tmp_path: Path) -> None:
-    _train(tiny_root, tmp_path)
+def test_a_run_resumes_under_its_own_config_only(tiny_root: Path, tmp_path: Path) -> None:
+    train_tiny(tiny_root, tmp_path)
     with pytest.raises(AttuneError, match=r"was started with lm\.rr\.weight = 3\.0, now it is 1"):
-        _train(tiny_root, tmp_path, "lm.rr.weight=1")
+        train_tiny(tiny_root, tmp_path, "lm.rr.weight=1")
     with pytest.raises(AttuneError, match="name another run") as refused:
-        _train(tiny_root, tmp_path, "lm.rr.weight=1", "lm.steps=14")
+        train_tiny(tiny_root, tmp_path, "lm.rr.weight=1", "lm.steps=14")
     assert "init_from" not in str(refused.value)
-    rows = _train(tiny_root, tmp_path, "lm.rr.weight=1", "lm.steps=6", fresh=True)
+    rows = train_tiny(tiny_root, tmp_path, "lm.rr.weight=1", "lm.steps=6", fresh=True)
     assert [row["step"] for row in rows] == list(range(1, 7))
 
 
-def test_a_finished_run_goes_on_as_another_one(tiny_root: Path, tmp_path: Path) -> None:
-    _train(tiny_root, tmp_path)
+def test_a_finished_run_can_start_another_one(tiny_root: Path, tmp_path: Path) -> None:
+    train_tiny(tiny_root, tmp_path)
     with pytest.raises(AttuneError, match=r"lm\.steps = 12, now it is 14; learning rates") as told:
-        _train(tiny_root, tmp_path, "lm.steps=14")
+        train_tiny(tiny_root, tmp_path, "lm.steps=14")
     found = re.search(r"lm\.run=NAME (lm\.init_from=\S+)\)", str(told.value))
     assert found
-    rows = _train(tiny_root, tmp_path, "lm.run=longer", found[1], "lm.steps=14")
+    rows = train_tiny(tiny_root, tmp_path, "lm.run=longer", found[1], "lm.steps=14")
     assert rows[-1]["step"] == 14
 
 
@@ -275,11 +227,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     (tmp_path / "file").touch()
     below = f"run_dir={tmp_path}/file/below"
     with pytest.raises(AttuneError, match=r"^run_dir: .*below/lm cannot be .*: Not a directory \("):
-        _train(tiny_root, tmp_path, below)
-    command = ["lm", "--config", str(tiny_root / "recipe.yaml")]
+        train_tiny(tiny_root, tmp_path, below)
 
     def ends(*arguments: str) -> str:
-        return str(CliRunner().invoke(app, [*command, *arguments]).exception)
+        with pytest.raises(AttuneError) as refused:
+            run_command("lm", "--config", tiny_root / "recipe.yaml", *arguments)
+        return str(refused.value)
 
     with monkeypatch.context() as patch:
         patch.setattr("training.train.ShardDataset", None)  # not reached
@@ -291,9 +244,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("training.run.folder.write_atomically", refuse)  # what only trying tells
+    monkeypatch.setattr("training.run.folder.write_atomically", refuse)  # only trying shows it
     with pytest.raises(AttuneError, match=r"^run_dir: .*lm cannot be written: Permission denied"):
-        _train(tiny_root, tmp_path)
+        train_tiny(tiny_root, tmp_path)
 
 
 def test_local_rr_needs_two_clips_per_process(
@@ -301,7 +254,7 @@ def test_local_rr_needs_two_clips_per_process(
 ) -> None:
     monkeypatch.setattr(training, "start", lambda threads: World(0, 4, torch.device("cpu")))
     with pytest.raises(AttuneError, match=r"scope local.*gives 4 processes 1 each"):
-        _train(tiny_root, tmp_path, "lm.rr.scope=local")
+        train_tiny(tiny_root, tmp_path, "lm.rr.scope=local")
     assert not (tmp_path / "lm").exists()
 
 
@@ -311,8 +264,7 @@ def test_a_restart_without_a_checkpoint_leaves_no_rows_twice(tmp_path: Path) -> 
         for step in (1, 2):
             progress.log({"step": step, "valid_loss": float(step)}, say=False)
         progress.close()
-        time.sleep(1.1)  # event files are told apart by the second
+        time.sleep(1.1)  # the names of event files have whole seconds
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
-    events = EventAccumulator(str(tmp_path / "tb"))
-    events.Reload()
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [event.step for event in events.Scalars("valid_loss")] == [1, 2]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import train_tiny
 from torch._dynamo.backends.debugging import aot_eager
 
 from common.config import load_recipe
@@ -21,9 +22,8 @@ from training.config import LMConfig
 from training.data import ClipOrder, Loader, dropped_text
 from training.distributed import World, parallelize
 from training.lm.model import LanguageModel
-from training.run.log import read_log
 from training.step import TrainingStep
-from training.train import architecture, train
+from training.train import architecture
 
 ONE = World(0, 1, torch.device("cpu"))
 
@@ -45,8 +45,8 @@ def test_graphs_serve_all_blocks_and_all_lengths(
     dataset = ShardDataset.open(recipe.data_dir)
     plain = LanguageModel(architecture(recipe.section("lm", LMConfig), dataset.summary))
     plain.initialize(1)
-    told = {"batch_size": 3, "precision": "fp32", "cfg": {"dropout": 0.5}}
-    config = LMConfig.model_validate(told)
+    options = {"batch_size": 3, "precision": "fp32", "cfg": {"dropout": 0.5}}
+    config = LMConfig.model_validate(options)
     model = copy.deepcopy(plain)
     parallelize(model, ONE, compile=True, activation_checkpointing=checkpointed)
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -75,12 +75,10 @@ def test_graphs_serve_all_blocks_and_all_lengths(
 @pytest.mark.heavy
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_a_compiled_run_follows_an_eager_one(tiny_root: Path, tmp_path: Path) -> None:
-    def rows(run: str, *overrides: str) -> list[dict]:
-        told = [f"run_dir={tmp_path}", f"lm.run={run}", "lm.valid_every=6", *overrides]
-        return read_log(train(load_recipe(tiny_root / "recipe.yaml", told)))
-
     torch._dynamo.reset()
-    eager, compiled = rows("eager"), rows("compiled", "lm.compile=true")
+    eager = train_tiny(tiny_root, tmp_path, "lm.run=eager", "lm.valid_every=6")
+    options = ["lm.run=compiled", "lm.valid_every=6", "lm.compile=true"]
+    compiled = train_tiny(tiny_root, tmp_path, *options)
     assert len(eager) == len(compiled)
     for a, b in zip(eager, compiled, strict=True):
         assert a.keys() == b.keys()
@@ -89,7 +87,7 @@ def test_a_compiled_run_follows_an_eager_one(tiny_root: Path, tmp_path: Path) ->
     load_for_inference(tmp_path / "compiled" / "checkpoints" / "step-00000012")
 
 
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.shutil, "which", lambda name: None)
     model = torch.nn.Module()
     with pytest.raises(AttuneError, match="needs a C\\+\\+ compiler"):

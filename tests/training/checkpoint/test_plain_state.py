@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from tiny_runs import MakesFolder
 
 from common.errors import AttuneError
 from training.checkpoint.plain_state import load_state
@@ -22,16 +22,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that there is no process group
         yield
-
-
-class _Command:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self._folder),)
 
 
 def _values() -> dict[str, Any]:
@@ -66,9 +56,9 @@ def test_metadata_names_nothing_that_could_be_called(tmp_path: Path) -> None:
     dcp.save({"step": 7}, checkpoint_id=folder, no_dist=True)
     path = folder / ".metadata"
     for harmful in (
-        pickle.dumps(_Command(marker)),
+        pickle.dumps(MakesFolder(marker)),
         # Names with dots reach through modules that may be named.
-        pickle.dumps(("x", _Command(marker)), protocol=2),
+        pickle.dumps(("x", MakesFolder(marker)), protocol=2),
         b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93.",
         b"ctorch\nload\n.",
         b"cbuiltins\neval\n.",
@@ -87,6 +77,6 @@ def test_metadata_names_nothing_that_could_be_called(tmp_path: Path) -> None:
 
 def test_a_value_that_would_run_code_is_refused(tmp_path: Path) -> None:
     folder, marker = tmp_path / "state", tmp_path / "marker"
-    dcp.save({"step": _Command(marker)}, checkpoint_id=folder, no_dist=True)
+    dcp.save({"step": MakesFolder(marker)}, checkpoint_id=folder, no_dist=True)
     assert _refusal(folder) == f"{folder}: step is no plain value; reading it could run code"
     assert not marker.exists()

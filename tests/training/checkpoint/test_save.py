@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,30 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_lm import state
+from tiny_runs import MakesFolder, linear_checkpointer, names_in, train_tiny, without_clock
 
 from common.config import load_recipe
 from common.errors import AttuneError
 from training import train as training
 from training.checkpoint import save as checkpoints
 from training.checkpoint.load import load_for_inference
-from training.checkpoint.save import Checkpointer, ModelState
 from training.config import LMConfig
-from training.distributed import start
-from training.ema import ExponentialMovingAverage
-from training.optim import build_optimizer
 from training.run.folder import latest_checkpoint
-from training.run.log import MEASURED, read_log
-from training.train import train
 
 
 def _train(root: Path, out: Path, *overrides: str) -> list[dict]:
-    recipe = load_recipe(root / "recipe.yaml", [f"run_dir={out}", "lm.steps=10", *overrides])
-    rows = read_log(train(recipe))
-    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
-
-
-def _names(run: Path) -> list[str]:
-    return sorted(folder.name for folder in (run / "checkpoints").iterdir())
+    return train_tiny(root, out, "lm.steps=10", *overrides)
 
 
 def _cut(folder: Path) -> None:
@@ -48,6 +36,13 @@ def _zero(folder: Path) -> None:
         part.write_bytes(bytes(part.stat().st_size))
 
 
+def _run_code(folder: Path) -> None:
+    code = pickle.dumps(MakesFolder(folder.parents[2] / "made"))
+    (folder / "state" / ".metadata").write_bytes(code)
+    with pytest.raises(AttuneError, match=r"state/\.metadata: names \w+\.mkdir.* could run code"):
+        load_for_inference(folder, raw=True)
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
@@ -55,9 +50,10 @@ def _zero(folder: Path) -> None:
         (_zero, "cannot be loaded: "),
         (lambda folder: (folder / "state" / ".metadata").unlink(), "cannot be loaded: "),
         (lambda folder: (folder / "model.json").unlink(), "has no model.json: it is not whole"),
+        (_run_code, "state/.metadata: names posix.mkdir"),
         (shutil.rmtree, "latest names step-00000010, which is not in"),
     ],
-    ids=["cut", "zeros", "no metadata", "no model.json", "gone"],
+    ids=["cut", "zeros", "no metadata", "no model.json", "code", "gone"],
 )
 def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_back(
     tiny_root: Path,
@@ -66,21 +62,22 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_way_back(
     damage: Callable[[Path], None],
     why: str,
 ) -> None:
-    whole = _train(tiny_root, tmp_path, "lm.checkpoint_every=4")
+    whole = without_clock(_train(tiny_root, tmp_path, "lm.checkpoint_every=4"))
     run = tmp_path / "lm"
-    assert _names(run) == ["step-00000008", "step-00000010"]
+    assert names_in(run / "checkpoints") == ["step-00000008", "step-00000010"]
     final = state(run / "checkpoints" / "step-00000010")
     damage(run / "checkpoints" / "step-00000010")
     capsys.readouterr()
-    assert _train(tiny_root, tmp_path, "lm.checkpoint_every=9") == whole
+    assert without_clock(_train(tiny_root, tmp_path, "lm.checkpoint_every=9")) == whole
     out, err = capsys.readouterr()
     assert "8 steps are done: resuming" in out
     lines = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert lines[0].startswith(f"warning: checkpoint {run}/checkpoints/step-00000010: ")
     assert why in lines[0]
     assert lines[1:] == [f"warning: going back to {run}/checkpoints/step-00000008"]
-    # At 9 the damaged one went first, and not the good one that it stood before.
-    assert _names(run) == ["step-00000009", "step-00000010"]
+    assert not (tmp_path / "made").exists()
+    # Saving step 9 removed the damaged checkpoint first, and not the good one before it.
+    assert names_in(run / "checkpoints") == ["step-00000009", "step-00000010"]
     again = state(run / "checkpoints" / "step-00000010")
     assert all(torch.equal(final[key], again[key]) for key in final)
 
@@ -94,10 +91,10 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(
     shutil.copytree(run / "checkpoints" / "step-00000010", run / "checkpoints" / "step-00000009")
     (run / "checkpoints" / "step-00000009.partial").mkdir()
     _train(tiny_root, tmp_path)
-    assert _names(run) == ["step-00000008", "step-00000010"]
+    assert names_in(run / "checkpoints") == ["step-00000008", "step-00000010"]
 
 
-def test_if_none_can_be_loaded_the_newest_is_told(tiny_root: Path, tmp_path: Path) -> None:
+def test_if_none_can_be_loaded_the_newest_is_reported(tiny_root: Path, tmp_path: Path) -> None:
     _train(tiny_root, tmp_path)
     run = tmp_path / "lm"
     for folder in (run / "checkpoints").iterdir():
@@ -123,15 +120,15 @@ def test_the_best_stays_beside_the_newest(
     overrides = ["lm.valid_every=2", "lm.checkpoint_every=2", "lm.keep=1", "lm.keep_best=true"]
     _train(tiny_root, tmp_path, *overrides)
     run = tmp_path / "lm"
-    assert _names(run) == ["step-00000004", "step-00000010"]
+    assert names_in(run / "checkpoints") == ["step-00000004", "step-00000010"]
     assert (run / "best").read_text() == "step-00000004\n"
     assert (run / "latest").read_text() == "step-00000010\n"
-    # Back to before the best: it comes again, or a better one.
+    # Resumed from before the best one: a new best one is found.
     (run / "latest").write_text("step-00000004\n")
     losses = iter([0.5, 2.0, 2.0])
     _train(tiny_root, tmp_path, *overrides)
     assert (run / "best").read_text() == "step-00000006\n"
-    assert _names(run) == ["step-00000006", "step-00000010"]
+    assert names_in(run / "checkpoints") == ["step-00000006", "step-00000010"]
 
 
 def test_the_best_needs_a_validation_for_every_checkpoint(tiny_root: Path) -> None:
@@ -147,32 +144,6 @@ def test_weights_have_the_mode_of_any_file(tiny_run: Path) -> None:
     assert weights.stat().st_mode == description.stat().st_mode
 
 
-class _Command:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self._folder),)
-
-
-def test_a_checkpoint_that_would_run_code_is_no_checkpoint(
-    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _train(tiny_root, tmp_path)
-    newest = tmp_path / "lm" / "checkpoints" / "step-00000010"
-    marker = tmp_path / "marker"
-    (newest / "state" / ".metadata").write_bytes(pickle.dumps(_Command(marker)))
-    with pytest.raises(AttuneError, match=r"state/\.metadata: names \w+\.mkdir.* could run code"):
-        load_for_inference(newest, raw=True)
-    capsys.readouterr()
-    _train(tiny_root, tmp_path)
-    err = capsys.readouterr().err
-    assert "names posix.mkdir" in err and "going back to" in err and "step-00000005" in err
-    assert not marker.exists()
-
-
 @pytest.mark.parametrize("where", ["state", "model.safetensors", "latest"])
 def test_a_failed_save_leaves_the_earlier_ones(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -184,10 +155,7 @@ def test_a_failed_save_leaves_the_earlier_ones(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    model = torch.nn.Linear(2, 2)
-    config = LMConfig()
-    optimizer, ema = build_optimizer(model, config.optim), ExponentialMovingAverage(model, 0.9)
-    saver = Checkpointer(run, start(1), ModelState(model, optimizer, ema), keep=1)
+    saver = linear_checkpointer(run, keep=1)
     target = {
         "state": (checkpoints.dcp, "save"),
         "model.safetensors": (checkpoints, "save_file"),

@@ -43,7 +43,7 @@ def test_no_gradient_is_no_infinity():
     )
 
 
-def test_what_was_saved_goes_on_as_if_never_stopped():
+def test_a_restored_balancer_continues_as_if_never_stopped():
     one, two = (Balancer({"mel": 2.0, "feature": 1.0}, decay=0.9) for _ in range(2))
     _factors(one, mel=3.0)
     _factors(one, mel=5.0, feature=7.0)

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from tiny_codec_run import write_plan
 
 from common.errors import AttuneError
-from common.schema import PLAN
 from training.codec.data import (
     Clips,
     ClipsInMemory,
@@ -25,7 +25,7 @@ RATE = 8000
 
 
 def _ramp(seconds: float, first: float = 0.0) -> np.ndarray:
-    """Every sample tells its place: 1 / 32768 each."""
+    """Samples whose value is their place: 1 / 32768 each."""
     return (first + np.arange(round(seconds * RATE))) / 32768
 
 
@@ -40,21 +40,9 @@ def folder(tmp_path: Path) -> Path:
     return audio
 
 
-def _plan(path: Path, rows: list[dict]) -> str:
-    filled = [{name: row.get(name) for name in PLAN.names} for row in rows]
-    pq.write_table(pa.Table.from_pylist(filled, PLAN), path)
-    return str(path)
-
-
-def _row(uri: Path, split: str = "train", start: float | None = None, end: float | None = None):
-    return {"audio_uri": str(uri), "split": split, "start_s": start, "end_s": end}
-
-
 def test_folders_patterns_and_plans_name_clips(folder: Path, tmp_path: Path):
-    plan = _plan(
-        tmp_path / "plan.parquet",
-        [_row(folder / "1.wav", "train", 0.5, 1.5), _row(folder / "0.wav", "valid")],
-    )
+    rows = (folder / "1.wav", "train", 0.5, 1.5), (folder / "0.wav", "valid")
+    plan = write_plan(tmp_path / "plan.parquet", *rows)
     table = audio_sources([str(folder / "below"), str(folder / "[01].wav"), plan], "train")
     assert table.schema == SOURCES
     assert [Path(uri).name for uri in table["audio_uri"].to_pylist()] == [
@@ -72,12 +60,12 @@ def test_unusual_kinds_of_files_are_read(extension: str, tmp_path: Path):
     assert np.array_equal(clips.segment(0, 0.0, RATE) * 32768, np.arange(RATE))
 
 
-def test_what_names_no_audio_is_told(folder: Path, tmp_path: Path):
+def test_entries_without_audio_are_reported(folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"audio_uri": [1]}), other)
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    plan = _plan(tmp_path / "plan.parquet", [_row(folder / "0.wav")])
+    plan = write_plan(tmp_path / "plan.parquet", (folder / "0.wav", "train"))
     for entry, message in (
         (f"{tmp_path}/empty", "no audio files, so no usable audio"),
         (f"{tmp_path}/nowhere", "no such folder"),
@@ -92,7 +80,7 @@ def test_what_names_no_audio_is_told(folder: Path, tmp_path: Path):
 
 
 def test_a_segment_from_disk_is_a_piece_of_its_clip(folder: Path, tmp_path: Path):
-    plan = _plan(tmp_path / "plan.parquet", [_row(folder / "1.wav", "train", 0.5, 1.5)])
+    plan = write_plan(tmp_path / "plan.parquet", (folder / "1.wav", "train", 0.5, 1.5))
     clips = ClipsOnDisk(audio_sources([plan], "train"), RATE)
     for place, first in ((0.0, 0.5), (0.5, 0.75), (1.0, 1.0)):
         found = clips.segment(0, place, RATE // 2) * 32768

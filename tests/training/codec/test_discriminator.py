@@ -23,10 +23,8 @@ def test_every_window_gives_logits_and_five_feature_maps():
     torch.manual_seed(0)
     verdict = MultiScaleDiscriminator((512, 128), filters=3)(_noise(2, 4000))
     frames = {window: (4000 - window) // (window // 4) + 1 for window in (512, 128)}
-    assert [tuple(x.shape) for x in verdict.logits] == [
-        (2, 1, frames[512], 33),
-        (2, 1, frames[128], 9),
-    ]
+    shapes = [tuple(x.shape) for x in verdict.logits]
+    assert shapes == [(2, 1, frames[512], 33), (2, 1, frames[128], 9)]
     bins = [257, 129, 65, 33, 33, 65, 33, 17, 9, 9]
     windows = [512] * 5 + [128] * 5
     assert [tuple(x.shape) for x in verdict.features] == [
@@ -62,7 +60,7 @@ def test_hinge_losses_by_hand():
     assert float(adversarial_loss(fake)) == pytest.approx((2.5 + 0) / 2)
 
 
-def test_feature_matching_is_relative_and_moves_the_generator_alone():
+def test_feature_matching_is_relative_and_only_moves_the_generator():
     real = Verdict([], [torch.tensor([1.0, -3.0]).requires_grad_(), torch.tensor([10.0])])
     fake = Verdict([], [torch.tensor([2.0, -3.0]).requires_grad_(), torch.tensor([5.0])])
     levels = feature_levels(real)
@@ -75,26 +73,8 @@ def test_feature_matching_is_relative_and_moves_the_generator_alone():
     assert torch.isfinite(feature_loss(silent, fake, feature_levels(silent)))
 
 
-def test_it_learns_to_tell_noise_from_tones():
-    torch.manual_seed(0)
-    discriminator = MultiScaleDiscriminator((256, 64), filters=4)
-    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2, (0.5, 0.9))
-    phase = torch.arange(4000) / 16_000 * 6.283
-    first = last = 0.0
-    for step in range(30):
-        real = 0.1 * torch.sin(phase * (300 + 40 * step)).repeat(2, 1)
-        fake = 0.1 * _noise(2, 4000, seed=step)
-        loss = discriminator_loss(discriminator(real), discriminator(fake))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        last = float(loss.detach())
-        first = first or last
-    assert last < 0.5 * first
-
-
 @pytest.mark.filterwarnings("ignore")
-def test_it_computes_what_encodecs_does():
+def test_it_computes_the_same_as_encodecs():
     """Same weights, same logits and features as `encodec.msstftd` (extra `bench`)."""
     msstftd = pytest.importorskip("encodec.msstftd")
     windows = (2048, 512)

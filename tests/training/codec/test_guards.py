@@ -35,7 +35,7 @@ def test_usage_is_that_of_the_whole_window_not_of_one_step():
     assert row["window_perplexity"] == pytest.approx([2.0, 4.0])
 
 
-def test_a_collapsed_first_stream_is_told_and_stops_the_run_if_it_stays():
+def test_a_collapsed_first_stream_is_reported_and_stops_the_run_if_it_stays():
     guards = _guards()
     said = []
     for step in range(1, 5):
@@ -59,7 +59,7 @@ def test_the_window_that_quantization_began_in_does_not_count():
     assert guards.observe(2, _uses(8, 0, 0, 0), {}) == ([], {})
 
 
-def test_a_discriminator_that_tells_everything_apart_rests_until_it_does_not():
+def test_a_discriminator_that_always_wins_rests_until_it_does_not():
     guards = _guards(discriminator_floor=0.1)
     guards.observe(1, None, _losses(0.0, 1.0))
     (line,) = guards.observe(2, None, _losses(0.1, 1.5))[0]
@@ -79,7 +79,7 @@ def test_an_adversarial_loss_that_doubles_past_the_margin_rests_the_discriminato
         assert guards.resting == (step == 8)
 
 
-def test_what_was_saved_in_the_middle_of_a_window_goes_on_alike():
+def test_guards_restored_in_the_middle_of_a_window_continue_alike():
     one, two = _guards(), _guards()
     for step in range(1, 6):
         one.observe(step, _uses(8, 0, 0, step), _losses(0.01, 1.0))

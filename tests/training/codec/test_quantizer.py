@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_codec_run import SIZES
 from torch import Tensor, nn
 
 from training.codec.config import CodecArchitecture
@@ -18,18 +19,24 @@ from training.codec.quantizer import (
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return build_model(
-        CodecArchitecture(num_filters=2, hidden_size=8, codebook_size=16, lstm_layers=1), 16_000
-    )
+    return build_model(CodecArchitecture(**SIZES), 16_000)
 
 
 def _latents(seed: int = 0) -> Tensor:
     return torch.randn(4, 8, 50, generator=torch.Generator().manual_seed(seed))
 
 
-def test_codes_are_those_that_the_saved_model_gives(model: nn.Module):
-    trainer = ResidualQuantizerTrainer(model.quantizer, 0.99, 0.1)
+def _trainer(
+    model: nn.Module, decay: float = 0.99, dead_code_threshold: float = 0.1
+) -> ResidualQuantizerTrainer:
+    """The trainer of the model's quantizer, with codebooks started by k-means."""
+    trainer = ResidualQuantizerTrainer(model.quantizer, decay, dead_code_threshold)
     trainer.start(_latents(), torch.Generator().manual_seed(1))
+    return trainer
+
+
+def test_codes_are_those_that_the_saved_model_gives(model: nn.Module):
+    trainer = _trainer(model)
     latents = _latents(1)
     quantized = trainer(latents, None)
     assert torch.equal(quantized.codes, model.quantizer.encode(latents))
@@ -37,8 +44,7 @@ def test_codes_are_those_that_the_saved_model_gives(model: nn.Module):
 
 
 def test_each_stream_leaves_a_smaller_residual(model: nn.Module):
-    trainer = ResidualQuantizerTrainer(model.quantizer, 0.99, 0.1)
-    trainer.start(_latents(), torch.Generator().manual_seed(1))
+    trainer = _trainer(model)
     latents = _latents()
     codes = trainer(latents, None).codes
     errors = [
@@ -48,8 +54,7 @@ def test_each_stream_leaves_a_smaller_residual(model: nn.Module):
 
 
 def test_gradients_pass_straight_through_and_commitment_reaches_the_encoder(model: nn.Module):
-    trainer = ResidualQuantizerTrainer(model.quantizer, 0.99, 0.1)
-    trainer.start(_latents(), torch.Generator().manual_seed(1))
+    trainer = _trainer(model)
     latents = _latents(2).requires_grad_()
     weight = torch.randn(4, 8, 50)
     quantized = trainer(latents, None)
@@ -62,8 +67,7 @@ def test_gradients_pass_straight_through_and_commitment_reaches_the_encoder(mode
 
 
 def test_codebooks_move_to_the_mean_of_their_vectors(model: nn.Module):
-    trainer = ResidualQuantizerTrainer(model.quantizer, decay=0.5, dead_code_threshold=0.0)
-    trainer.start(_latents(), torch.Generator().manual_seed(1))
+    trainer = _trainer(model, decay=0.5, dead_code_threshold=0.0)
     book = trainer.codebooks[0]
     vectors = _latents(3).transpose(1, 2).flatten(0, 1)
     chosen = nearest(vectors, book.embed)
@@ -75,8 +79,7 @@ def test_codebooks_move_to_the_mean_of_their_vectors(model: nn.Module):
 
 
 def test_a_dead_code_comes_back_to_life_where_the_data_are(model: nn.Module):
-    trainer = ResidualQuantizerTrainer(model.quantizer, 0.99, 0.1)
-    trainer.start(_latents(), torch.Generator().manual_seed(1))
+    trainer = _trainer(model)
     book = trainer.codebooks[0]
     book.embed[3] = 1e6
     book.embed_avg[3] = 1e6 * 1e-3
@@ -108,11 +111,10 @@ def test_usage_and_perplexity_of_known_distributions():
     assert perplexity == pytest.approx([16.0, 1.0])
 
 
-def test_what_is_dead_is_measured_against_the_mean_use(model: nn.Module):
+def test_dead_codes_are_measured_against_the_mean_use(model: nn.Module):
     """200 vectors for 16 codes: a code used 7 times lives at half the mean of 12.5, one used 6
     times does not."""
-    trainer = ResidualQuantizerTrainer(model.quantizer, decay=0.999_999, dead_code_threshold=0.5)
-    trainer.start(_latents(), torch.Generator().manual_seed(1))
+    trainer = _trainer(model, decay=0.999_999, dead_code_threshold=0.5)
     book = trainer.codebooks[0]
     before = book.embed.clone()
     book.cluster_size.fill_(12.5)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_codec_run import DISCRIMINATOR, SIZES
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -19,8 +20,8 @@ SMALL = {
     "out": "unused",
     "audio": ["unused"],
     "validation": ["unused"],
-    "architecture": {"num_filters": 2, "hidden_size": 8, "codebook_size": 16, "lstm_layers": 1},
-    "discriminator": {"filters": 2, "windows": [512, 128]},
+    "architecture": SIZES,
+    "discriminator": DISCRIMINATOR,
     "steps": 10,
 }
 
@@ -62,7 +63,7 @@ def test_the_balancer_gives_each_loss_its_share_of_a_unit_gradient():
 
 @pytest.mark.parametrize("late", [0, 3])
 def test_losses_of_the_discriminator_begin_at_its_first_step(late: int):
-    step_fn = _step(discriminator=SMALL["discriminator"] | {"start_step": 3})
+    step_fn = _step(discriminator=DISCRIMINATOR | {"start_step": 3})
     outcome = step_fn(_batch(), late, 1e-3)
     there = {"adversarial", "feature", "discriminator"} & outcome.losses.keys()
     assert len(there) == (3 if late else 0)
@@ -76,7 +77,7 @@ def test_without_adversarial_losses_there_is_no_discriminator():
 
 
 def test_the_discriminator_learns_on_its_share_of_steps_and_the_codec_on_all():
-    step_fn = _step(discriminator=SMALL["discriminator"] | {"update_probability": 0.5})
+    step_fn = _step(discriminator=DISCRIMINATOR | {"update_probability": 0.5})
     discriminator, model = step_fn.state.discriminator, step_fn.state.model
     assert discriminator is not None
     updates = 0
@@ -93,7 +94,7 @@ def test_the_discriminator_learns_on_its_share_of_steps_and_the_codec_on_all():
 
 def test_the_discriminator_gets_no_gradient_of_the_generators_losses():
     """Its update is that of its own hinge loss, on the logits of this step."""
-    step_fn = _step(discriminator=SMALL["discriminator"] | {"update_probability": 1})
+    step_fn = _step(discriminator=DISCRIMINATOR | {"update_probability": 1})
     discriminator = step_fn.state.discriminator
     assert discriminator is not None
     seen: list[Tensor] = []
@@ -104,7 +105,7 @@ def test_the_discriminator_gets_no_gradient_of_the_generators_losses():
         return forward(wav)
 
     discriminator.forward = listen  # type: ignore[method-assign]
-    fresh = _step(discriminator=SMALL["discriminator"]).state.discriminator
+    fresh = _step(discriminator=DISCRIMINATOR).state.discriminator
     assert fresh is not None
     step_fn(_batch(), 0, 1e-3)
     discriminator_loss(fresh(seen[0]), fresh(seen[1])).backward()
@@ -121,7 +122,7 @@ def test_windows_that_no_hop_divides_are_refused(window: int):
 
 def test_bf16_multiplies_in_bf16_and_learns_in_fp32():
     # Widths for which no known processor's bf16 is wrong (`common/bfloat16.py`).
-    four = SMALL["architecture"] | {"num_filters": 4}
+    four = SIZES | {"num_filters": 4}
     exact = _step(architecture=four)(_batch(), 0, 1e-3)
     step_fn = _step(architecture=four, precision="bf16")
     before = [value.clone() for value in _tensors(step_fn)]
@@ -163,7 +164,7 @@ def test_bf16_that_is_noise_is_refused(part: str, layer: str, late: bool):
         def backward(ctx: Any, gradient: Tensor) -> Tensor:
             return gradient.std() * torch.randn_like(gradient) if late else gradient
 
-    four = SMALL["architecture"] | {"num_filters": 4}
+    four = SIZES | {"num_filters": 4}
     step_fn = _step(architecture=four, precision="bf16")
     state = step_fn.state
     assert state.discriminator is not None

@@ -11,22 +11,15 @@ import torch.nn.functional as F
 import yaml
 from omegaconf import OmegaConf
 from random_run import make_t5
-from released_codec import (
-    RELEASED,
-    SMALL,
-    SMALL_BANDWIDTH,
-    assert_same_codec,
-    make_codec,
-)
+from released_codec import RELEASED, SMALL, assert_same_codec, make_codec
+from tiny_runs import run_command
 from torch import Tensor, nn
 from transformers import AutoTokenizer, EncodecModel, T5EncoderModel
-from typer.testing import CliRunner
 
 from common.codec import codec_identity, load_codec
 from common.config import load_recipe
 from common.errors import AttuneError
 from training.checkpoint.load import load_for_inference
-from training.cli import app
 from training.interop.audiocraft import read_checkpoint
 from training.interop.transfer import import_
 from training.lm.patterns import delay
@@ -147,7 +140,7 @@ class Layer(nn.Module):
 
 
 class AudiocraftLM(nn.Module):
-    """`LMModel` behind its T5 condition; `create_sin_embedding` as it stands there."""
+    """`LMModel` behind its T5 condition; with its `create_sin_embedding`."""
 
     def __init__(self, text_dim: int = 24, dim: int = 32, card: int = 64) -> None:
         super().__init__()
@@ -188,7 +181,7 @@ def lm_yaml(path: Path, **edit: Any) -> str:
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    return make_codec(**SMALL, **SMALL_BANDWIDTH)
+    return make_codec(**SMALL)
 
 
 SMALL_YAML = codec_yaml(n_filters=4, dimension=16, bins=64)
@@ -213,16 +206,13 @@ def released(tmp_path_factory: pytest.TempPathFactory, small: Any) -> tuple[Path
 def test_a_codec_gives_the_same_codes_and_waveforms(small: Any, tmp_path: Path) -> None:
     file = save_codec(tmp_path / "theirs", small, SMALL_YAML)
     facts = import_(str(file), tmp_path / "ours")
-    assert facts == {
-        "kind": "codec",
-        "codec_id": codec_identity(str(tmp_path / "ours")),
-        "to": str(tmp_path / "ours"),
-    }
+    ours = str(tmp_path / "ours")
+    assert facts == {"kind": "codec", "codec_id": codec_identity(ours), "to": ours}
     assert_same_codec(tmp_path / "ours", small)
     # To the bit; and but for its sizes the configuration is the released one.
     back: Any = EncodecModel.from_pretrained(tmp_path / "ours")
     settings = back.config.to_dict()
-    expected = RELEASED | SMALL | SMALL_BANDWIDTH
+    expected = RELEASED | SMALL
     assert {key: settings[key] for key in expected} == expected
     for name, value in small.state_dict().items():
         assert torch.equal(back.state_dict()[name], value), name
@@ -299,16 +289,13 @@ def test_a_language_model_gives_the_same_logits_and_greedy_codes(
     assert torch.equal(theirs, torch.from_numpy(made[0].astype("int64")))
 
 
-def test_the_command_takes_a_file_and_what_lies_beside_it(
+def test_the_command_takes_a_file_and_the_files_beside_it(
     released: tuple[Path, AudiocraftLM], tmp_path: Path
 ) -> None:
     folder, _ = released
-    command = ["import", str(folder / "state_dict.bin"), "--to", str(tmp_path / "ours")]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    command = ["generate", "--config", str(tmp_path / "ours" / "recipe.yaml"), "--prompt", "bell"]
-    result = CliRunner().invoke(app, [*command, "--duration", "0.1", "--out", str(tmp_path / "x")])
-    assert result.exit_code == 0, result.output
+    run_command("import", folder / "state_dict.bin", "--to", tmp_path / "ours")
+    command = ["generate", "--config", tmp_path / "ours" / "recipe.yaml", "--prompt", "bell"]
+    run_command(*command, "--duration", 0.1, "--out", tmp_path / "x")
     import_(str(folder), tmp_path / "codec", "codec")
     assert codec_identity(str(tmp_path / "codec")) == codec_identity(str(tmp_path / "ours/codec"))
 
@@ -402,7 +389,7 @@ def test_language_models_that_are_not_musicgens_are_refused(
     assert not (tmp_path / "ours").exists()
 
 
-def test_what_is_missing_is_named(released: tuple[Path, AudiocraftLM], tmp_path: Path) -> None:
+def test_missing_parts_are_named(released: tuple[Path, AudiocraftLM], tmp_path: Path) -> None:
     folder, lm = released
     file = tmp_path / "state_dict.bin"
     state, text = lm.state_dict(), lm_yaml(folder / "t5")

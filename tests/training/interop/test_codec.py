@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from released_codec import SMALL, SMALL_BANDWIDTH, assert_same_codec, make_codec
+from released_codec import SMALL, assert_same_codec, make_codec, released_names
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from tiny_runs import MakesFolder, names_in, run_command
 from torch.nn.utils import parametrize
 from transformers import EncodecConfig, EncodecModel
-from typer.testing import CliRunner
 
 from common.codec import codec_identity
 from common.errors import AttuneError
-from training.cli import app
 from training.interop.codec import bandwidth, read_codec
 from training.interop.sources import fetch
 from training.interop.transfer import export, import_
@@ -26,23 +24,14 @@ from training.interop.transfer import export, import_
 
 @pytest.fixture(scope="module")
 def theirs() -> Any:
-    return make_codec(**SMALL, **SMALL_BANDWIDTH)
-
-
-def released_names(model: Any) -> dict[str, Tensor]:
-    """Weights as Meta's files name them: weight norm as `weight_g` and `weight_v`."""
-    return {
-        name.replace("parametrizations.weight.original0", "weight_g").replace(
-            "parametrizations.weight.original1", "weight_v"
-        ): value
-        for name, value in model.state_dict().items()
-    }
+    return make_codec(**SMALL)
 
 
 def as_released(model: Any, folder: Path) -> None:
     """Save as Meta's files are."""
     folder.mkdir()
-    save_file(released_names(model), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = released_names(model.state_dict())
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
 
 
@@ -60,7 +49,7 @@ def as_folded(model: Any, folder: Path) -> None:
 def as_pickle(model: Any, folder: Path) -> None:
     """Save as Meta's older files are, which have to be rewritten."""
     folder.mkdir()
-    torch.save(released_names(model), folder / "pytorch_model.bin")
+    torch.save(released_names(model.state_dict()), folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
 
 
@@ -138,11 +127,9 @@ def test_files_that_are_read_as_they_are_keep_their_identity(theirs: Any, tmp_pa
 def test_the_codec_that_ships_is_exported_and_loads_over_there(tmp_path: Path) -> None:
     from transformers import AutoFeatureExtractor
 
-    command = ["export", "builtin:sfx-small", "--to", str(tmp_path / "out"), "--json"]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["codec_id"] == codec_identity("builtin:sfx-small")
+    result = run_command("export", "builtin:sfx-small", "--to", tmp_path / "out", "--json")
+    facts = json.loads(result.stdout)
+    assert facts["codec_id"] == codec_identity("builtin:sfx-small")
     assert_same_codec(tmp_path / "out", EncodecModel.from_pretrained(tmp_path / "out").eval())
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
     assert extractor.sampling_rate == 16000
@@ -153,10 +140,10 @@ def test_the_codec_that_ships_is_exported_and_loads_over_there(tmp_path: Path) -
     with pytest.raises(AttuneError, match=r"notes\.txt is not of it"):
         export("builtin:sfx-small", tmp_path / "out")
     assert (tmp_path / "out" / "notes.txt").is_file()
-    assert codec_identity(str(tmp_path / "out")) == told["codec_id"]
+    assert codec_identity(str(tmp_path / "out")) == facts["codec_id"]
 
 
-def test_a_hub_id_is_fetched_without_what_is_not_needed(
+def test_a_hub_id_is_fetched_without_other_files(
     theirs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_pickle(theirs, tmp_path / "hub")
@@ -169,21 +156,18 @@ def test_a_hub_id_is_fetched_without_what_is_not_needed(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     import_("facebook/encodec_32khz", tmp_path / "ours")
     assert {repo for repo, _ in asked} == {"facebook/encodec_32khz"}
-    # Small files first, then safetensors, and pickles only as there were none.
+    # Small files first, then safetensors, and pickles only because there were no safetensors.
     assert [len(patterns) for _, patterns in asked] == [3, 4, 4]
-    assert [patterns[-1] for _, patterns in asked[1:]] == [
-        "model*.safetensors",
-        "pytorch_model*.bin",
-    ]
+    last = [patterns[-1] for _, patterns in asked[1:]]
+    assert last == ["model*.safetensors", "pytorch_model*.bin"]
     assert_same_codec(tmp_path / "ours", theirs)
 
 
-def test_what_only_codebook_training_reads_may_be_missing(theirs: Any, tmp_path: Path) -> None:
+def test_tensors_only_for_codebook_training_may_be_missing(theirs: Any, tmp_path: Path) -> None:
     as_released(theirs, tmp_path / "released")
     weights = load_file(tmp_path / "released" / "model.safetensors")
-    kept = {k: v for k, v in weights.items() if k.rpartition(".")[2] not in (
-        "inited", "cluster_size", "embed_avg"
-    )}  # fmt: skip
+    unread = ("inited", "cluster_size", "embed_avg")
+    kept = {name: value for name, value in weights.items() if not name.endswith(unread)}
     assert len(kept) == len(weights) - 12
     save_file(kept, tmp_path / "released" / "model.safetensors", metadata={"format": "pt"})
     model = read_codec(tmp_path / "released")
@@ -206,7 +190,7 @@ def test_bandwidths_count_their_streams() -> None:
     assert bandwidth(4, 2048, 50) == 2.2  # as in the released configuration
 
 
-def test_mistakes_are_told_in_one_line_and_leave_nothing(theirs: Any, tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line_and_leave_nothing(theirs: Any, tmp_path: Path) -> None:
     good = tmp_path / "good"
     as_released(theirs, good)
 
@@ -240,7 +224,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(theirs: Any, tmp_path: 
         json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}})
     )
     cases.append((str(outside), "names '../elsewhere.safetensors', which is no file beside it"))
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = names_in(tmp_path)
     for source, words in cases:
         with pytest.raises(AttuneError, match=words):
             import_(source, tmp_path / "out")
@@ -251,21 +235,14 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(theirs: Any, tmp_path: 
     with pytest.raises(AttuneError, match="no trained model there"):
         export(str(tmp_path), tmp_path / "out")
     with pytest.raises(AttuneError, match="--only lm: expected codec"):
-        CliRunner().invoke(
-            app, ["import", str(good), "--to", str(tmp_path / "out"), "--only", "lm"],
-            catch_exceptions=False,
-        )  # fmt: skip
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+        run_command("import", good, "--to", tmp_path / "out", "--only", "lm")
+    assert names_in(tmp_path) == before
 
 
 def test_a_pickle_that_would_run_code_is_refused(theirs: Any, tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "ran",))
-
     folder = tmp_path / "theirs"
     as_pickle(theirs, folder)
-    torch.save({"encoder": Evil()}, folder / "pytorch_model.bin")
+    torch.save({"encoder": MakesFolder(tmp_path / "ran")}, folder / "pytorch_model.bin")
     with pytest.raises(AttuneError, match="reading anything else can run code"):
         import_(str(folder), tmp_path / "out")
     assert not (tmp_path / "ran").exists()

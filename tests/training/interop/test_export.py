@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from random_run import make_run, make_t5, random_model, their_codes
+from random_run import make_run, make_t5, make_tiny_run, random_model, their_codes
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_lm import make_codec, make_encoder, state
+from tiny_runs import contents, run_command, set_column
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
@@ -28,12 +27,10 @@ from transformers import (
     GPT2Model,
     MusicgenForConditionalGeneration,
 )
-from typer.testing import CliRunner
 
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from training.checkpoint.load import load_for_inference
-from training.cli import app
 from training.interop.transfer import export, import_
 from training.lm.patterns import delay
 from training.run.folder import latest_checkpoint
@@ -47,20 +44,13 @@ FRAMES = 20
 GREEDY = SamplingConfig(temperature=0.0, weights="fp32")
 
 
-def _world(root: Path, kind: str) -> tuple[Recipe, Path]:
-    """A run over a random codec and a random text encoder of either kind."""
-    make_codec(root / "codec")
-    (make_encoder if kind == "bert" else make_t5)(root / "encoder")
-    return make_run(root, str(root / "codec"), str(root / "encoder"))
-
-
 @pytest.fixture(scope="module", params=["bert", "t5"])
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Sampler, Any, Any]:
     """Our sampler, their model and tokenizer of the same run."""
     root = tmp_path_factory.mktemp(request.param)
-    recipe, run = _world(root, request.param)
+    recipe, run = make_tiny_run(root, request.param)
     facts = export(str(run), root / "out")
     assert facts["max_new_tokens"] == FRAMES + 3
     theirs: Any = MusicgenForConditionalGeneration.from_pretrained(root / "out").eval()
@@ -145,40 +135,26 @@ folder, out = sys.argv[1:]
 play = pipeline("text-to-audio", folder)
 drawn = play("dog bark")
 greedy = play(["dog bark", "loud rain roof"], generate_kwargs={"do_sample": False}, batch_size=2)
-np.savez(
-    out,
-    drawn=drawn["audio"],
-    rate=drawn["sampling_rate"],
-    dog=greedy[0]["audio"],
-    rain=greedy[1]["audio"],
-)
+dog, rain = (one["audio"] for one in greedy)
+np.savez(out, drawn=drawn["audio"], rate=drawn["sampling_rate"], dog=dog, rain=rain)
 loaded = {name.split(".")[0] for name in sys.modules}
 assert not loaded & {"training", "common", "pipeline", "benchmarks"}
 """
 
 
 def test_the_pipeline_plays_an_export_of_the_demos_shape_without_us(tmp_path: Path) -> None:
-    """Codec, text encoder and decoder size of configs/demo.yaml; a process that knows transformers.
-
-    Its greedy waveforms are ours.
-    """
+    """With the sizes of configs/demo.yaml, a process that only imports transformers plays our
+    greedy waveforms."""
     demo = load_recipe(Path(__file__).parents[3] / "configs" / "demo.yaml")
     sizes = {key: demo.lm["model"][key] for key in ("d_model", "n_layers", "n_heads")}
     recipe, run = make_run(tmp_path, demo.codec.path, demo.text_encoder.path, **sizes)
-    command = ["export", str(run), "--to", str(tmp_path / "out"), "--json"]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
+    result = run_command("export", run, "--to", tmp_path / "out", "--json")
     assert json.loads(result.stdout)["step"] == 7
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
+    (tmp_path / "script.py").write_text(_SCRIPT)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "out"), str(tmp_path / "sound.npz")],
-        cwd=tmp_path,
-        env=environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=200,
-    )
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "script.py", "out", "sound.npz"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=200)
     heard = np.load(tmp_path / "sound.npz")
     assert heard["rate"] == 16000
     assert heard["drawn"].shape == heard["dog"].shape == (FRAMES * 320,)
@@ -191,7 +167,7 @@ def test_the_pipeline_plays_an_export_of_the_demos_shape_without_us(tmp_path: Pa
 
 
 def test_the_processor_and_the_settings_are_complete(tmp_path: Path) -> None:
-    _, run = _world(tmp_path, "bert")
+    _, run = make_tiny_run(tmp_path)
     export(str(run), tmp_path / "out")
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.feature_extractor.sampling_rate == 16000
@@ -214,7 +190,7 @@ def test_the_processor_and_the_settings_are_complete(tmp_path: Path) -> None:
 
 
 def test_top_p_goes_out_and_comes_in(tmp_path: Path) -> None:
-    recipe, run = _world(tmp_path, "bert")
+    recipe, run = make_tiny_run(tmp_path)
     for temperature, expected in ((1.0, 0.9), (0.0, None)):
         sampling = {"top_p": 0.9, "temperature": temperature}
         out = tmp_path / f"out-{temperature}"
@@ -227,8 +203,8 @@ def test_top_p_goes_out_and_comes_in(tmp_path: Path) -> None:
         assert found.get("top_p") == expected
 
 
-def test_what_theirs_cannot_sample_is_told(tmp_path: Path) -> None:
-    recipe, run = _world(tmp_path, "bert")
+def test_settings_that_musicgen_does_not_have_are_reported(tmp_path: Path) -> None:
+    recipe, run = make_tiny_run(tmp_path)
     assert "note" not in export(str(run), tmp_path / "out", recipe)
     plain = (tmp_path / "out" / "README.md").read_text()
     sampling = {"negative_prompt": "rain |\n<b>", "cfg": 0.5}
@@ -256,15 +232,13 @@ def test_average_by_default_raw_if_asked(tiny_run: Path, tmp_path: Path) -> None
     report = {"models": {"rr": measured | {"agreement": {"rate": 0.8125}}}}
     (tmp_path / "run" / "report.json").write_text(json.dumps(report))
     for options, expected in (([], average), (["--raw"], raw)):
-        command = ["export", str(run), "--to", str(tmp_path / "out"), *options]
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 0, result.output
+        run_command("export", run, "--to", tmp_path / "out", *options)
         weights = load_file(tmp_path / "out" / "model.safetensors")
         heads = torch.cat([weights[f"decoder.lm_heads.{k}.weight"] for k in range(4)])
         assert torch.equal(heads, expected)
         card = (tmp_path / "out" / "README.md").read_text()
         assert ("averaged (EMA)" in card) == (not options)
-        # Validation loss and report are those of the average.
+        # Validation loss and report belong to the average.
         assert ("| agreement.rate | 0.8125 |" in card) == (not options)
         assert ("validation loss" in card) == (not options)
         assert ("Nothing was measured of these weights" in card) == bool(options)
@@ -273,15 +247,12 @@ def test_average_by_default_raw_if_asked(tiny_run: Path, tmp_path: Path) -> None
     assert export(str(earlier), tmp_path / "out")["step"] == 10
 
 
-def test_the_card_tells_data_licences_metrics_and_the_form_of_prompts(
+def test_the_card_lists_data_licences_metrics_and_the_form_of_prompts(
     tiny_root: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_root / "data", tmp_path / "data")
-    path = tmp_path / "data" / "manifest.parquet"
-    table = pq.read_table(path)
-    names = ["CC BY 4.0" if i % 3 else "CC0 | <b>" for i in range(len(table))]
-    column = table.schema.get_field_index("license")
-    pq.write_table(table.set_column(column, "license", pa.array(names)), path)
+    names = ["CC BY 4.0" if i % 3 else "CC0 | <b>" for i in range(24)]
+    table = set_column(tmp_path / "data", "license", names)
     run = tmp_path / "run" / "lm"
     shutil.copytree(tiny_run, run)
     of_another = {"checkpoint": "runs/lm/checkpoints/step-00000010 (step 10)", "clap": 0.111}
@@ -315,10 +286,10 @@ def test_the_card_tells_data_licences_metrics_and_the_form_of_prompts(
     assert "the shards could not be read" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_cannot_be_exported_is_told_and_loses_nothing(
+def test_a_failed_export_is_reported_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, run = _world(tmp_path, "bert")
+    recipe, run = make_tiny_run(tmp_path)
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("years")
@@ -329,26 +300,21 @@ def test_what_cannot_be_exported_is_told_and_loses_nothing(
     with pytest.raises(AttuneError, match=r"no raw ones"):
         export(str(run), tmp_path / "out", raw=True)
     make_codec(tmp_path / "other", seed=1)
-    other = recipe.model_copy(update={"codec": recipe.codec.model_copy(
-        update={"path": str(tmp_path / "other")}
-    )})  # fmt: skip
+    other = Recipe(**recipe.model_dump() | {"codec": {"path": str(tmp_path / "other")}})
     with pytest.raises(AttuneError, match="was trained with codec"):
         export(str(run), tmp_path / "out", other)
     with pytest.raises(AttuneError, match="overrides go with --config"):
-        CliRunner().invoke(
-            app, ["export", str(run), "--to", str(tmp_path / "out"), "seed=1"],
-            catch_exceptions=False,
-        )  # fmt: skip
+        run_command("export", run, "--to", tmp_path / "out", "seed=1")
     (run / "config.json").write_text("{}")  # as older runs have it
     with pytest.raises(AttuneError, match="name its recipe with --config"):
         export(str(run), tmp_path / "out")
     # A failure in the middle leaves neither the half nor the earlier one without its files.
     export(str(run), tmp_path / "out", recipe)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = contents(tmp_path / "out")
     (run / "checkpoints" / "step-00000007" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(AttuneError, match="cannot be loaded"):
         export(str(run), tmp_path / "out", recipe)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert contents(tmp_path / "out") == before
     shutil.rmtree(tmp_path / "out")
 
     def full(*_: Any, **__: Any) -> None:
@@ -395,7 +361,7 @@ def test_a_projection_between_equal_widths_is_refused_unless_it_changes_nothing(
 
 
 def test_a_pooler_that_nobody_trained_is_not_random(tmp_path: Path) -> None:
-    _, run = _world(tmp_path, "bert")
+    _, run = make_tiny_run(tmp_path)
     encoder = tmp_path / "encoder"
     # Without a pooler the file is another encoder: a new run over it.
     config = BertConfig.from_pretrained(encoder)

@@ -1,4 +1,4 @@
-"""Folders that appear whole: neighbours are left alone, and an earlier export is not lost."""
+"""Folders that appear whole: other folders stay as they are, and an earlier export is not lost."""
 
 from __future__ import annotations
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_run import make_run, make_t5, their_codes
-from released_codec import SMALL, SMALL_BANDWIDTH, make_codec
+from random_run import make_t5, make_tiny_run, their_codes
+from released_codec import SMALL, make_codec, released_names
 from safetensors.torch import load_file, save_file
 from tiny_lm import make_codec as make_tiny_codec
-from tiny_lm import make_encoder, make_shards
+from tiny_lm import make_shards
+from tiny_runs import contents, names_in, run_command, train_tiny, without_clock
 from transformers import (
     AutoTokenizer,
     EncodecFeatureExtractor,
@@ -26,16 +27,13 @@ from transformers import (
     MusicgenProcessor,
     T5EncoderModel,
 )
-from typer.testing import CliRunner
 
 from common.codec import codec_identity, load_codec
 from common.config import load_recipe
 from common.errors import AttuneError
 from common.shards import ShardDataset
-from common.text_encoder import text_encoder_identity
 from pipeline.config import PipelineConfig
 from training.checkpoint.load import load_for_inference
-from training.cli import app
 from training.config import LMConfig
 from training.data import ClipOrder, Loader
 from training.interop.musicgen import architecture, decoder_config, to_musicgen
@@ -44,12 +42,10 @@ from training.lm.losses import stream_losses
 from training.lm.model import LanguageModel
 from training.lm.patterns import delay
 from training.run.folder import latest_checkpoint
-from training.run.log import MEASURED, read_log
 from training.sampling.config import SamplingConfig
 from training.sampling.decoder import DecodingWeights
 from training.sampling.draw import sample_codes
 from training.sampling.sampler import Sampler
-from training.train import train
 
 PROMPTS = ["dog bark", "loud rain roof far away", "bell"]
 
@@ -60,7 +56,7 @@ GREEDY = SamplingConfig(temperature=0.0, weights="fp32")
 def make_musicgen(folder: Path, width: int = 48) -> Any:
     """A random model of `facebook/musicgen-small`'s make, smaller: T5, EnCodec at 32 kHz."""
     encoder = T5EncoderModel.from_pretrained(make_t5(folder.with_name("t5")))
-    codec = make_codec(**SMALL, **SMALL_BANDWIDTH)
+    codec = make_codec(**SMALL)
     decoder = MusicgenDecoderConfig(
         vocab_size=64,
         hidden_size=width,
@@ -100,12 +96,7 @@ def make_musicgen(folder: Path, width: int = 48) -> Any:
 
 def as_released(folder: Path) -> None:
     """Rewrite the weights as the released files have them: older names, positions, half floats."""
-    weights = {
-        name.replace("parametrizations.weight.original0", "weight_g").replace(
-            "parametrizations.weight.original1", "weight_v"
-        ): value
-        for name, value in load_file(folder / "model.safetensors").items()
-    }
+    weights = released_names(load_file(folder / "model.safetensors"))
     weights["decoder.model.decoder.embed_positions.weights"] = torch.zeros(2048, 48)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -197,9 +188,7 @@ def test_the_way_back_is_lossless(imported: tuple[Any, Any, Path], tmp_path: Pat
 
 def test_a_run_goes_out_and_comes_back_as_it_was(tmp_path: Path) -> None:
     """Ours, theirs, ours: weights, what `model.json` says, waveforms, and the export after it."""
-    make_tiny_codec(tmp_path / "codec")
-    make_encoder(tmp_path / "encoder")
-    recipe, run = make_run(tmp_path, str(tmp_path / "codec"), str(tmp_path / "encoder"))
+    recipe, run = make_tiny_run(tmp_path)
     export(str(run), tmp_path / "out")
     codec, encoder = recipe.codec.path, recipe.text_encoder.path
     import_(str(tmp_path / "out"), tmp_path / "copies")
@@ -212,15 +201,14 @@ def test_a_run_goes_out_and_comes_back_as_it_was(tmp_path: Path) -> None:
         found = latest_checkpoint(tmp_path / name / "imported")
         assert found is not None and found.name == checkpoint.name
         model, again = load_for_inference(found)
-        assert all(torch.equal(a, b) for a, b in zip(
-            weights.state_dict().values(), model.state_dict().values(), strict=True
-        ))  # fmt: skip
+        pairs = zip(weights.parameters(), model.parameters(), strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)
         for key in ("architecture", "prompt_policy", "trained_s", "segment_s", "step"):
             assert again[key] == described[key]
         after, _ = _sampler(tmp_path / name).generate(PROMPTS, 0.4, [1, 2, 3])
         for one, two in zip(before, after, strict=True):
             assert np.array_equal(one, two)
-        # With its own codec and encoder named, shards made with them go on to fit.
+        # With its own codec and encoder named, shards made with them still fit.
         kept = again["text_encoder_id"] == described["text_encoder_id"]
         assert kept == (name == "same")
         assert again["codec_id"] == described["codec_id"]
@@ -231,10 +219,8 @@ def test_a_run_goes_out_and_comes_back_as_it_was(tmp_path: Path) -> None:
         assert one == two, name
 
 
-def test_a_damaged_record_costs_what_it_says_alone(tmp_path: Path) -> None:
-    make_tiny_codec(tmp_path / "codec")
-    make_encoder(tmp_path / "encoder")
-    _, run = make_run(tmp_path, str(tmp_path / "codec"), str(tmp_path / "encoder"))
+def test_a_damaged_record_costs_only_what_it_says(tmp_path: Path) -> None:
+    _, run = make_tiny_run(tmp_path)
     export(str(run), tmp_path / "out")
     path = tmp_path / "out" / "attune.json"
     record = json.loads(path.read_text())
@@ -255,20 +241,17 @@ def test_generate_works_at_once(
 ) -> None:
     _, _, folder = imported
     monkeypatch.chdir(folder.parent)
-    command = ["generate", "--config", str(folder / "recipe.yaml"), "--prompt", "loud  bell"]
-    result = CliRunner().invoke(app, [*command, "--duration", "0.1", "--json"])
-    assert result.exit_code == 0, result.output
-    (made,) = json.loads(result.stdout)
+    command = ["generate", "--config", folder / "recipe.yaml", "--prompt", "loud  bell"]
+    (made,) = json.loads(run_command(*command, "--duration", 0.1, "--json").stdout)
     assert made["normalized_prompt"] == "loud bell"  # as it was written
     assert (made["sample_rate"], made["duration_s"], made["cfg"]) == (32000, 0.1, 3.0)
 
 
-def test_the_codec_inside_alone(imported: tuple[Any, Any, Path], tmp_path: Path) -> None:
+def test_only_the_codec_inside(imported: tuple[Any, Any, Path], tmp_path: Path) -> None:
     theirs, _, folder = imported
     source = folder.with_name("theirs")
-    command = ["import", str(source), "--to", str(tmp_path / "codec"), "--only", "codec", "--json"]
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
+    command = ["import", source, "--to", tmp_path / "codec", "--only", "codec", "--json"]
+    result = run_command(*command)
     assert json.loads(result.stdout)["codec_id"] == codec_identity(str(folder / "codec"))
     ours = load_codec(str(tmp_path / "codec"))
     wav = torch.randn(1, 9000, generator=torch.Generator().manual_seed(0))
@@ -297,15 +280,16 @@ def test_released_sizes_have_the_released_names_and_shapes() -> None:
             assert getattr(again, key) == getattr(config, key)
 
 
-def test_the_recipe_is_made_for_fine_tuning(
-    imported: tuple[Any, Any, Path], tmp_path: Path
-) -> None:
+def test_the_recipe_is_made_for_fine_tuning(imported: tuple[Any, Any, Path]) -> None:
     _, _, folder = imported
     recipe = load_recipe(folder / "recipe.yaml")
+    source = folder.with_name("theirs")
+    assert recipe.name == "theirs"
+    assert f"# Imported from {source}." in (folder / "recipe.yaml").read_text()
     config = recipe.section("lm", LMConfig)
     assert (config.steps, config.batch_size, config.optim.lr) == (2000, 16, 3e-5)
     assert config.optim.warmup == 100 and config.model.d_model in (24, 48)
-    # Its shards' prompts will be as the model knows them; which clips is yet to be told.
+    # The prompt policy is the model's; the catalogs are still to be named.
     with pytest.raises(AttuneError, match=r"missing key 'pipeline\.catalogs'"):
         recipe.section("pipeline", PipelineConfig)
     catalogs = "pipeline.catalogs=[{dataset: audiofolder, root: /sounds, name: own}]"
@@ -313,22 +297,7 @@ def test_the_recipe_is_made_for_fine_tuning(
     assert added.section("pipeline", PipelineConfig).prompt_policy == "plain"
 
 
-def test_a_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_musicgen(tmp_path / "hub")
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda repo, allow_patterns: str(tmp_path / "hub")
-    )
-    facts = import_("facebook/musicgen-small", tmp_path / "ours")
-    recipe = load_recipe(tmp_path / "ours" / "recipe.yaml")
-    assert recipe.name == "musicgen-small"
-    assert facts["text_encoder_id"] == text_encoder_identity(recipe.text_encoder)
-    assert (
-        "# Imported from facebook/musicgen-small."
-        in (tmp_path / "ours" / "recipe.yaml").read_text()
-    )
-
-
-def test_what_is_not_musicgen_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_other_models_are_refused_in_one_line(tmp_path: Path) -> None:
     good = tmp_path / "good"
     make_musicgen(good)
 
@@ -375,7 +344,7 @@ def test_what_is_not_musicgen_is_refused_in_one_line(tmp_path: Path) -> None:
         (changed("melody", {}, config={"model_type": "musicgen_melody"}), "model_type 'musicgen_m"),
         (no_tokenizer, "holds no tokenizer"),
     ]  # fmt: skip
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = names_in(tmp_path)
     for source, words in cases:
         with pytest.raises(AttuneError, match=words):
             import_(str(source), tmp_path / "out")
@@ -385,16 +354,14 @@ def test_what_is_not_musicgen_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(AttuneError, match=r"text encoder .*other: is not the one inside"):
         make_t5(tmp_path / "other", 16)
         import_(str(good), tmp_path / "out", text_encoder=str(tmp_path / "other"))
-    assert sorted({path.name for path in tmp_path.iterdir()} - {"codec", "other"}) == before
+    assert sorted({*names_in(tmp_path)} - {"codec", "other"}) == before
 
 
 @pytest.fixture(scope="module")
 def tunable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An imported model with shards made by its codec and text encoder."""
     root = tmp_path_factory.mktemp("tunable")
-    make_tiny_codec(root / "codec")
-    make_encoder(root / "encoder")
-    recipe, run = make_run(root, str(root / "codec"), str(root / "encoder"))
+    recipe, run = make_tiny_run(root)
     export(str(run), root / "out")
     paths = {"codec": recipe.codec.path, "text_encoder": recipe.text_encoder.path}
     import_(str(root / "out"), root / "imported", **paths)
@@ -404,24 +371,10 @@ def tunable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _tune(root: Path, to: Path, *overrides: str, **options: Any) -> list[dict[str, Any]]:
-    recipe = load_recipe(
-        root / "imported" / "recipe.yaml",
-        [
-            f"run_dir={to}",
-            f"data_dir={root / 'data'}",
-            "lm.run=tuned",
-            f"lm.init_from={root / 'imported' / 'imported'}",
-            "lm.batch_size=4",
-            "lm.steps=6",
-            "lm.optim.warmup=2",
-            "lm.precision=fp32",
-            "lm.log_every=1",
-            "lm.checkpoint_every=3",
-            "lm.threads=1",
-            *overrides,
-        ],
-    )
-    return read_log(train(recipe, **options))
+    paths = [f"data_dir={root / 'data'}", f"lm.init_from={root / 'imported' / 'imported'}"]
+    sizes = ["lm.batch_size=4", "lm.steps=6", "lm.optim.warmup=2", "lm.checkpoint_every=3"]
+    others = ["lm.run=tuned", "lm.precision=fp32", "lm.log_every=1", "lm.threads=1"]
+    return train_tiny(root / "imported", to, *paths, *sizes, *others, *overrides, **options)
 
 
 def test_fine_tuning_begins_with_the_imported_weights_and_rr_acts(
@@ -447,7 +400,7 @@ def test_fine_tuning_begins_with_the_imported_weights_and_rr_acts(
     assert [row["rr"] > 0 for row in with_rr if "rr" in row] and with_rr[-1]["step"] == 6
 
 
-def test_a_run_goes_on_exactly_and_without_what_it_began_with(
+def test_a_run_resumes_exactly_and_without_the_model_it_began_with(
     tunable: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
@@ -460,19 +413,18 @@ def test_a_run_goes_on_exactly_and_without_what_it_began_with(
     (run / "latest").write_text("step-00000003\n")
     shutil.rmtree(source)
     again = _tune(tunable, tmp_path, *began)
-    strip = [{k: v for k, v in row.items() if k not in MEASURED} for row in whole]
-    assert [{k: v for k, v in row.items() if k not in MEASURED} for row in again] == strip
+    assert without_clock(again) == without_clock(whole)
     resumed = load_file(run / "checkpoints" / "step-00000006" / "model.safetensors")
     assert all(torch.equal(final[name], resumed[name]) for name in final)
     with pytest.raises(AttuneError, match=r"was started with lm\.init_from"):
         _tune(tunable, tmp_path, "lm.init_from=''")
-    # Over again it needs them.
+    # To start over, the run needs them.
     with pytest.raises(AttuneError, match=r"lm\.init_from: .*no trained model there"):
         _tune(tunable, tmp_path, *began, fresh=True)
     assert (run / "latest").read_text() == "step-00000006\n"
 
 
-def test_other_architectures_are_refused_and_other_codecs_told(
+def test_other_architectures_are_refused_and_other_codecs_reported(
     tunable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(AttuneError) as refused:
@@ -503,10 +455,9 @@ def test_other_architectures_are_refused_and_other_codecs_told(
 @pytest.mark.parametrize("fresh", [False, True])
 def test_an_imported_model_is_not_trained_over(tunable: Path, fresh: bool) -> None:
     run = tunable / "imported" / "imported"
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = contents(run)
     with pytest.raises(AttuneError, match=r"holds an imported model.*lm\.init_from="):
         _tune(tunable, tunable / "imported", "lm.run=imported", "lm.init_from=''", fresh=fresh)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    command = ["lm", "--config", str(tunable / "imported" / "recipe.yaml"), "--status"]
-    result = CliRunner().invoke(app, command)
-    assert "holds an imported model, which was not trained here" in str(result.exception)
+    assert contents(run) == before
+    with pytest.raises(AttuneError, match="holds an imported model, which was not trained here"):
+        run_command("lm", "--config", tunable / "imported" / "recipe.yaml", "--status")

@@ -75,7 +75,7 @@ def test_loss_and_gradients_are_musicgens(
 def test_musicgens_shift_and_pattern_lay_codes_out_as_ours(
     pair: tuple[LanguageModel, Musicgen],
 ) -> None:
-    """From labels alone its decoder makes our inputs; its delay pattern makes our targets."""
+    """MusicGen's decoder makes our inputs from labels; its delay pattern makes our targets."""
     ours, theirs = pair
     inputs, targets, text, mask = _batch([9, 9, 9])
     context = theirs.enc_to_dec_proj(text) * mask[:, :, None]

@@ -75,7 +75,7 @@ def test_xformers_computes_the_same() -> None:
     _agree("xformers", "cuda")
 
 
-def test_missing_xformers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_xformers_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
     q, k, v, bias = _inputs()
     for attend in (

@@ -56,7 +56,7 @@ def test_rr_equals_a_double_loop_over_pairs(how: Pool, batch: int, seed: int) ->
         [t[m].tolist() for t, m in zip(text, text_mask, strict=True)],
         how,
     )
-    # What lies under the mask must not matter, whatever it is.
+    # Values under the mask must not matter.
     audio = audio.masked_fill(~audio_mask[:, :, None], 1e4)
     text = text.masked_fill(~text_mask[:, :, None], 1e4)
     found = representation_regularization(pool(audio, audio_mask, how), pool(text, text_mask, how))
@@ -70,20 +70,6 @@ def test_rr_gradient_reaches_audio_and_not_text() -> None:
     assert audio.grad is not None
     assert audio.grad.abs().sum() > 0
     assert text.grad is None
-
-
-def test_rr_gradient_equals_finite_differences() -> None:
-    audio = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    text = torch.randn(4, 3, dtype=torch.float64)
-
-    def rr(x: torch.Tensor) -> torch.Tensor:  # the same formula in double precision
-        unit = x / x.norm(dim=1, keepdim=True)
-        other = text / text.norm(dim=1, keepdim=True)
-        return ((other @ other.T - unit @ unit.T) ** 2).fill_diagonal_(0).sum() / 12
-
-    expected = torch.autograd.grad(rr(audio), audio)[0]
-    found = torch.autograd.grad(representation_regularization(audio, text), audio)[0]
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("how", ["max", "average"])
@@ -106,24 +92,6 @@ def test_equal_similarities_cost_nothing() -> None:
     torch.testing.assert_close(similarity(vectors).diagonal(), torch.ones(6))
 
 
-def test_stream_losses_count_each_valid_target_once() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(2, 5, 3, 7)  # [B, S, K, V]
-    targets = torch.randint(0, 7, (2, 3, 5))  # [B, K, S]
-    targets[0, 1, 2:] = IGNORE
-    targets[1, 2, :] = IGNORE
-    sums, counts = stream_losses(logits, targets)
-    assert counts.tolist() == [10, 7, 5]
-    for k in range(3):
-        expected = 0.0
-        for b in range(2):
-            for s in range(5):
-                if targets[b, k, s] != IGNORE:
-                    row = logits[b, s, k].double()
-                    expected += float(row.exp().sum().log() - row[targets[b, k, s]])
-        assert abs(float(sums[k]) - expected) < 1e-5
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
 def test_stream_losses_have_the_gradient_of_plain_cross_entropy(
     dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
@@ -144,17 +112,14 @@ def test_stream_losses_have_the_gradient_of_plain_cross_entropy(
     (expected * weights).sum().backward()
     assert exact.grad is not None
     for rows in (1, 4, 100):
-        monkeypatch.setattr(
-            losses,
-            "_chunks",
-            lambda logits, step=rows: [slice(i, i + step) for i in range(0, len(logits), step)],
-        )
+        chunks = [slice(i, i + rows) for i in range(0, targets.numel(), rows)]
+        monkeypatch.setattr(losses, "_chunks", lambda _, chunks=chunks: chunks)
         logits = plain.clone().requires_grad_()
-        sums, _ = stream_losses(logits, targets)
+        sums, counts = stream_losses(logits, targets)
+        assert counts.tolist() == [10, 7, 5]
         torch.testing.assert_close(sums.double(), expected, atol=1e-4, rtol=1e-6)
         (sums * weights).sum().backward()
-        assert logits.grad is not None
-        assert logits.grad.dtype == dtype
+        assert logits.grad is not None and logits.grad.dtype == dtype
         torch.testing.assert_close(logits.grad.double(), exact.grad, atol=tolerance, rtol=tolerance)
         assert not logits.grad[0, 2:, 1].any()
         assert torch.equal(logits.detach(), plain)

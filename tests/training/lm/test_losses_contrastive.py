@@ -73,7 +73,7 @@ OPTIONS = ["lm.rr.loss=contrastive", "lm.cfg.dropout=0.5"]
 
 
 def test_a_run_with_it(tmp_path: Path) -> None:
-    """It goes on where it stopped, can be sampled from, and begins another one."""
+    """Its log, its checkpoint, and runs that start from its weights."""
     make_world(tmp_path)
     path = tmp_path / "recipe.yaml"
     train(load_recipe(path, [*OPTIONS, "lm.run=whole"]))
@@ -95,7 +95,7 @@ def test_a_run_with_it(tmp_path: Path) -> None:
     train(load_recipe(path, [*back, f"lm.init_from={tmp_path}/run/plain"]))
 
 
-def test_what_does_not_go_together(tmp_path: Path) -> None:
+def test_projected_text_is_refused(tmp_path: Path) -> None:
     make_world(tmp_path)
     recipe = load_recipe(tmp_path / "recipe.yaml", [*OPTIONS, "lm.rr.text=projected"])
     with pytest.raises(AttuneError, match=r"rr\.loss=contrastive maps the encoder's states"):

@@ -1,4 +1,4 @@
-"""The decoder: causality, text, initialization, and agreement with MusicGen's own code."""
+"""The decoder: causality, text, initialization (MusicGen's logits: `interop/test_imports.py`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from training.config import OptimConfig
-from training.interop.musicgen import from_musicgen
 from training.lm.attention import causal_attention, masked_attention
 from training.lm.losses import stream_losses
 from training.lm.model import Architecture, LanguageModel, sinusoidal_positions
@@ -37,7 +36,7 @@ def _inputs(batch: int = 3, frames: int = 9) -> tuple[torch.Tensor, torch.Tensor
     return codes, text, mask
 
 
-def test_a_step_sees_itself_and_earlier_steps_alone(model: LanguageModel) -> None:
+def test_a_step_only_sees_itself_and_earlier_steps(model: LanguageModel) -> None:
     codes, text, mask = _inputs()
     before, _ = model(codes, text, mask)
     changed = codes.clone()
@@ -47,7 +46,7 @@ def test_a_step_sees_itself_and_earlier_steps_alone(model: LanguageModel) -> Non
     assert (before[:, 5:] - after[:, 5:]).abs().amax(dim=(0, 2, 3)).min() > 0
 
 
-def test_a_prompt_gives_the_same_alone_and_padded_in_a_batch(model: LanguageModel) -> None:
+def test_padding_of_prompts_changes_nothing(model: LanguageModel) -> None:
     codes, text, mask = _inputs()
     together, _ = model(codes, text * 1e3 * ~mask[:, :, None] + text * mask[:, :, None], mask)
     for b in range(3):
@@ -65,31 +64,22 @@ def test_text_matters(model: LanguageModel) -> None:
     assert (with_text - without).abs().mean() > 1e-3
 
 
-def _step(
-    model: LanguageModel, dropped: bool, skip: bool, optimizer: torch.optim.Optimizer
-) -> None:
-    codes, text, mask = _inputs()
-    inputs, targets = delay(codes % 11, torch.tensor([9, 5, 7]), 11)
-    if dropped and skip:
-        logits, _ = model(inputs)
-    else:
-        logits, _ = model(inputs, text, mask & (not dropped))
-    sums, counts = stream_losses(logits, targets)
-    (sums / counts).mean().backward()
-    fill_missing_gradients(model)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def test_skipping_dropped_text_equals_computing_with_zero_keys() -> None:
     """Outputs, and after further steps weights and optimizer state, decay and moments included."""
+    codes, text, mask = _inputs()
+    inputs, targets = delay(codes % 11, torch.tensor([9, 5, 7]), 11)
     worlds = []
     for skip in (True, False):
         model = LanguageModel(ARCH)
         model.initialize(0)
         optimizer = build_optimizer(model, OptimConfig(lr=1e-2, warmup=0))
         for dropped in (False, True, True, False):
-            _step(model, dropped, skip, optimizer)
+            words = () if dropped and skip else (text, mask & (not dropped))
+            sums, counts = stream_losses(model(inputs, *words)[0], targets)
+            (sums / counts).mean().backward()
+            fill_missing_gradients(model)
+            optimizer.step()
+            optimizer.zero_grad()
         moments = [
             optimizer.state[p][key] for p in model.parameters() for key in ("exp_avg", "step")
         ]
@@ -188,41 +178,3 @@ def test_products_by_blocks_have_the_gradients_of_the_definition(steps: int) -> 
     ((weights @ v) * inputs[3]).sum().backward()
     assert found.grad is not None
     torch.testing.assert_close(found.grad.double(), expected.grad, atol=2e-5, rtol=1e-4)
-
-
-def test_logits_equal_musicgens_own_for_padded_prompts() -> None:
-    """The same weights in Hugging Face's decoder, behind its text projection, give our logits."""
-    from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
-
-    torch.manual_seed(0)
-    config = MusicgenDecoderConfig(
-        vocab_size=11,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=128,
-        num_codebooks=3,
-        dropout=0.0,
-        pad_token_id=11,
-        bos_token_id=11,
-        audio_channels=1,
-    )
-    theirs = MusicgenForCausalLM(config).eval()
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    ours = LanguageModel(ARCH)
-    ours.initialize(0)
-    state = {f"decoder.{name}": value for name, value in theirs.state_dict().items()}
-    for part in ("weight", "bias"):
-        state[f"enc_to_dec_proj.{part}"] = ours.state_dict()[f"text_projection.{part}"]
-    ours.load_state_dict(from_musicgen(state, ARCH, "theirs"))
-    codes, text, mask = _inputs()
-    context = ours.text_projection(text) * mask[:, :, None]
-    with torch.inference_mode():
-        expected = theirs(
-            input_ids=codes.flatten(0, 1),
-            encoder_hidden_states=context,
-            encoder_attention_mask=mask.long(),
-        ).logits.view(3, 3, 9, 11)
-        found, _ = ours(codes, text, mask)
-    torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""The delay pattern: every code is a target once, and is predicted from earlier steps alone."""
+"""The delay pattern: every code is a target once, and is predicted only from earlier steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CARD = 1000
 def clips(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     batch, streams, frames = (draw(st.integers(1, n)) for n in (3, 5, 9))
     lengths = draw(st.lists(st.integers(0, frames), min_size=batch, max_size=batch))
-    # Every code is distinct, so that where it went can be told.
+    # Every code is distinct, so that its place can be checked.
     codes = torch.arange(batch * streams * frames).view(batch, streams, frames)
     return codes, torch.tensor(lengths)
 
@@ -59,7 +59,7 @@ def test_valid_steps_are_those_with_a_target(clip: tuple[torch.Tensor, torch.Ten
     assert torch.equal(valid_steps(lengths, codes.shape[1], targets.shape[2]), expected)
 
 
-def test_what_lies_past_a_clips_end_is_not_looked_at() -> None:
+def test_codes_past_a_clips_end_do_not_matter() -> None:
     codes = torch.arange(24).view(1, 2, 12)
     other = codes.clone()
     other[:, :, 7:] = 999

@@ -39,19 +39,19 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     platform.machine() != "x86_64" or not Path("/proc/cpuinfo").is_file(),
     reason="reads the flags of an x86 processor",
 )
-def test_has_bfloat16_is_what_the_processor_says() -> None:
+def test_has_bfloat16_reads_the_processors_flags() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
     assert has_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_tile" in flags)
 
 
 @pytest.mark.parametrize("asked", ["fp32", "medium", "bf16"])
-def test_what_is_asked_for_is_taken(asked: str, processor: Callable[[bool], None]) -> None:
+def test_a_named_precision_is_taken(asked: str, processor: Callable[[bool], None]) -> None:
     for bfloat16 in (False, True):
         processor(bfloat16)
         assert settle(asked, "fp32", ONE) == asked
 
 
-def test_a_run_goes_on_as_it_began_on_another_processor(
+def test_a_run_keeps_its_precision_on_another_processor(
     tiny_root: Path, tmp_path: Path, processor: Callable[[bool], None]
 ) -> None:
     def run(*overrides: str, fresh: bool = False) -> str:
@@ -73,12 +73,10 @@ def test_a_run_goes_on_as_it_began_on_another_processor(
     assert run(auto) == "bf16"
 
 
-def test_emulated_bf16_is_told_before_the_start(
-    tiny_root: Path,
-    tmp_path: Path,
-    processor: Callable[[bool], None],
+def test_emulated_bf16_is_reported_before_the_start(
+    tiny_root: Path, tmp_path: Path, processor: Callable[[bool], None],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     def told(precision: str) -> Preflight:
         overrides = [f"run_dir={tmp_path}", f"lm.precision={precision}"]
         heard: list[Preflight] = []

@@ -1,4 +1,4 @@
-"""What `lm --status` and `lm --curves` make of a run's folder."""
+"""A run's folder in `lm --status` and `lm --curves`, its samples, its profile, W&B."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import pytest
 import soundfile
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import run_command, train_tiny, without_clock
 
-from common.cli import run_app
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.cli import app
 from training.run import log as progress
 from training.run import profiling
 from training.run.log import MEASURED, Meter, read_log
@@ -27,7 +26,7 @@ from training.train import train
 
 
 def make_run(folder: Path, steps: int = 100, logged: int = 40, last: str = "step-00000040") -> Path:
-    """A run whose step takes two seconds, and that went on after step 20."""
+    """A run whose step takes two seconds, and which was resumed after step 20."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"lm": {"steps": steps}}))
     (folder / "latest").write_text(last + "\n")
@@ -72,7 +71,7 @@ def test_a_run_at_its_ends(tmp_path: Path) -> None:
     assert status_lines(empty)[1] == "step      0/5 (0.0%)"
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_reported(tmp_path: Path) -> None:
     make_run(tmp_path / "lm")
     with pytest.raises(AttuneError, match=r"no run there .*there are lm"):
         read_status(tmp_path / "other")
@@ -83,23 +82,15 @@ def test_what_is_no_run_is_told(tmp_path: Path) -> None:
         write_curves([tmp_path / "other"], tmp_path / "curves.png")
 
 
-def test_the_commands(
-    tiny_run: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def run(*arguments: str) -> str:
-        command = ["training", "lm", "--config", str(tiny_root / "recipe.yaml"), *arguments]
-        monkeypatch.setattr("sys.argv", command)
-        with pytest.raises(SystemExit) as end:
-            run_app(app)
-        assert end.value.code == 0
-        return capsys.readouterr().out
+def test_the_commands(tiny_run: Path, tiny_root: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> str:
+        return run_command("lm", "--config", tiny_root / "recipe.yaml", *arguments).stdout
 
     found = json.loads(run("--status", "--json"))
     assert found["state"] == "finished" and found["step"] == 12 and found["memory_gib"] > 0
     assert "finished" in run("--status")
     out = tmp_path / "curves.png"
-    assert run("--curves", str(out)).strip() == str(out)
+    assert run("--curves", out).strip() == str(out)
     assert out.read_bytes()[:4] == b"\x89PNG" and out.stat().st_size > 20_000
 
 
@@ -109,7 +100,7 @@ def test_every_row_has_the_measurements(tiny_run: Path) -> None:
     assert all(0 <= row["mfu"] < 2 and 0 <= row["loader_wait"] <= 1 for row in rows)
 
 
-def test_the_meter_counts_waiting_and_leaves_out_what_is_aside(
+def test_the_meter_counts_waiting_and_leaves_out_work_aside(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
@@ -135,12 +126,12 @@ def test_the_meter_counts_waiting_and_leaves_out_what_is_aside(
     assert meter.row()["tokens_per_s"] == 0
 
 
-def test_a_prompt_of_which_nothing_remains_is_told_before_the_first_step(
+def test_a_prompt_of_which_nothing_remains_is_reported_before_the_first_step(
     tiny_root: Path, tmp_path: Path
 ) -> None:
-    options = [f"run_dir={tmp_path}", "lm.samples.every=10", 'lm.samples.prompts=["the of 12"]']
+    options = ["lm.samples.every=10", 'lm.samples.prompts=["the of 12"]']
     with pytest.raises(AttuneError, match="prompt 'the of 12': nothing remains"):
-        train(load_recipe(tiny_root / "recipe.yaml", options))
+        train_tiny(tiny_root, tmp_path, *options)
     assert not (tmp_path / "lm").exists()
 
 
@@ -148,32 +139,27 @@ def test_samples_are_made_and_change_nothing(tiny_root: Path, tmp_path: Path) ->
     """With and without them the losses are the same to the bit."""
     logs = []
     for name, every in (("with", 10), ("without", 0)):
-        recipe = load_recipe(
-            tiny_root / "recipe.yaml",
-            [f"run_dir={tmp_path}/{name}", f"lm.samples.every={every}", "lm.samples.prompts=[dog]"],
-        )
-        rows = read_log(train(recipe))
-        logs.append([{k: v for k, v in row.items() if k not in MEASURED} for row in rows])
+        options = [f"lm.samples.every={every}", "lm.samples.prompts=[dog]"]
+        logs.append(without_clock(train_tiny(tiny_root, tmp_path / name, *options)))
     assert logs[0] == logs[1]
     run = tmp_path / "with" / "lm"
     wave, rate = soundfile.read(run / "samples" / "step-00000010" / "00.wav")
     assert rate == 16_000 and len(wave) == 16_000 * 0.4
     assert not (run / "samples" / "step-00000012").exists()
-    events = EventAccumulator(str(run / "tb"))
-    events.Reload()
+    events = EventAccumulator(str(run / "tb")).Reload()
     assert events.Tags()["audio"] == ["sample/dog"]
     assert events.Tags()["images"] == ["spectrogram/dog"]
     with pytest.raises(AttuneError, match="multiple of checkpoint_every"):
-        train(load_recipe(tiny_root / "recipe.yaml", ["lm.samples.every=7"]))
+        train_tiny(tiny_root, tmp_path, "lm.samples.every=7")
 
 
-def test_wandb_gets_what_tensorboard_gets(
+def test_wandb_gets_the_rows_of_tensorboard(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [f"run_dir={tmp_path}", "lm.wandb=project", "lm.steps=3"]
+    overrides = ["lm.wandb=project", "lm.steps=3"]
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(AttuneError, match="pip install wandb"):
-        train(load_recipe(tiny_root / "recipe.yaml", overrides))
+        train_tiny(tiny_root, tmp_path, *overrides)
     calls: list[object] = []
     fake = SimpleNamespace(
         init=lambda **options: (
@@ -181,7 +167,7 @@ def test_wandb_gets_what_tensorboard_gets(
         )
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    train(load_recipe(tiny_root / "recipe.yaml", overrides))
+    train_tiny(tiny_root, tmp_path, *overrides)
     assert calls[0]["project"] == "project" and calls[0]["sync_tensorboard"] is True
     assert calls[1:] == ["end"]
 
@@ -198,13 +184,10 @@ def test_a_profile_is_written_and_changes_nothing(
     assert {"attune: forward and backward", "aten::mm", "aten::_fused_adamw_"} <= set(names)
     out = capsys.readouterr().out
     assert f"trace of {profiling.STEPS} steps: {trace}" in out and "aten::mm" in out
-    rows, calm = read_log(run), read_log(tiny_run)
-    assert len(rows) == len(calm)
-    for row, other in zip(rows, calm, strict=True):
-        assert {**row, **dict.fromkeys(MEASURED)} == {**other, **dict.fromkeys(MEASURED)}
+    assert without_clock(read_log(run)) == without_clock(read_log(tiny_run))
 
 
-def test_a_profile_that_cannot_be_is_told(
+def test_a_profile_that_cannot_be_written_is_reported(
     tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe(tiny_root / "recipe.yaml", [f"run_dir={tmp_path}", "lm.steps=5"])
@@ -213,12 +196,11 @@ def test_a_profile_that_cannot_be_is_told(
         train(recipe, profile=tmp_path / "trace.txt", fresh=True)
     with pytest.raises(AttuneError, match="cannot be written"):
         train(recipe, profile=tmp_path / "file" / "trace.json", fresh=True)
-    # Ends before it is through: what there is is written, or it is said that there is nothing.
+    # A run that ends early writes what was recorded, or says that nothing was.
     train(recipe, profile=tmp_path / "short.json", fresh=True)
     assert "trace of 2 steps" in capsys.readouterr().out
-    again = load_recipe(
-        tiny_root / "recipe.yaml", ["run_dir=" + str(tmp_path), "lm.steps=2", "lm.optim.warmup=1"]
-    )
+    overrides = [f"run_dir={tmp_path}", "lm.steps=2", "lm.optim.warmup=1"]
+    again = load_recipe(tiny_root / "recipe.yaml", overrides)
     train(again, profile=tmp_path / "none.json", fresh=True)
     assert "before anything was recorded" in capsys.readouterr().err
     assert not (tmp_path / "none.json").exists()

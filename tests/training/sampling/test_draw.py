@@ -1,4 +1,4 @@
-"""Weights laid out for decoding, windows, continuation, streaming, negative prompts, top-p."""
+"""Weights laid out for decoding, batches, windows, continuation, streaming, guidance, top-p."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from random_run import padded, text_states
 
 from common.config import Recipe
 from common.shards import ShardDataset
-from training.lm.model import Architecture, LanguageModel
+from training.lm.model import LanguageModel
 from training.lm.patterns import delay
 from training.sampling.config import SamplingConfig
 from training.sampling.decoder import Decoder, DecodingWeights
@@ -32,39 +33,9 @@ from training.sampling.packed import (
 )
 from training.sampling.sampler import Sampler
 
-ARCH = Architecture(d_model=64, n_layers=2, n_heads=4, n_codebooks=3, codebook_size=40, text_dim=20)
+SPECIAL = 40
 PLAIN = SamplingConfig(weights="fp32")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    model = LanguageModel(ARCH)
-    model.initialize(0)
-    with torch.no_grad():
-        model.text_projection.bias.normal_(generator=torch.Generator().manual_seed(1))
-        model.head.weight.mul_(4)  # far from uniform, so that changes would show
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def weights(model: LanguageModel) -> DecodingWeights:
-    return DecodingWeights(model)
-
-
-def _states(*lengths: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [rng.standard_normal((n, 20)).astype(np.float16) for n in lengths]
-
-
-def _given(states: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text and mask as the model wants them."""
-    text = torch.zeros(len(states), max(map(len, states)), 20)
-    mask = torch.zeros(text.shape[:2], dtype=torch.bool)
-    for i, state in enumerate(states):
-        text[i, : len(state)] = torch.from_numpy(state.astype(np.float32))
-        mask[i, : len(state)] = True
-    return text, mask
 
 
 def _runs(layouts: str) -> bool:
@@ -79,11 +50,12 @@ def test_products_are_those_of_linear_layers_on_every_processor(layouts: str, ro
     """In a weight small enough for each processor's layouts and in one that is large enough."""
     if not _runs(layouts):
         pytest.skip("another library")
-    _are_linear_layers(Processor(layouts, bf16=False, int8=True), rows, 96, 64)
+    processor = Processor(layouts, bf16=False, int8=True)
+    _are_linear_layers(processor, rows, 96, 64)
     _are_linear_layers(processor_of(CPU), rows, 96, 64)
     large = torch.randn(1 << 10, 1 << 9, generator=torch.Generator().manual_seed(0)) / 22
     x = torch.randn(rows, 1 << 9, generator=torch.Generator().manual_seed(1))
-    product = linear(large, "fp32", processor=Processor(layouts, bf16=False, int8=True))
+    product = linear(large, "fp32", processor=processor)
     # Made for these rows, for others, and for these once more.
     for expected in (rows, rows + 8, rows):
         product.expect(expected)
@@ -91,7 +63,7 @@ def test_products_are_those_of_linear_layers_on_every_processor(layouts: str, ro
         found = product.plus(torch.ones(rows, 1 << 10), x)
         torch.testing.assert_close(found, 1 + F.linear(x, large), atol=1e-5, rtol=1e-5)
     # Not contiguous, as keys of one clip multiplied into weights are.
-    turned = linear(large.t(), "fp32", processor=Processor(layouts, bf16=False, int8=True))
+    turned = linear(large.t(), "fp32", processor=processor)
     turned.expect(rows)
     y = torch.randn(rows, 1 << 10, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(turned(y), y @ large, atol=2e-5, rtol=1e-5)
@@ -125,10 +97,9 @@ def _are_linear_layers(processor: Processor, rows: int, height: int, width: int)
 def test_weights_are_laid_out_once_for_as_many_rows(model: LanguageModel, layouts: str) -> None:
     if not _runs(layouts):
         pytest.skip("another library")
-    small = DecodingWeights(model, processor=Processor(layouts, bf16=False, int8=True)).head
-    large = linear(
-        torch.ones(1 << 10, 1 << 9), "fp32", processor=Processor(layouts, bf16=False, int8=True)
-    )
+    processor = Processor(layouts, bf16=False, int8=True)
+    small = DecodingWeights(model, processor=processor).head
+    large = linear(torch.ones(1 << 10, 1 << 9), "fp32", processor=processor)
     for product in (small, large):
         product.expect(16)
         layout = product.layout
@@ -139,22 +110,12 @@ def test_weights_are_laid_out_once_for_as_many_rows(model: LanguageModel, layout
         assert (product.layout is not layout) == (product is large or layouts != "AVX2")
 
 
-def _are_near(weight: torch.Tensor, x: torch.Tensor) -> None:
-    exact = x @ weight.t()
-    # Of the largest that a sum of products of such sizes could be.
-    size = float((x.abs() @ weight.abs().t()).max())
-    bounds: dict[Kind, float] = {"fp32": 1e-6, "bf16": 0.01, "int8": 0.02}
-    for kind, bound in bounds.items():
-        found = linear(weight, kind)(x if kind == "fp32" else x.bfloat16())
-        assert (found.float() - exact).abs().max() < bound * size
-
-
 def test_int8_without_instructions_for_bf16(model: LanguageModel) -> None:
     """The head is exact then, not bf16."""
     plain = Processor("other", bf16=False, int8=True)
     column = torch.zeros(1, 3, dtype=torch.long)
     exact, found = (
-        Decoder(DecodingWeights(model, kind, plain), _states(4), 5, guided=True).step(column)
+        Decoder(DecodingWeights(model, kind, plain), text_states(4), 5, guided=True).step(column)
         for kind in ("fp32", "int8")
     )
     assert found.dtype == torch.float32 and not torch.equal(found, exact)
@@ -164,9 +125,13 @@ def test_int8_without_instructions_for_bf16(model: LanguageModel) -> None:
 @pytest.mark.parametrize("width", [1, 15, 20, 48, 100])
 def test_widths_that_kernels_do_not_expect(width: int) -> None:
     generator = torch.Generator().manual_seed(width)
-    _are_near(
-        torch.randn(5, width, generator=generator), torch.randn(3, width, generator=generator)
-    )
+    weight, x = (torch.randn(rows, width, generator=generator) for rows in (5, 3))
+    # Relative to the largest sum that products of such sizes could have.
+    size = float((x.abs() @ weight.abs().t()).max())
+    bounds: dict[Kind, float] = {"fp32": 1e-6, "bf16": 0.01, "int8": 0.02}
+    for kind, bound in bounds.items():
+        found = linear(weight, kind)(x if kind == "fp32" else x.bfloat16())
+        assert (found.float() - x @ weight.t()).abs().max() < bound * size
 
 
 def test_int8_rounds_to_the_nearest_of_255_levels() -> None:
@@ -182,8 +147,8 @@ def test_int8_rounds_to_the_nearest_of_255_levels() -> None:
 
 def test_columns_together_are_columns_one_by_one(weights: DecodingWeights) -> None:
     codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
-    inputs, _ = delay(codes, torch.tensor([9, 9]), ARCH.special)
-    one, many = (Decoder(weights, _states(4, 2), 11, guided=True) for _ in range(2))
+    inputs, _ = delay(codes, torch.tensor([9, 9]), SPECIAL)
+    one, many = (Decoder(weights, text_states(4, 2), 11, guided=True) for _ in range(2))
     with torch.inference_mode():
         singly = [one.step(inputs[:, :, step]) for step in range(11)]
         torch.testing.assert_close(many.step(inputs[:, :, :4]), singly[3], atol=1e-5, rtol=1e-4)
@@ -194,9 +159,9 @@ def test_columns_together_are_columns_one_by_one(weights: DecodingWeights) -> No
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_gpu_computes_the_same_steps(model: LanguageModel, weights: DecodingWeights) -> None:
     codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
-    inputs, _ = delay(codes, torch.tensor([9, 9]), ARCH.special)
+    inputs, _ = delay(codes, torch.tensor([9, 9]), SPECIAL)
     there = DecodingWeights(copy.deepcopy(model).cuda())
-    for states in (_states(4, 2), _states(20, 13)):  # folded cross-attention, and not
+    for states in (text_states(4, 2), text_states(20, 13)):  # folded cross-attention, and not
         here = Decoder(weights, states, 11, guided=True).step(inputs)
         found = Decoder(there, states, 11, guided=True).step(inputs.cuda())
         torch.testing.assert_close(found.cpu(), here, atol=1e-4, rtol=1e-3)
@@ -205,8 +170,9 @@ def test_a_gpu_computes_the_same_steps(model: LanguageModel, weights: DecodingWe
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
 def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: Kind) -> None:
     codes = torch.randint(0, 40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
-    inputs, _ = delay(codes, torch.tensor([9, 9]), ARCH.special)
-    for states in (_states(4, 2), _states(5), _states(20)):  # one clip alone, folded and not
+    inputs, _ = delay(codes, torch.tensor([9, 9]), SPECIAL)
+    # Two clips; one clip with folded cross-attention, and one without.
+    for states in (text_states(4, 2), text_states(5), text_states(20)):
         found = []
         for one in (DecodingWeights(model), DecodingWeights(model, kind)):
             decoder = Decoder(one, states, 11, guided=True)
@@ -228,7 +194,7 @@ def test_smaller_weights_are_nearly_the_same_model(model: LanguageModel, kind: K
         (False, False, "fp32", "fp32", "fp32"),
     ],
 )
-def test_the_default_is_what_the_processor_can_do(
+def test_the_default_follows_the_processor(
     bf16: bool, int8: bool, one: Kind, head: Kind, several: Kind
 ) -> None:
     processor = Processor("other", bf16, int8)
@@ -241,25 +207,25 @@ def test_the_default_on_a_gpu_is_bf16() -> None:
     assert default_kind(gpu, 1) == "bf16" and head_kind("int8", gpu) == "bf16"
 
 
-def test_sixteen_clips_alone_and_together(weights: DecodingWeights) -> None:
-    states, keys = _states(*range(1, 17)), list(range(16))
+def test_a_clip_does_not_depend_on_its_batch(weights: DecodingWeights) -> None:
+    states, keys = text_states(*range(1, 17)), list(range(16))
     together = sample_codes(weights, states, keys, 40, PLAIN)
     for i in range(16):
         alone = sample_codes(weights, states[i : i + 1], keys[i : i + 1], 40, PLAIN)
         assert torch.equal(alone[0], together[i])
 
 
-def test_a_continuation_begins_with_the_clip_and_goes_on_as_the_model_does(
+def test_a_continuation_begins_with_the_clip_and_continues_as_the_model_does(
     model: LanguageModel, weights: DecodingWeights
 ) -> None:
     """Greedy codes after a given beginning, against argmax over full forwards."""
-    states = _states(5, 3)
+    states = text_states(5, 3)
     prefix = torch.randint(0, 40, (2, 3, 7), generator=torch.Generator().manual_seed(1))
     greedy = SamplingConfig(temperature=0.0, cfg=1.0)
     codes = sample_codes(weights, states, [0, 0], 15, greedy, prefix=prefix)
     assert torch.equal(codes[:, :, :7], prefix)
-    inputs, targets = delay(codes, torch.tensor([15, 15]), ARCH.special)
-    best = model(inputs, *_given(states))[0].argmax(-1).transpose(1, 2)
+    inputs, targets = delay(codes, torch.tensor([15, 15]), SPECIAL)
+    best = model(inputs, *padded(states))[0].argmax(-1).transpose(1, 2)
     own = torch.zeros_like(targets, dtype=torch.bool)
     for k in range(3):
         own[:, k, 7 + k : 15 + k] = True
@@ -267,7 +233,7 @@ def test_a_continuation_begins_with_the_clip_and_goes_on_as_the_model_does(
 
 
 def test_continuing_a_clip_by_its_own_codes_repeats_it(weights: DecodingWeights) -> None:
-    states = _states(5)
+    states = text_states(5)
     whole = sample_codes(weights, states, [3], 30, PLAIN)
     again = sample_codes(weights, states, [3], 30, PLAIN, prefix=whole[:, :, :11])
     # Codes of later streams are drawn at other steps only where they are given.
@@ -277,12 +243,12 @@ def test_continuing_a_clip_by_its_own_codes_repeats_it(weights: DecodingWeights)
 def test_windows_are_continuations_of_their_overlap(
     model: LanguageModel, weights: DecodingWeights
 ) -> None:
-    """Every greedy code of a long clip is the model's choice given its window alone."""
-    states, window = _states(5), 10
+    """Every greedy code of a long clip is the model's choice given only its window."""
+    states, window = text_states(5), 10
     greedy = SamplingConfig(temperature=0.0, cfg=1.0)
     codes = sample_codes(weights, states, [0], 25, greedy, window=window)
     assert codes.shape == (1, 3, 25)
-    grid = torch.full((3, 27), ARCH.special)
+    grid = torch.full((3, 27), SPECIAL)
     for k in range(3):
         grid[k, k : k + 25] = codes[0, k]
     # Steps 0...9 in the first window; then each begins with the 5 steps before it.
@@ -291,17 +257,17 @@ def test_windows_are_continuations_of_their_overlap(
         begins += [len(begins) - 5] * 5
     for step in range(27):
         begin = begins[step]
-        inputs = torch.full((1, 3, step - begin + 1), ARCH.special)
+        inputs = torch.full((1, 3, step - begin + 1), SPECIAL)
         for k in range(3):
             inputs[0, k, k + 1 :] = grid[k, begin + k : step]
-        best = model(inputs, *_given(states))[0][0, -1].argmax(-1)
+        best = model(inputs, *padded(states))[0][0, -1].argmax(-1)
         for k in range(3):
             if 0 <= step - k < 25:
                 assert best[k] == grid[k, step]
 
 
 def test_a_clip_that_fits_is_not_cut(weights: DecodingWeights) -> None:
-    states = _states(5)
+    states = text_states(5)
     whole = sample_codes(weights, states, [0], 20, PLAIN)
     assert torch.equal(sample_codes(weights, states, [0], 20, PLAIN, window=20), whole)
     longer = sample_codes(weights, states, [0], 40, PLAIN, window=20)
@@ -312,7 +278,7 @@ def test_a_clip_that_fits_is_not_cut(weights: DecodingWeights) -> None:
 
 
 def test_streaming_hands_out_the_same_codes(weights: DecodingWeights) -> None:
-    states = _states(5, 2)
+    states = text_states(5, 2)
     whole = sample_codes(weights, states, [0, 1], 12, PLAIN)
     seen = []
     for done, grid in stream_codes(weights, states, [0, 1], 12, PLAIN):
@@ -325,12 +291,12 @@ def test_streaming_hands_out_the_same_codes(weights: DecodingWeights) -> None:
 def test_a_negative_prompt_takes_the_place_of_no_text(
     model: LanguageModel, weights: DecodingWeights
 ) -> None:
-    states, negative = _states(5), _states(3, 4)[1]
+    states, negative = text_states(5), text_states(3, 4)[1]
     greedy = SamplingConfig(temperature=0.0, cfg=2.5)
     codes = sample_codes(weights, states, [0], 12, greedy, negative=negative)
     assert not torch.equal(codes, sample_codes(weights, states, [0], 12, greedy))
-    inputs, targets = delay(codes, torch.tensor([12]), ARCH.special)
-    toward, away = (model(inputs, *_given([state]))[0] for state in (states[0], negative))
+    inputs, targets = delay(codes, torch.tensor([12]), SPECIAL)
+    toward, away = (model(inputs, *padded([state]))[0] for state in (states[0], negative))
     best = (away + 2.5 * (toward - away)).argmax(-1).transpose(1, 2)
     valid = targets >= 0
     assert torch.equal(best[valid], targets[valid])
@@ -347,7 +313,7 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     assert abs(found[1] / 20000 - 0.5 / 0.8) < 0.015
     assert set(choose(logits, draws, 250, 1.0, top_p=0.5001).flatten().tolist()) == {1, 2}
     assert set(choose(logits, draws, 250, 1.0, top_p=0.4).flatten().tolist()) == {1}
-    # Of the top k alone: .5 and .3 are all there is.
+    # Within the top k only: .5 and .3 remain.
     assert set(choose(logits, draws, 2, 1.0, top_p=0.7).flatten().tolist()) == {1, 2}
     assert set(choose(logits, draws, 2, 1.0, top_p=0.6).flatten().tolist()) == {1}
     everything = choose(logits, draws, 250, 1.0)
@@ -430,8 +396,6 @@ def test_longer_than_trained_and_continued(tiny_recipe: Recipe, tiny_run: Path) 
         ["rain", "dog"], 0.4, [1, 2], PLAIN, lambda *s: told.append(s), continue_from=beginning
     )
     expected = sampler.codec.encode_track(beginning)
-    assert np.array_equal(longer[0, :, :10], expected) and np.array_equal(
-        longer[1, :, :10], expected
-    )
+    assert all(np.array_equal(codes[:, :10], expected) for codes in longer)
     assert not np.array_equal(longer[0], longer[1])
     assert told[-1] == (13, 13)

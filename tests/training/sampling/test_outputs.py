@@ -10,12 +10,11 @@ import numpy as np
 import pyloudnorm
 import pytest
 import soundfile
-from typer.testing import CliRunner
+from tiny_runs import contents, names_in, run_command
 
 from common.cli import Interrupted
 from common.errors import AttuneError
 from common.loudness import PEAK_DB, at_loudness
-from training.cli import app
 from training.sampling import sampler as generate
 from training.sampling.outputs import Prompt, find_place, read_prompts, slug, write_clip
 
@@ -31,6 +30,11 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.jsonl"
     lines.write_text('{"caption": "a dog, barking", "seed": 3, "name": "dog"}\n{"text": "rain"}\n')
     assert read_prompts(lines) == wanted
+    # Line breaks inside a cell, and separators that only some programs take for line breaks.
+    table.write_text('prompt,seed\n"a dog\nbarks",3\nrain,4\n')
+    assert read_prompts(table) == [Prompt("a dog\nbarks", 3), Prompt("rain", 4)]
+    lines.write_text('{"prompt": "a dog\u2028barks"}\n{"prompt": "rain\x85"}\n', encoding="utf-8")
+    assert [p.text for p in read_prompts(lines)] == ["a dog\u2028barks", "rain"]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +49,7 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": 3}\n', "line 1: no prompt"),
         ("p.jsonl", '{"prompt": "rain", "name": "../up"}\n', "is no file name"),
         ("p.jsonl", '{"prompt": "rain", "name": ".hidden"}\n', "is no file name"),
-        (
-            "p.csv",
-            "prompt,name\nrain," + "a" * 181 + "\n",
-            "line 2: name 'a+'... is longer than 180",
-        ),
+        ("p.csv", f"prompt,name\nrain,{'a' * 181}\n", "line 2: name 'a+'... is longer than 180"),
         ("p.txt", b"\xff\xfe\xff", "cannot be read as text"),
     ],
 )
@@ -65,7 +65,7 @@ def _noise(seconds: float, level: float) -> np.ndarray:
     return (level * rng.standard_normal(round(16000 * seconds))).clip(-1, 1).astype(np.float32)
 
 
-def test_loudness_is_what_was_asked_for() -> None:
+def test_loudness_is_reached() -> None:
     for level in (0.001, 0.02, 0.2):
         found = at_loudness(_noise(3, level), 16000, -30)
         assert pyloudnorm.Meter(16000).integrated_loudness(found) == pytest.approx(-30, abs=0.05)
@@ -121,7 +121,7 @@ def test_another_clip_is_never_overwritten(tmp_path: Path) -> None:
     assert find_place(tmp_path, "clip", first, "wav") == (tmp_path / "clip.wav", False)
     write_clip(tmp_path, "clip", wave, first, "wav")
     assert find_place(tmp_path, "clip", first, "wav") == (tmp_path / "clip.wav", True)
-    # The same beside it in another format; what is told differently goes elsewhere.
+    # The same clip in another format gets the same name; a clip with other facts does not.
     assert find_place(tmp_path, "clip", first, "flac") == (tmp_path / "clip.flac", False)
     for kind in ("wav", "flac"):
         place = (tmp_path / f"clip-2.{kind}", False)
@@ -134,36 +134,30 @@ def test_another_clip_is_never_overwritten(tmp_path: Path) -> None:
     assert find_place(tmp_path, "mine", first, "wav")[0].name == "mine-2.wav"
     (tmp_path / "clip.json").write_text("{")
     assert find_place(tmp_path, "clip", first, "wav")[0].name == "clip-3.wav"
-    # Facts whose clip was removed: it comes back to them.
+    # A clip that was removed gets the name of its facts again.
     (tmp_path / "clip-2.wav").unlink()
     assert find_place(tmp_path, "clip", other, "wav") == (tmp_path / "clip-2.wav", False)
 
 
-def test_facts_stand_only_beside_the_clip_that_they_are_true_of(
+def test_a_failed_write_leaves_no_facts_beside_another_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = {"sample_rate": 16000, "step": 1}
     write_clip(tmp_path, "clip", _noise(0.5, 0.1), facts, "wav")
     whole = (tmp_path / "clip.wav").read_bytes()
 
-    def full(path: Path, *_: object, **__: object) -> None:
+    def broken(path: Path, *_: object, **__: object) -> None:
         path.write_bytes(b"RIFF")
-        raise soundfile.LibsndfileError(2)
+        raise error
 
-    monkeypatch.setattr(soundfile, "write", full)
+    monkeypatch.setattr(soundfile, "write", broken)
+    error: BaseException = soundfile.LibsndfileError(2)
     with pytest.raises(AttuneError, match=r"clip[.]wav: cannot be written"):
         write_clip(tmp_path, "clip", _noise(0.5, 0.2), facts | {"step": 2}, "wav")
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
-    assert (tmp_path / "clip.wav").read_bytes() == whole
-
-    def stopped(path: Path, *_: object, **__: object) -> None:
-        path.write_bytes(b"RIFF")
-        raise Interrupted
-
-    monkeypatch.setattr(soundfile, "write", stopped)
+    error = Interrupted()
     with pytest.raises(Interrupted):
         write_clip(tmp_path, "other", _noise(0.5, 0.2), facts, "wav")
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
+    assert contents(tmp_path) == {tmp_path / "clip.wav": whole}
     with pytest.raises(AttuneError, match=r"clip[.]wav/below/clip[.]wav: cannot be written"):
         write_clip(tmp_path / "clip.wav" / "below", "clip", _noise(0.5, 0.2), facts, "wav")
 
@@ -180,27 +174,17 @@ def test_a_clip_without_room_for_its_facts_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prompts_with_line_breaks_and_separators(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.csv"
-    path.write_text('prompt,seed\n"a dog\nbarks",3\nrain,4\n')
-    assert [(p.text, p.seed) for p in read_prompts(path)] == [("a dog\nbarks", 3), ("rain", 4)]
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a dog\u2028barks"}\n{"prompt": "rain\x85"}\n', encoding="utf-8")
-    assert [p.text for p in read_prompts(path)] == ["a dog\u2028barks", "rain"]
-
-
 def test_the_command_with_a_file_of_prompts(
     tiny_root: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "dog", "name": "hound", "seed": 4}\n{"prompt": "rain"}\n')
+    prompts.write_text('{"prompt": "The dogs", "name": "hound", "seed": 4}\n{"prompt": "rain"}\n')
     beginning = tmp_path / "start.wav"
     soundfile.write(beginning, _noise(0.1, 0.1), 16000)
-    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompts", str(prompts)]
-    command += ["--n", "2", "--format", "flac", "--duration", "0.7", "--json"]
-    command += ["--continue", str(beginning), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*command, "sampling.loudness=-20", "sampling.weights=int8"])
-    assert result.exit_code == 0, result.output
+    command = ["generate", "--config", tiny_root / "recipe.yaml", "--prompts", prompts, "--n", 2]
+    command += ["--format", "flac", "--duration", 0.7, "--json", "--continue", beginning]
+    command += ["--out", tmp_path / "out", "sampling.loudness=-20", "sampling.weights=int8"]
+    result = run_command(*command)
     made = json.loads(result.stdout)
     names = [Path(facts["flac"]).name for facts in made]
     assert names == ["hound-0.flac", "hound-1.flac", "002-rain-seed0.flac", "003-rain-seed1.flac"]
@@ -210,34 +194,34 @@ def test_the_command_with_a_file_of_prompts(
         assert (len(wave), rate) == (11200, 16000)
         assert facts["weights"] == "int8" and facts["continued"] == str(beginning)
         assert len(facts["config_hash"]) == 16 and "licence" in facts
+        assert facts["step"] == 12 and facts["checkpoint"].endswith("step-00000012")
+        sidecar = json.loads(Path(facts["flac"]).with_suffix(".json").read_text())
+        assert sidecar == {key: value for key, value in facts.items() if key != "flac"}
+    assert made[0]["normalized_prompt"] == "dog"
     assert "in windows of that length" in result.stderr and "x real time" in result.stderr
-    first = {facts["flac"]: Path(facts["flac"]).read_bytes() for facts in made}
-    again = CliRunner().invoke(app, [*command, "sampling.loudness=-20", "sampling.weights=int8"])
-    assert again.exit_code == 0
-    assert {path: Path(path).read_bytes() for path in first} == first
+    first = contents(tmp_path / "out")
+    run_command(*command)
+    assert contents(tmp_path / "out") == first
 
 
 def test_two_clips_of_one_name_are_refused(tiny_root: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "dog", "name": "a"}\n{"prompt": "rain", "name": "a"}\n')
-    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompts", str(prompts)]
-    result = CliRunner().invoke(app, command)
-    assert isinstance(result.exception, AttuneError) and "twice" in str(result.exception)
-    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompt", "dog"]
-    result = CliRunner().invoke(app, [*command, "--continue", str(prompts)])
-    assert isinstance(result.exception, AttuneError) and "--continue" in str(result.exception)
+    command = ["generate", "--config", tiny_root / "recipe.yaml"]
+    with pytest.raises(AttuneError, match="twice"):
+        run_command(*command, "--prompts", prompts)
+    with pytest.raises(AttuneError, match="--continue"):
+        run_command(*command, "--prompt", "dog", "--continue", prompts)
 
 
-def test_a_stopped_command_goes_on(
+def test_a_stopped_command_can_be_resumed(
     tiny_root: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whatever this processor's default is: what is left would get other weights by itself.
+    # Whatever this processor's default is: a single remaining clip would get other weights.
     monkeypatch.setattr(generate, "default_kind", lambda _, clips: "int8" if clips == 1 else "fp32")
-    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--n", "5"]
-    command += ["--prompt", "dog", "--duration", "0.2", "--json"]
-    whole = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "whole")])
-    assert whole.exit_code == 0, whole.output
-    expected = json.loads(whole.stdout)
+    command = ["generate", "--config", tiny_root / "recipe.yaml", "--n", 5]
+    command += ["--prompt", "dog", "--duration", 0.2, "--json"]
+    expected = json.loads(run_command(*command, "--out", tmp_path / "whole").stdout)
 
     batches: list[int] = []
     sample = generate.sample_codes
@@ -250,18 +234,17 @@ def test_a_stopped_command_goes_on(
 
     monkeypatch.setattr(generate, "sample_codes", stop_at_the_third)
     out = tmp_path / "out"
-    command += ["sampling.batch_size=2", "--out", str(out)]
+    command += ["sampling.batch_size=2", "--out", out]
     with pytest.raises(Interrupted):
-        CliRunner().invoke(app, command, catch_exceptions=False)
-    assert sorted(path.name for path in out.iterdir()) == sorted(
+        run_command(*command)
+    assert names_in(out) == sorted(
         f"{i:03d}-dog-seed{i}.{kind}" for i in range(4) for kind in ("wav", "json")
     )
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / "001-dog-seed1.wav").unlink()
-    rest = CliRunner().invoke(app, command)
-    assert rest.exit_code == 0, rest.output
+    rest = run_command(*command)
     assert "3 of them are there already" in rest.stderr
-    # The batch whose clip was lost, whole, and the one that was not made.
+    # The whole batch of the lost clip, and the batch that was not made.
     assert batches == [2, 2, 1, 2, 1]
     assert all(
         path.stat().st_mtime_ns == time for path, time in times.items() if "001" not in path.name
@@ -273,23 +256,21 @@ def test_a_stopped_command_goes_on(
     for facts, one in zip(made, expected, strict=True):
         assert Path(facts.pop("wav")).read_bytes() == Path(one.pop("wav")).read_bytes()
         assert facts == one and facts["weights"] == "fp32"
-    again = CliRunner().invoke(app, command)
-    assert again.exit_code == 0 and len(batches) == 5
+    again = run_command(*command)
+    assert len(batches) == 5
     assert "5 of them are there already" in again.stderr and len(json.loads(again.stdout)) == 5
 
 
-def test_clips_of_other_settings_lie_beside_each_other(
+def test_clips_of_other_settings_get_other_names(
     tiny_root: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     beginning, out = tmp_path / "start.wav", tmp_path / "out"
     soundfile.write(beginning, _noise(0.1, 0.1), 16000)
 
     def made(*arguments: str) -> tuple[str, bytes]:
-        command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--duration", "0.2"]
-        command += ["--prompt", "dog", "--out", str(out), "--json"]
-        result = CliRunner().invoke(app, [*command, *arguments])
-        assert result.exit_code == 0, result.output
-        (facts,) = json.loads(result.stdout)
+        command = ["generate", "--config", tiny_root / "recipe.yaml", "--duration", 0.2]
+        command += ["--prompt", "dog", "--out", out, "--json"]
+        (facts,) = json.loads(run_command(*command, *arguments).stdout)
         path = Path(facts["wav"])
         return path.name, path.read_bytes()
 
@@ -309,15 +290,14 @@ def test_clips_of_other_settings_lie_beside_each_other(
     assert made("sampling.cfg=1")[0] == "000-dog-seed0-7.wav"
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_sampling(
+def test_a_folder_that_cannot_be_written_is_reported_before_sampling(
     tiny_root: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise AssertionError("sampled")
 
     monkeypatch.setattr(generate, "sample_codes", unreachable)
-    command = ["generate", "--config", str(tiny_root / "recipe.yaml"), "--prompt", "dog", "--out"]
+    command = ["generate", "--config", tiny_root / "recipe.yaml", "--prompt", "dog", "--out"]
     for out in ("/dev/null/below", "/proc/none", "/tmp/" + "a" * 300):
-        result = CliRunner().invoke(app, [*command, out])
-        assert isinstance(result.exception, AttuneError), result.exception
-        assert f"--out {out}: " in str(result.exception)
+        with pytest.raises(AttuneError, match=f"--out {out}: "):
+            run_command(*command, out)

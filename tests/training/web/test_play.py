@@ -1,11 +1,11 @@
-"""The page's server: orders in line, sound while it is made, hostile requests refused."""
+"""The page's server: a queue of orders, sound while it is made, hostile requests refused."""
 
 from __future__ import annotations
 
 import io
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,23 +112,22 @@ def test_mistakes_get_a_message(client: TestClient) -> None:
     job = _order(client)["job"]
     assert client.get(f"/api/jobs/{job}/7.wav").status_code == 404
     assert client.get(f"/api/jobs/{job}/..%2f..%2fetc%2fpasswd").status_code == 404
-    # And the thread goes on.
+    # The thread still works.
     assert _follow(client, _order(client)["job"])[-1]["state"] == "done"
 
 
-def test_a_failing_clip_is_told_and_ends_nothing(
+def test_a_failing_clip_is_reported_and_ends_nothing(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def broken(*_: object) -> Iterator[np.ndarray]:
+        raise RuntimeError("/secret/path")
+        yield
+
     with monkeypatch.context() as patch:
-        patch.setattr(Studio, "_stream", _broken)
+        patch.setattr(Studio, "_stream", broken)
         found = _follow(client, _order(client)["job"])[-1]
     assert found["state"] == "failed" and found["error"] == "RuntimeError while generating"
     assert _follow(client, _order(client)["job"])[-1]["state"] == "done"
-
-
-def _broken(*_: object) -> Iterator[np.ndarray]:
-    raise RuntimeError("/secret/path")
-    yield
 
 
 def test_foreign_pages_and_names_are_refused(client: TestClient) -> None:
@@ -149,22 +148,22 @@ def test_foreign_pages_and_names_are_refused(client: TestClient) -> None:
     assert client.get("/docs").status_code == 404
 
 
-def _held_until(go_on: threading.Event) -> Callable[..., Iterator[np.ndarray]]:
-    """In place of `Studio._stream`: the whole clip, once that is set."""
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """In place of `Studio._stream`, the whole clip comes once this event is set."""
+    event = threading.Event()
 
     def stream(self: Studio, run: str, order: play.Order) -> Iterator[np.ndarray]:
-        assert go_on.wait(20)
+        assert event.wait(20)
         yield np.zeros(6400, np.float32)
 
-    return stream
+    monkeypatch.setattr(Studio, "_stream", stream)
+    return event
 
 
-def test_the_line_is_limited_and_old_clips_go(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+def test_the_queue_is_limited_and_old_clips_go(
+    client: TestClient, go_on: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on = threading.Event()
-
-    monkeypatch.setattr(Studio, "_stream", _held_until(go_on))
     monkeypatch.setattr(play, "WAITING", 3)
     monkeypatch.setattr(play, "KEPT", 2)
     jobs = [_order(client)["job"] for _ in range(3)]
@@ -177,11 +176,9 @@ def test_the_line_is_limited_and_old_clips_go(
     assert client.get(f"/api/jobs/{jobs[2]}/events").status_code == 200
 
 
-def test_who_waits_can_ask_without_a_stream(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+def test_the_state_of_a_job_can_be_asked_for_without_a_stream(
+    client: TestClient, go_on: threading.Event
 ) -> None:
-    go_on = threading.Event()
-    monkeypatch.setattr(Studio, "_stream", _held_until(go_on))
     first, second = (_order(client)["job"] for _ in range(2))
     now = client.get(f"/api/jobs/{second}").json()
     assert (now["state"], now["ahead"]) == ("waiting", 1)
@@ -191,11 +188,9 @@ def test_who_waits_can_ask_without_a_stream(
     assert client.get(f"/api/jobs/{first}").json()["state"] == "done"
 
 
-def test_a_clip_that_ends_while_it_is_described_is_told_as_ended(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+def test_a_clip_that_ends_while_it_is_described_is_reported_as_ended(
+    client: TestClient, go_on: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on = threading.Event()
-
     describe = Studio.describe
 
     def ending(self: Studio, name: str, job: play.Job) -> dict:
@@ -205,7 +200,6 @@ def test_a_clip_that_ends_while_it_is_described_is_told_as_ended(
             assert job.changed.wait_for(lambda: job.over, 20)
         return found
 
-    monkeypatch.setattr(Studio, "_stream", _held_until(go_on))
     monkeypatch.setattr(Studio, "describe", ending)
     assert [now["state"] for now in _follow(client, _order(client)["job"])][-1] == "done"
 

@@ -41,7 +41,7 @@ def test_the_newer_loopback_address_too() -> None:
         pytest.skip(str(error))
 
 
-def test_a_server_that_is_told_to_end_leaves_those_who_listen() -> None:
+def test_a_server_that_must_end_does_not_wait_for_listeners() -> None:
     """A page follows a clip for as long as it is made."""
     app, over = FastAPI(), threading.Event()
 

@@ -11,16 +11,14 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 from tiny_lm import make_world
-from typer.testing import CliRunner
+from tiny_runs import run_command, set_column
 
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.cli import app
 from training.config import LMConfig
 from training.evaluation.ablation import cells, run
 from training.evaluation.ablation.config import load_ablation
@@ -81,16 +79,11 @@ def test_summary() -> None:
 
 
 def _cells(shift: float) -> list[dict[str, Any]]:
+    def value(row: str, seed: int) -> float:
+        return 5 + 0.1 * seed + (shift + 0.01 * seed if "max-0.1-3" in row else 0)
+
     return [
-        {
-            "row": row.name,
-            "seed": seed,
-            "metrics": {
-                "fad_codec": 5
-                + 0.1 * seed
-                + (shift + 0.01 * seed if "max-0.1-3" in row.name else 0)
-            },
-        }
+        {"row": row.name, "seed": seed, "metrics": {"fad_codec": value(row.name, seed)}}
         for row in FILE.rows
         for seed in FILE.seeds_of(FILE.profiles["small"], row)
     ]
@@ -125,12 +118,12 @@ def test_a_verdict_says_when_it_does_not_hold_among_all_metrics() -> None:
     assert second.endswith("no more than seeds differ") and "no more" in third
 
 
-def test_tables_stand_beside_the_papers() -> None:
+def test_tables_have_the_papers_figures_beside_ours() -> None:
     results = Results.of(FILE, FILE.profiles["small"], _cells(-1.0))
     first, third = tables(results)
     assert len(first.rows) == len(FILE.rows)
     assert first.rows[0][:3] == ["max", "0.1", "3"]
-    # 5, 5.1, 5.2, shifted by -1, -.99, -.98: the further seeds count in the test alone.
+    # 5, 5.1, 5.2, shifted by -1, -.99, -.98: further seeds only count in the test.
     assert first.rows[0][6] == "4.11 ± 0.11"
     assert first.rows[0][-3:] == ["1.43", "1.57", "0.31"]
     assert third.rows[0][0] == "AudioGen (paper)"
@@ -159,8 +152,8 @@ def test_musics_divergence_is_that_of_the_papers_windows() -> None:
     assert ["300M w/ rr (paper)", "4.83", "1.32", "0.31"] in [row[:4] for row in table.rows]
 
 
-def test_a_profile_may_stand_on_one_dataset(tmp_path: Path) -> None:
-    """As the paper's tables do, whatever else is in the split."""
+def test_a_profile_may_use_one_dataset(tmp_path: Path) -> None:
+    """As the paper's tables do, whatever other datasets are in the split."""
     make_world(tmp_path)
     path = tmp_path / "ablation.yaml"
     made = {}
@@ -192,24 +185,17 @@ def test_every_row_of_every_profile_is_a_recipe(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("line", "change", "message"),
     [
-        ("baseline: other", "no row 'other'"),
-        ("seeds: []", "seeds"),
-        ("colour: red", "unknown key 'colour'"),
-        ("[", "not valid YAML"),
+        ("baseline: none-0.1-0", "baseline: other", "no row 'other'"),
+        ("seeds: [0, 1, 2]", "seeds: []", "seeds"),
+        ("baseline: none-0.1-0", "baseline: none-0.1-0\ncolour: red", "unknown key 'colour'"),
+        ("baseline: none-0.1-0", "[", "not valid YAML"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, change: str, message: str) -> None:
+def test_a_mistake_is_named(tmp_path: Path, line: str, change: str, message: str) -> None:
     path = tmp_path / "ablation.yaml"
-    text = (CONFIGS / "ablation.yaml").read_text()
-    if change.startswith("baseline"):
-        text = text.replace("baseline: none-0.1-0", change)
-    elif change.startswith("seeds"):
-        text = text.replace("seeds: [0, 1, 2]", change)
-    else:
-        text += change + "\n"
-    path.write_text(text)
+    path.write_text((CONFIGS / "ablation.yaml").read_text().replace(line, change))
     with pytest.raises(AttuneError, match=message):
         load_ablation(path)
 
@@ -232,28 +218,21 @@ profiles:
 
 def _give_audio(root: Path) -> None:
     """Noise for every clip of the tiny world's manifest."""
-    path = root / "data" / "manifest.parquet"
-    table = pq.read_table(path)
+    rows = pq.read_table(root / "data" / "manifest.parquet").to_pylist()
     rng = np.random.default_rng(0)
-    uris = []
-    for name, frames in zip(
-        table["sample_id"].to_pylist(), table["frames"].to_pylist(), strict=True
-    ):
-        uris.append(str(root / f"{name}.wav"))
-        wave = rng.normal(0, 0.1, frames * 320).clip(-1, 1)
-        soundfile.write(uris[-1], wave, 16000, "PCM_16")
-    place = table.column_names.index("audio_uri")
-    pq.write_table(table.set_column(place, "audio_uri", pa.array(uris, pa.string())), path)
+    uris = [str(root / f"{row['sample_id']}.wav") for row in rows]
+    for uri, row in zip(uris, rows, strict=True):
+        wave = rng.normal(0, 0.1, row["frames"] * 320).clip(-1, 1)
+        soundfile.write(uri, wave, 16000, "PCM_16")
+    set_column(root / "data", "audio_uri", uris)
 
 
-def test_a_split_that_is_not_there_is_told_before_training(tmp_path: Path) -> None:
+def test_a_missing_split_is_reported_before_training(tmp_path: Path) -> None:
     make_world(tmp_path)
     path = tmp_path / "ablation.yaml"
     path.write_text(TINY.replace("split: train", "split: test"))
-    command = ["ablate", "--config", str(path), "--profile", "tiny", "--jobs", "1"]
-    refused = CliRunner().invoke(app, command)
-    assert isinstance(refused.exception, AttuneError)
-    assert "no clips in split 'test'" in str(refused.exception)
+    with pytest.raises(AttuneError, match="no clips in split 'test'"):
+        run_command("ablate", "--config", path, "--profile", "tiny", "--jobs", 1)
     assert not (tmp_path / "run" / "cells").exists()
 
 
@@ -318,31 +297,21 @@ def _train_here(command: list[str], stdout: IO[str], **_: object) -> SimpleNames
 
 
 def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done is not made again, what is damaged is; a row that fails is named."""
+    """Finished cells are kept, damaged ones are made again, and a row that fails is named."""
     command = [*_make_ablation(tmp_path, monkeypatch, clips=8), "--jobs", "1"]
     monkeypatch.setattr(cells, "subprocess", SimpleNamespace(run=_train_here))
     monkeypatch.setattr(run, "ProcessPoolExecutor", lambda jobs, _: ThreadPoolExecutor(jobs))
-    runner, out = CliRunner(), tmp_path / "run"
+    out = tmp_path / "run"
+    assert len(json.loads(run_command(*command, "--dry-run").stdout)["to_do"]) == 4
+    with pytest.raises(AttuneError, match="--row other"):
+        run_command(*command, "--row", "other")
+    with pytest.raises(AttuneError, match="no trained model there") as failed:
+        run_command(*command, "--row", "with", f"lm.init_from={tmp_path}/nothing")
+    assert "with-seed" in str(failed.value) and ".log" in str(failed.value)
 
-    asked = runner.invoke(app, [*command, "--dry-run"])
-    assert asked.exit_code == 0, asked.output
-    assert len(json.loads(asked.stdout)["to_do"]) == 4
-
-    refused = runner.invoke(app, [*command, "--row", "other"])
-    assert isinstance(refused.exception, AttuneError)
-    assert "--row other" in str(refused.exception)
-
-    failed = runner.invoke(app, [*command, "--row", "with", f"lm.init_from={tmp_path}/nothing"])
-    assert isinstance(failed.exception, AttuneError)
-    assert "no trained model there" in str(failed.exception)
-    assert "with-seed" in str(failed.exception) and ".log" in str(failed.exception)
-
-    whole = runner.invoke(app, command)
-    assert whole.exit_code == 0, whole.output
-    found = json.loads(whole.stdout)
-    assert {(c["row"], c["seed"]) for c in found["cells"]} == {
-        (row, seed) for row in ("with", "without") for seed in (0, 1)
-    }
+    found = json.loads(run_command(*command).stdout)
+    made = [(cell["row"], cell["seed"]) for cell in found["cells"]]
+    assert set(made) == {("with", 0), ("with", 1), ("without", 0), ("without", 1)}
     for cell in found["cells"]:
         assert cell["metrics"]["fad_codec"] > 0 and cell["metrics"]["fd_mel"] > 0
         assert "agreement" in cell["missing"] and "fad_vggish" in cell["missing"]
@@ -366,14 +335,13 @@ def test_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     logs = {p.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*.log")}
     (out / "cells" / "with-seed1.json").write_text("{}")
-    again = runner.invoke(app, command)
-    assert again.exit_code == 0, again.output
+    again = json.loads(run_command(*command).stdout)
     changed = [
         p.name for p in (out / "cells").glob("*.log") if p.stat().st_mtime_ns != logs[p.name]
     ]
     assert changed == ["with-seed1.log"]
-    # From its own checkpoint and clips: to the same figures.
-    assert json.loads(again.stdout)["tests"] == found["tests"]
+    # The same figures follow from its own checkpoint and clips.
+    assert again["tests"] == found["tests"]
 
 
 @pytest.mark.heavy
@@ -381,18 +349,15 @@ def test_on_a_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """The same figures as in processes here; a cell that fails there is named."""
     command = [*_make_ablation(tmp_path, monkeypatch, clips=24), f"data_dir={tmp_path}/data"]
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[4]))
-    runner = CliRunner()
     found = {}
-    for where, options in (("here", ["--jobs", "2"]), ("ray", ["--ray", "local"])):
-        done = runner.invoke(app, [*command, *options, f"run_dir={tmp_path}/{where}"])
-        assert done.exit_code == 0, done.output
+    for where, options in (("here", ["--jobs", 2]), ("ray", ["--ray", "local"])):
+        done = run_command(*command, *options, f"run_dir={tmp_path}/{where}")
         made = json.loads(done.stdout)["cells"]
         found[where] = {(c["row"], c["seed"]): c["metrics"] for c in made}
     assert len(found["ray"]) == 4
     for cell, metrics in found["here"].items():
         assert found["ray"][cell] == pytest.approx(metrics, rel=1e-4)
     wrong = [f"run_dir={tmp_path}/wrong", f"lm.init_from={tmp_path}/nothing"]
-    failed = runner.invoke(app, [*command, "--ray", "local", "--row", "with", *wrong])
-    assert isinstance(failed.exception, AttuneError)
-    assert "no trained model there" in str(failed.exception)
-    assert "Traceback" not in str(failed.exception) and "ray::" not in str(failed.exception)
+    with pytest.raises(AttuneError, match="no trained model there") as failed:
+        run_command(*command, "--ray", "local", "--row", "with", *wrong)
+    assert "Traceback" not in str(failed.value) and "ray::" not in str(failed.value)

@@ -1,4 +1,4 @@
-"""Prompt agreement: the judge tells sounds apart and does not see what is not there."""
+"""Prompt agreement: the judge recognizes sounds, and finds none that are not there."""
 
 import numpy as np
 import pytest

@@ -211,5 +211,5 @@ def test_identity_follows_weights_and_settings(tmp_path: Path):
     path = tmp_path / "clap" / "preprocessor_config.json"
     path.write_text(path.read_text().replace('"repeatpad"', '"pad"'))
     assert before != identity(Clap(tmp_path / "clap"))
-    # How far a clip is scaled decides embeddings: those made otherwise are not taken for them.
+    # The scale of a clip changes its embeddings, so it is part of the cache's key.
     assert google.facts["least_peak"] == vggish.LEAST_PEAK and "least_peak" not in a.facts

@@ -56,7 +56,7 @@ def test_interval_of_a_mean_is_that_of_the_normal_distribution():
     assert math.isnan(mean_interval([1.0]).low) and math.isnan(mean_interval([]).value)
 
 
-def test_pairs_show_what_clips_alone_would_hide():
+def test_pairs_show_a_difference_that_separate_sets_would_hide():
     rng = np.random.default_rng(2)
     hard = 5 * rng.standard_normal(100)  # some prompts are harder, for both models
     better = hard + 0.3 + 0.1 * rng.standard_normal(100)
@@ -80,7 +80,7 @@ def test_differences_by_chance_are_rarely_called_more_than_noise():
     assert called <= 9
 
 
-def test_clips_of_one_prompt_are_one_witness():
+def test_clips_of_one_prompt_are_resampled_together():
     """Twenty prompts with ten clips each, models that tie: prompts differ, models do not."""
     rng = np.random.default_rng(4)
     names = np.repeat(np.arange(20), 10)

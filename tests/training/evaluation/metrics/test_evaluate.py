@@ -1,9 +1,10 @@
-"""Measuring sets of clips: figures move as they must, gaps are told, models are compared fairly."""
+"""Measuring sets of clips: figures move as they must, gaps are reported, comparisons are fair."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import soundfile
 import torch
 from rich.console import Console
 from small_backbones import write_clap, write_passt, write_vggish
-from typer.testing import CliRunner
+from tiny_runs import run_command
 
 from common.audio import AudioError, resample
 from common.codec import load_codec
@@ -22,7 +23,6 @@ from common.config import Recipe, load_recipe
 from common.errors import AttuneError
 from common.schema import MANIFEST
 from common.storage import open_store
-from training.cli import app
 from training.evaluation.clip_sets import (
     SetClip,
     cluster,
@@ -35,7 +35,6 @@ from training.evaluation.clip_sets import (
     read_shards,
 )
 from training.evaluation.generated_set import generate_set
-from training.evaluation.metrics.backbones.vggish import VGGish
 from training.evaluation.metrics.cache import EmbeddingCache
 from training.evaluation.metrics.frechet import frechet_distance
 from training.evaluation.metrics.measure import Backbones, Measurer, compare, figures
@@ -72,15 +71,15 @@ def test_unusual_kinds_of_files_are_read(extension: str, tmp_path: Path) -> None
     assert (wave.shape[-1], rate) == (len(_sound("dog", 0)), RATE)
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def _write(folder: Path, name: str, wave: np.ndarray, **facts: object) -> None:
-    soundfile.write(_folder(folder) / f"{name}.wav", np.clip(wave, -1, 1), RATE, "FLOAT")
+    folder.mkdir(parents=True, exist_ok=True)
+    soundfile.write(folder / f"{name}.wav", np.clip(wave, -1, 1), RATE, "FLOAT")
     if facts:
         (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+def _add_facts(sidecar: Path, **facts: object) -> None:
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | facts))
 
 
 def _real(folder: Path, seeds: range) -> Path:
@@ -112,20 +111,23 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(tmp_path: Path, *arguments: object) -> dict:
-    command = ["evaluate", *map(str, arguments), "--cache", str(tmp_path / "cache"), "--json"]
-    result = CliRunner().invoke(app, command)
-    if result.exception is not None:
-        raise result.exception
+    result = run_command("evaluate", *arguments, "--cache", tmp_path / "cache", "--json")
     return json.loads(result.stdout)
+
+
+def _measurer(
+    root: Path, weights: Path, codec: str = "builtin:sfx-small", loudness: float | None = None
+) -> Measurer:
+    return Measurer(Backbones.load(weights, codec), EmbeddingCache(root / "cache"), loudness)
 
 
 def test_every_metric_end_to_end_with_its_card(tmp_path: Path, weights: Path, tiny_codec: Path):
     real = _real(tmp_path / "real", range(3))
     made = _generated(tmp_path / "made", range(3), 0.0)
-    (made / "000-dog.json").write_text(
-        json.dumps({"prompt": "<script>alert(1)</script>", "seed": 0, "reference": "dog-0"})
-    )
-    found = _run(tmp_path, made, "--reference", real, "--weights", weights, "--codec", tiny_codec)
+    hostile = {"prompt": "<script>alert(1)</script>", "seed": 0, "reference": "dog-0"}
+    (made / "000-dog.json").write_text(json.dumps(hostile))
+    shared = ("--reference", real, "--weights", weights, "--codec", tiny_codec)
+    found = _run(tmp_path, made, *shared)
     assert set(found["metrics"]) == {
         "fad_vggish", "fad_codec", "fd_mel", "clap",
         *(f"kl_passt_{s}s{d}" for s in (10, 20) for d in ("", "_reverse", "_both")),
@@ -151,78 +153,71 @@ def test_every_metric_end_to_end_with_its_card(tmp_path: Path, weights: Path, ti
     html = (made / "evaluation" / "metrics.html").read_text()
     assert "<script" not in html and "http" not in html.replace("http-equiv", "")
     assert html.count("<audio") == 24 and html.count("mel spectrogram") == 24
-    # What was written is not taken for clips, and embeddings come from the cache.
+    # Written files are not taken for clips, and embeddings come from the cache.
     before = sorted((tmp_path / "cache").rglob("*.npz"))
-    again = _run(tmp_path, made, "--reference", real, "--weights", weights, "--codec", tiny_codec)
+    again = _run(tmp_path, made, *shared)
     assert again["metrics"] == found["metrics"]
     assert sorted((tmp_path / "cache").rglob("*.npz")) == before
 
 
 def test_kl_does_not_hear_the_band_that_the_model_cannot_have(tmp_path: Path, weights: Path):
-    """A model at 16 kHz that repeats the real clip, but for what lies above 8 kHz."""
+    """A model at 16 kHz that repeats the real clip except for the band above 8 kHz."""
     rng = np.random.default_rng(0)
+    (tmp_path / "wide").mkdir()
     for i in range(4):
         wave = (0.1 * rng.standard_normal(44_100 * 2)).astype(np.float32)
-        soundfile.write(_folder(tmp_path / "wide") / f"{i}.wav", wave, 44_100, "FLOAT")
+        soundfile.write(tmp_path / "wide" / f"{i}.wav", wave, 44_100, "FLOAT")
         _write(tmp_path / "narrow", str(i), resample(wave, 44_100, RATE))
-    measurer = Measurer(
-        Backbones.load(weights, "builtin:sfx-small"), EmbeddingCache(tmp_path / "c")
-    )
+    measurer = _measurer(tmp_path, weights)
     for generated, reference, alike in (("narrow", "wide", True), ("wide", "narrow", False)):
         real = measurer.reference(read_folder(tmp_path / reference).clips)
         made = read_folder(tmp_path / generated).clips
         found = measurer.generated(made, pair(made, real.clips), real.gaussians())
         for seconds in (10, 20):
             values = list(found.scores[f"kl_passt_{seconds}s"].values())
-            # Not the other way round: what a model at a higher rate adds is its own doing.
+            # Not the other way round: a band that only the model has counts against it.
             assert len(values) == 4 and (max(values) < 1e-6) is alike, (generated, seconds)
 
 
-def test_metrics_without_backbone_say_so_and_the_others_go_on(tmp_path: Path, tiny_codec: Path):
+def test_metrics_without_backbone_are_reported(tmp_path: Path, tiny_codec: Path):
     real = _real(tmp_path / "real", range(3))
     made = _generated(tmp_path / "made", range(2), 0.0)
     (made / "000-rain.wav").write_bytes(b"")
-    found = _run(
-        tmp_path, made, "--reference", real, "--weights", tmp_path / "no", "--codec", tiny_codec
-    )
+    shared = ("--reference", real, "--weights", tmp_path / "no", "--codec", tiny_codec)
+    found = _run(tmp_path, made, *shared)
     assert set(found["metrics"]) == {"fad_codec", "fd_mel"}
     assert set(found["missing"]) == {"fad_vggish", "kl_passt_10s", "kl_passt_20s", "clap"}
     assert all("make weights" in why and "\n" not in why for why in found["missing"].values())
     assert found["clips"] == 7 and "empty_file" in found["unusable"]["clips"]["000-rain.wav"]
-    # Seven clips are too few to be drawn again.
+    # Seven clips are too few to be resampled.
     assert found["metrics"]["fd_mel"]["low"] is None
     html = (made / "evaluation" / "metrics.html").read_text()
     assert "make weights" in html and "empty_file" in html
 
 
-def test_distance_grows_with_what_is_done_to_the_clips(tmp_path: Path, tiny_codec: Path):
+def test_distance_grows_with_noise(tmp_path: Path, tiny_codec: Path):
     write_vggish(tmp_path / "vggish-10086976.pth")
-    backbones = Backbones.load(tmp_path, str(tiny_codec))
-    assert isinstance(backbones.frechet["fad_vggish"], VGGish)
-    measurer = Measurer(backbones, EmbeddingCache(tmp_path / "cache"))
+    measurer = _measurer(tmp_path, tmp_path, str(tiny_codec))
     real = measurer.reference(read_folder(_real(tmp_path / "real", range(8))).clips)
-    sets = {"other half": _real(tmp_path / "half", range(20, 28))}
+    sets = [_real(tmp_path / "half", range(20, 28))]
     codec = load_codec("builtin:sfx-small")
     rng = np.random.default_rng(1)
     for kind in SOUNDS:
         for seed in range(20, 28):
             wave = _sound(kind, seed)
             codes = codec.encode_track(wave).astype(np.int64)
-
             heard = codec.decode(torch.from_numpy(codes)[None])[0].numpy()[: len(wave)]
             _write(tmp_path / "codec", f"{kind}-{seed}", heard)
             for level in LEVELS:
                 noise = level * rng.standard_normal(len(wave)).astype(np.float32)
                 _write(tmp_path / f"noise {level}", f"{kind}-{seed}", heard + noise)
-    sets |= {"codec": tmp_path / "codec"}
-    sets |= {f"noise {level}": tmp_path / f"noise {level}" for level in LEVELS}
+    sets += [tmp_path / "codec", *(tmp_path / f"noise {level}" for level in LEVELS)]
     gaussians = real.gaussians()
     rows: dict[str, list[float]] = {}
-    for folder in sets.values():
+    for folder in sets:
         measured = measurer.reference(read_folder(folder).clips)
         for metric, groups in measured.moments.items():
             total = groups.total().gaussian()
-
             rows.setdefault(metric, []).append(frechet_distance(total, gaussians[metric]))
     for metric in ("fad_vggish", "fd_mel"):
         assert rows[metric] == sorted(rows[metric])
@@ -244,20 +239,16 @@ def test_two_models_are_compared_in_pairs(tmp_path: Path, weights: Path, tiny_co
     assert same["differences"]["fd_mel"]["value"] == 0
     assert not same["differences"]["fd_mel"]["more_than_noise"]
     # `evaluate` writes down which real clip is meant, `generate` cannot.
-    told = _generated(tmp_path / "told", range(5), 0.1)
-    for path in told.glob("*.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"reference": path.stem}))
-    assert _run(tmp_path, first, *shared, "--against", told)["comparison"]["clips"] == 20
-    # The caption that one side's sidecars tell is what CLAP hears on both.
-    for path in told.glob("*.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"caption": path.stem}))
-    for path in (wave.with_suffix(".json") for wave in told.glob("*.wav")):
-        facts = json.loads(path.read_text())
-        del facts["caption"]
-        plain = tmp_path / "plain"
-        _write(plain, path.stem, soundfile.read(path.with_suffix(".wav"))[0], **facts)
+    named = _generated(tmp_path / "named", range(5), 0.1)
+    for path in named.glob("*.json"):
+        _add_facts(path, reference=path.stem)
+    assert _run(tmp_path, first, *shared, "--against", named)["comparison"]["clips"] == 20
+    # A caption in the sidecars of one side is the text for CLAP on both sides.
+    plain = Path(shutil.copytree(named, tmp_path / "plain"))
+    for path in named.glob("*.json"):
+        _add_facts(path, caption=path.stem)
     shared = ("--reference", real, "--weights", weights, "--codec", tiny_codec)
-    clap = _run(tmp_path, told, *shared, "--against", plain)["comparison"]["differences"]["clap"]
+    clap = _run(tmp_path, named, *shared, "--against", plain)["comparison"]["differences"]["clap"]
     assert clap["value"] == 0 and not clap["more_than_noise"]
     stranger = tmp_path / "stranger"
     for i in range(3):
@@ -266,17 +257,14 @@ def test_two_models_are_compared_in_pairs(tmp_path: Path, weights: Path, tiny_co
         _run(tmp_path, first, *shared, "--against", stranger)
 
 
-def test_two_sets_are_drawn_in_pairs_where_one_alone_tells_references(tmp_path: Path):
-    """A set and its copy: whatever is drawn, there is no difference."""
-    measurer = Measurer(
-        Backbones.load(tmp_path, "builtin:sfx-small"), EmbeddingCache(tmp_path / "c")
-    )
+def test_two_sets_are_drawn_in_pairs_if_only_one_names_references(tmp_path: Path):
+    """Whatever is drawn, a set and its copy do not differ."""
+    measurer = _measurer(tmp_path, tmp_path)
     real = measurer.reference(read_folder(_real(tmp_path / "real", range(6))).clips)
-    folders = [_generated(tmp_path / name, range(6), 0.0) for name in ("plain", "told")]
+    folders = [_generated(tmp_path / name, range(6), 0.0) for name in ("plain", "named")]
     for path in folders[1].glob("*.json"):
         seed, kind = path.stem.split("-")
-        facts = json.loads(path.read_text()) | {"reference": f"{kind}-{int(seed)}.wav"}
-        path.write_text(json.dumps(facts))
+        _add_facts(path, reference=f"{kind}-{int(seed)}.wav")
     sets = [read_folder(folder).clips for folder in folders]
     pairs = [pair(clips, real.clips) for clips in sets]
     gaussians = real.gaussians()
@@ -295,7 +283,7 @@ def test_two_sets_are_drawn_in_pairs_where_one_alone_tells_references(tmp_path: 
 
 
 def test_clips_of_one_real_clip_are_drawn_together(tmp_path: Path, tiny_codec: Path):
-    """Five captions of each of twelve real clips: sixty clips, and twelve witnesses."""
+    """Five captions of each of twelve real clips: sixty clips, twelve of them independent."""
     real = _real(tmp_path / "real", range(3))
     for name in ("first", "second"):
         for kind in SOUNDS:
@@ -309,7 +297,7 @@ def test_clips_of_one_real_clip_are_drawn_together(tmp_path: Path, tiny_codec: P
         assert (row["clips"], row["clusters"]) == (60, 12)
     html = (tmp_path / "first" / "evaluation" / "metrics.html").read_text()
     assert html.count("60 in 12 clusters") == 3
-    # Where no real clip is known, those of one prompt go together; where neither is, none do.
+    # Without a real clip, clips of one prompt go together; without both, every clip is its own.
     clips = [SetClip(f"{i}", "", prompts=(f"{i % 2}",)) for i in range(4)]
     assert len({cluster(clip, None) for clip in clips}) == 2
     assert len({cluster(SetClip(f"{i}", ""), None) for i in range(4)}) == 4
@@ -319,7 +307,7 @@ def test_a_run_is_measured_by_its_own_clips(
     tmp_path: Path, tiny_root: Path, tiny_recipe: Recipe, tiny_run: Path
 ):
     real = _real(tmp_path / "real", range(4))
-    # In fp32 a clip is the same alone and among others.
+    # In fp32 a clip does not depend on the size of its batch.
     shared = ("sampling.weights=fp32", "--config", tiny_root / "recipe.yaml", "--reference", real)
     shared = (*shared, "--weights", tmp_path / "no", "--out", tmp_path / "out", "--clips", 5)
     found = _run(tmp_path, tiny_run.name, *shared)
@@ -329,10 +317,9 @@ def test_a_run_is_measured_by_its_own_clips(
     card = found["card"]
     assert card["checkpoints"][0].endswith("step-00000012") and card["steps"] == [12]
     assert re.fullmatch("[0-9a-f]{16}", card["checkpoints_sha256"][0])
-    assert {row["prompt"] for row in found["per_clip"]} < {
-        c.prompt for c in read_folder(real).clips
-    }
-    # The same clips are not made again; one that is gone is.
+    prompts = {row["prompt"] for row in found["per_clip"]}
+    assert prompts < {clip.prompt for clip in read_folder(real).clips}
+    # Clips that exist are kept; a clip that is gone is made again.
     kept, gone = sorted(folder.glob("*.wav"))[:2]
     before, content = kept.stat().st_mtime_ns, gone.read_bytes()
     gone.unlink()
@@ -366,8 +353,7 @@ def test_loudness_is_taken_out_where_one_is_given(tmp_path: Path):
         _write(tmp_path / "quiet", Path(clip.name).stem, 0.1 * wave)
     quiet = read_folder(tmp_path / "quiet").clips
     for loudness, most in ((None, np.inf), (-30.0, 1e-3)):
-        backbones = Backbones.load(tmp_path, "builtin:sfx-small")
-        measurer = Measurer(backbones, EmbeddingCache(tmp_path / "cache"), loudness)
+        measurer = _measurer(tmp_path, tmp_path, loudness=loudness)
         gaussians = measurer.reference(real).gaussians()
         value = figures(measurer.generated(quiet, {}, gaussians), gaussians)["fd_mel"]["value"]
         assert value < most and (loudness is not None or value > 1)
@@ -393,17 +379,16 @@ def test_no_clip_of_a_run_is_made_twice(tmp_path: Path, tiny_root: Path, tiny_ru
     assert len({Path(clip.uri).read_bytes() for clip in clips}) == 4
 
 
-def test_a_prompt_told_in_two_forms_is_asked_for_once(
-    tmp_path: Path, tiny_root: Path, tiny_run: Path
+def test_a_prompt_in_two_forms_is_asked_for_once(
+    tmp_path: Path, tiny_recipe: Recipe, tiny_run: Path
 ):
     """As `generate` writes it beside its clips, which may be another run's reference."""
-    recipe = load_recipe(tiny_root / "recipe.yaml")
     facts = {"prompt": "A dog is barking", "normalized_prompt": "dog bark", "seed": 0}
     _write(tmp_path / "real", "a", _sound("dog", 0), **facts)
     _write(tmp_path / "real", "b", _sound("dog", 1), normalized_prompt="rain fall")
     real = read_folder(tmp_path / "real").clips
     assert [clip.prompts for clip in real] == [("A dog is barking",), ("rain fall",)]
-    folder = _generate(recipe, tiny_run, real, tmp_path / "made")
+    folder = _generate(tiny_recipe, tiny_run, real, tmp_path / "made")
     made = read_folder(folder).clips
     assert sorted((c.facts["reference"], c.prompt) for c in made) == [
         ("a.wav", "A dog is barking"), ("b.wav", "rain fall"),
@@ -413,30 +398,28 @@ def test_a_prompt_told_in_two_forms_is_asked_for_once(
     assert [clip.name for clip in pair(said, real).values()] == ["a.wav", "a.wav"]
 
 
-def test_clap_hears_the_caption_that_a_prompt_was_made_of(
-    tmp_path: Path, tiny_root: Path, tiny_run: Path
+def test_clap_gets_the_caption_that_a_prompt_was_made_of(
+    tmp_path: Path, tiny_recipe: Recipe, tiny_run: Path
 ):
-    recipe = load_recipe(tiny_root / "recipe.yaml")
     prompts = [
         SetClip("0", "", prompts=("dog bark", "dog"), normalized=True, captions=("A dog barks.",)),
         SetClip("1", "", prompts=("rain",), normalized=True, captions=("It thunders.",)),
         SetClip("2", "", prompts=("dog",), normalized=True),
     ]
-    folder = _generate(recipe, tiny_run, prompts, tmp_path)
+    folder = _generate(tiny_recipe, tiny_run, prompts, tmp_path)
     found = {clip.facts["reference"]: clip for clip in read_folder(folder).clips}
     assert [found[name].text for name in "012"] == ["A dog barks.", "rain", "dog"]
     assert [found[name].prompt for name in "012"] == ["dog bark", "rain", "dog"]
 
 
-def test_real_clips_may_lie_in_a_bucket(tmp_path: Path, s3_bucket: str):
+def test_real_clips_may_be_in_a_bucket(tmp_path: Path, s3_bucket: str):
     _write(tmp_path, "dog", _sound("dog", 0))
     store = open_store(f"{s3_bucket}/audio")
     store.write("some/dog.wav", tmp_path / "dog.wav")
     wave, rate = load_clip(SetClip("dog", f"{s3_bucket}/audio/some/dog.wav", 0.2, 0.7), None)
     assert rate == RATE and len(wave) == RATE // 2
-    np.testing.assert_array_equal(
-        wave, load_clip(SetClip("dog", str(tmp_path / "dog.wav")), None)[0][3200:11200]
-    )
+    whole, _ = load_clip(SetClip("dog", str(tmp_path / "dog.wav")), None)
+    np.testing.assert_array_equal(wave, whole[3200:11200])
     with pytest.raises(AudioError, match=r"missing: s3://bucket/audio/some/cat[.]wav"):
         load_clip(SetClip("cat", f"{s3_bucket}/audio/some/cat.wav"), None)
 
@@ -456,8 +439,8 @@ def test_pairs_go_by_reference_then_name_then_prompt():
     ]
     found = {name: clip.name for name, clip in pair(made, real).items()}
     assert found == {"1.wav": "a.wav", "b.flac": "b.wav", "3.wav": "a.wav"}
-    # A prompt is not the only one because the others' clips cannot be read, and who names a real
-    # clip is never held against another.
+    # An unreadable real clip still counts among the clips of its prompt, and a clip that names a
+    # real clip is never compared with another.
     made = [
         SetClip("1", "", prompts=("rain",)),
         SetClip("2", "", prompts=("dog",), facts={"reference": "b.wav"}),
@@ -467,12 +450,11 @@ def test_pairs_go_by_reference_then_name_then_prompt():
     found = {name: clip.name for name, clip in pair(made, real, {"b.wav": "why"}).items()}
     assert found == {"4": "a.wav"}
     assert key(SetClip("x.wav", "")) == "x"
-    assert key(SetClip("x", "", prompts=("p",), facts={"seed": 1})) == key(
-        SetClip("y", "", prompts=("p",), facts={"seed": 1})
-    )
+    one, other = (key(SetClip(name, "", prompts=("p",), facts={"seed": 1})) for name in "xy")
+    assert one == other
 
 
-def test_presets_take_the_benchmarks_clips_and_tell_missing_ones(tmp_path: Path):
+def test_presets_take_the_benchmarks_clips_and_list_missing_ones(tmp_path: Path):
     listed = tmp_path / "test.csv"
     rows = [f"{n},-yt{n // 5},30,caption {n}" for n in range(15)]
     listed.write_text("audiocap_id,youtube_id,start_time,caption\n" + "\n".join(rows) + "\n")
@@ -492,9 +474,8 @@ def test_presets_take_the_benchmarks_clips_and_tell_missing_ones(tmp_path: Path)
         "ytid,start_s,end_s,caption,is_balanced_subset\n"
         "-yt0,30,40,a slow ballad,False\n-yt2,30,40,a fast jig,True\n"
     )
-    assert [c.prompt for c in read_preset("musiccaps", music, audio, "first").clips] == [
-        "a slow ballad"
-    ]
+    (unbalanced,) = read_preset("musiccaps", music, audio, "first").clips
+    assert unbalanced.prompt == "a slow ballad"
     with pytest.raises(AttuneError, match="no column youtube_id"):
         read_preset("audiocaps", music, audio, "first")
     _write(tmp_path / "elsewhere", "yt1", _sound("dog", 0))
@@ -550,21 +531,19 @@ def test_a_real_clip_that_cannot_be_read_is_not_replaced(
     assert found["missing"]["kl_passt_10s"].startswith("7 of 8 clips")
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path, tiny_codec: Path):
-    made = _generated(tmp_path / "made", range(1), 0.0)
-    with pytest.raises(AttuneError, match="--reference is missing"):
-        _run(tmp_path, made)
-    with pytest.raises(AttuneError, match="no such folder"):
-        _run(tmp_path, made, "--reference", tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(AttuneError, match="no audio files"):
-        _run(tmp_path, tmp_path / "empty", "--reference", made)
-    with pytest.raises(AttuneError, match="go together"):
-        _run(tmp_path, made, "--reference", made, "--preset", "audiocaps")
-    lone = tmp_path / "lone"
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, tiny_codec: Path):
+    made, lone = _generated(tmp_path / "made", range(1), 0.0), tmp_path / "lone"
     _write(lone, "x", _sound("dog", 0))
-    with pytest.raises(AttuneError, match="two usable clips"):
-        _run(tmp_path, made, "--reference", lone, "--codec", tiny_codec)
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        ((made,), "--reference is missing"),
+        ((made, "--reference", tmp_path / "none"), "no such folder"),
+        ((tmp_path / "empty", "--reference", made), "no audio files"),
+        ((made, "--reference", made, "--preset", "audiocaps"), "go together"),
+        ((made, "--reference", lone, "--codec", tiny_codec), "two usable clips"),
+    ):
+        with pytest.raises(AttuneError, match=words):
+            _run(tmp_path, *arguments)
     (made / "000-dog.json").write_text("{")
     with pytest.raises(AttuneError, match="not JSON"):
         _run(tmp_path, made, "--reference", made)
@@ -573,22 +552,18 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, tiny_codec: Path):
         load_clip(SetClip("x", str(lone / "x.wav")), None)
 
 
-def test_what_is_left_out_and_what_cannot_be_written_is_told(tmp_path: Path, tiny_root: Path):
+def test_unusable_clips_and_folders_are_reported(tmp_path: Path, tiny_root: Path):
     made = _generated(tmp_path / "made", range(3), 0.0)
     (made / "broken.wav").write_bytes(b"no sound")
     real = _real(tmp_path / "real", range(3))
-    caches = ["--cache", str(tmp_path / "cache"), "--weights", str(tmp_path / "none")]
-    arguments = ["evaluate", str(made), "--reference", str(real), *caches]
-    told = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert "left out of clips: broken.wav: " in told.stderr
-    assert "N = 12" in told.stdout
+    arguments = ["--reference", real, "--cache", tmp_path / "cache", "--weights", tmp_path / "none"]
+    result = run_command("evaluate", made, *arguments)
+    assert "left out of clips: broken.wav: " in result.stderr
+    assert "N = 12" in result.stdout
     file = tmp_path / "file"
     file.touch()
     for option in ("--out", "--cache"):
         with pytest.raises(AttuneError, match=rf"{option} .*file/x: cannot be written"):
-            options = [*arguments, option, str(file / "x")]
-            CliRunner().invoke(app, options, catch_exceptions=False)
-    config = ["--config", str(tiny_root / "recipe.yaml")]
+            run_command("evaluate", made, *arguments, option, file / "x")
     with pytest.raises(AttuneError, match="lm-x: neither a folder of clips nor a run in"):
-        options = ["evaluate", "lm-x", *arguments[2:], *config]
-        CliRunner().invoke(app, options, catch_exceptions=False)
+        run_command("evaluate", "lm-x", *arguments, "--config", tiny_root / "recipe.yaml")

@@ -157,7 +157,7 @@ def test_extrapolation_takes_the_bias_of_few_clips_away():
     assert frechet_infinity(_clips(21, 0, dim=40), _gaussian(np.zeros(40), np.eye(40))) is None
 
 
-def test_interval_covers_what_other_clips_give():
+def test_interval_covers_the_distance_of_other_clips():
     truth = _gaussian(np.zeros(12), np.eye(12))
     others = [frechet_distance(_clips(60, 100 + i, 0.3).total(), truth) for i in range(60)]
     centre = float(np.mean(others))

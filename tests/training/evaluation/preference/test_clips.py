@@ -51,7 +51,7 @@ def test_a_peak_that_holds_one_back_lowers_the_other() -> None:
         assert loudness == pytest.approx([reached] * 2, abs=0.1)
 
 
-def test_silence_stays_silent_and_is_told() -> None:
+def test_silence_stays_silent_and_is_reported() -> None:
     pair = (np.zeros(RATE, np.float32), RATE), (_noise(1.0, 0.5), RATE)
     waves, reached = equalize(pair, RATE, -23.0)
     assert reached is None and not waves[0].any()

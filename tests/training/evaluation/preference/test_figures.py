@@ -10,11 +10,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 from html_tags import Tags
+from tiny_runs import run_command
 from two_models import make_study
-from typer.testing import CliRunner
 
 from common.errors import AttuneError
-from training.cli import app
 from training.evaluation.preference.answers import Answers
 from training.evaluation.preference.figures import _by_prompt, harmless, table_4
 from training.evaluation.preference.page import write_report
@@ -40,13 +39,11 @@ def place(tmp_path: Path) -> tuple[Path, Study]:
     """Finished: rater r prefers A for a pair if r is below `FOR_A`."""
     folder, study = make_study(tmp_path, PAIRS, RATERS)
     answers = Answers(folder, study)
+    comments = {(0, 0): EVIL, (1, 1): '=HYPERLINK("http://evil.example")'}
     for rater in range(RATERS):
         for pair in range(PAIRS):
             model: Model = "a" if rater < FOR_A[pair] else "b"
-            comment = {(0, 0): EVIL, (1, 1): '=HYPERLINK("http://evil.example")'}.get(
-                (rater, pair), ""
-            )
-            _answer(answers, study, rater, pair, model, comment)
+            _answer(answers, study, rater, pair, model, comments.get((rater, pair), ""))
     answers.close()
     return folder, study
 
@@ -161,14 +158,14 @@ def test_the_verdict_is_that_of_prompts(tmp_path: Path) -> None:
 
 def test_table_4_beside_the_papers_figures(place: tuple[Path, Study]) -> None:
     folder, _ = place
-    told = CliRunner().invoke(app, ["preference", "report", str(folder)]).stdout
+    told = run_command("preference", "report", folder).stdout
     table = (
         "| listening test | without rr | with rr |\n|---|---:|---:|\n"
         "| music, Shi et al. | 48% | 52% |\n| sound effects, Shi et al. | 33% | 67% |\n"
         "| this study, 20 answers | lm-south: 50% | lm-north: 50% |\n"
     )
     assert table in told and "Fleiss' kappa 0.333" in told and "report.html" in told
-    found = CliRunner().invoke(app, ["preference", "report", str(folder), "--json"]).stdout
+    found = run_command("preference", "report", folder, "--json").stdout
     assert json.loads(found)["table_4"] + "\n" == table
     figures = json.loads(found) | {"a": "a|b\nc"}
     assert figures["table_4"].count("\n") == table_4(figures).count("\n")
@@ -189,7 +186,7 @@ def test_a_study_as_it_stands(tmp_path: Path) -> None:
     assert found["by_prompt"]["b"]["low"] is None and "There is no interval" in page
     _answer(answers, study, 1, 3, "b")
     assert write_report(folder)["agreement"]["why"] == "all answers are the same"
-    told = CliRunner().invoke(app, ["preference", "report", str(folder)]).stdout
+    told = run_command("preference", "report", folder).stdout
     assert "kappa undefined, all answers are the same" in told
 
 

@@ -5,37 +5,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from tiny_runs import contents, run_command, set_column
 from two_models import RATE, a_is_higher, make_study, prompt, write, write_models
-from typer.testing import CliRunner
 
 from common.config import Recipe
 from common.errors import AttuneError
-from training.cli import app
 from training.evaluation.preference.prepare import invite
 from training.evaluation.preference.sources import split_prompts
 from training.evaluation.preference.study import clip_path, read_study
 
-runner = CliRunner()
+
+def _run(*arguments: object) -> Any:
+    """Output of a command; its JSON if `--json` is asked for."""
+    output = run_command("preference", *arguments).stdout
+    return json.loads(output) if "--json" in arguments else output
 
 
-def _run(*arguments: object) -> dict | str:
-    """Output of a command that ends well; JSON where it was asked for."""
-    done = runner.invoke(app, ["preference", *map(str, arguments)])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout) if "--json" in arguments else done.stdout
-
-
-def _prepare(a: Path, b: Path, out: Path, *more: object) -> dict | str:
+def _prepare(a: Path | str, b: Path | str, out: Path, *more: object) -> Any:
     return _run("prepare", "--a", a, "--b", b, "--out", out, *more)
 
 
@@ -44,7 +37,7 @@ def _pitch(path: Path) -> float:
     return float(np.argmax(np.abs(np.fft.rfft(wave))) * rate / len(wave))
 
 
-def test_nothing_outside_of_the_plan_tells_the_models_apart(tmp_path: Path) -> None:
+def test_only_the_plan_tells_the_models_apart(tmp_path: Path) -> None:
     folder, study = make_study(tmp_path, 12, 5)
     assert len(study.pairs) == 12 and len(study.raters) == 5
     files = sorted((folder / "clips").iterdir())
@@ -60,19 +53,18 @@ def test_nothing_outside_of_the_plan_tells_the_models_apart(tmp_path: Path) -> N
         # The models' own levels are 18 dB apart.
         levels = [soundfile.read(clip_path(folder, n))[0].std() for n in (pair.a, pair.b)]
         assert 20 * abs(np.log10(levels[0] / levels[1])) < 4, "K-weighting alone accounts for less"
-    # Who may not read the plan cannot tell the sides apart.
+    # Other users of the machine can read neither the plan nor the clips.
     assert (folder / "study.json").stat().st_mode & 0o077 == 0
     assert folder.stat().st_mode & 0o077 == 0
 
 
 def test_a_seed_repeats_order_and_sides_but_no_name() -> None:
     first, again, other = (invite(8, 20, seed) for seed in (5, 5, 6))
-    assert [[(s.pair, s.a_left) for s in r.showings] for r in first] == [
-        [(s.pair, s.a_left) for s in r.showings] for r in again
-    ]
-    assert [[s.pair for s in r.showings] for r in first] != [
-        [s.pair for s in r.showings] for r in other
-    ]
+    shown, same, different = (
+        [[(showing.pair, showing.a_left) for showing in rater.showings] for rater in raters]
+        for raters in (first, again, other)
+    )
+    assert shown == same and shown != different
     names = [
         name
         for raters in (first, again)
@@ -82,36 +74,22 @@ def test_a_seed_repeats_order_and_sides_but_no_name() -> None:
     assert len(set(names)) == len(names) == 2 * 8 * 61
 
 
-def test_sides_are_balanced_for_raters_and_prompts(tmp_path: Path) -> None:
-    _, study = make_study(tmp_path, 7, 4)
-    left = Counter()
-    for number, rater in enumerate(study.raters):
-        assert sum(showing.a_left for showing in rater.showings) in (3, 4)
-        assert sorted(showing.pair for showing in rater.showings) == list(range(7))
-        for showing in rater.showings:
-            left[showing.pair] += showing.a_left
-            assert {showing.model("left"), showing.model("right")} == {"a", "b"}
-            assert (showing.model("left") == "a") == showing.a_left, number
-    assert set(left.values()) == {2}
-
-
 def test_clips_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
     a, b = write_models(tmp_path, 3)
     tone = 0.1 * np.sin(np.arange(4000))
     for folder, seed in ((a, 1), (a, 2), (b, 2)):
         write(folder, f"more{seed}", tone, {"prompt": prompt(0), "seed": seed})
-    told = _prepare(a, b, tmp_path / "study", "--raters", 2, "--json")
-    assert isinstance(told, dict)
-    assert told["pairs"] == 4 and len(told["links"]) == 2
-    assert any("1 clips have no partner" in note and "1)" in note for note in told["notes"])
-    assert any("4 pairs, where 20 were asked for" in note for note in told["notes"])
+    facts = _prepare(a, b, tmp_path / "study", "--raters", 2, "--json")
+    assert facts["pairs"] == 4 and len(facts["links"]) == 2
+    assert any("1 clips have no partner" in note and "1)" in note for note in facts["notes"])
+    assert any("4 pairs, where 20 were asked for" in note for note in facts["notes"])
     study = read_study(tmp_path / "study")
     assert {(p.prompt, p.seed) for p in study.pairs} == {
         (prompt(0), 0), (prompt(1), 0), (prompt(2), 0), (prompt(0), 2)
     }  # fmt: skip
 
 
-def test_seeds_that_one_side_does_not_tell_do_not_matter(tmp_path: Path) -> None:
+def test_seeds_do_not_matter_if_one_side_has_none(tmp_path: Path) -> None:
     a, b = write_models(tmp_path, 3)
     for path in b.glob("*.json"):
         path.write_text(json.dumps({"prompt": json.loads(path.read_text())["prompt"]}))
@@ -127,10 +105,9 @@ def test_rates_and_lengths_become_one(tmp_path: Path) -> None:
     for name, rate, seconds in (("a", 32000, 1.0), ("b", 16000, 0.5)):
         wave = 0.1 * np.sin(2 * np.pi * 440 * time[: round(seconds * rate)] * 32000 / rate)
         write(tmp_path / name, "x", wave, {"prompt": "hum", "seed": 0}, rate)
-    told = _prepare(tmp_path / "a", tmp_path / "b", tmp_path / "study", "--json")
-    assert isinstance(told, dict)
-    assert told["sample_rate"] == 16000
-    assert "'hum': a clip of 1.00 s was cut to 0.50 s" in told["notes"]
+    facts = _prepare(tmp_path / "a", tmp_path / "b", tmp_path / "study", "--json")
+    assert facts["sample_rate"] == 16000
+    assert "'hum': a clip of 1.00 s was cut to 0.50 s" in facts["notes"]
     (pair,) = read_study(tmp_path / "study").pairs
     for name in (pair.a, pair.b):
         info = soundfile.info(clip_path(tmp_path / "study", name))
@@ -140,11 +117,11 @@ def test_rates_and_lengths_become_one(tmp_path: Path) -> None:
 
 def test_a_study_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     folder, _ = make_study(tmp_path, 2, 2)
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    before = contents(folder)
     for more in ((), ("--dry-run",)):
         with pytest.raises(AttuneError, match="a study is there already, and is not overwritten"):
             _prepare(tmp_path / "lm-north", tmp_path / "lm-south", folder, *more)
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert contents(folder) == before
     with pytest.raises(AttuneError, match="not an empty folder"):
         _prepare(tmp_path / "lm-north", tmp_path / "lm-south", tmp_path / "lm-north")
     (tmp_path / "empty").mkdir()
@@ -152,7 +129,7 @@ def test_a_study_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     assert len(read_study(tmp_path / "empty").pairs) == 2
 
 
-def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     a, b = write_models(tmp_path, 3)
     (b / "001.wav").write_bytes(b"not audio")
     with pytest.raises(AttuneError, match=r"001\.wav: unreadable"):
@@ -162,10 +139,9 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
     a, b = write_models(tmp_path, 3)
-    told = _prepare(a, b, tmp_path / "study", "--dry-run", "--json", "--pairs", 2)
-    assert isinstance(told, dict)
-    assert len(told["pairs"]) == 2 and told["raters"] == 8
-    assert told["a"] == {"name": "lm-north", "run": None}
+    facts = _prepare(a, b, tmp_path / "study", "--dry-run", "--json", "--pairs", 2)
+    assert len(facts["pairs"]) == 2 and facts["raters"] == 8
+    assert facts["a"] == {"name": "lm-north", "run": None}
     assert "3 pairs for 8 raters" in _prepare(a, b, tmp_path / "study", "--dry-run")
     assert not (tmp_path / "study").exists()
 
@@ -173,7 +149,8 @@ def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
 def test_mistakes_get_a_message(tmp_path: Path) -> None:
     a, b = write_models(tmp_path, 2)
     write(tmp_path / "others", "x", np.full(4000, 0.1), {"prompt": "else", "seed": 0})
-    soundfile.write(_folder(tmp_path / "bare") / "x.wav", np.full(4000, 0.1), RATE)
+    (tmp_path / "bare").mkdir()
+    soundfile.write(tmp_path / "bare" / "x.wav", np.full(4000, 0.1), RATE)
     write(tmp_path / "twice", "x", np.full(4000, 0.1), {"prompt": "p", "seed": 0})
     write(tmp_path / "twice", "y", np.full(4000, 0.1), {"prompt": "p", "seed": 0})
     write(tmp_path / "odd", "x", np.full(4000, 0.1), {"prompt": "p", "seed": "one"})
@@ -231,7 +208,7 @@ def test_a_damaged_study_is_named(tmp_path: Path) -> None:
         read_study(folder)
 
 
-def test_links_tell_who_is_where(tmp_path: Path) -> None:
+def test_links_show_each_raters_progress(tmp_path: Path) -> None:
     folder, study = make_study(tmp_path, 2, 2)
     rows = _run("links", folder, "--url", "https://lab.example/", "--json")
     assert [row["link"] for row in rows] == [
@@ -253,11 +230,11 @@ def test_runs_are_asked_for_the_prompts_of_a_split(
     two_runs: tuple[list[str], Path], tmp_path: Path
 ) -> None:
     options, runs = two_runs
-    told = _prepare(
-        Path("one"), Path("two"), tmp_path / "study", *options, "sampling.top_k=5",
+    facts = _prepare(
+        "one", "two", tmp_path / "study", *options, "sampling.top_k=5",
         "--split", "valid", "--pairs", 6, "--raters", 3, "--clip-seed", 4, "--json",
     )  # fmt: skip
-    assert isinstance(told, dict) and told["pairs"] == 6 and told["sample_rate"] == 16000
+    assert facts["pairs"] == 6 and facts["sample_rate"] == 16000
     study = read_study(tmp_path / "study")
     assert (study.a.name, study.b.name) == ("one", "two")
     assert study.a.facts["step"] == 12 and study.a.facts["top_k"] == 5
@@ -269,10 +246,10 @@ def test_runs_are_asked_for_the_prompts_of_a_split(
     assert len(made) == 12
     times = {path: path.stat().st_mtime_ns for path in made}
     _prepare(
-        Path("one"), Path("two"), tmp_path / "again", *options, "sampling.top_k=5",
+        "one", "two", tmp_path / "again", *options, "sampling.top_k=5",
         "--split", "valid", "--pairs", 6, "--clip-seed", 4,
     )  # fmt: skip
-    assert {path: path.stat().st_mtime_ns for path in made} == times, "clips were made anew"
+    assert {path: path.stat().st_mtime_ns for path in made} == times, "clips were made again"
 
 
 def test_a_run_beside_a_folder_is_asked_for_its_prompts(
@@ -282,7 +259,7 @@ def test_a_run_beside_a_folder_is_asked_for_its_prompts(
     for i, (text, seed) in enumerate((("a dog barks", 3), ("rain falls", 5))):
         wave = 0.1 * np.random.default_rng(i).standard_normal(6400)
         write(tmp_path / "real", str(i), wave, {"prompt": text, "seed": seed}, 16000)
-    _prepare(tmp_path / "real", Path("two"), tmp_path / "study", *options)
+    _prepare(tmp_path / "real", "two", tmp_path / "study", *options)
     study = read_study(tmp_path / "study")
     assert {(p.prompt, p.seed) for p in study.pairs} == {("a dog barks", 3), ("rain falls", 5)}
 
@@ -291,38 +268,24 @@ def test_prompts_of_a_file(two_runs: tuple[list[str], Path], tmp_path: Path) -> 
     options, _ = two_runs
     file = tmp_path / "prompts.csv"
     file.write_text("prompt,seed\nA dog barks,7\nRain falls,\n")
-    arguments = (Path("one"), Path("two"), tmp_path / "study", *options, "--prompts", file)
-    told = _prepare(*arguments, "--dry-run", "--json")
-    assert isinstance(told, dict)
-    assert told["pairs"] == [
-        {"prompt": "A dog barks", "seed": 7}, {"prompt": "Rain falls", "seed": 0}
-    ]  # fmt: skip
+    arguments = ("one", "two", tmp_path / "study", *options, "--prompts", file)
+    facts = _prepare(*arguments, "--dry-run", "--json")
+    asked = [(pair["prompt"], pair["seed"]) for pair in facts["pairs"]]
+    assert asked == [("A dog barks", 7), ("Rain falls", 0)]
     _prepare(*arguments)
-    assert [pair.prompt for pair in read_study(tmp_path / "study").pairs] == [
-        "A dog barks", "Rain falls"
-    ]  # fmt: skip
+    pairs = read_study(tmp_path / "study").pairs
+    assert [pair.prompt for pair in pairs] == ["A dog barks", "Rain falls"]
     file.write_text("prompt,seed\nA dog barks,7\nA dog barks,7\n")
     with pytest.raises(AttuneError, match="'A dog barks' with seed 7 stands twice"):
-        _prepare(Path("one"), Path("two"), tmp_path / "other", *options, "--prompts", file)
+        _prepare("one", "two", tmp_path / "other", *options, "--prompts", file)
     with pytest.raises(AttuneError, match="no clips in split 'test'; --split takes train, valid"):
-        _prepare(Path("one"), Path("two"), tmp_path / "other", *options)
+        _prepare("one", "two", tmp_path / "other", *options)
 
 
 def test_raters_read_the_caption_that_a_prompt_was_made_of(tiny_root: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_root / "data", tmp_path / "data")
-    path = tmp_path / "data" / "manifest.parquet"
-    table = pq.read_table(path)
-    captions = [
-        ["Loud dogs!", "The Dogs"] if row["prompts"][0] == "dog" else None
-        for row in table.to_pylist()
-    ]
-    at = table.schema.get_field_index("captions")
-    column = pa.array(captions, table.schema.field(at).type)
-    pq.write_table(table.set_column(at, table.schema.field(at), column), path)
+    prompts = pq.read_table(tmp_path / "data" / "manifest.parquet")["prompts"].to_pylist()
+    captions = [["Loud dogs!", "The Dogs"] if texts[0] == "dog" else None for texts in prompts]
+    set_column(tmp_path / "data", "captions", captions)
     found = split_prompts(str(tmp_path / "data"), "train")
     assert found["dog"] == "The Dogs" and found["rain"] == "rain"
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir()
-    return path

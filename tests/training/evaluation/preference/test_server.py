@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from tiny_runs import run_command
 from two_models import make_study
-from typer.testing import CliRunner
 
 from common.errors import AttuneError
-from training.cli import app
 from training.evaluation.preference.answers import Answers, Conflict, plain_text
 from training.evaluation.preference.server import build_app
 from training.evaluation.preference.study import Study, clip_path, read_study
@@ -37,7 +36,7 @@ def client(place: tuple[Path, Study]) -> Iterator[TestClient]:
 
 @pytest.fixture
 def get(client: TestClient, place: tuple[Path, Study]) -> Callable[..., dict]:
-    """What a rater (by number) is told at a path; with `json` it is a post."""
+    """The response for a rater (by number) at a path; with `json` it is a POST."""
 
     def ask(rater: int, path: str = "/api/next", status: int = 200, **json: object) -> dict:
         headers = {"Authorization": f"Bearer {place[1].raters[rater].token}"}
@@ -79,7 +78,7 @@ def test_an_answer_is_on_the_disk_when_it_is_acknowledged(
     database.close()
 
 
-def test_the_same_answer_again_is_as_good_as_new_and_another_is_refused(
+def test_a_repeated_answer_is_accepted_and_another_one_is_refused(
     get: Callable[..., dict], place: tuple[Path, Study]
 ) -> None:
     folder, study = place
@@ -102,7 +101,7 @@ def test_the_same_answer_again_is_as_good_as_new_and_another_is_refused(
     assert found == [(0, "left", ""), (0, "left", "a\nb")]
 
 
-def test_the_database_alone_keeps_answers_single(place: tuple[Path, Study]) -> None:
+def test_the_database_keeps_only_one_answer(place: tuple[Path, Study]) -> None:
     """Two servers on one study: whoever comes second hears of the first."""
     folder, study = place
     one, two = Answers(folder, study), Answers(folder, study)
@@ -125,7 +124,7 @@ def test_answers_of_another_study_are_refused(place: tuple[Path, Study], tmp_pat
         Answers(folder, study)
 
 
-def test_nothing_in_a_pair_of_answers_tells_the_sides_apart(
+def test_a_pair_of_responses_does_not_reveal_the_sides(
     client: TestClient, place: tuple[Path, Study]
 ) -> None:
     folder, study = place
@@ -153,7 +152,7 @@ def test_nothing_in_a_pair_of_answers_tells_the_sides_apart(
     assert not files & seen
 
 
-def test_what_a_rater_is_sent_does_not_name_the_models(
+def test_raters_do_not_learn_the_names_of_the_models(
     client: TestClient, get: Callable[..., dict], place: tuple[Path, Study]
 ) -> None:
     study = place[1]
@@ -191,7 +190,7 @@ def test_a_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     assert "<style" not in page and not re.search(r"<script(?! src)|\son\w+=|\sstyle=", page)
 
 
-def test_a_study_goes_on_with_another_server(place: tuple[Path, Study]) -> None:
+def test_a_study_continues_with_another_server(place: tuple[Path, Study]) -> None:
     folder, study = place
     headers = {"Authorization": f"Bearer {study.raters[0].token}"}
     for number, showing in enumerate(study.raters[0].showings, 1):
@@ -202,7 +201,7 @@ def test_a_study_goes_on_with_another_server(place: tuple[Path, Study]) -> None:
         assert client.post("/api/answers", headers=headers, json=reply).json()["done"] == number
 
 
-def test_the_command_refuses_what_it_cannot_serve(
+def test_the_command_refuses_studies_it_cannot_serve(
     place: tuple[Path, Study], tmp_path: Path
 ) -> None:
     folder = place[0]
@@ -216,9 +215,8 @@ def test_the_command_refuses_what_it_cannot_serve(
             ([folder, "--host", "0.0.0.0", "--url", "lab"], "--url lab: expected an address"),
             ([tmp_path], "no study there"),
         ):
-            done = CliRunner().invoke(app, ["preference", "serve", *map(str, arguments)])
-            assert isinstance(done.exception, AttuneError), arguments
-            assert words in str(done.exception)
+            with pytest.raises(AttuneError, match=words):
+                run_command("preference", "serve", *arguments)
 
 
 def test_comments_are_plain_text() -> None:

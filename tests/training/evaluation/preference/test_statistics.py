@@ -46,12 +46,6 @@ def test_interval_of_none_and_all_has_a_closed_form() -> None:
         assert every.low == pytest.approx(0.025 ** (1 / n))
 
 
-def test_the_other_side_is_the_mirror_image() -> None:
-    one, other = share(107, 160), share(53, 160)
-    assert one.low == pytest.approx(1 - other.high) and one.high == pytest.approx(1 - other.low)
-    assert one.p_value == other.p_value
-
-
 @pytest.mark.parametrize(("hits", "n"), [(0, 0), (-1, 5), (6, 5)])
 def test_no_share_of_nothing(hits: int, n: int) -> None:
     with pytest.raises(ValueError, match="is no share"):
