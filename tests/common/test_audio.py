@@ -1,4 +1,4 @@
-"""What is read, what is refused, and with which reason."""
+"""What reading audio promises beyond the formats, which test_audio_inputs.py goes through."""
 
 from __future__ import annotations
 
@@ -31,8 +31,15 @@ RATE = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.float32)
 
 
+def refusal(path: Path, *span: float, **limits: float) -> AudioError:
+    """Why the file is not read."""
+    with pytest.raises(AudioError) as caught:
+        read_audio(path, *span, **limits)
+    return caught.value
+
+
 @pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3", "aiff"])
-def test_formats_and_segments(tmp_path: Path, extension: str) -> None:
+def test_rate_hash_and_segments(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"tone.{extension}"
     soundfile.write(path, TONE, RATE)
     audio = read_audio(path)
@@ -43,87 +50,21 @@ def test_formats_and_segments(tmp_path: Path, extension: str) -> None:
     assert read_audio(path, 1.5, 9.0).wav.shape == (8000,)  # what there is
 
 
-def test_containers_are_read_through_ffmpeg(tmp_path: Path) -> None:
-    import av
-
-    path = tmp_path / "tone.m4a"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=RATE, layout="mono")
-        frame = av.AudioFrame.from_ndarray(TONE[None], format="fltp", layout="mono")
-        frame.sample_rate = RATE
-        resampler = av.AudioResampler("fltp", "mono", RATE, frame_size=1024)
-        for part in [*resampler.resample(frame), *resampler.resample(None), None]:
-            for packet in stream.encode(part):
-                container.mux(packet)
-    audio = read_audio(path)
-    assert audio.sample_rate == RATE
-    assert abs(len(audio.wav) / RATE - 2.0) < 0.2
-    assert abs(np.abs(audio.wav).max() - 0.5) < 0.1
-    assert read_audio(path, 0.5, 1.0).wav.shape == (8000,)
-
-
-def test_channels_are_averaged_and_a_wrong_extension_does_no_harm(tmp_path: Path) -> None:
-    path = tmp_path / "really_flac.wav"
-    soundfile.write(path, np.stack([TONE, 0 * TONE], axis=1), RATE, format="FLAC")
-    np.testing.assert_allclose(read_audio(path).wav, TONE / 2, atol=1e-3)
-
-
-def _write(path: Path, kind: str) -> None:
-    if kind == "empty_file":
-        path.write_bytes(b"")
-    elif kind == "unreadable":
-        path.write_text("<html>404</html>\n" * 50)
-    elif kind == "not_a_file":
-        path.mkdir()
-    elif kind == "no_samples":
-        soundfile.write(path, TONE[:0], RATE)
-    elif kind == "truncated":
-        soundfile.write(path, TONE, RATE)
-        path.write_bytes(path.read_bytes()[:20000])
-    else:
-        assert kind == "missing"
-
-
-@pytest.mark.parametrize(
-    "kind", ["missing", "empty_file", "unreadable", "not_a_file", "no_samples", "truncated"]
-)
-def test_files_are_refused_with_their_reason(tmp_path: Path, kind: str) -> None:
-    _write(tmp_path / "x.wav", kind)
-    with pytest.raises(AudioError) as refusal:
-        read_audio(tmp_path / "x.wav")
-    assert refusal.value.reason == kind
-
-
-@pytest.mark.parametrize("extension", ["flac", "mp3", "ogg", "aiff"])
-def test_truncated_compressed_files_are_not_taken_for_short_ones(
-    tmp_path: Path, extension: str
-) -> None:
-    path = tmp_path / f"x.{extension}"
-    soundfile.write(path, TONE, RATE)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    with pytest.raises(AudioError) as refusal:
-        read_audio(path)
-    assert refusal.value.reason == "truncated"
-
-
 def test_an_ogg_cut_between_two_pages_is_truncated(tmp_path: Path) -> None:
     path = tmp_path / "x.ogg"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 10 * RATE), RATE)
     assert read_audio(path).wav.shape == (10 * RATE,)
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex(b"OggS\0")])
-    with pytest.raises(AudioError) as refusal:
-        read_audio(path)
-    assert refusal.value.reason == "truncated"
+    assert refusal(path).reason == "truncated"
 
 
-@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0xFFFFFFFF])
-def test_a_streamed_wav_without_a_length_is_read_to_its_end(tmp_path: Path, length: int) -> None:
+def test_a_wav_with_ffmpegs_mark_for_an_unknown_length_is_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "x.wav"
     soundfile.write(path, TONE, RATE)
     data = bytearray(path.read_bytes())
     at = data.index(b"data") + 4
-    data[at : at + 4] = struct.pack("<I", length)
+    data[at : at + 4] = struct.pack("<I", 0x7FFFF000)
     path.write_bytes(data)
     assert read_audio(path).wav.shape == TONE.shape
 
@@ -139,9 +80,8 @@ def _flac_announcing(path: Path, samples: int) -> None:
 
 def test_a_header_with_a_silly_length_is_refused_without_the_memory_for_it(tmp_path: Path) -> None:
     _flac_announcing(tmp_path / "x.flac", 2**36 - 1)
-    with pytest.raises(AudioError) as refusal:
-        read_audio(tmp_path / "x.flac")
-    assert refusal.value.reason == "unreadable" and "announces" in refusal.value.detail
+    error = refusal(tmp_path / "x.flac")
+    assert error.reason == "unreadable" and "announces" in error.detail
 
 
 def test_a_flac_stream_without_a_length_is_read_to_its_end(tmp_path: Path) -> None:
@@ -188,13 +128,11 @@ def test_a_too_long_file_is_not_decoded(
     soundfile.write(tmp_path / f"x.{extension}", TONE, RATE)
     assert read_audio(tmp_path / f"x.{extension}", 0.5, 1.5, max_duration_s=1.0).wav.size == RATE
     monkeypatch.setattr(soundfile.SoundFile, "read", None)
-    with pytest.raises(AudioError) as refusal:
-        read_audio(tmp_path / f"x.{extension}", max_duration_s=1.0)
-    assert refusal.value.reason == "too_long"
+    assert refusal(tmp_path / f"x.{extension}", max_duration_s=1.0).reason == "too_long"
 
 
 @pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), ValueError()])
-def test_what_the_container_reader_cannot_make_sense_of_is_unreadable(
+def test_a_container_that_pyav_cannot_open_is_unreadable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def raise_error(*arguments: object, **options: object) -> None:
@@ -202,9 +140,7 @@ def test_what_the_container_reader_cannot_make_sense_of_is_unreadable(
 
     (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x18ftypM4A " + bytes(99))
     monkeypatch.setattr("av.open", raise_error)
-    with pytest.raises(AudioError) as refusal:
-        read_audio(tmp_path / "x.m4a")
-    assert refusal.value.reason == "unreadable"
+    assert refusal(tmp_path / "x.m4a").reason == "unreadable"
 
 
 def test_a_title_in_another_encoding_does_no_harm(tmp_path: Path) -> None:
@@ -237,9 +173,7 @@ def test_a_file_without_permission_is_unreadable_a_failing_disk_is_no_refusal(
 
     with monkeypatch.context() as patch:
         patch.setattr(call, failing(errno.EACCES))
-        with pytest.raises(AudioError) as refusal:
-            read_audio(tmp_path / "x.wav")
-    assert refusal.value.reason == "unreadable"
+        assert refusal(tmp_path / "x.wav").reason == "unreadable"
     for number in (errno.EIO, errno.ESTALE, errno.EMFILE):
         with monkeypatch.context() as patch, pytest.raises(OSError) as error:
             patch.setattr(call, failing(number))
@@ -247,18 +181,11 @@ def test_a_file_without_permission_is_unreadable_a_failing_disk_is_no_refusal(
         assert error.value.errno == number
 
 
-def test_a_segment_after_the_end_is_out_of_range(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "x.wav", TONE, RATE)
-    with pytest.raises(AudioError) as refusal:
-        read_audio(tmp_path / "x.wav", 5.0, 6.0)
-    assert refusal.value.reason == "out_of_range"
-
-
 def test_content_is_checked() -> None:
     def reason(wav: np.ndarray) -> str:
-        with pytest.raises(AudioError) as refusal:
+        with pytest.raises(AudioError) as caught:
             check_audio(wav.astype(np.float32), RATE, min_duration_s=0.5, max_duration_s=3.0)
-        return refusal.value.reason
+        return caught.value.reason
 
     check_audio(TONE, RATE, 0.5, 3.0)
     assert reason(TONE[:6]) == "too_short"
@@ -280,7 +207,7 @@ def test_what_is_odd_but_usable_is_noted_before_channels_are_mixed(tmp_path: Pat
     loud = np.clip(4 * TONE, -1, 1)
     soundfile.write(tmp_path / "x.wav", np.stack([loud, 0 * loud + 0.5], axis=1), RATE, "PCM_24")
     audio = read_audio(tmp_path / "x.wav")
-    assert audio.wav.max() < 0.76  # the mix alone would hide it
+    assert audio.wav.max() < 0.76  # the mix would hide it
     assert audio.notes.peak_dbfs == 0.0
     # A sine of amplitude 2 is beyond 1 for 2/3 of the time.
     assert audio.notes.clipped_share == pytest.approx(1 / 3, abs=0.01)
@@ -294,7 +221,7 @@ def test_what_is_odd_but_usable_is_noted_before_channels_are_mixed(tmp_path: Pat
 
 
 def _level_db(wav: np.ndarray, hz: float, rate: int) -> float:
-    """Of a tone's amplitude in the middle of `wav`, against 1."""
+    """Amplitude of a tone in the middle of `wav`, in dB against 1."""
     middle = wav[len(wav) // 4 : -len(wav) // 4].astype(np.float64)
     window = np.blackman(len(middle))
     turning = np.exp(-2j * np.pi * hz * np.arange(len(middle)) / rate)

@@ -30,14 +30,14 @@ Write = Callable[[Path], None]
 
 
 def sweep(rate: int = RATE, seconds: float = 1.0) -> npt.NDArray[np.float32]:
-    """The waveform that is to come out, [S]: 200 to 1200 Hz, growing, so nowhere like itself."""
+    """The waveform that must be read, [S]: 200 to 1200 Hz and growing: no two parts are alike."""
     t = np.arange(round(rate * seconds)) / rate
     phase = 2 * np.pi * (200 * t + 500 * t**2 / seconds)
     return (0.5 * np.sin(phase) * (0.2 + 0.8 * t / seconds)).astype(np.float32)
 
 
 class Kind(NamedTuple):
-    """A file, and what is to become of it."""
+    """A kind of file, and the outcome that reading one must have."""
 
     name: str
     write: Write
@@ -47,10 +47,10 @@ class Kind(NamedTuple):
     extension: str = "wav"
     span: tuple[float | None, float | None] = (None, None)
     lossy: bool = False
-    told: str = ""
-    """What the README adds to the outcome."""
+    note: str = ""
+    """A remark beside the outcome in the README."""
     slack_s: float = 0.0
-    """How much longer, shorter or later it may come out; 0 for a lossless format: to the sample."""
+    """How much longer, shorter or later the waveform may be; 0 for lossless formats."""
 
 
 # Writers.  Each returns a function of the path, so that the list of kinds stays a list.
@@ -62,7 +62,7 @@ def sound(
     rate: int = RATE,
     wav: npt.NDArray[np.floating] | None = None,
 ) -> Write:
-    """By libsndfile; `wav` [S] or [S, C]."""
+    """Written by libsndfile; `wav` is [S] or [S, C]."""
     samples = sweep(rate) if wav is None else wav
     channels = 1 if samples.ndim == 1 else samples.shape[1]
 
@@ -133,7 +133,7 @@ def media(
     video: bool = False,
     options: dict[str, str] | None = None,
 ) -> Write:
-    """By FFmpeg: an audio track of `codec` for each of `tracks` [S], and a video track."""
+    """Written by FFmpeg: an audio track of `codec` for each of `tracks` [S], and a video track."""
     waves = [sweep(rate)] if tracks is None else list(tracks)
 
     def run(path: Path) -> None:
@@ -165,18 +165,29 @@ def media(
     return run
 
 
-def remuxed(write: Write, muxer: str) -> Write:
-    """The packets of a file in another container."""
+def remuxed(write: Write, muxer: str, times: int = 1) -> Write:
+    """The packets of a file in another container, `times` over.
+
+    That makes an hour of AAC without the minutes that its encoding takes.
+    """
 
     def run(path: Path) -> None:
         source = path.with_name("source")
         write(source)
-        with av.open(str(source)) as one, av.open(str(path), "w", format=muxer) as other:
-            stream = other.add_stream_from_template(one.streams.audio[0])
-            for packet in one.demux(audio=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    other.mux(packet)
+        with av.open(str(path), "w", format=muxer) as other:
+            stream, shift = None, 0
+            for _ in range(times):
+                with av.open(str(source)) as one:
+                    stream = stream or other.add_stream_from_template(one.streams.audio[0])
+                    packets = [packet for packet in one.demux(audio=0) if packet.dts is not None]
+                    if times > 1:
+                        packets.pop()  # it says how much of its sound is to be dropped
+                    for packet in packets:
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = stream
+                    shift += len(packets) * (packets[1].duration or 0)
+                    for packet in packets:
+                        other.mux(packet)
 
     return run
 
@@ -205,14 +216,14 @@ def id3(data: bytes) -> bytes:
 
 
 def without_info_frame(data: bytes) -> bytes:
-    """An MP3 as radios send it: without LAME's first frame, which tells the length."""
+    """An MP3 as radios send it: without LAME's first frame, which holds the length."""
     second = data.index(data[:2], 4)
     assert b"Info" in data[:second] or b"Xing" in data[:second]
     return data[second:]
 
 
 def with_vbri_frame(data: bytes) -> bytes:
-    """An MP3 as Fraunhofer's encoder writes it: its first frame tells the length under VBRI."""
+    """An MP3 as Fraunhofer's encoder writes it: its first frame holds the length under VBRI."""
     second = data.index(data[:2], 4)
     frames = int.from_bytes(data[:second].partition(b"Xing")[2][4:8], "big")
     table = struct.pack(">HHHIIHHHH", 1, 0, 75, len(data), frames, 0, 1, 2, 1)
@@ -249,10 +260,10 @@ def square(path: Path) -> None:
 
 
 def late(
-    name: str, write: Write, told: str = "with the encoder's delay", extension: str = "mp3"
+    name: str, write: Write, note: str = "with the encoder's delay", extension: str = "mp3"
 ) -> Kind:
     """Read with up to 0.15 s more than went in."""
-    return Kind(name, write, READ, lossy=True, extension=extension, told=told, slack_s=0.15)
+    return Kind(name, write, READ, lossy=True, extension=extension, note=note, slack_s=0.15)
 
 
 MP3 = sound(container="MP3")
@@ -266,8 +277,8 @@ LEFT = np.stack([sweep(), 0 * sweep()], axis=1)
 
 KINDS = [
     *[
-        Kind(f"wav, {told}", sound(subtype), READ)
-        for told, subtype in {
+        Kind(f"wav, {form}", sound(subtype), READ)
+        for form, subtype in {
             "8-bit": "PCM_U8",
             "16-bit": "PCM_16",
             "24-bit": "PCM_24",
@@ -279,8 +290,8 @@ KINDS = [
         }.items()
     ],
     *[
-        Kind(f"wav, {told} ADPCM", sound(subtype), READ, lossy=True)
-        for told, subtype in {"IMA": "IMA_ADPCM", "Microsoft": "MS_ADPCM"}.items()
+        Kind(f"wav, {form} ADPCM", sound(subtype), READ, lossy=True)
+        for form, subtype in {"IMA": "IMA_ADPCM", "Microsoft": "MS_ADPCM"}.items()
     ],
     Kind("wav, WAVE_FORMAT_EXTENSIBLE", riff(form=EXTENSIBLE), READ),
     Kind("wav with LIST, bext and JUNK chunks before the data", riff(LIST, BEXT, JUNK), READ),
@@ -299,7 +310,7 @@ KINDS = [
         riff(announced=len(PCM) // 2),
         READ,
         sweep()[: RATE // 2],
-        told="the announced part",
+        note="the announced part",
     ),
     Kind("wav, 2 bytes more announced than there are", riff(announced=len(PCM) + 2), "truncated"),
     Kind("wav, last byte missing", edited(riff(), lambda d: d[:-1]), READ, sweep()[:-1]),
@@ -372,7 +383,7 @@ KINDS = [
         media("aac", "mp4", [sweep(), 0 * sweep()]),
         READ,
         lossy=True,
-        told="the first",
+        note="the first",
     ),
     Kind("webm, Opus", media("libopus", "webm"), READ, sweep(48000), 48000, "webm", lossy=True),
     Kind(
@@ -391,7 +402,7 @@ KINDS = [
         "wma",
         lossy=True,
         slack_s=0.05,
-        told="without its last frame",
+        note="without its last frame",
     ),
     *[
         Kind(f"{rate:,} Hz", sound("PCM_16", rate=rate), READ, sweep(rate), rate)
@@ -406,7 +417,7 @@ KINDS = [
         sound("PCM_24", wav=LEFT),
         READ,
         sweep() / 2,
-        told="half as loud",
+        note="half as loud",
     ),
     Kind(
         "stereo, channels of opposite phase",
@@ -414,7 +425,7 @@ KINDS = [
         "silent",
     ),
     Kind("0.1 ms", sound("PCM_16", wav=sweep()[:2]), "too_short"),
-    Kind("2 hours", long_wav, "too_long", told="by its header"),
+    Kind("2 hours", long_wav, "too_long", note="by its header"),
     Kind("one second of 2 hours", long_wav, READ, sweep(8000), 8000, span=(6900, 6901)),
     Kind("mp3 named .wav", MP3, READ, lossy=True),
     Kind("flac named .mp3", FLAC, READ, extension="mp3"),
@@ -438,23 +449,23 @@ KINDS = [
         sound("PCM_24", wav=sweep() + 0.25),
         READ,
         sweep() + 0.25,
-        told="as it is",
+        note="as it is",
     ),
     Kind("denormal samples", sound("FLOAT", wav=1e-40 * sweep()), "silent"),
-    Kind("clipped to a square", square, READ, np.clip(8 * sweep(), -1, 1), told="as it is"),
+    Kind("clipped to a square", square, READ, np.clip(8 * sweep(), -1, 1), note="as it is"),
     Kind(
         "float beyond full scale",
         sound("FLOAT", wav=4 * sweep()),
         READ,
         4 * sweep(),
-        told="as it is",
+        note="as it is",
     ),
     Kind("a NaN", sound("FLOAT", wav=NAN), "non_finite"),
     Kind("an infinite sample", sound("FLOAT", wav=INF), "non_finite"),
     Kind("a double beyond float32", sound("DOUBLE", wav=BIG), "non_finite"),
     Kind("segment inside", WAV, READ, sweep()[4000:12000], span=(0.25, 0.75)),
     Kind("segment inside m4a", AAC, READ, sweep()[4000:12000], span=(0.25, 0.75), lossy=True),
-    Kind("segment beyond the end", WAV, READ, sweep()[8000:], span=(0.5, 9), told="what there is"),
+    Kind("segment beyond the end", WAV, READ, sweep()[8000:], span=(0.5, 9), note="what there is"),
     Kind("segment after the end", WAV, "out_of_range", span=(2, 3)),
     Kind("segment of m4a after the end", AAC, "out_of_range", span=(2, 3), extension="m4a"),
     Kind("segment long after the end of m4a", AAC, "out_of_range", span=(1e300, 2e300)),
@@ -511,11 +522,11 @@ def table() -> str:
     rows = []
     for kind in KINDS:
         outcome = kind.outcome if kind.outcome == READ else f"`{kind.outcome}`"
-        rows.append(f"| {kind.name} | {outcome}{f' ({kind.told})' if kind.told else ''} |")
+        rows.append(f"| {kind.name} | {outcome}{f' ({kind.note})' if kind.note else ''} |")
     return "\n".join(["| file | outcome |", "|---|---|", *rows]) + "\n"
 
 
-def test_the_readme_tells_the_outcome_of_every_kind() -> None:
+def test_the_readme_lists_the_outcome_of_every_kind() -> None:
     assert len({kind.name for kind in KINDS}) == len(KINDS) >= 45
     begin, end = "<!-- audio kinds -->\n", "<!-- end of audio kinds -->\n"
     text = README.read_text()
@@ -524,7 +535,7 @@ def test_the_readme_tells_the_outcome_of_every_kind() -> None:
     if os.environ.get("ATTUNE_WRITE_README"):
         README.write_text(text[: found.start(1)] + table() + text[found.end(1) :])
         return
-    assert found.group(1) == table(), "write it anew with ATTUNE_WRITE_README=1"
+    assert found.group(1) == table(), "run this test with ATTUNE_WRITE_README=1 to update it"
 
 
 class _Counted:
@@ -546,31 +557,6 @@ class _Counted:
         return size
 
 
-def repeated(write: Write, muxer: str, times: int) -> Write:
-    """The packets of a file, over and over: an hour of AAC without the minutes of its encoding."""
-
-    def run(path: Path) -> None:
-        source = path.with_name("source")
-        write(source)
-        with av.open(str(path), "w", format=muxer) as other:
-            stream = None
-            shift = 0
-            for _ in range(times):
-                with av.open(str(source)) as one:
-                    stream = stream or other.add_stream_from_template(one.streams.audio[0])
-                    # Not the last one, which says how much of it is to be dropped.
-                    packets = [packet for packet in one.demux(audio=0) if packet.dts is not None]
-                    packets = packets[:-1]
-                    for packet in packets:
-                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                        packet.stream = stream
-                    shift += len(packets) * packets[1].duration
-                    for packet in packets:
-                        other.mux(packet)
-
-    return run
-
-
 def melody(seconds: int, rate: int) -> npt.NDArray[np.float32]:
     """Tones of random height and loudness, two a second: no two places are alike, [S]."""
     rng = np.random.default_rng(0)
@@ -588,9 +574,9 @@ LONG_FILES = {
     "flac": lambda: sound("PCM_16", "FLAC", 8000, melody(HOUR, 8000)),
     "ogg": lambda: sound("VORBIS", "OGG", 8000, melody(HOUR, 8000)),
     "mp3": lambda: sound("MPEG_LAYER_III", "MP3", 8000, melody(HOUR, 8000)),
-    "m4a": lambda: repeated(LOOP, "mp4", 60),
-    "mkv": lambda: repeated(LOOP, "matroska", 60),
-    "webm": lambda: repeated(OPUS_LOOP, "webm", 60),
+    "m4a": lambda: remuxed(LOOP, "mp4", 60),
+    "mkv": lambda: remuxed(LOOP, "matroska", 60),
+    "webm": lambda: remuxed(OPUS_LOOP, "webm", 60),
 }
 
 
@@ -601,7 +587,7 @@ LONG_FILES = {
         for name in LONG_FILES
     ],
 )
-def test_ten_seconds_of_an_hour_are_sought(
+def test_ten_seconds_of_an_hour_are_read_without_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
 ) -> None:
     path = tmp_path / f"x.{extension}"

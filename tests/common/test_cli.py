@@ -1,4 +1,4 @@
-"""How a command line ends: one line on a mistake, a word on Ctrl-C, the right status."""
+"""How a command ends: one line on a mistake, a hint on Ctrl-C, the right status."""
 
 import os
 import subprocess
@@ -48,6 +48,13 @@ run_app(app)
 """
 
 
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -67,9 +74,7 @@ run_app(app)
     ],
 )
 def test_every_ending_has_its_status_and_its_words(arguments: list[str], status: int, said: str):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False
-    )
+    done = run(*arguments)
     assert done.returncode == status
     assert said in done.stdout + done.stderr
     if arguments[0] != "defect":
@@ -85,16 +90,10 @@ def test_every_ending_has_its_status_and_its_words(arguments: list[str], status:
         ("alone", "3", "error (process 3): only here\n"),
     ],
 )
-def test_of_several_processes_all_mistakes_are_told_and_most_once(
+def test_of_several_processes_all_mistakes_are_reported_and_most_once(
     command: str, rank: str, said: str
 ):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, command],
-        env=os.environ | {"RANK": rank},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(command, RANK=rank)
     assert (done.returncode, done.stderr) == (1, said)
 
 

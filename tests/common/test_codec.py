@@ -59,7 +59,10 @@ def test_codes_and_waveforms_equal_transformers_own(folder: Path):
 def test_frames_are_the_ceiling_of_samples_over_hop(folder: Path, samples: int):
     ours = load_codec(str(folder))
     codes = ours.encode_track(_noise(samples / 16_000))
-    assert codes.dtype == np.int16 and codes.shape == (4, -(-samples // 320))
+    frames = -(-samples // 320)
+    assert codes.dtype == np.int16 and codes.shape == (4, frames)
+    decoded = ours.decode(torch.from_numpy(codes.astype(np.int64))[None])
+    assert decoded.shape == (1, 320 * frames)
 
 
 @pytest.mark.parametrize(("rate", "ratios"), [(16_000, (8, 5, 4, 2)), (32_000, (8, 5, 4, 4))])
@@ -76,11 +79,6 @@ def test_windows_with_discarded_context_agree_with_one_pass(
     assert (windowed == whole).mean() >= 0.999
 
 
-def test_a_decoded_clip_has_hop_samples_per_frame(folder: Path):
-    ours = load_codec(str(folder))
-    assert ours.decode(torch.zeros(2, 4, 7, dtype=torch.long)).shape == (2, 7 * 320)
-
-
 def test_identity_changes_with_weights_and_config(tmp_path: Path):
     path = _folder(tmp_path / "codec")
     before = codec_identity(str(path))
@@ -90,7 +88,7 @@ def test_identity_changes_with_weights_and_config(tmp_path: Path):
     assert codec_identity(str(path)) != before
 
 
-def test_files_of_others_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_that_may_not_be_read_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = _folder(tmp_path / "codec")
 
     def forbidden(*_: object) -> bytes:
@@ -111,7 +109,7 @@ def _rename(folder: Path, change: Callable[[str], str | None]) -> None:
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_weights_that_are_not_in_the_file_are_told(tmp_path: Path):
+def test_weights_that_are_missing_in_the_file_are_named(tmp_path: Path):
     path = _folder(tmp_path / "codec")
     lacking = "decoder.layers.0.conv.bias"
     _rename(path, lambda name: None if name == lacking else name)
@@ -136,30 +134,27 @@ def test_older_names_and_absent_training_statistics_are_fine(folder: Path, tmp_p
 def test_wrong_codecs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = _folder(tmp_path / "codec")
-    cases = [("builtin:nothing", "no such built-in codec"), (str(tmp_path), "has no config.json")]
-    stereo = _folder(tmp_path / "stereo")
-    settings = json.loads((stereo / "config.json").read_text())
-    (stereo / "config.json").write_text(json.dumps(settings | {"audio_channels": 2}))
-    cases.append((str(stereo), "only mono"))
-    other = _folder(tmp_path / "other")
-    (other / "config.json").write_text('{"model_type": "bert"}')
-    cases.append((str(other), "expected 'encodec'"))
-    listed = _folder(tmp_path / "listed")
-    (listed / "config.json").write_text("[1]")
-    cases.append((str(listed), "is not a JSON object"))
-    (path / "model.safetensors").write_bytes(b"torn")
-    cases.append((str(path), "cannot load weights"))
-    for reference, message in cases:
+    settings = json.loads((path / "config.json").read_text())
+    for reference, name, content, message in (
+        ("builtin:nothing", "", "", "no such built-in codec"),
+        (tmp_path, "", "", "has no config.json"),
+        (path, "model.safetensors", "torn", "cannot load weights"),
+        (path, "config.json", json.dumps(settings | {"audio_channels": 2}), "only mono"),
+        (path, "config.json", '{"model_type": "bert"}', "expected 'encodec'"),
+        (path, "config.json", "[1]", "is not a JSON object"),
+    ):
+        if name:
+            (path / name).write_text(content)
         with pytest.raises(AttuneError, match=message) as caught:
-            load_codec(reference)
+            load_codec(str(reference))
         assert "\n" not in str(caught.value)
 
 
 def test_bfloat16_is_rounding_or_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """On some processors it is noise for some widths; there nothing may be encoded with it."""
+    """On some processors its products are noise for some widths: encoding must refuse it there."""
     wav = torch.from_numpy(_noise(1.0))[None]
     exact = load_codec(str(folder)).latents(wav)
-    # Which of the two it is, is the processor's.
+    # Both outcomes are right: which one comes depends on the processor.
     try:
         found = load_codec(str(folder), precision="bfloat16").latents(wav)
     except AttuneError as error:
@@ -173,9 +168,8 @@ def test_bfloat16_is_rounding_or_refused(folder: Path, monkeypatch: pytest.Monke
         return torch.randn_like(forward(self, wav))
 
     monkeypatch.setattr(FastEncoder, "forward", noise)
-    with pytest.raises(
-        AttuneError, match=r"encoder of .* off, .*; set pipeline.precision=float32"
-    ) as caught:
+    message = r"encoder of .* off, .*; set pipeline.precision=float32"
+    with pytest.raises(AttuneError, match=message) as caught:
         load_codec(str(folder), precision="bfloat16")
     assert "\n" not in str(caught.value)
 
@@ -207,8 +201,8 @@ def test_float32_on_gpus_is_float32(monkeypatch: pytest.MonkeyPatch):
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_no_layer_waits_for_a_device_to_tell_its_stride(folder: Path):
-    """As tensors on the model's own device they were read there, by every convolution."""
+def test_no_layer_waits_for_a_device_to_read_its_stride(folder: Path):
+    """As tensors on the model's device, every convolution would read them from there."""
     codec = load_codec(str(folder))
     moved = [name for name, _ in codec.model.named_buffers() if "stride" in name or "pad" in name]
     assert not moved

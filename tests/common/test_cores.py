@@ -1,4 +1,4 @@
-"""Cores of a container, and what OpenMP is told."""
+"""The cores of a container, and the settings for OpenMP."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_what_the_user_has_set_stays(tmp_path: Path):
 
 
 @pytest.mark.parametrize("program", ["pipeline", "training"])
-def test_openmp_is_told_before_torch_is_imported(program: str):
-    """What a library reads when it is loaded must be there by then."""
+def test_openmp_is_set_up_before_torch_is_imported(program: str):
+    """OpenMP reads its settings once, when torch loads it."""
     asks = (
         "import os, sys, builtins\n"
         "seen = []\n"

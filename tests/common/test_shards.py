@@ -1,5 +1,4 @@
-"""Parsing a sample: the short way for what the pipeline writes, the long way for all else; and
-reading a Parquet table from memory."""
+"""Reading samples, the short way for the pipeline's own tars and by tarfile; Parquet tables."""
 
 from __future__ import annotations
 
@@ -63,19 +62,14 @@ def test_both_ways_read_what_was_written() -> None:
         assert sample.codes.flags.writeable
 
 
-def test_whatever_byte_of_a_header_is_damaged_the_short_way_says_no_more_than_tarfile() -> None:
+def test_a_damaged_byte_in_a_header_is_found_by_its_checksum() -> None:
     good = _tar(_contents())
-    accepted = 0
     for header in range(0, len(good), 512):
         if good[header + 257 : header + 262] != b"ustar":
             continue
         for i in range(header, header + 512):
             damaged = good[:i] + bytes([good[i] ^ 0x11]) + good[i + 1 :]
-            found = shards._plain_members(damaged)
-            if found is not None:
-                accepted += 1
-                assert found == shards._members(damaged)
-    assert accepted == 0  # the checksum covers every byte of a header
+            assert shards._plain_members(damaged) is None
 
 
 @pytest.mark.parametrize("kept", [0, 100, 512, 700, 1100, -400])
@@ -126,7 +120,7 @@ def test_a_parquet_table_in_memory_is_what_pyarrow_reads(rows: int) -> None:
 def test_a_manifest_is_read_without_datasets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their threads may hold its bytes until Python shuts down, which ends it with SIGABRT."""
+    """Threads of a dataset may hold its bytes until Python shuts down, which then aborts."""
     pq.write_table(_manifest(2), tmp_path / "manifest.parquet")
     (tmp_path / "summary.json").write_text("{}")
 

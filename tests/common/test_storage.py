@@ -67,7 +67,7 @@ def test_create_lets_exactly_one_writer_win(store: Store) -> None:
     assert store.read("commit") == f"writer {won.index(True)}".encode()
 
 
-def test_wrong_places_are_told_in_one_line(tmp_path: Path) -> None:
+def test_wrong_places_are_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(AttuneError, match="found a file"):
         open_store(tmp_path / "file")
@@ -78,9 +78,9 @@ def test_wrong_places_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 class SlowServer(http.server.ThreadingHTTPServer):
-    """A store at the end of a slow line: three seconds for every object, either way.
+    """A store at the end of a slow line: three seconds for every object, up or down.
 
-    `stalled` falls silent in the midst of its first answer.
+    The first answer to a read of `stalled` stops half way.
     """
 
     daemon_threads = True
@@ -110,7 +110,7 @@ class _SlowHandler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests["GET"] += 1
         body = self.server.body
-        asked = self.headers.get("Range")  # what a broken answer goes on with: bytes=START-END
+        asked = self.headers.get("Range")  # the rest of a broken answer: bytes=START-END
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
         self._answer(len(body) - start, f"bytes {start}-{len(body) - 1}/{len(body)}" * bool(asked))
         for i in range(start, len(body), 1000):
@@ -150,19 +150,19 @@ def slow_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowServer]:
     server.server_close()
 
 
-def test_a_slow_line_is_not_taken_for_a_dead_one(slow_line: SlowServer) -> None:
+def test_a_slow_transfer_is_not_given_up(slow_line: SlowServer) -> None:
     store = open_store("s3://bucket")
     store.write("large", bytes(4 << 20))
     assert store.read("large") == slow_line.body
     assert slow_line.requests == {"PUT": 1, "GET": 1}
 
 
-def test_a_line_that_falls_silent_is_tried_again(slow_line: SlowServer) -> None:
+def test_a_transfer_that_stops_is_tried_again(slow_line: SlowServer) -> None:
     assert open_store("s3://bucket").read("stalled") == slow_line.body
     assert slow_line.requests["GET"] == 2
 
 
-def test_no_request_of_a_bucket_has_to_end_in_half_a_minute() -> None:
+def test_requests_may_take_longer_than_half_a_minute() -> None:
     store = open_store("s3://bucket")
     quick = {"connect_timeout": "5s"}
     assert store._backend.client_options == quick | {"timeout": "1h", "read_timeout": "30s"}
@@ -170,10 +170,10 @@ def test_no_request_of_a_bucket_has_to_end_in_half_a_minute() -> None:
 
 
 @pytest.mark.parametrize(("took", "tries"), [(200, 1), (700, 3)])
-def test_a_long_request_that_breaks_is_begun_anew(
+def test_a_long_request_that_breaks_is_restarted(
     took: float, tries: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Ten minutes of an upload are longer than the time for a store that is out of reach."""
+    """An upload may take longer than the time that an unreachable store is given."""
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None)
     monkeypatch.setattr("common.storage.time", clock)

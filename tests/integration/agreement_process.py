@@ -1,7 +1,7 @@
-"""What processes agree on: python agreement_process.py OUT, under torchrun.
+"""Processes that wait for each other and share an error: agreement_process.py OUT, by torchrun.
 
-The first one takes twice as long as anybody waits for anybody; then the last one meets an error of
-its own.  Each writes OUT/RANK with what it was told.
+The first process takes twice as long as the time limit of a collective call; then the last one has
+an error.  Each process writes the error that it got to OUT/RANK.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def main(out: Path) -> None:
         if world.rank == world.size - 1:
             raise AttuneError("no room here")
 
-    told = "nothing"
+    said = "nothing"
     try:
         distributed.on_all(check, world)
     except AttuneError as error:
-        told = str(error)
-    (out / str(world.rank)).write_text(told)
+        said = str(error)
+    (out / str(world.rank)).write_text(said)
     distributed.leave(0)
 
 

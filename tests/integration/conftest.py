@@ -1,4 +1,4 @@
-"""One undisturbed run of the pipeline, and a tiny world for training, for those below."""
+"""One undisturbed run of the pipeline, a tiny world for training, and a browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_lm import make_world
 
 @pytest.fixture(scope="session")
 def calm_run(recipe_text: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its data folder.  Without Ray: the others must do as one process that takes all in turn."""
+    """Data folder of a run without Ray: other runs must give what one process does in turn."""
     folder = tmp_path_factory.mktemp("calm")
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe_text(folder / "data"))

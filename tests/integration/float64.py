@@ -1,7 +1,7 @@
 """Float64 where the product says float32, in a process of its own.
 
-What two orders of one sum leave is then 1e-16 of its terms: no vector between two codes tips over,
-and what differs by more than 1e-9 is no rounding, on any processor.
+Two orders of a sum then differ by 1e-16 of its terms: no vector between two codes gets the other
+code, and a difference of more than 1e-9 is not rounding, on any processor.
 """
 
 from __future__ import annotations

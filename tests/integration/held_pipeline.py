@@ -1,5 +1,5 @@
-"""`python -m pipeline` whose workers stand still after a few shards: whoever is to kill the run
-while it encodes comes in time on any machine.
+"""`python -m pipeline` whose workers stop after a few shards, so that a kill comes while the run
+encodes on any machine.
 
 python held_pipeline.py SHARDS ARGUMENTS...
 """

@@ -3,7 +3,7 @@
 python held_training.py STEP ARGUMENTS...
 
 A signal meant for that step then comes long before the end, however late its sender is.  What
-torchrun starts anew runs at full speed: it has had its signal.
+torchrun restarts runs at full speed: it has had its signal.
 """
 
 from __future__ import annotations

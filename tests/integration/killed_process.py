@@ -3,9 +3,9 @@
 python killed_process.py RECIPE STEP[,STEP...] [OVERRIDE ...]
 
 Each attempt is a child of its own, forked where everything is imported and nothing has begun; it is
-killed at a random moment once its log has the given step.  Up to `AT_SPEED` steps later it runs at
-full speed, so that a kill may hit anything; should this process get no CPU for that long, then the
-child takes its time, and has not ended when it is killed.
+killed at a random moment once its log has the given step.  Until `AT_SPEED` steps later the child
+runs at full speed, so that a kill may hit anything.  After that it is slowed down, so that it has
+not ended even if this process gets no CPU for a while.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m pipeline` as a process of its own, and what remains of it."""
+"""`python -m pipeline` as a process of its own, its files and what is left of its processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def start_pipeline(
     """Start `python -m pipeline ARGUMENTS` as the leader of its own process group.
 
     Args:
-        script: a file of this folder that stands in for `-m pipeline`, and its own arguments.
+        script: a file of this folder in place of `-m pipeline`, and its own arguments.
     """
     environment = os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address}
     if not ray_address:
@@ -42,7 +42,7 @@ def start_pipeline(
 
 
 def run_to_end(*arguments: str, ray_address: str = "", script: Sequence[str] = ()) -> str:
-    """Run it to the end and return what it printed; it must succeed."""
+    """Run the pipeline to its end; returns what it printed, and fails unless it succeeds."""
     process = start_pipeline(*arguments, ray_address=ray_address, script=script)
     output = finish(process, 240)[0]
     assert process.returncode == 0, output

@@ -52,7 +52,7 @@ class RayNodes:
             )  # fmt: skip
 
     def read_log(self, pattern: str) -> str:
-        """What the pattern's group finds in the log, once it is there."""
+        """Wait for a line in the log; returns what the pattern's group finds."""
         deadline = time.monotonic() + 120
         while not (found := re.search(pattern, self.log.read_text())):
             assert self.nodes[-1].poll() is None, self.log.read_text()

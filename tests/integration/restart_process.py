@@ -1,6 +1,6 @@
 """A process of two, the first of which dies once: python restart_process.py OUT, under torchrun.
 
-The other one is busy when that happens, so that its launcher starts it anew before it has failed.
+The other process is busy then, so that its launcher restarts it before it has failed.
 OUT/RANK.starts gets the launcher's count of restarts at each start.
 """
 

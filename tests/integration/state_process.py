@@ -1,4 +1,4 @@
-"""Writes what weights, gradients, moments and average are under FSDP, after two steps in bf16.
+"""Writes the types of weights, gradients, moments and average under FSDP, after two bf16 steps.
 
 python state_process.py RECIPE OUT
 """

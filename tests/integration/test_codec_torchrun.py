@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 from safetensors.torch import load_file
-from training_process import run_program, started, under_torchrun, wait_for_step, workers
+from training_process import run_to_end, started, under_torchrun, wait_for_step, workers
 
 TOLERANCE = 1e-9
 RECIPE = """
@@ -61,11 +61,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _run(root: Path, processes: int, *program: str) -> str:
+def _run(processes: int, *program: str) -> str:
     command = [sys.executable, *program]
-    done = run_program(under_torchrun(command, processes) if processes > 1 else command)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return done.stdout
+    return run_to_end(under_torchrun(command, processes) if processes > 1 else command).stdout
 
 
 def _rows(out: Path) -> list[dict]:
@@ -80,13 +78,13 @@ def _watch(root: Path, processes: int, folder: Path) -> str:
     folder.mkdir(exist_ok=True)
     script = str(Path(__file__).with_name("codec_process.py"))
     out = f"codec_training.out={folder}/codec"
-    return _run(root, processes, script, f"{root}/recipe.yaml", str(folder), out)
+    return _run(processes, script, f"{root}/recipe.yaml", str(folder), out)
 
 
 def _train(root: Path, processes: int, name: str, *overrides: str) -> Path:
     out = root / name
     arguments = ["--config", str(root / "recipe.yaml"), f"codec_training.out={out}", *overrides]
-    _run(root, processes, "-m", "training", "codec", *arguments)
+    _run(processes, "-m", "training", "codec", *arguments)
     return out
 
 
@@ -100,7 +98,7 @@ def _assert_alike(one: list[dict], two: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def watched(root: Path) -> dict[int, tuple[Path, str]]:
-    """By the number of processes: the folder that `_watch` filled, and what was said."""
+    """By the number of processes: the folder that `_watch` filled, and its output."""
     return {n: (root / f"watched{n}", _watch(root, n, root / f"watched{n}")) for n in (1, 2)}
 
 
@@ -127,7 +125,7 @@ def test_two_processes_hold_the_same_codebooks_and_follow_one(
 
 
 @pytest.mark.heavy
-def test_a_run_of_two_goes_on_as_one(
+def test_a_run_of_two_resumes_as_one(
     root: Path, tmp_path: Path, watched: dict[int, tuple[Path, str]]
 ) -> None:
     shutil.copytree(watched[2][0], tmp_path, dirs_exist_ok=True)
@@ -146,7 +144,7 @@ def test_a_run_of_two_goes_on_as_one(
 def test_killed_at_any_time_the_same_command_makes_the_same_codec(
     root: Path, processes: int
 ) -> None:
-    """SIGKILL to all processes of a run, twice; what comes out is the same to the bit."""
+    """SIGKILL to all processes of a run, twice: the codec is the same to the bit."""
     # Many steps after the last kill: it may come late.
     steady = [
         "codec_training.steps=60",
@@ -161,7 +159,7 @@ def test_killed_at_any_time_the_same_command_makes_the_same_codec(
         program = under_torchrun(program, processes)
     log = Path(f"{out}.run/log.jsonl")
     for _ in range(2):
-        # A kill may come late: from where it came on.
+        # A kill may come late: count from the step that the run reached.
         reached = _rows(out)[-1]["step"] if log.is_file() else 0
         with started(program) as process:
             wait_for_step(process, log.parent, reached + 5)

@@ -1,4 +1,4 @@
-"""A full disk ends a run with one line; with room again the next one ends like a calm one.
+"""A full disk ends a run with one line; with room again, the next run ends like an undisturbed one.
 
 The disk is a small tmpfs that only a mount namespace of the test's own sees.
 """
@@ -35,27 +35,17 @@ if scratch != "scratch":
 """
 
 
-def _can_mount(folder: Path) -> bool:
-    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(folder)]
-    return (
-        shutil.which("unshare") is not None and not subprocess.run(command, check=False).returncode
-    )
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("free", "what"), [(9_000, "data"), (100_000, "data"), (190_000, "data"), (20_000, "scratch")]
 )
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
-    recipe_text: Callable[..., str],
-    calm_run: Path,
-    tmp_path: Path,
-    free: int,
-    what: str,
+    recipe_text: Callable[..., str], calm_run: Path, tmp_path: Path, free: int, what: str
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if not _can_mount(disk):
+    mount = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
+    if shutil.which("unshare") is None or subprocess.run(mount, check=False).returncode:
         pytest.skip("no mount namespaces here")
     data = disk / "data" if what == "data" else tmp_path / "out"
     recipe = tmp_path / "recipe.yaml"
@@ -72,8 +62,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     status, *said = output.splitlines()
     print(output)
     assert status == "1"
-    told = [line for line in said if line.startswith("error: ")]
-    assert len(told) == 1 and "No space left on device" in told[0]
+    (error,) = [line for line in said if line.startswith("error: ")]
+    assert "No space left on device" in error
     assert not any("Traceback" in line for line in said)
     for name in ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json"):
         assert (tmp_path / "out" / name).read_bytes() == (calm_run / name).read_bytes()

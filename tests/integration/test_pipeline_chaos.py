@@ -21,15 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from pipeline_process import (
-    below,
-    content,
-    finish,
-    kill_tree,
-    run_to_end,
-    send,
-    start_pipeline,
-)
+from pipeline_process import below, content, finish, kill_tree, run_to_end, send, start_pipeline
 from ray_nodes import RayNodes
 
 from common.storage import open_store
@@ -85,7 +77,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNode
 
 @pytest.fixture
 def drivers() -> Iterator[list[subprocess.Popen[str]]]:
-    """All that were started; those still there at the end of the test end with it."""
+    """All drivers that the test started; those that still run at its end are killed."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for driver in started:
@@ -105,10 +97,9 @@ def test_whatever_dies_the_manifest_is_that_of_a_calm_run(
     calm, shaken = tmp_path / "calm", tmp_path / "shaken"
 
     def write_recipe(data: Path) -> str:
-        text = recipe_text(data).partition("  catalogs:")[0]
+        text = recipe_text(data, f"dataset: audiofolder, root: {corpus}")
         text = text.replace("clips_per_shard: 4", f"clips_per_shard: {PER_SHARD}")
-        text = text.replace("workers: 1", "workers: 2")
-        recipe.write_text(f"{text}  catalogs: [{{dataset: audiofolder, root: {corpus}}}]\n")
+        recipe.write_text(text.replace("workers: 1", "workers: 2"))
         return str(recipe)
 
     began = time.monotonic()

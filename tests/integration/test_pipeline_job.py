@@ -1,4 +1,4 @@
-"""`ray job submit`: a run as a job on a cluster that is reached through its dashboard alone."""
+"""`ray job submit`: a run as a job on a cluster that is only reached through its dashboard."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RATE = 16_000
 
 
 class Cluster(RayNodes):
-    """A head with a dashboard and a second node, of one CPU each, that have nothing of ours.
+    """A head with a dashboard and a second node, of one CPU each, without the repository.
 
     What a job needs must come with it: the nodes' own `common` and `pipeline` refuse to be
     imported, they know no bucket, and neither looks into the other's temporary folder.
@@ -89,7 +89,7 @@ class Cluster(RayNodes):
         return job
 
     def tasks(self, name: str) -> list[dict[str, str]]:
-        """What Ray says of the tasks of this name."""
+        """Ray's rows on the tasks of this name."""
         command = [
             RAY, "list", "tasks", "--address", self.dashboard, "--filter", f"name={name}",
             "--limit", "1000", "--format", "json",
@@ -106,7 +106,7 @@ class Cluster(RayNodes):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    # A short path: sockets lie in it.
+    # A short path, because it holds sockets, whose paths have a limit.
     with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
         made = Cluster(tmp_path_factory.mktemp("cluster"), Path(scratch))
         try:
@@ -171,7 +171,7 @@ def test_a_job_on_two_nodes_gives_the_manifest_of_an_ordinary_run(
     assert job.returncode == 0 and "nothing to do" in printed, printed
 
 
-def test_a_mistake_fails_the_job_and_is_told_where_it_was_submitted(cluster: Cluster) -> None:
+def test_a_mistake_fails_the_job_and_is_printed_where_it_was_submitted(cluster: Cluster) -> None:
     job = cluster.submit("--config", "configs/esc10.yaml", "root=/data", "pipeline.worker=2")
     printed = job.communicate(timeout=240)[0]
     assert job.returncode == 1, printed
@@ -183,7 +183,7 @@ def test_a_mistake_fails_the_job_and_is_told_where_it_was_submitted(cluster: Clu
 def _see_it_run(cluster: Cluster, job: subprocess.Popen[str]) -> Path:
     """The working directory of the job's process, once a worker on each node is ready.
 
-    The first one stands still until the other is there: so short a run would be over by then.
+    The first worker is stopped until the second is there: so short a run would be over before.
     """
     folder: Path | None = None
     held: dict[int, int] = {}
@@ -207,7 +207,7 @@ def _see_it_run(cluster: Cluster, job: subprocess.Popen[str]) -> Path:
             return folder
         time.sleep(0.02)
     job.terminate()
-    raise AssertionError(f"workers on nodes {sorted(held)} alone: {job.communicate()[0]}")
+    raise AssertionError(f"workers only on nodes {sorted(held)}: {job.communicate()[0]}")
 
 
 def _free_ports(n: int) -> list[int]:

@@ -52,7 +52,7 @@ class DyingWorker(LightWorker):
         return super().encode_shard(shard, rows)
 
 
-def test_a_shard_that_kills_its_worker_is_parked_and_the_rest_goes_on(
+def test_a_shard_that_kills_its_worker_is_parked_and_the_rest_is_encoded(
     write_recipe: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -63,7 +63,7 @@ def test_a_shard_that_kills_its_worker_is_parked_and_the_rest_goes_on(
     config = recipe.section("pipeline", PipelineConfig)
     # Workers cannot import a test module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    # One Ray for both runs, and none for the prompts: this is about workers alone.
+    # One Ray for both runs, and none for the prompts: this test is only about workers.
     monkeypatch.setattr(run_module, "embed", embed)
     monkeypatch.setattr(run_module, "ATTEMPTS", 2)
     session = stack.enter_context(pipeline_session(open_store(recipe.data_dir)))

@@ -43,7 +43,7 @@ def test_s3_on_a_cluster_gives_the_manifest_of_a_run_in_one_process_on_disk(
     there, here = ShardDataset.open(url), ShardDataset.open(calm_run)
     assert (there.read(5).codes == here.read(5).codes).all()
 
-    progress, told = run_to_end("shards", "verify", "--config", recipe).splitlines()
-    assert progress.startswith("verify  8/8 shards  ") and told == "8 shards, 24 samples: all well"
+    progress, found = run_to_end("shards", "verify", "--config", recipe).splitlines()
+    assert progress.startswith("verify  8/8 shards  ") and found == "8 shards, 24 samples: all well"
     status = run_to_end("status", "--config", recipe)
     assert "finished" in status and "8/8 committed" in status

@@ -55,7 +55,7 @@ def _wait(what: Any, seconds: float = 30) -> None:
 
 
 class _Held(Studio):
-    """Makes nothing until it is told to."""
+    """Makes no sound until `go_on` is set."""
 
     go_on = threading.Event()
 
@@ -65,7 +65,7 @@ class _Held(Studio):
 
 
 def test_a_full_line_leaves_the_page_usable(browser: Any) -> None:
-    """More orders than a browser has connections to a server, and another tab."""
+    """There are more orders than a browser has connections to a server, and another tab."""
     model: Any = SimpleNamespace(
         codec=SimpleNamespace(sample_rate=RATE, frame_rate=50), trained_s=1.0,
         description={"step": 1}, normalize=list,

@@ -183,7 +183,7 @@ def test_eight_raters_and_a_server_that_is_killed_twice(
                 rater.send()
         for rater in raters:
             rater.wait_until_stored()
-        if turn == 9:  # closed and opened again: it goes on where it was
+        if turn == 9:  # closed and opened again: it continues where it was
             raters[0].page.reload()
         if turn == 10:
             assert raters[7].page.evaluate(
@@ -201,7 +201,7 @@ def test_eight_raters_and_a_server_that_is_killed_twice(
 
 
 def _expected() -> dict[tuple[int, str], bool]:
-    """Whether A is preferred, by rater and prompt: from tastes and tones alone."""
+    """Whether A is preferred, by rater and prompt: from nothing but tastes and tones."""
     return {
         (rater, prompt(number)): _wants_higher(rater, number) == a_is_higher(number)
         for rater in range(RATERS)
@@ -293,7 +293,7 @@ def test_a_slow_link_is_given_the_time_that_it_takes(
         page.wait_for_selector("#play-left[aria-disabled=false]", timeout=20_000)
         assert sum("/api/clips/" in url for url in asked) == 2, "a sound was asked for again"
         assert page.inner_text("#message") == ""
-        # Who takes a request and says nothing is not waited for.
+        # The page does not wait for a server that takes a request and says nothing.
         page.route("**/api/next", lambda route: None)
         page.reload()
         page.wait_for_selector("#message:has-text('does not answer')", timeout=20_000)
@@ -353,7 +353,7 @@ def test_what_the_page_asks_for_and_says(browser: Any, study: Path, server: Serv
     page.focus("#comment")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#count:text-is('2 of 20')")
-    # The other tab still shows the first pair: its answer comes too late, and it goes on.
+    # The other tab still shows the first pair: its answer comes too late, and it continues.
     for key, side in (("1", "left"), ("2", "right")):
         other.keyboard.press(key)
         other.wait_for_selector(f"#heard-{side}.yes")

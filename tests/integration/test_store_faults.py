@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -42,6 +43,9 @@ IN_A_ROW = 3
 
 Chooser = Callable[[str, str, int, bool], str]
 """Method, path, how many of these came before, whether it is a conditional put: a fault, or ""."""
+
+Run = Callable[[str | Path], None]
+"""Runs the pipeline into a data_dir, in this process."""
 
 
 def seeded(seed: int, rate: float) -> Chooser:
@@ -179,10 +183,7 @@ def s3_url(s3_bucket: str) -> str:
 
 
 @pytest.fixture
-def run(
-    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str | Path], None]:
-    """Runs the pipeline into a data_dir, in this process."""
+def run(write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Run:
     without_ray(monkeypatch)
 
     def run(data_dir: str | Path) -> None:
@@ -196,7 +197,7 @@ _CALM: dict[str, bytes] = {}
 
 
 @pytest.fixture
-def calm(run: Callable[[str | Path], None], tmp_path: Path) -> dict[str, bytes]:
+def calm(run: Run, tmp_path: Path) -> dict[str, bytes]:
     """What an undisturbed run on a disk ends with."""
     if not _CALM:
         run(tmp_path / "calm")
@@ -229,12 +230,8 @@ def within(seconds: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_faults_on_the_way_change_nothing(
-    proxy: FaultyProxy,
-    s3_url: str,
-    run: Callable[[str | Path], None],
-    calm: dict[str, bytes],
-    seed: int,
+def test_faults_of_the_store_change_no_result(
+    proxy: FaultyProxy, s3_url: str, run: Run, calm: dict[str, bytes], seed: int
 ) -> None:
     proxy.choose = seeded(seed, 0.4)
     run(s3_url)
@@ -259,7 +256,7 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_no_operation_minds_one_fault(
+def test_every_operation_survives_one_fault(
     proxy: FaultyProxy, s3_url: str, tmp_path: Path, operation: str
 ) -> None:
     for fault in FAULTS:
@@ -276,7 +273,7 @@ def test_no_operation_minds_one_fault(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_multipart_upload_minds_none_either(proxy: FaultyProxy, s3_url: str, fault: str) -> None:
+def test_a_multipart_upload_survives_one_fault(proxy: FaultyProxy, s3_url: str, fault: str) -> None:
     """12 MB: begun, three parts, completed."""
     store = open_store(s3_url)
     for request_number in range(5):
@@ -302,7 +299,7 @@ def test_a_create_whose_answer_is_lost_knows_its_own_object(
     assert not store.create("a", b"mine")  # nothing was lost: it was there before
 
 
-def test_a_bucket_that_is_not_there_is_told_at_once(proxy: FaultyProxy) -> None:
+def test_a_missing_bucket_is_reported_at_once(proxy: FaultyProxy) -> None:
     with within(30), pytest.raises(StorageError, match="NoSuchBucket"):
         open_store("s3://nowhere").write("a", b"x")
 
@@ -338,11 +335,8 @@ def test_the_limit_is_seconds(monkeypatch: pytest.MonkeyPatch, text: str) -> Non
         open_store("s3://bucket")
 
 
-def test_every_lost_create_is_known_for_what_it_is(
-    proxy: FaultyProxy,
-    s3_url: str,
-    run: Callable[[str | Path], None],
-    calm: dict[str, bytes],
+def test_a_run_survives_the_loss_of_every_answer_to_a_create(
+    proxy: FaultyProxy, s3_url: str, run: Run, calm: dict[str, bytes]
 ) -> None:
     proxy.choose = lambda method, path, nth, conditional: "lost" if conditional and nth == 0 else ""
     run(s3_url)
@@ -354,16 +348,10 @@ def test_every_lost_create_is_known_for_what_it_is(
     ("served", "fault"), [(0, "reset"), (12, "500"), (20, "cut"), (30, "lost"), (55, "503")]
 )
 def test_a_store_that_fails_for_good_ends_the_run_with_one_line(
-    proxy: FaultyProxy,
-    s3_url: str,
-    write_recipe: Callable[..., Path],
-    run: Callable[[str | Path], None],
-    calm: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    served: int,
-    fault: str,
-) -> None:
+    proxy: FaultyProxy, s3_url: str, write_recipe: Callable[..., Path], run: Run,
+    calm: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    served: int, fault: str,
+) -> None:  # fmt: skip
     left = [served]
 
     def fail_from_then_on(method: str, path: str, nth: int, conditional: bool) -> str:
@@ -388,40 +376,24 @@ def test_a_store_that_fails_for_good_ends_the_run_with_one_line(
 
 @pytest.mark.parametrize("rate", [0.0, 0.25])
 def test_two_drivers_at_once_make_one_right_manifest(
-    proxy: FaultyProxy,
-    s3_url: str,
-    run: Callable[[str | Path], None],
-    calm: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    rate: float,
-) -> None:
+    proxy: FaultyProxy, s3_url: str, run: Run, calm: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch, rate: float,
+) -> None:  # fmt: skip
     proxy.choose = seeded(7, rate)
     barriers: dict[str, threading.Barrier] = {}
     answers: dict[str, list[bool]] = {}
     create = Store.create
 
     def together(self: Store, key: str, data: bytes | Path) -> bool:
-        """Both drivers come to each conditional create before either goes on."""
+        """Both drivers reach each conditional create before either continues."""
         barriers.setdefault(key, threading.Barrier(2)).wait(timeout=60)
         answer = create(self, key, data)
         answers.setdefault(key, []).append(answer)
         return answer
 
     monkeypatch.setattr(Store, "create", together)
-    errors: list[BaseException] = []
-
-    def drive() -> None:
-        try:
-            run(s3_url)
-        except BaseException as error:
-            errors.append(error)
-
-    drivers = [threading.Thread(target=drive) for _ in range(2)]
-    for driver in drivers:
-        driver.start()
-    for driver in drivers:
-        driver.join(timeout=200)
-    assert errors == []
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, [s3_url, s3_url]))
     keys = [f"commits/{shard:06d}.json" for shard in range(8)] + ["plan/plan.json"]
     assert sorted(answers) == keys
     if not rate:

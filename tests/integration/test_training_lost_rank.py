@@ -1,4 +1,4 @@
-"""A lost process ends the others within a minute, and torchrun goes on from what is saved."""
+"""A lost process ends the others within a minute, and torchrun resumes from what is saved."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ OVERRIDES = (f"lm.steps={STEPS}", "lm.checkpoint_every=50")
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("lost", [0, 1])
-def test_the_others_end_and_a_restart_goes_on(root: Path, lost: int) -> None:
+def test_the_others_end_and_a_restart_resumes(root: Path, lost: int) -> None:
     whole = root / "run" / "whole"
     if not whole.is_dir():
         run_to_end(under_torchrun(command(root, "whole", *OVERRIDES), 2))
     run = root / "run" / f"lost-{lost}"
     program = command(root, run.name, *OVERRIDES)
-    # Nobody starts it again: the launcher is through within a minute.
+    # Nothing restarts it: the launcher ends within a minute.
     with started(under_torchrun(held(60, program), 2)) as process:
         wait_for_step(process, run, 60)
         others = workers(process)
@@ -48,7 +48,7 @@ def test_the_others_end_and_a_restart_goes_on(root: Path, lost: int) -> None:
     last = rows(run)[-1]["step"]
     assert 60 <= last < 160  # else the next wait would be over before it began
     assert (run / "latest").read_text() == f"step-{last // 50 * 50:08d}\n"
-    # Again, and now the launcher starts it anew by itself.
+    # Again, and now the launcher restarts the run by itself.
     with started(under_torchrun(held(160, program), 2, "--max-restarts=1")) as process:
         wait_for_step(process, run, 160)
         os.kill(workers(process)[lost], signal.SIGKILL)
@@ -61,7 +61,7 @@ def test_the_others_end_and_a_restart_goes_on(root: Path, lost: int) -> None:
 
 @pytest.mark.heavy
 def test_processes_of_two_nodes_find_each_other_after_a_restart(tmp_path: Path) -> None:
-    """Each node's launcher counts the restarts that it began itself: here they differ."""
+    """Each node's launcher only counts the restarts that it began: here the counts differ."""
     node = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
         "--max-restarts=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}",

@@ -30,7 +30,7 @@ HANDLED = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
 def _saved(run: Path) -> int:
-    """The step of the newest checkpoint; the log goes just as far."""
+    """The step of the newest checkpoint, which is also the log's last one."""
     name = (run / "latest").read_text().strip()
     step = int(name.removeprefix("step-"))
     assert rows(run)[-1]["step"] == step
@@ -39,9 +39,9 @@ def _saved(run: Path) -> int:
 
 
 def test_one_process(root: Path) -> None:
-    whole, run = root / "run" / "whole", root / "run" / "told"
+    whole, run = root / "run" / "whole", root / "run" / "stopped"
     train(load_recipe(root / "recipe.yaml", ["lm.run=whole", *OVERRIDES]))
-    program = command(root, "told", *OVERRIDES)
+    program = command(root, "stopped", *OVERRIDES)
     saved = 0
     for number in (signal.SIGUSR1, signal.SIGTERM):
         step = saved + 5
@@ -60,26 +60,26 @@ def test_one_process(root: Path) -> None:
     assert_same_checkpoint(run / name, whole / name)
 
 
-# The launcher passes signals on; a worker may also be told alone.
+# The launcher passes signals on; a single worker may also get one.
 SECOND_ONLY = [(signal.SIGUSR1, "second worker")]
 EVERYBODY = [(signal.SIGUSR1, "launcher"), (signal.SIGTERM, "launcher"), *SECOND_ONLY]
 
 
 @pytest.mark.parametrize(
-    "told",
+    "signals",
     [
         pytest.param(SECOND_ONLY, id="second"),
         pytest.param(EVERYBODY, id="everybody", marks=pytest.mark.heavy),
     ],
 )
 def test_two_processes_agree_on_the_step(
-    root: Path, told: list[tuple[signal.Signals, str]]
+    root: Path, signals: list[tuple[signal.Signals, str]]
 ) -> None:
-    names = [f"{name}-{len(told)}" for name in ("told", "whole")]
+    names = [f"{name}-{len(signals)}" for name in ("stopped", "whole")]
     run, whole = (root / "run" / name for name in names)
     program = command(root, run.name, *OVERRIDES)
     saved = 0
-    for number, whom in told:
+    for number, whom in signals:
         step = saved + 5
         with started(under_torchrun(held(step, program), 2, HANDLED)) as process:
             wait_for_step(process, run, step)

@@ -41,7 +41,7 @@ def _script(root: Path) -> str:
 
 
 @pytest.mark.heavy
-def test_told_before_the_end_it_saves_and_goes_back_into_the_queue(tmp_path: Path) -> None:
+def test_on_the_signal_before_the_time_limit_it_saves_and_is_queued_again(tmp_path: Path) -> None:
     make_world(tmp_path)
     tools, told = tmp_path / "tools", tmp_path / "told"
     tools.mkdir()

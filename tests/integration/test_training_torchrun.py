@@ -17,7 +17,7 @@ import pytest
 import torch
 from pipeline_process import finish
 from safetensors.torch import load_file
-from training_process import free_port, run_program, run_to_end, started, under_torchrun
+from training_process import command, free_port, run_to_end, started, under_torchrun
 
 from common.config import load_recipe
 from training import distributed
@@ -31,14 +31,8 @@ def _train(root: Path, processes: int, run: str, *overrides: str) -> list[dict]:
     if processes == 1:
         train(load_recipe(root / "recipe.yaml", (f"lm.run={run}", *overrides)))
     else:
-        done = _launch(root, processes, f"lm.run={run}", *overrides)
-        assert done.returncode == 0, done.stderr[-2000:]
+        run_to_end(under_torchrun(command(root, run, *overrides), processes))
     return read_log(root / "run" / run)
-
-
-def _launch(root: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "training", "lm", "--config", str(root / "recipe.yaml")]
-    return run_program(under_torchrun([*program, *overrides], processes))
 
 
 def _assert_alike(one: list[dict], two: list[dict]) -> None:
@@ -109,14 +103,14 @@ Gradients = dict[tuple[int, str], dict[str, torch.Tensor]]
 
 @pytest.fixture(scope="module")
 def gradients(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Gradients:
-    """Of each of `STEPS`; processes start once for all of their steps."""
+    """Gradients of each of `STEPS`; each number of processes starts once for all of its steps."""
     script = str(Path(__file__).with_name("gradient_process.py"))
     found = {}
     for processes, steps in STEPS.items():
         folder = tmp_path_factory.mktemp("gradients")
         heavy = "lm.batch_size=8,lm.cfg.dropout=1,lm.rr.weight=100,"
-        command = [sys.executable, script, str(root / "recipe.yaml"), str(folder)]
-        run_to_end(under_torchrun([*command, *(heavy + step for step in steps)], processes))
+        program = [sys.executable, script, str(root / "recipe.yaml"), str(folder)]
+        run_to_end(under_torchrun([*program, *(heavy + step for step in steps)], processes))
         for number, step in enumerate(steps):
             found[processes, step] = load_file(folder / f"{number}.safetensors")
     return found
@@ -139,7 +133,7 @@ def test_however_it_is_shared_out_the_gradient_is_that_of_one_process(
         assert error <= 1e-5 * max(1e-3, float(value.abs().max())), name
 
 
-def test_two_nodes_of_two_train_as_one_process_and_go_on_as_one(root: Path) -> None:
+def test_two_nodes_of_two_train_as_one_process_and_resume_on_one(root: Path) -> None:
     """Hybrid sharding, micro-batches and checkpointed blocks together, saved in the background and
     loaded again."""
     pieces = ["lm.sharding=hybrid", "lm.activation_checkpointing=true", "lm.micro_batch=1"]
@@ -158,8 +152,8 @@ def test_states_are_sharded_and_full_precision_with_bf16(root: Path, tmp_path: P
     """What multiplies is bf16; weights, gradients, moments and average are fp32, in shards."""
     out = tmp_path / "states.json"
     script = str(Path(__file__).with_name("state_process.py"))
-    command = [sys.executable, script, str(root / "recipe.yaml"), str(out)]
-    run_to_end(under_torchrun(command, 2))
+    program = [sys.executable, script, str(root / "recipe.yaml"), str(out)]
+    run_to_end(under_torchrun(program, 2))
     found = json.loads(out.read_text())
     assert found.pop("multiplied") == ["torch.bfloat16"]
     assert found.keys() == {"weights", "gradients", "exp_avg", "exp_avg_sq", "average"}
@@ -174,28 +168,17 @@ def test_text_dropped_per_clip_on_two_processes(root: Path) -> None:
 
 def test_a_mistake_that_the_first_process_finds_ends_all_with_one_line(root: Path) -> None:
     _train(root, 1, "taken", "lm.steps=4", "lm.checkpoint_every=4")
-    overrides = ("lm.run=taken", "lm.steps=4", "lm.checkpoint_every=4", "lm.optim.lr=0.5")
-    done = _launch(root, 2, *overrides)
-    told = done.stderr
-    assert done.returncode and told.count("error: ") == 1 and "lm.optim.lr" in told
-    assert "RuntimeError" not in told and "DistBackendError" not in told
+    overrides = ("lm.steps=4", "lm.checkpoint_every=4", "lm.optim.lr=0.5")
+    errors = run_to_end(under_torchrun(command(root, "taken", *overrides), 2), status=1).stderr
+    assert errors.count("error: ") == 1 and "lm.optim.lr" in errors
+    assert "RuntimeError" not in errors and "DistBackendError" not in errors
 
 
-def test_the_first_may_work_alone_and_any_ones_error_is_everybodys(tmp_path: Path) -> None:
+def test_all_wait_for_the_first_and_an_error_of_one_ends_all(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("agreement_process.py"))
     run_to_end(under_torchrun([sys.executable, script, str(tmp_path)], 3))
     told = [(tmp_path / str(rank)).read_text() for rank in range(3)]
     assert told == ["no room here (process 2)"] * 3
-
-
-def test_two_processes_go_on_as_one(root: Path) -> None:
-    """A checkpoint of two processes, loaded by one, goes on with the same global batches."""
-    whole = _train(root, 1, "alone")
-    _train(root, 2, "moved")
-    run = root / "run" / "moved"
-    (run / "latest").write_text("step-00000010\n")
-    (run / "log.jsonl").unlink()
-    _assert_alike(whole[10:], _train(root, 1, "moved"))
 
 
 @pytest.mark.heavy

@@ -13,7 +13,7 @@ from tiny_lm import state
 from training_process import rows, run_to_end, under_torchrun
 
 TOLERANCE = 1e-4
-"""Of losses: see test_training_torchrun.py."""
+"""Relative error of losses; test_training_torchrun.py gives the reason."""
 WATCHED = str(Path(__file__).with_name("watched_process.py"))
 
 
@@ -38,7 +38,7 @@ def _watch(
 
 
 @pytest.mark.heavy
-def test_two_processes_go_on_as_one_and_as_four(root: Path) -> None:
+def test_two_processes_resume_as_one_and_as_four(root: Path) -> None:
     whole = _watch(root, "whole", 1)
     assert list(whole) == list(range(1, 13))
     assert _watch(root, "moved", 2, "lm.keep=3") == whole
@@ -60,7 +60,7 @@ def test_two_processes_go_on_as_one_and_as_four(root: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize("later", ["", "1"], ids=["at once", "a step later"])
 def test_all_processes_skip_the_step_of_one(root: Path, later: str) -> None:
-    """The loss of the last of two processes breaks: neither takes the step in."""
+    """The loss of the last of two processes is not finite: neither takes the step."""
     run = root / "run" / f"broken{later}"
     overrides = ["lm.non_finite.skip=1", "lm.checkpoint_every=1", "lm.keep=12", "lm.steps=8"]
     ids = _watch(root, run.name, 2, *overrides, BROKEN_STEP="5", LATER=later)

@@ -37,7 +37,7 @@ def under_torchrun(program: list[str], processes: int, *options: str) -> list[st
 def run_to_end(
     program: list[str], status: int = 0, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run, and insist on the exit status; `variables` of the environment come on top."""
+    """Run a program that must end with `status`; `variables` are added to the environment."""
     done = run_program(program, **variables)
     assert done.returncode == status, done.stdout[-1000:] + done.stderr[-3000:]
     return done
@@ -46,7 +46,7 @@ def run_to_end(
 def run_program(
     program: list[str], seconds: float = 200, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run, to whatever end it comes within so many seconds."""
+    """Run a program that must end within `seconds`, with any status."""
     process = subprocess.Popen(
         program, env=ENVIRONMENT | variables, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -66,7 +66,7 @@ def free_port() -> int:
 def started(
     program: list[str], *, env: dict[str, str] = ENVIRONMENT, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """Started, and at the end of the block gone with all below it."""
+    """Start a program; at the end of the block it is killed with all of its children."""
     process = subprocess.Popen(
         program, env=env, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -77,7 +77,7 @@ def started(
 
 
 def held(step: int, program: list[str]) -> list[str]:
-    """The same command, taking its time once the log has that step."""
+    """The same command, slowed down once the log has that step."""
     assert program[1:3] == ["-m", "training"]
     script = str(Path(__file__).with_name("held_training.py"))
     return [program[0], script, str(step), *program[3:]]

@@ -7,24 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from calls import Call, freeze
 from in_process import encode_all
 
 from common.cli import run_app
 from common.config import Recipe, load_recipe
-from common.storage import open_store
 from pipeline.cli import app
-from pipeline.config import PipelineConfig
 from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.finalize import finalize
-from pipeline.run import make_plan
 
 
 @pytest.fixture
 def planned(write_recipe: Callable[..., Path], tmp_path: Path) -> tuple[FrozenPlan, Recipe]:
     recipe = load_recipe(write_recipe(tmp_path / "data"))
-    config = recipe.section("pipeline", PipelineConfig)
-    plan, _ = make_plan(open_store(recipe.data_dir), recipe, config)
-    return plan, recipe
+    return freeze(recipe)[0], recipe
 
 
 _FINISHED: dict[str, Path] = {}
@@ -48,10 +44,14 @@ def finished(
 
 
 @pytest.fixture
-def pipeline(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs `python -m pipeline ARGUMENTS`: exit status, stdout, stderr."""
+def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> str:
+    """Path of a recipe into the folder of `planned` and `finished`."""
+    return str(write_recipe(tmp_path / "data"))
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs `python -m pipeline ARGUMENTS` in this process."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["pipeline", *arguments])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from calls import Call
 
 
 @pytest.mark.parametrize(
@@ -24,25 +24,17 @@ import pytest
     ],
 )
 def test_a_mistake_is_one_line(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    overrides: list[str],
-    message: str,
+    pipeline: Call, recipe: str, overrides: list[str], message: str
 ) -> None:
-    recipe = str(write_recipe(tmp_path / "data"))
     status, out, err = pipeline("plan", "--config", recipe, *overrides)
     assert (status, out) == (1, "")
     assert message in err
     assert err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_a_finished_run_has_nothing_to_do_and_every_view_speaks_json(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    finished: Path,
+def test_a_finished_run_has_nothing_to_do_and_every_view_has_json(
+    pipeline: Call, recipe: str, finished: Path
 ) -> None:
-    recipe = str(write_recipe(finished))
 
     def document(*arguments: str) -> Any:
         status, out, _ = pipeline(*arguments, "--config", recipe, "--json")
@@ -62,12 +54,7 @@ def test_a_finished_run_has_nothing_to_do_and_every_view_speaks_json(
         assert status == 0 and out.strip()
 
 
-def test_verify_fails_on_a_broken_shard_and_names_it(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    finished: Path,
-) -> None:
-    recipe = str(write_recipe(finished))
+def test_verify_names_a_broken_shard(pipeline: Call, recipe: str, finished: Path) -> None:
     tar = sorted((finished / "shards").iterdir())[3]
     tar.write_bytes(tar.read_bytes()[:-512])
     status, out, _ = pipeline("shards", "verify", "--config", recipe)
@@ -75,12 +62,7 @@ def test_verify_fails_on_a_broken_shard_and_names_it(
     assert f"shards/{tar.name}" in out and "problems" in out
 
 
-def test_what_was_refused_is_listed(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    finished: Path,
-) -> None:
-    recipe = str(write_recipe(finished))
+def test_what_was_refused_is_listed(pipeline: Call, recipe: str, finished: Path) -> None:
     command = ("status", "--config", recipe, "--refused")
     rows = json.loads(pipeline(*command, "--json")[1])
     assert {row["native_id"]: row["reason"] for row in rows if row["stage"] == "audio"} == {
@@ -104,7 +86,7 @@ def test_what_was_refused_is_listed(
     assert f"small  page.wav  audio: unreadable  {page['detail']}" in lines
     assert lines[-1] == "6 refused while encoding, 4 while planning"
 
-    for name in ("quarantine.parquet", "summary.json"):  # then the commits tell it
+    for name in ("quarantine.parquet", "summary.json"):  # then the commits have it
         (finished / name).unlink()
         assert json.loads(pipeline(*command, "--json")[1]) == rows
     (finished / "plan" / "rejects.parquet").unlink()
@@ -113,13 +95,9 @@ def test_what_was_refused_is_listed(
     assert pipeline(*command)[1] == "0 refused while encoding, 0 while planning\n"
 
 
-def test_a_run_says_where_its_refusals_are_named(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    finished: Path,
-) -> None:
+def test_a_run_says_what_lists_its_refusals(pipeline: Call, recipe: str, finished: Path) -> None:
     (finished / "summary.json").unlink()
-    _, out, _ = pipeline("run", "--config", str(write_recipe(finished)))
+    _, out, _ = pipeline("run", "--config", recipe)
     assert out.splitlines()[-1] == (
         "done: 24 clips, 0.01 h in 8 shards; 10 refused "
         "(python -m pipeline status --refused names them)"

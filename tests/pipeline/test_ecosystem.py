@@ -1,4 +1,4 @@
-"""The README's code blocks for other tools, run as they stand against finished shards."""
+"""The README's code blocks for other tools run unchanged on finished shards."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_every_block_has_a_check() -> None:
 
 
 @pytest.mark.parametrize("tool", CHECKS)
-def test_the_block_runs_as_it_stands(
+def test_the_block_runs_unchanged(
     tool: str,
     finished: Path,
     monkeypatch: pytest.MonkeyPatch,

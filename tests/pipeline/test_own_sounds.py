@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from calls import Call
 from typer.testing import CliRunner
 
-from common.cli import run_app
 from pipeline.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -35,19 +35,14 @@ def test_the_table_in_the_readme_is_a_catalog(
 
 
 @pytest.mark.parametrize("command", ["stats", "verify", "report"])
-def test_shards_that_are_not_there_are_told_in_one_line(
-    command: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_missing_shards_are_reported_in_one_line(
+    pipeline: Call, command: str, tmp_path: Path
 ) -> None:
-    """Without a line of progress before it."""
+    """No line of progress comes before it."""
     (tmp_path / "data").mkdir()
     more = [f"--out={tmp_path}/page.html"] if command == "report" else []
     recipe = str(ROOT / "configs" / "own.yaml")
-    arguments = ["shards", command, "--config", recipe, *more, f"data_dir={tmp_path}/data"]
-    monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
-    with pytest.raises(SystemExit):
-        run_app(app)
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ") and (said.out + said.err).count("\n") == 1, said
+    _, out, err = pipeline(
+        "shards", command, "--config", recipe, *more, f"data_dir={tmp_path}/data"
+    )
+    assert err.startswith("error: ") and (out + err).count("\n") == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from calls import freeze
 from in_process import encode_all
 from reading import touch
 
@@ -18,10 +20,8 @@ from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
 from pipeline.catalogs.base import CatalogEntry
 from pipeline.catalogs.music import Music
-from pipeline.config import PipelineConfig
 from pipeline.encode.finalize import finalize
 from pipeline.plan.decide import PlanTables, build_plan
-from pipeline.run import make_plan
 from pipeline.text.captions import TextRules
 
 SEGMENTS = """\
@@ -79,7 +79,7 @@ def test_rows_and_files_of_a_bucket(bucket: Store) -> None:
         (f"{uri}/audioset/segments.csv:4", "malformed_row", 'bad, 0.000, 10.000, "/m/none"'),
         (f"{uri}/music/catalog.jsonl:2", "outside_root", '{"path": "../x.flac"}'),
     ]
-    # Another content under the same name is read anew.
+    # Other content under the same name is read again.
     bucket.write(
         "audioset/segments.csv", SEGMENTS.replace("30.000, 40.000", "50.000, 60.000").encode()
     )
@@ -112,7 +112,7 @@ def test_what_is_not_in_the_bucket_is_one_line(bucket: Store) -> None:
 
 
 def test_audio_of_a_bucket_becomes_the_same_codes(
-    s3_bucket: str, small_corpus: Path, recipe_text: object, tmp_path: Path
+    s3_bucket: str, small_corpus: Path, recipe_text: Callable[..., str], tmp_path: Path
 ) -> None:
     store = open_store(f"{s3_bucket}/music")
     names = ["tone_00.wav", "tone_07.wav", "page.wav"]
@@ -127,16 +127,11 @@ def test_audio_of_a_bucket_becomes_the_same_codes(
         "bucket": (f"{store.uri}/catalog.jsonl", f"{store.uri}/audio"),
     }
     for kind, (catalog, audio) in places.items():
-        assert callable(recipe_text)
-        text = recipe_text(tmp_path / kind).partition("  catalogs:")[0]
         path = tmp_path / f"{kind}.yaml"
-        path.write_text(
-            f"{text}  catalogs: [{{dataset: music, catalog: '{catalog}', audio: '{audio}'}}]"
-        )
+        music = f"dataset: music, catalog: '{catalog}', audio: '{audio}'"
+        path.write_text(recipe_text(tmp_path / kind, music))
         recipe = load_recipe(path)
-        frozen, _ = make_plan(
-            open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig)
-        )
+        frozen, _ = freeze(recipe)
         if kind == "bucket":
             store.delete("audio/tone_07.wav")
         encode_all(frozen, recipe)

@@ -73,13 +73,13 @@ def test_a_linked_folder_is_entered_in_its_own_place_or_refused(tmp_path: Path) 
     (root / "c" / "more").symlink_to(touch(other, "Sea.wav"))
     outcomes = read(dataset="freetousesounds", root=root)
     assert [r.native_id for r in records(outcomes)] == ["b/Rain.wav", "c/Wind.wav"]
-    told = [(o.native_id, o.reason) for o in outcomes if isinstance(o, Refusal)]
-    assert told == [("c/more", "outside_root")]
+    refused = [(o.native_id, o.reason) for o in outcomes if isinstance(o, Refusal)]
+    assert refused == [("c/more", "outside_root")]
     root = tmp_path / "links"
     root.mkdir()
     (root / "more").symlink_to(other)
-    (refused,) = read(dataset="freetousesounds", root=root)
-    assert isinstance(refused, Refusal) and refused.detail == f"'more' links to outside {root}"
+    (linked,) = read(dataset="freetousesounds", root=root)
+    assert isinstance(linked, Refusal) and linked.detail == f"'more' links to outside {root}"
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -102,7 +102,7 @@ def test_texts_of_ones_own_override_the_names(tmp_path: Path, suffix: str) -> No
     ]
 
 
-def test_a_tree_without_audio_is_told(tmp_path: Path) -> None:
+def test_a_tree_without_audio_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AttuneError, match="no audio files in it"):
         read(dataset="freetousesounds", root=touch(tmp_path / "tree", "readme.txt"))
     made = catalog(dataset="freetousesounds", root=tmp_path / "none").without_audio()

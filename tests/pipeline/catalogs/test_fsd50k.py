@@ -94,7 +94,7 @@ def test_names_and_ancestors_come_from_the_ontology(tmp_path: Path) -> None:
     ]
 
 
-def test_what_it_needs_is_told(tmp_path: Path) -> None:
+def test_missing_and_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="specific needs ontology"):
         catalog(dataset="fsd50k", clips="x.csv", labels="specific")
     path = write(tmp_path / "eval.csv", "fname,labels,mids", "9,Music,/m/music")

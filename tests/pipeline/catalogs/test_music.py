@@ -66,7 +66,7 @@ def test_one_file_is_one_track_however_its_name_is_written(tmp_path: Path) -> No
     assert len(found) == 2
 
 
-def test_half_a_parquet_file_is_told(tmp_path: Path) -> None:
+def test_half_a_parquet_file_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([TRACK]), tmp_path / "c.parquet")
     whole = (tmp_path / "c.parquet").read_bytes()
     (tmp_path / "c.parquet").write_bytes(whole[: len(whole) // 2])

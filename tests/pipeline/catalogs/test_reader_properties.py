@@ -1,4 +1,4 @@
-"""Every reader on rows nobody thought of: legal ones come through, none is lost, none crashes."""
+"""Every reader on random rows: legal rows come through, no row is lost, none crashes a reader."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Form:
     key: str
     file: str
     header: str
-    """Of a CSV; empty where it has none, or where rows are JSON."""
+    """Header line of a CSV; empty where the CSV has none, or where rows are JSON."""
     row: Callable[[str, int, str], Any]
     """Fields of a CSV, or an object of JSON."""
     record: Callable[[str, int, str], dict[str, object]]
@@ -65,7 +65,7 @@ class Form:
         return [json.dumps(values, ensure_ascii=False) for values in rows]
 
     def write(self, folder: Path, lines: list[str]) -> Path:
-        """The list with these lines, each as it stands."""
+        """Write the list with exactly these lines."""
         path = folder / self.file
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.file.endswith(".json"):
@@ -210,7 +210,7 @@ every_form = pytest.mark.parametrize("name", FORMS)
 def test_any_legal_row_comes_through(
     tmp_path: Path, name: str, clips: list[tuple[str, int, str]]
 ) -> None:
-    """To the letter, in order, with its line; and the line leads back to the row."""
+    """Exactly, in order and with its line number, by which the row is found again."""
     form = FORMS[name]
     if not clips and not form.header and form.file.endswith((".csv", ".jsonl")):
         return  # an empty file
@@ -257,7 +257,7 @@ def test_any_legal_segment_and_label_come_through(
 def test_any_legal_text_of_ones_own_comes_through(
     tmp_path_factory: pytest.TempPathFactory, clips: list[tuple[str, int, str]]
 ) -> None:
-    """Beside a tree of files: in every form a table has, with the file that is in no table."""
+    """Captions of the user's own, in each format, for a tree that also has a file without a row."""
     folder = tmp_path_factory.mktemp("tree")
     root = touch(folder / "tree", "rain.wav", *(f"{i}.wav" for i, _, _ in clips))
     (folder / "own.csv").write_bytes(
@@ -273,10 +273,10 @@ def test_any_legal_text_of_ones_own_comes_through(
         captions = {record.native_id: record.captions for record in records(outcomes)}
         assert len(captions) == len(clips) + 1
         assert captions["rain.wav"] == ["rain"]
-        told = [clip for clip in clips if clip[2].strip()]
-        assert all(captions[f"{i}.wav"] == [t.strip()] for i, _, t in told)
-        assert len(merged(outcomes)) == len(told)
-        assert len(refusals(outcomes)) == len(clips) - len(told)  # rows without a text
+        with_text = [clip for clip in clips if clip[2].strip()]
+        assert all(captions[f"{i}.wav"] == [t.strip()] for i, _, t in with_text)
+        assert len(merged(outcomes)) == len(with_text)
+        assert len(refusals(outcomes)) == len(clips) - len(with_text)  # rows without a text
 
 
 JSON = st.recursive(
@@ -309,12 +309,15 @@ def odd_lines(draw: st.DrawFn, form: Form) -> list[str]:
 @HYPOTHESIS
 @given(data=st.data())
 def test_every_row_has_one_outcome(tmp_path: Path, name: str, data: st.DataObject) -> None:
-    """A record, a refusal or merged into another, at a place of its own, whatever it says."""
+    """Any row becomes one record or refusal, or is merged, and has its own line number."""
     form = FORMS[name]
     legal = st.sampled_from(form.lines(NASTY))  # again and again: clips with several rows
     lines = [*data.draw(st.lists(legal, max_size=4)), *data.draw(odd_lines(form))]
     if not form.header and form.file.endswith(".csv"):
-        lines = [*form.lines([("abcdefghijk", 1, "dog")]), *lines]  # its columns tell the form
+        lines = [
+            *form.lines([("abcdefghijk", 1, "dog")]),
+            *lines,
+        ]  # shows which form it is
     if not lines and form.file.endswith(".jsonl"):
         return  # an empty file
     path = form.write(tmp_path, lines)
@@ -348,10 +351,10 @@ STARTS = st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe", b"PAR1", b"\x1f\x8b
 @example(start=b"", with_header=False, content=b'[{"id": "../x"}, {"id": "a\\u0000"}]')
 @example(start=b"", with_header=False, content=b'{"path": "a\\u0000b"}\n{"path": "a"}\n')
 @example(start=b"", with_header=True, content=b'"\n')
-def test_no_content_gets_past_the_readers(
+def test_no_bytes_crash_a_reader(
     tmp_path: Path, name: str, start: bytes, with_header: bool, content: bytes
 ) -> None:
-    """Whatever the bytes: rows that are each accounted for, or one line."""
+    """Any bytes give rows that are each accounted for, or an error of one line."""
     form = FORMS[name]
     path = form.write(tmp_path, [])
     header = f"{form.header}\n".encode() if with_header else b""

@@ -1,4 +1,4 @@
-"""Files that are not what they claim: read right, or told in one line; rows found again."""
+"""Files that are not what they claim: read right, or refused in one line; rows found again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def parquet_bytes() -> bytes:
         (b"file_name,text\n" + b"x" * (17 << 20), "a line of over 16777216 characters"),
     ],
 )
-def test_another_file_is_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+def test_another_file_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "list.csv"
     path.write_bytes(content)
     with pytest.raises(AttuneError, match=message) as error:
@@ -62,7 +62,7 @@ def test_another_file_is_told_in_one_line(tmp_path: Path, content: bytes, messag
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_folders_and_devices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AttuneError, match="expected a file, found a folder"):
         list(read_csv(tmp_path, COLUMNS))
     with pytest.raises(AttuneError, match="no such file"):
@@ -96,7 +96,7 @@ def test_other_forms_of_the_same_rows_read_right(tmp_path: Path, content: bytes)
     assert [row.source for row in rows] == [f"{path}:2", f"{path}:3"]
 
 
-def test_a_nul_byte_far_down_spoils_its_row_alone(tmp_path: Path) -> None:
+def test_a_nul_byte_far_down_only_spoils_its_row(tmp_path: Path) -> None:
     path = write(tmp_path / "list.csv", "file_name,text", *["a.wav,dog"] * 200, "b\0.wav,cat")
     assert Counter(row.error for row in read_csv(path, COLUMNS)) == {"": 200, "has a NUL byte": 1}
 
@@ -154,7 +154,7 @@ AUDIOSET = (
 def test_segment_lists_after_a_spreadsheet(
     tmp_path: Path, lines: tuple[str, ...], accepted: list[str]
 ) -> None:
-    """What it left whole is read, what it broke is refused, by its line."""
+    """Rows that a spreadsheet left whole are read; rows that it broke are refused by line."""
     segments = write(tmp_path / "segments.csv", *lines, end="\r\n")
     labels = write(tmp_path / "labels.csv", "index,mid,display_name", "0,/m/a,A", "1,/m/b,B")
     made = catalog(dataset="audioset", segments=segments, class_labels=labels).without_audio()
@@ -168,7 +168,7 @@ CLIPS = 40
 
 
 def long_lists(folder: Path) -> dict[str, dict[str, object]]:
-    """Catalogs of which nearly every row is refused, AudioCaps' with malformed rows on the way."""
+    """Catalogs of which nearly every row is refused; AudioCaps' also has malformed rows."""
     entries = [{"id": str(i), "caption": f"A dog, {i}"} for i in range(CLIPS)]
     (folder / "indented.json").write_text(json.dumps({"data": entries}, indent=1))
     (folder / "one_line.json").write_text(json.dumps({"data": entries}))

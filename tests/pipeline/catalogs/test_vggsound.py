@@ -59,7 +59,7 @@ def test_a_header_that_a_copy_has_is_no_row(tmp_path: Path) -> None:
     assert len(list(catalog(dataset="vggsound", clips=path).without_audio().read())) == 1
 
 
-def test_another_list_is_told(tmp_path: Path) -> None:
+def test_another_list_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "stat.csv", "ambulance siren,1050,vehicle")
     with pytest.raises(AttuneError, match=r"expected vggsound\.csv .* found 3 columns"):
         list(catalog(dataset="vggsound", clips=path).without_audio().read())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,6 @@ def run(*arguments: str) -> str:
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.output
-
-
-@pytest.fixture
-def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> str:
-    return str(write_recipe(tmp_path / "data"))
 
 
 def test_check_accounts_for_every_row(recipe: str, tmp_path: Path) -> None:
@@ -65,7 +59,7 @@ def test_show_explains_a_clip(recipe: str) -> None:
     assert gone["outcome"] == "catalog: missing_audio" and gone["steps"] == []
 
 
-def test_show_tells_what_encoding_refused(recipe: str, finished: Path) -> None:
+def test_show_has_what_encoding_refused(recipe: str, finished: Path) -> None:
     def page() -> dict[str, Any]:
         (row,) = json.loads(run("show", recipe, "--id", "page.wav", "--json"))
         assert row["prompts"] == ["broken page machine"]
@@ -77,7 +71,7 @@ def test_show_tells_what_encoding_refused(recipe: str, finished: Path) -> None:
     assert "outcome    audio: unreadable\ndetail     refused while" in run(
         "show", recipe, "--id", "page.wav"
     )
-    for name in ("quarantine.parquet", "summary.json"):  # then the commits tell it
+    for name in ("quarantine.parquet", "summary.json"):  # then the commits have it
         (finished / name).unlink()
         assert page() == found
     rows = json.loads(run("show", recipe, "--id", "tone_00.wav", "--json"))
@@ -87,7 +81,7 @@ def test_show_tells_what_encoding_refused(recipe: str, finished: Path) -> None:
     assert not (finished / "none").exists()
 
 
-def test_show_goes_without_a_store_that_is_out_of_reach(
+def test_show_works_while_the_store_is_out_of_reach(
     recipe: str, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(store: Store, key: str) -> bytes:
@@ -100,7 +94,7 @@ def test_show_goes_without_a_store_that_is_out_of_reach(
     assert result.stderr.startswith("note: what encoding refused is not shown: ")
 
 
-def test_columns_that_are_not_read_are_told_once(recipe: str, tmp_path: Path) -> None:
+def test_columns_that_are_not_read_are_reported_once(recipe: str, tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,sentence\na.wav,A dog barks\nb.wav,Rain\n")
     folder = f"pipeline.catalogs=[{{dataset: audiofolder, root: {tmp_path}, name: own}}]"
     text = run("check", recipe, folder, "--no-audio")

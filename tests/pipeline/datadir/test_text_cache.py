@@ -18,7 +18,7 @@ def plan_of(*clips: list[str]) -> pa.Table:
 
 
 def embed(cache: TextCache, assigned: pa.Table) -> int:
-    """Make the chunks that are missing; how many prompts that were."""
+    """Embed the missing chunks; returns the number of their prompts."""
     missing: dict[str, list[str]] = {}
     done = cache.chunks()
     for row in assigned.to_pylist():
@@ -34,7 +34,7 @@ def test_each_unique_prompt_is_embedded_once_and_read_back(tmp_path: Path) -> No
     prompts = [f"dog {'bark ' * (i % 7)}{i}" for i in range(50)]
     plan = plan_of(*([prompts[i], prompts[i // 2]] for i in range(50)), [])
     assigned, chunks = cache.assign_chunks(plan, chunk_size=8)
-    assert assigned["prompt"].to_pylist() == prompts  # as the plan comes to them
+    assert assigned["prompt"].to_pylist() == prompts  # in the order of the plan
     assert embed(cache, assigned) == 50
     assert embed(cache, assigned) == 0
     assert len(cache.chunks()) == 7
@@ -92,7 +92,7 @@ def test_another_plan_keeps_what_is_cached(tmp_path: Path) -> None:
 
 
 def test_an_index_is_read_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their threads may hold its bytes until Python shuts down, which ends it with SIGABRT."""
+    """Threads of a dataset may hold its bytes until Python shuts down, which then aborts."""
     cache = TextCache(open_store(tmp_path), "encoder")
     assigned, _ = cache.assign_chunks(plan_of(["a"]), chunk_size=2)
     embed(cache, assigned)
@@ -104,7 +104,7 @@ def test_an_index_is_read_without_datasets(tmp_path: Path, monkeypatch: pytest.M
     assert cache.read({"a": assigned["chunk"][0].as_py()}).keys() == {"a"}
 
 
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_chunks_and_prompts_are_errors(tmp_path: Path) -> None:
     cache = TextCache(open_store(tmp_path), "encoder")
     assigned, _ = cache.assign_chunks(plan_of(["a"]), chunk_size=2)
     chunk = assigned["chunk"][0].as_py()

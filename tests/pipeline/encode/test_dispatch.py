@@ -1,4 +1,4 @@
-"""Dispatch on a made-up cluster: who gets what, who is blamed, and that everything ends."""
+"""Dispatch on a made-up cluster: each shard is done once, or parked for what it did."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -25,24 +26,19 @@ from pipeline.encode.worker import SHARDS_AT_ONCE
 
 
 class Reference:
-    """What a call on an actor gives; filled in when `FakeRay.wait` lets the call happen."""
+    """Result of a call on an actor; set when `FakeRay.wait` lets the call happen."""
 
     def __init__(self, actor: Actor, shard: int | None) -> None:
         self.actor, self.shard = actor, shard
         self.result: Any = None
 
 
-class Method:
-    def __init__(self, call: Callable[..., Reference]) -> None:
-        self.remote = call
-
-
 class Actor:
     def __init__(self, cluster: FakeRay, number: int) -> None:
         self.cluster, self.number = cluster, number
         self.is_dead = False
-        self.is_ready = Method(lambda: self._call(None))
-        self.encode_shard = Method(lambda shard, rows: self._call(shard))
+        self.is_ready = SimpleNamespace(remote=lambda: self._call(None))
+        self.encode_shard = SimpleNamespace(remote=lambda shard, rows: self._call(shard))
 
     def _call(self, shard: int | None) -> Reference:
         reference = Reference(self, shard)
@@ -59,15 +55,15 @@ class Actor:
 
 
 class FakeRay:
-    """Calls end in a random order.  A killer takes its actor and all that this one has with it."""
+    """Calls end in a random order.  A killer shard ends its actor and all calls on the actor."""
 
     def __init__(
         self, seed: int, killers: set[int], failing: dict[int, Exception],
-        death: type[Exception], stands: Callable[[int], bool],
+        death: type[Exception], starts: Callable[[int], bool],
     ) -> None:  # fmt: skip
         self.rng = random.Random(seed)
         self.killers, self.failing = killers, failing
-        self.death, self.stands = death, stands
+        self.death, self.starts = death, starts
         self.started = 0
         self.calls: list[Reference] = []
         self.tries: Counter[int] = Counter()
@@ -97,7 +93,7 @@ class FakeRay:
             for other in [call for call in self.calls if call.actor is actor]:
                 self.calls.remove(other)
                 other.result = self.death("killed")
-        elif is_start and not self.stands(actor.number):
+        elif is_start and not self.starts(actor.number):
             reference.result = self.death("killed")
         elif reference.shard in self.failing:
             cause = self.failing[reference.shard]
@@ -120,9 +116,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     def run(
         seed: int = 0, killers: set[int] | None = None, failing: dict[int, Exception] | None = None,
         attempts: int = 3, workers: int = 3, death: type[Exception] = RayActorError,
-        stands: Callable[[int], bool] = lambda number: True,
+        starts: Callable[[int], bool] = lambda number: True,
     ) -> tuple[FakeRay, list[int], dict[int, str], Store]:  # fmt: skip
-        cluster = FakeRay(seed, killers or set(), failing or {}, death, stands)
+        cluster = FakeRay(seed, killers or set(), failing or {}, death, starts)
         monkeypatch.setattr(ray, "wait", cluster.wait)
         monkeypatch.setattr(ray, "get", cluster.get)
         done: list[int] = []
@@ -155,7 +151,7 @@ def test_every_shard_is_done_once_and_no_worker_has_too_many(run: Callable[..., 
 def test_only_what_kills_its_worker_is_blamed(
     run: Callable[..., Any], seed: int, attempts: int, death: type[Exception]
 ) -> None:
-    """However Ray tells of the death: its memory monitor has an error of its own."""
+    """Ray's memory monitor reports a death by an error of its own."""
     killers = {0, 7, 8, 39}
     cluster, done, poison, store = run(seed, killers, attempts=attempts, death=death)
     assert poison.keys() == killers
@@ -164,7 +160,7 @@ def test_only_what_kills_its_worker_is_blamed(
         f"poison/{shard:06d}.json" for shard in sorted(killers)
     ]
     for shard, tries in cluster.tries.items():
-        # Once in company where nobody knows who did it, then alone.
+        # Once beside other shards, where the culprit is not known, then by itself.
         expected = attempts + 1 if shard in killers else len(killers) + 1
         assert tries <= expected, shard
     assert cluster.most <= SHARDS_AT_ONCE
@@ -190,7 +186,7 @@ def test_an_error_that_the_driver_cannot_read_is_no_death(run: Callable[..., Any
 def test_workers_that_die_as_they_start_do_not_end_the_work_of_others(
     run: Callable[..., Any],
 ) -> None:
-    cluster, done, poison, _ = run(workers=30, stands=lambda number: number < 3)
+    cluster, done, poison, _ = run(workers=30, starts=lambda number: number < 3)
     assert sorted(done) == list(range(40)) and poison == {}
     assert cluster.started > 100
 
@@ -199,11 +195,11 @@ def test_a_lost_node_may_take_every_starting_worker_with_it(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.encode.dispatch._START_DEATHS", 0)
-    _, done, _, _ = run(workers=40, stands=lambda number: number >= 40)
+    _, done, _, _ = run(workers=40, starts=lambda number: number >= 40)
     assert sorted(done) == list(range(40))
 
 
-def test_a_worker_that_never_stands_ends_the_run(
+def test_workers_that_never_start_end_the_run(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(AttuneError, match="crashed at start-up"):

@@ -1,4 +1,4 @@
-"""Workers fit into what Ray has: one too many would wait for ever."""
+"""Workers fit into Ray's cluster: one too many would wait for ever."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def share(nodes: list[dict[str, float]], **values: Any) -> Resources:
         ([{"CPU": 8.0}], {"workers": 3}, (3, 2, 0)),
         ([{"CPU": 8.0}], {"workers": 99}, (4, 2, 0)),
         ([{"CPU": 2.0}], {"cpus_per_worker": 16, "workers": 2}, (1, 2, 0)),
-        # A worker lies on one node: three CPUs on each of two make two workers, not three.
+        # A worker is on one node: three CPUs on each of two make two workers, not three.
         ([{"CPU": 3.0}, {"CPU": 3.0}], {}, (2, 2, 0)),
         ([{"CPU": 2.0}, {"CPU": 2.0}], {"cpus_per_worker": 4}, (2, 2, 0)),
         ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0}], {"workers": 9}, (1, 2, 1)),

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from calls import freeze
 from in_process import fill_cache, make_worker
 
 from common.config import load_recipe
 from common.shards import ShardDataset
-from common.storage import open_store
-from pipeline.config import PipelineConfig
 from pipeline.encode.finalize import finalize
-from pipeline.run import make_plan
 
 
 @pytest.fixture
@@ -39,9 +37,7 @@ def even_corpus(tmp_path: Path) -> Path:
 def encode(recipe_path: Path, out: Path, batch: int) -> dict[str, bytes]:
     overrides = [f"data_dir={out}", f"pipeline.batch_clips={batch}", "pipeline.clips_per_shard=16"]
     recipe = load_recipe(recipe_path, overrides)
-    plan, _ = make_plan(
-        open_store(recipe.data_dir), recipe, recipe.section("pipeline", PipelineConfig)
-    )
+    plan, _ = freeze(recipe)
     fill_cache(plan)
     worker = make_worker(plan, recipe, batch_clips=batch)
     for shard, rows in plan.shards():
@@ -54,8 +50,7 @@ def test_batches_change_nothing_but_a_few_codes(
     even_corpus: Path, recipe_text: Callable[..., str], tmp_path: Path
 ) -> None:
     path = tmp_path / "recipe.yaml"
-    text = recipe_text(tmp_path / "data").partition("  catalogs:")[0]
-    path.write_text(f"{text}  catalogs: [{{dataset: audiofolder, root: {even_corpus}}}]\n")
+    path.write_text(recipe_text(tmp_path / "data", f"dataset: audiofolder, root: {even_corpus}"))
     encode(path, tmp_path / "alone", 1)
     first = encode(path, tmp_path / "first", 4)
     again = encode(path, tmp_path / "again", 4)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from calls import Call
 from html_tags import Tags
 from in_process import copy_to_bucket
 
@@ -36,7 +37,9 @@ def rewrite(finished: Path, change: Callable[[int, dict[str, Any]], object]) -> 
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), finished / "manifest.parquet")
 
 
-def test_the_page_stands_alone_and_comes_out_the_same(finished: Path, tiny_codec: Path) -> None:
+def test_the_page_needs_nothing_else_and_is_the_same_each_time(
+    finished: Path, tiny_codec: Path
+) -> None:
     store = open_store(finished)
     html, clips = build_report(store, str(tiny_codec), clips=2)
     assert len(clips) == len(set(clips)) == 2
@@ -137,29 +140,24 @@ def test_plots_show_every_clip() -> None:
 
 
 def test_the_command_on_a_folder_and_in_a_bucket(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    finished: Path,
-    s3_bucket: str,
-    tmp_path: Path,
+    pipeline: Call, recipe: str, finished: Path, s3_bucket: str, tmp_path: Path
 ) -> None:
-    recipe = str(write_recipe(finished))
     uri = f"{s3_bucket}/data"
     copy_to_bucket(finished, uri)
     pages = []
     for data in (str(finished), uri):
         out = str(tmp_path / f"{len(pages)}.html")
         arguments = ("shards", "report", "--config", recipe, f"data_dir={data}", "--out", out)
-        status, told, _ = pipeline(*arguments, "--clips", "1", "--sample", "2", "--json")
-        found = json.loads(told)
+        status, printed, _ = pipeline(*arguments, "--clips", "1", "--sample", "2", "--json")
+        found = json.loads(printed)
         assert status == 0 and found["bytes"] == Path(out).stat().st_size
         assert "in 2 of 8 shards (drawn by seed 0)" in Path(out).read_text()
         pages.append(Path(out).read_text().replace(data, "DATA"))
     assert pages[0] == pages[1]
-    status, told, _ = pipeline(*arguments, "--clips", "0")
-    assert status == 0 and re.search(r"1\.html: 0\.\d\d MB, 0 clips", told)
-    status, told, err = pipeline(*arguments[:-1], str(tmp_path / "no" / "a.html"))
-    assert (status, told) == (1, "") and "there is no folder" in err and err.count("\n") == 1
+    status, printed, _ = pipeline(*arguments, "--clips", "0")
+    assert status == 0 and re.search(r"1\.html: 0\.\d\d MB, 0 clips", printed)
+    status, printed, err = pipeline(*arguments[:-1], str(tmp_path / "no" / "a.html"))
+    assert (status, printed) == (1, "") and "there is no folder" in err and err.count("\n") == 1
 
 
 def test_an_unfinished_run_has_no_report(finished: Path, tiny_codec: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from calls import Call
 from in_process import copy_to_bucket
 
 from common.codec import load_codec
@@ -56,7 +56,7 @@ def test_statistics_are_those_of_a_plain_count(
     assert stats["codes_from"] == {"shards": 8, "of_shards": 8, "clips": 24, "seed": None}
 
 
-def test_datasets_and_licences_are_told_apart(finished: Path) -> None:
+def test_datasets_and_licences_are_counted_apart(finished: Path) -> None:
     table = pq.read_table(finished / "manifest.parquet")
     rows = table.to_pylist()
     for i, row in enumerate(rows):
@@ -183,13 +183,8 @@ def test_long_clips_are_decoded_in_windows(tiny_codec: Path) -> None:
 
 
 def test_the_commands_on_a_folder_and_in_a_bucket(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    finished: Path,
-    s3_bucket: str,
-    tmp_path: Path,
+    pipeline: Call, recipe: str, finished: Path, s3_bucket: str, tmp_path: Path
 ) -> None:
-    recipe = str(write_recipe(finished))
     uri = f"{s3_bucket}/data"
     copy_to_bucket(finished, uri)
     sample_id = ShardDataset.open(finished).manifest["sample_id"][0].as_py()

@@ -1,11 +1,11 @@
-"""`status`: progress, speed and what is left of each stage, from the store's files alone."""
+"""`status`: progress, speed and what is left of each stage, from the store's files only."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from calls import Call
 
 from common.config import Recipe
 from common.errors import AttuneError
@@ -26,7 +27,7 @@ from pipeline.inspect.status import read_refused, read_status
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ENCODER = "00ff"
 CLIPS = 250
-"""In every shard but the last."""
+"""Clips of every shard but the last."""
 
 
 @pytest.fixture
@@ -66,8 +67,7 @@ def _counts(read: int, accepted: int, **others: Any) -> dict[str, Any]:
 
 
 def commit(data: Path, shard: int, at_s: float, refused: Sequence[str] = ()) -> None:
-    """A commit of 250 clips, but for the refused ones 10 s long each; written so long after
-    `START`."""
+    """Write a commit of 250 clips, `at_s` seconds after `START`; each accepted one is 10 s long."""
     key = commit_key(shard)
     document = {
         "shard": shard, "plan_hash": "ab" * 8, "shard_key": None, "sha256": None, "bytes": 0,
@@ -104,7 +104,7 @@ def encode(data: Path, now_s: float = 0.0) -> dict[str, Any]:
     return dict(status(data, now_s)["stages"]["encode"])
 
 
-def test_a_plan_alone(data: Path) -> None:
+def test_a_plan_without_results(data: Path) -> None:
     found = status(data)
     assert (found["state"], found["clips"], found["hours"]) == ("planned", 0, 0.0)
     assert found["shards"] == {"planned": 44, "committed": 0}
@@ -148,7 +148,7 @@ def test_speed_is_that_of_all_commits_but_the_first(data: Path) -> None:
 
 
 def test_only_the_last_ten_minutes_count(data: Path) -> None:
-    """A slow run, killed; half a day later a fast one goes on."""
+    """A slow run is killed; half a day later a fast one resumes it."""
     for shard in range(10):
         commit(data, shard, at_s=300 * shard)
     assert encode(data)["clips_per_s"] == round(250 / 300, 6)
@@ -163,16 +163,12 @@ def test_only_the_last_ten_minutes_count(data: Path) -> None:
     assert encode(data, 90_000)["clips_per_s"] is None
 
 
-def test_commits_of_one_moment_tell_no_speed(data: Path) -> None:
-    """A store that keeps whole seconds has them."""
+def test_clocks_that_are_coarse_or_behind_give_no_wrong_figures(data: Path) -> None:
+    """A store that keeps whole seconds has commits of one moment."""
     commit(data, 0, at_s=5)
     commit(data, 1, at_s=5)
-    assert encode(data)["clips_per_s"] is None
-
-
-def test_a_clock_that_is_behind_the_store_makes_no_negative_age(data: Path) -> None:
-    commit(data, 0, at_s=5)
-    assert encode(data, 3)["last_commit_age_s"] == 0.0
+    found = encode(data, 3)
+    assert found["clips_per_s"] is None and found["last_commit_age_s"] == 0.0
 
 
 def test_no_eta_at_the_end(data: Path) -> None:
@@ -189,7 +185,7 @@ def test_no_eta_at_the_end(data: Path) -> None:
     assert (found["state"], found["stages"]["finalize"]) == ("finished", {"done": True})
 
 
-def test_text_chunks_tell_the_speed_of_embedding(data: Path) -> None:
+def test_the_speed_of_embedding_is_that_of_text_chunks(data: Path) -> None:
     write(data / "text" / ENCODER / f"{7:024x}.parquet", b"", 1)  # another plan's
     write(data / "text" / ENCODER / f"{2:024x}.f16", b"", 1)  # unfinished
     embed(data, 0, at_s=10)
@@ -205,7 +201,7 @@ def test_text_chunks_tell_the_speed_of_embedding(data: Path) -> None:
     assert found["stages"]["embed"]["eta_s"] is None
 
 
-def test_what_is_no_commit_of_the_plan_does_not_count(data: Path) -> None:
+def test_only_commits_of_the_plan_count(data: Path) -> None:
     commit(data, 0, at_s=0)
     commit(data, 44, at_s=1)
     write(data / "commits" / "notes.json", b"{}", 2)
@@ -216,8 +212,10 @@ def test_what_is_no_commit_of_the_plan_does_not_count(data: Path) -> None:
         status(data)
 
 
-def test_a_commit_that_goes_meanwhile_is_none(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A retry moves commits away while they are read; reads overlap, but not without bound."""
+def test_a_commit_that_is_deleted_meanwhile_does_not_count(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry deletes commits while they are read; reads overlap, but only up to a limit."""
     for shard in range(44):
         commit(data, shard, at_s=shard)
     read = Store.read
@@ -258,10 +256,7 @@ def test_the_same_from_a_bucket(s3_bucket: str, data: Path) -> None:
 
 
 def test_the_command_has_a_line_for_each_stage(
-    pipeline: Callable[..., tuple[int, str, str]],
-    write_recipe: Callable[..., Path],
-    data: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    pipeline: Call, recipe: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(data, 0, at_s=0, refused=["truncated"])
     commit(data, 1, at_s=80, refused=["silent"] * 2)
@@ -273,7 +268,7 @@ def test_the_command_has_a_line_for_each_stage(
         "pipeline.inspect.status.read_status",
         lambda store: read(store, START + timedelta(seconds=84)),
     )
-    code, out, _ = pipeline("status", "--config", str(write_recipe(data)))
+    code, out, _ = pipeline("status", "--config", recipe)
     assert code == 0
     assert out.splitlines() == [
         f"{data}: encoding, plan abababababababab",
@@ -289,14 +284,14 @@ def test_the_command_has_a_line_for_each_stage(
     ]
 
 
-def test_a_run_of_which_every_clip_was_refused_says_where_they_are_named(
+def test_a_run_with_no_accepted_clip_says_what_lists_its_refusals(
     planned: tuple[FrozenPlan, Recipe],
 ) -> None:
     plan, recipe = planned
     for shard, rows in plan.shards():
         names = ("sample_id", "dataset", "native_id", "source")
-        told = {"stage": "audio", "reason": "missing", "detail": "gone"}
-        refused = [row | told for row in rows.select(names).to_pylist()]
+        why = {"stage": "audio", "reason": "missing", "detail": "gone"}
+        refused = [row | why for row in rows.select(names).to_pylist()]
         publish_shard(plan.store, shard, plan.plan_hash, None, [], refused)
     with pytest.raises(AttuneError, match=r"refused: missing 30; .*status --refused .*lists them"):
         finalize(plan, recipe.name, recipe.codec.path)

@@ -1,16 +1,17 @@
-"""`gc`: finds what nothing names, spares what is in use or young, and removes nothing else."""
+"""`gc` finds files that nothing names; it keeps files in use, young files and the user's own."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from calls import Call
 from typer.testing import CliRunner
 
 from common.errors import AttuneError
@@ -28,8 +29,18 @@ def files(data: Path) -> set[str]:
     return {path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()}
 
 
+def committed(store: Store, shard: int) -> dict[str, Any]:
+    commit = read_commit(store, shard)
+    assert commit is not None
+    return commit
+
+
 def litter(data: Path) -> dict[str, str]:
-    """One of each kind of garbage, by key; what is not ours lies beside it."""
+    """Put one file of each kind of garbage there, and files of the user's beside them.
+
+    Returns:
+        The kind of each piece of garbage, by key.
+    """
     encoder = next((data / "text").iterdir()).name
     garbage = {
         "shards/000002-0123456789ab.tar": "tar",
@@ -72,8 +83,7 @@ def test_it_names_every_kind_and_removes_nothing_else(finished: Path) -> None:
 def test_what_is_young_stays_until_the_run_is_finished(finished: Path) -> None:
     """A running driver publishes a tar first and its commit after that."""
     store = open_store(finished)
-    commit = read_commit(store, 3)
-    assert commit is not None
+    commit = committed(store, 3)
     (finished / "summary.json").unlink()
     unpublished = (finished / commit_key(3)).read_bytes()
     store.delete(commit_key(3))
@@ -94,8 +104,7 @@ def test_what_is_young_stays_until_the_run_is_finished(finished: Path) -> None:
 
 def test_a_tar_of_the_manifest_stays_also_when_its_commit_is_gone(finished: Path) -> None:
     store = open_store(finished)
-    commit = read_commit(store, 3)
-    assert commit is not None
+    commit = committed(store, 3)
     store.delete(commit_key(3))
     found = collect_garbage(store, 0.0, delete=True)
     assert (found["finished"], found["items"]) == (False, [])
@@ -157,8 +166,7 @@ def test_a_tar_that_comes_to_use_before_it_is_removed_stays(
     finished: Path, monkeypatch: pytest.MonkeyPatch, again: str
 ) -> None:
     store = open_store(finished)
-    commit = read_commit(store, 4)
-    assert commit is not None
+    commit = committed(store, 4)
     held, tar = store.read(commit_key(4)), store.read(commit["shard_key"])
     store.delete(commit_key(4))
     store.delete("summary.json")
@@ -228,37 +236,18 @@ def test_on_s3(s3_bucket: str, finished: Path) -> None:
     assert {key for key, _ in store.list()} == files(finished) - {"summary.json"}
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("0", 0), ("90s", 90), ("1.5m", 90), ("24h", DAY), ("7D", 7 * DAY)]
-)
-def test_ages(text: str, seconds: float) -> None:
-    assert parse_age(text) == seconds
+def test_ages_have_a_number_and_a_unit() -> None:
+    found = [parse_age(text) for text in ("0", "90s", "1.5m", "24h", "7D")]
+    assert found == [0, 90, 90, DAY, 7 * DAY]
+    for text in ("", "day", "-1h", "1w", "nan", "1h30m"):
+        with pytest.raises(AttuneError, match="--older-than"):
+            parse_age(text)
 
 
-@pytest.mark.parametrize("text", ["", "day", "-1h", "1w", "nan", "1h30m"])
-def test_no_ages(text: str) -> None:
-    with pytest.raises(AttuneError, match="--older-than"):
-        parse_age(text)
-
-
-def test_the_command(
-    finished: Path,
-    write_recipe: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from common.cli import run_app
-    from pipeline.cli import app
-
-    recipe = str(write_recipe(finished))
+def test_the_command(pipeline: Call, recipe: str, finished: Path) -> None:
+    gc = partial(pipeline, "gc", "--config", recipe)
     orphan = finished / "shards/000002-0123456789ab.tar"
     orphan.write_bytes(b"x" * 10)
-
-    def gc(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["pipeline", "gc", "--config", recipe, *arguments])
-        with pytest.raises(SystemExit) as end:
-            run_app(app)
-        return int(end.value.code or 0), *capsys.readouterr()
 
     status, out, _ = gc()
     assert status == 0 and "no commit names it" in out

@@ -1,4 +1,4 @@
-"""`retry`: restored audio enters, nothing is lost on the way, wherever it is killed."""
+"""`retry`: restored audio is added, and nothing is lost wherever the command is killed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from calls import Call, freeze
 from in_process import make_worker, without_ray
 
 from common.config import Recipe, load_recipe
@@ -63,7 +65,7 @@ class Workplace:
         """What a first run over the corpus as it is now ends with."""
         recipe = load_recipe(
             self.write_recipe(data),
-            [f"pipeline.catalogs=[{{dataset: audiofolder, root: {self.corpus}, name: small}}]"],
+            [f"pipeline.catalogs.0.root={self.corpus}"],
         )
         run_pipeline(recipe, recipe.section("pipeline", PipelineConfig), quiet)
         return results(data)
@@ -91,10 +93,10 @@ def place(
     away.mkdir()
     recipe = load_recipe(
         write_recipe(tmp_path / "data"),
-        [f"pipeline.catalogs=[{{dataset: audiofolder, root: {corpus}, name: small}}]"],
+        [f"pipeline.catalogs.0.root={corpus}"],
     )
     config = recipe.section("pipeline", PipelineConfig)
-    make_plan(open_store(recipe.data_dir), recipe, config)
+    freeze(recipe)
     for name in LOST:
         shutil.move(corpus / name, away / name)
     place = Workplace(recipe, config, corpus, away, write_recipe)
@@ -112,7 +114,7 @@ def test_restored_audio_enters_as_in_a_first_run(place: Workplace, tmp_path: Pat
     assert not set(LOST) & refused(place.data).keys()
     assert results(place.data) == place.fresh(tmp_path / "fresh")
     assert verify_shards(open_store(place.data))["problems"] == []
-    # Who opened the folder before still finds every tar; gc removes them when it is told to.
+    # A reader that opened the folder before still finds every tar; only `gc --delete` removes them.
     assert all((place.data / "shards" / name).read_bytes() == data for name, data in before.items())
     collect_garbage(open_store(place.data), 0.0, delete=True)
     names = {p.name for p in (place.data / "shards").iterdir()}
@@ -120,7 +122,7 @@ def test_restored_audio_enters_as_in_a_first_run(place: Workplace, tmp_path: Pat
     assert results(place.data) == results(tmp_path / "fresh")
 
 
-def test_what_has_no_chance_is_left_alone(place: Workplace) -> None:
+def test_unchanged_refusals_are_not_tried_again(place: Workplace) -> None:
     before = {p: p.stat().st_mtime_ns for p in place.data.rglob("*") if p.is_file()}
     found = place.retry("missing", "empty_file")
     assert (found["shards"], found["waiting"]) == ([], {"missing": 2, "empty_file": 1})
@@ -164,7 +166,7 @@ def test_a_shard_that_would_lose_a_clip_is_left_as_it_is(place: Workplace) -> No
     assert {r["sample_id"] for r in manifest} <= {r["sample_id"] for r in after}
 
 
-def test_a_clip_that_is_lost_all_the_same_is_named(place: Workplace) -> None:
+def test_a_clip_that_is_lost_is_named(place: Workplace) -> None:
     place.restore(LOST[0])
     shard = place.retry("missing", dry_run=True)["shards"][0]
     manifest = pq.read_table(place.data / "manifest.parquet").to_pylist()
@@ -205,7 +207,7 @@ def test_a_killed_retry_of_every_shard_holds_its_plan(place: Workplace) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "retry"])
-def test_a_commit_that_was_deleted_is_made_anew(place: Workplace, command: str) -> None:
+def test_a_deleted_commit_is_made_again(place: Workplace, command: str) -> None:
     store = open_store(place.data)
     want = results(place.data)
     store.write("commits/000003.json", b"{")
@@ -237,7 +239,7 @@ def test_it_needs_this_recipes_plan(place: Workplace) -> None:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nobody catches it."""
+    """In place of SIGKILL: nothing catches it."""
 
 
 class Killer:
@@ -296,22 +298,9 @@ def test_killed_between_any_two_store_operations(
         assert results(place.data) == want, f"killed after {k} of {operations} operations"
 
 
-def test_the_command(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from common.cli import run_app
-    from pipeline.cli import app
-
-    catalogs = f"pipeline.catalogs=[{{dataset: audiofolder, root: {place.corpus}, name: small}}]"
-    recipe = str(place.write_recipe(place.data))
-
-    def retry(*arguments: str) -> tuple[int, str, str]:
-        line = ["pipeline", "retry", "--config", recipe, *arguments, catalogs]
-        monkeypatch.setattr("sys.argv", line)
-        with pytest.raises(SystemExit) as end:
-            run_app(app)
-        return int(end.value.code or 0), *capsys.readouterr()
-
+def test_the_command(pipeline: Call, recipe: str, place: Workplace) -> None:
+    corpus = f"pipeline.catalogs.0.root={place.corpus}"
+    retry = partial(pipeline, "retry", corpus, "--config", recipe)
     assert "to retry: 0 shards\n" in retry("--reason", "missing")[1]
     assert retry("--reason", "lost")[2].startswith("error: --reason lost: expected one of missing,")
     place.restore()

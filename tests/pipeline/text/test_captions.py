@@ -1,4 +1,4 @@
-"""Tags, captions and music fields before and after."""
+"""What prompts a clip gets from its tags, captions and music fields, and why it gets none."""
 
 from __future__ import annotations
 
@@ -8,28 +8,10 @@ from pipeline.catalogs.as_rows import tables
 from pipeline.text.captions import TextRules, explain
 from pipeline.text.columns import assign, collect, unique_texts
 from pipeline.text.music import music_prompts
-from pipeline.text.speech import find_speech
-from pipeline.text.tags import pseudo_sentence
 
 
 def record(**values: object) -> Record:
     return Record("d", str(values), "g", "train", "/x.wav", "f:1", **values)  # type: ignore[arg-type]
-
-
-def test_tags_become_a_pseudo_sentence() -> None:
-    assert pseudo_sentence(["Dog", "Bark", "dog"]) == "dog bark"
-    assert pseudo_sentence(["Male speech, man speaking", "Hi-hat"]) == (
-        "male speech man speaking hi-hat"
-    )
-    assert pseudo_sentence(["Fill (with liquid)", "crackling_fire", " "]) == (
-        "fill with liquid crackling fire"
-    )
-
-
-def test_speech_is_found_anywhere() -> None:
-    assert find_speech(["Speech synthesizer"]) == "Speech synthesizer"
-    assert find_speech(["Dog", "a man's SPEECHES"]) == "a man's SPEECHES"
-    assert find_speech(["Dog", "people are talking"]) is None
 
 
 LEMMAS = TextRules("lemmas")
@@ -81,8 +63,8 @@ def test_the_rules_reach_tags_and_speech() -> None:
 
 
 def test_a_clip_is_explained_step_by_step() -> None:
-    told = record(captions=["A dog is barking", "2 dogs bark!"], tags=["Dog"])
-    assert explain(told, "sound", LEMMAS) == [
+    clip = record(captions=["A dog is barking", "2 dogs bark!"], tags=["Dog"])
+    assert explain(clip, "sound", LEMMAS) == [
         ("tags", "Dog"),
         ("captions", "A dog is barking | 2 dogs bark!"),
         ("lowercased", "a dog is barking | 0 dogs bark!"),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from common.prompts import normalize_prompts
 from common.schema import Record, sample_digests, sample_id
-from pipeline.catalogs import audioset as audioset_module
 from pipeline.catalogs import columnar
 from pipeline.catalogs.as_rows import split_source, tables
 from pipeline.catalogs.audioset import AudioSet
@@ -78,7 +77,7 @@ def test_audioset_in_pieces_equals_audioset_by_the_csv_module(
 @pytest.mark.parametrize(
     ("encoding", "end"), [("utf-8", "\r"), ("utf-16", "\n"), ("utf-8-sig", "\r\n"), ("utf-8", "\n")]
 )
-def test_audioset_lists_in_other_clothes(tmp_path: Path, encoding: str, end: str) -> None:
+def test_audioset_lists_in_other_encodings(tmp_path: Path, encoding: str, end: str) -> None:
     lines = ["# YTID, a, b, c", '"# num_ytids=2",,,', 'x, 0.000, 9.000, "/m/b"', 'y, 0, 9, "/m/a"']
     (tmp_path / "s.csv").write_bytes((end.join(lines) + end).encode(encoding))
     (tmp_path / "labels.csv").write_text(LABELS)
@@ -88,14 +87,6 @@ def test_audioset_lists_in_other_clothes(tmp_path: Path, encoding: str, end: str
     assert found["native_id"].to_pylist() == ["x_0_9000", "y_0_9000"]
     assert found["tags"].to_pylist() == [["Dog, barking"], ["Speech"]]
     assert found["line"].to_pylist() == [3, 4]
-
-
-def test_audioset_in_one_piece_by_default(tmp_path: Path) -> None:
-    (tmp_path / "s.csv").write_text('x, 0.000, 1.000, "/m/a"\n')
-    (tmp_path / "labels.csv").write_text(LABELS)
-    catalog = AudioSet(segments=tmp_path / "s.csv", class_labels=tmp_path / "labels.csv")
-    assert [piece.first_line for piece in catalog.pieces()] == [1]
-    assert audioset_module.AudioSet.model_fields["audio"].default is None
 
 
 @settings(deadline=None)
@@ -157,7 +148,7 @@ def test_the_text_stage_gives_what_its_explanation_ends_with(kind: Kind, rules: 
     assert {name for name, _ in expected} == {"prompts", "refused"}
 
 
-def test_of_two_refusals_the_first_stays_unless_told_otherwise() -> None:
+def test_of_two_refusals_the_first_stays_unless_overruled() -> None:
     (table,) = tables(records(seed=0, n=3), "d")
     table = refuse_where(table, [True, False, False], "text", "speech", ["x"])
     table = refuse_where(table, [True, True, False], "split", "leakage", ["a", "b"])
