@@ -190,13 +190,12 @@ def _train(cell: Cell, log: Path) -> None:
 
 def _seeing(device: str) -> dict[str, str]:
     """Environment variables that show only this device to a training process."""
-    kind, _, number = device.partition(":")
-    if kind == "cpu":
-        return os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    if not number:
+    if device == "cuda":
         return dict(os.environ)
+    chosen = device.partition(":")[2]  # empty for the CPU
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    chosen = seen[int(number)] if int(number) < len(seen) and seen[0] else number
+    if chosen and seen[0] and int(chosen) < len(seen):
+        chosen = seen[int(chosen)]
     return os.environ | {"CUDA_VISIBLE_DEVICES": chosen}
 
 

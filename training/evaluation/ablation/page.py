@@ -41,7 +41,7 @@ def write_report(
     Returns:
         The content of `ablation.json`.
     """
-    results = Results.of(config, profile, cells)
+    results = Results(config, profile, cells)
     made, lines, notes = tables(results), verdicts(results), _notes(profile, cells, failed)
     text = "\n".join(map(markdown, made))
     listed = "\n".join(f"- {line}" for line in [*lines, *notes])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,50 +63,38 @@ class Table:
     rows: list[list[str]]
 
 
-@dataclass(frozen=True)
 class Results:
-    """All values of a profile."""
+    """All values of a profile, collected from the documents of `run_cell`."""
 
-    config: AblationConfig
-    profile: Profile
-    values: dict[str, dict[str, dict[int, float]]]
-    """{row: {metric: {seed: value}}}."""
-
-    @classmethod
-    def of(
-        cls, config: AblationConfig, profile: Profile, cells: Sequence[Mapping[str, Any]]
-    ) -> Results:
-        """Collect the values from the documents of `run_cell`."""
-        values: dict[str, dict[str, dict[int, float]]] = {}
+    def __init__(
+        self, config: AblationConfig, profile: Profile, cells: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.config = config
+        self.profile = profile
+        self.columns = METRICS[profile.task]
+        """All metrics of the task, with values or without."""
+        self.values: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+        """{row: {metric: {seed: value}}}."""
         for cell in cells:
             for metric, value in cell["metrics"].items():
-                values.setdefault(cell["row"], {}).setdefault(metric, {})[cell["seed"]] = value
-        return cls(config, profile, values)
-
-    @property
-    def columns(self) -> tuple[Metric, ...]:
-        """All metrics of the task, with values or without."""
-        return METRICS[self.profile.task]
+                self.values[cell["row"]][metric][cell["seed"]] = value
 
     def of_row(self, row: str, metric: str) -> list[float]:
         """Values of the seeds that all rows have; `more_seeds` are only used in the tests."""
-        found = self.values.get(row, {}).get(metric, {})
+        found = self.values[row][metric]
         return [found[seed] for seed in self.profile.seeds if seed in found]
 
     def metrics(self) -> list[Metric]:
         """The paper's metrics, and further metrics that have a value."""
-        there = {name for row in self.values.values() for name in row}
+        there = {name for row in self.values.values() for name, values in row.items() if values}
         return [m for i, m in enumerate(self.columns) if i < len(_PAPER) or m.key in there]
 
     def tests(self) -> dict[str, SeedTest]:
         """{metric: the regularized row minus the baseline}, over all seeds that both have."""
-        one, other = (
-            self.values.get(name, {}) for name in (self.config.regularized, self.config.baseline)
-        )
+        one, other = self.values[self.config.regularized], self.values[self.config.baseline]
         found = {}
         for metric in self.columns:
-            test = seed_test(one.get(metric.key, {}), other.get(metric.key, {}))
-            if test is not None:
+            if test := seed_test(one[metric.key], other[metric.key]):
                 found[metric.key] = test
         adjusted = holm({key: t.p_value for key, t in found.items() if t.p_value is not None})
         return {key: replace(test, adjusted=adjusted.get(key)) for key, test in found.items()}
@@ -239,7 +228,7 @@ def as_csv(results: Results) -> str:
     writer.writerow(["row", "pool", "cfg", "lambda", "loss", "apply", "seed", "metric", "value"])
     for row in results.config.rows_of(results.profile):
         about = [row.name, row.pool, row.cfg, row.weight, row.loss, row.apply]
-        for metric, values in sorted(results.values.get(row.name, {}).items()):
+        for metric, values in sorted(results.values[row.name].items()):
             writer.writerows(
                 [*about, seed, metric, value] for seed, value in sorted(values.items())
             )

@@ -8,14 +8,13 @@ report/           written by `preference report`
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from common.errors import AttuneError
+from training.run.files import to_disk
 
 Side = Literal["left", "right"]
 Model = Literal["a", "b"]
@@ -134,11 +133,9 @@ def read_study(folder: Path) -> Study:
 def write_study(folder: Path, study: Study) -> None:
     """Write `study.json` so that only its owner can read it."""
     path = folder / "study.json"
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(json.dumps(study.model_dump(), indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_text(study.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    to_disk(path)
 
 
 def clip_path(folder: Path, name: str) -> Path:

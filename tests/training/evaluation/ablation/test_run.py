@@ -54,7 +54,7 @@ def _cells(shift: float) -> list[dict[str, Any]]:
     ("shift", "expected"), [(-1.0, "rr is better"), (1.0, "rr is worse"), (-0.02, "no more than")]
 )
 def test_the_verdict(shift: float, expected: str) -> None:
-    results = Results.of(FILE, FILE.profiles["small"], _cells(shift))
+    results = Results(FILE, FILE.profiles["small"], _cells(shift))
     (line,) = verdicts(results)
     assert expected in line and "5 seeds" in line
 
@@ -70,7 +70,7 @@ def test_a_verdict_says_when_it_does_not_hold_among_all_metrics() -> None:
         changed["agreement"] = 0.6 + (0.01, -0.01, 0.02, -0.02, 0.001)[seed]
         for row, metrics in ((FILE.baseline, plain), (FILE.regularized, changed)):
             cells_made.append({"row": row, "seed": seed, "metrics": metrics})
-    results = Results.of(FILE, profile, cells_made)
+    results = Results(FILE, profile, cells_made)
     test = results.tests()["fad_codec"]
     assert test.p_value is not None and test.adjusted == pytest.approx(3 * test.p_value)
     assert 0.05 / 3 < test.p_value < 0.05
@@ -82,7 +82,7 @@ def test_a_verdict_says_when_it_does_not_hold_among_all_metrics() -> None:
 
 
 def test_tables_have_the_papers_figures_beside_ours() -> None:
-    results = Results.of(FILE, FILE.profiles["small"], _cells(-1.0))
+    results = Results(FILE, FILE.profiles["small"], _cells(-1.0))
     first, third = tables(results)
     assert len(first.rows) == len(FILE.rows)
     assert first.rows[0][:3] == ["max", "0.1", "3"]
@@ -109,7 +109,7 @@ def test_musics_divergence_is_that_of_the_papers_windows() -> None:
         for seed in (0, 1, 2)
     ]
     for name, place, mean in (("small", 1, "2.00 ± 1.00"), ("music", 0, "3.00 ± 1.00")):
-        table = tables(Results.of(FILE, FILE.profiles[name], made))[place]
+        table = tables(Results(FILE, FILE.profiles[name], made))[place]
         assert table.header[:4] == ["method", "FAD ↓", "KL ↓", "CLAP ↑"]
         assert table.rows[-1][:3] == ["ours w/ rr", NONE, mean]
     assert ["300M w/ rr (paper)", "4.83", "1.32", "0.31"] in [row[:4] for row in table.rows]
