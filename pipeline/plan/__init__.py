@@ -1,1 +1,1 @@
-"""Decide what becomes of every catalog row: a shard and a position, or a reason for refusal."""
+"""Planning: each catalog row gets a shard and a position, or a reason for refusal."""

@@ -235,7 +235,7 @@ def _original_names(listed: CatalogEntry, fetched: CatalogEntry) -> dict[str, st
 
 
 def _refuse_duplicates(rows: pa.Table) -> pa.Table:
-    """Of rows with the same sample id, keep the first one of the strictest split."""
+    """Keep one of the rows with the same sample id: the first one of the strictest split."""
     here = np.flatnonzero(is_in(rows))
     words = id_words(rows["sample_id"].take(pa.array(here)))
     by_id = np.argsort(words[:, 0], kind="stable")
