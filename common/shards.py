@@ -164,7 +164,7 @@ def read_summary(store: Store) -> dict[str, Any]:
     except ValueError:
         summary = None
     if not isinstance(summary, dict):
-        raise AttuneError(f"{store.uri}/summary.json is damaged; {_RUN} to write it again")
+        raise AttuneError(f"{store.uri}/summary.json: is damaged; {_RUN} to write it again")
     return summary
 
 
