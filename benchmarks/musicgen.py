@@ -57,6 +57,6 @@ def musicgen_optimizer(model: Musicgen, config: OptimConfig) -> torch.optim.Adam
             {"params": plain, "weight_decay": 0.0},
         ],
         lr=config.lr,
-        betas=config.betas,
+        betas=(0.9, 0.95),
         fused=True,
     )

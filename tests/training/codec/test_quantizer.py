@@ -18,9 +18,7 @@ from training.codec.quantizer import (
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return build_model(
-        CodecArchitecture(num_filters=2, hidden_size=8, codebook_size=16, lstm_layers=1), 16_000
-    )
+    return build_model(CodecArchitecture(num_filters=2, hidden_size=8, codebook_size=16), 16_000)
 
 
 def _latents(seed: int = 0) -> Tensor:
