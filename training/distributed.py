@@ -153,10 +153,14 @@ def parallelize(
     """Compile a model, checkpoint its activations and shard it: the order in which these nest.
 
     Only the blocks' `forward` is wrapped: parameters keep their names, also in checkpoints, and
-    FSDP gathers and frees weights around it.
+    FSDP2 gathers and frees weights around it. Each block is a unit of FSDP2; embeddings, norm and
+    head belong to the root.
 
     Args:
-        precision, group: as in `shard`.
+        precision: bf16 trains with bf16 parameters and fp32 reduction; the optimizer's copies stay
+            fp32.
+        group: number of neighbouring processes that share one copy of the weights; gradients are
+            averaged over the groups. 0 for all processes.
         compile: compile the blocks.
         activation_checkpointing: run each block again in the backward pass instead of keeping its
             activations.
@@ -176,7 +180,18 @@ def parallelize(
             again = partial(checkpoint, block.forward, use_reentrant=False)
             # There is no dropout, so the second forward pass needs no random state of the first.
             block.forward = partial(again, preserve_rng_state=False)
-    shard(model, world, precision, group)
+    if world.size == 1:
+        return
+    if group in (0, world.size):
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        shape, names = (world.size // group, group), ("replicate", "shard")
+        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def shard_group(sharding: str, processes: int) -> int:
@@ -214,30 +229,6 @@ def check_divisible(batch_size: int, processes: int, key: str) -> None:
             f"{key} ({batch_size}) must be divisible by the number of processes ({processes}); "
             f"try {sizes}"
         )
-
-
-def shard(model: LanguageModel, world: World, precision: str, group: int = 0) -> None:
-    """Apply FSDP2: each block is a unit; embeddings, norm and head belong to the root.
-
-    bf16 trains with bf16 parameters and fp32 reduction; the optimizer's copies stay fp32.
-
-    Args:
-        group: number of neighbouring processes that share one copy of the weights; gradients are
-            averaged over the groups. 0 for all processes.
-    """
-    if world.size == 1:
-        return
-    group = group or world.size
-    if group == world.size:
-        mesh = init_device_mesh(world.device.type, (world.size,))
-    else:
-        shape, names = (world.size // group, group), ("replicate", "shard")
-        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def sum_over_processes(tensor: Tensor, world: World) -> Tensor:

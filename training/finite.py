@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ class FiniteUpdates:
         self._optimizer, self._ema, self._limit = optimizer, ema, limit
         self._world, self._run, self._progress = world, run, progress
         self._later = world.device.type == "cuda"
-        self._pending: _Pending | None = None
+        self._pending: Callable[[], bool] | None = None
         before = _skipped_before(run, done) if progress else [0, 0]
         self._total, self._in_a_row = sum_on_host(before, world)
 
@@ -81,15 +82,24 @@ class FiniteUpdates:
         self._optimizer.found_inf = bad  # type: ignore[attr-defined]
         self._optimizer.step()
         self._ema.update(1.0 - bad)
-        self._pending = _Pending(step, values, sample_ids)
+        copied = torch.empty(2, pin_memory=values.is_cuda)
+        copied.copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event() if values.is_cuda else None
+        if arrived:
+            arrived.record()
+
+        def count() -> bool:
+            if arrived:
+                arrived.synchronize()
+            return self._count(step, copied.tolist(), sample_ids)
+
+        self._pending = count
         return self._look() if now else True
 
     def _look(self) -> bool:
         """Count the pending step, if there is one; whether its update was made."""
-        if self._pending is None:
-            return True
         pending, self._pending = self._pending, None
-        taken = self._count(pending.step, pending.numbers(), pending.sample_ids)
+        taken = pending is None or pending()
         if not taken:
             self._ema.forget()
         return taken
@@ -122,25 +132,6 @@ class FiniteUpdates:
                 flush=True,
             )
         return False
-
-
-class _Pending:
-    """Loss and norm of a step, being copied from the device, float32 `[2]`."""
-
-    def __init__(self, step: int, values: Tensor, sample_ids: tuple[str, ...]) -> None:
-        self.step = step
-        self.sample_ids = sample_ids
-        self._values = torch.empty(2, pin_memory=values.is_cuda)
-        self._values.copy_(values, non_blocking=True)
-        self._arrived = torch.cuda.Event() if values.is_cuda else None
-        if self._arrived:
-            self._arrived.record()
-
-    def numbers(self) -> list[float]:
-        """The values, after waiting for the copy."""
-        if self._arrived:
-            self._arrived.synchronize()
-        return self._values.tolist()
 
 
 def _skipped_before(run: Path, done: int) -> list[int]:

@@ -31,11 +31,7 @@ class BackgroundSave:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
     def start(self, state: dict[str, Any], folder: Path, publish: Callable[[], None]) -> None:
-        """Copy a state and begin to write it to a folder; then the first process calls `publish`.
-
-        Waits for the previous save first, and raises its error.
-        """
-        self.wait()
+        """Copy a state and begin to write it to a folder; then the first process `publish`es it."""
         # Nothing is copied ahead: the state is in main memory by then, and DCP's copying would open
         # a context on the first GPU for every process.
         writer = dcp.FileSystemWriter(folder, per_thread_copy_ahead=0)
@@ -43,7 +39,13 @@ class BackgroundSave:
             state, storage_writer=writer, process_group=self._group, no_dist=self._alone
         )
         assert isinstance(written, Future)
-        self._pending = self._thread.submit(_finish, written, publish if self._first else None)
+
+        def finish() -> None:
+            written.result()
+            if self._first:
+                publish()
+
+        self._pending = self._thread.submit(finish)
 
     def check(self) -> None:
         """Raise the error of the last save, if it has already failed."""
@@ -55,9 +57,3 @@ class BackgroundSave:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-
-
-def _finish(written: Future[Any], publish: Callable[[], None] | None) -> None:
-    written.result()
-    if publish:
-        publish()

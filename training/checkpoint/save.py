@@ -22,7 +22,6 @@ exists.  If a checkpoint is damaged later, the run resumes from the one before.
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import math
 import os
@@ -30,6 +29,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -49,7 +49,7 @@ from common.errors import AttuneError
 from training.checkpoint.background import BackgroundSave
 from training.checkpoint.load import innermost, quiet
 from training.checkpoint.plain_state import load_state
-from training.distributed import World, full, gather_objects, on_first
+from training.distributed import World, full, on_all, on_first
 from training.ema import ExponentialMovingAverage
 from training.run.files import as_any_file, to_disk, write_atomically
 from training.run.folder import DamagedCheckpoint, finished_checkpoints, what_is_missing
@@ -115,8 +115,7 @@ class Checkpointer:
     ) -> None:
         self._run, self._world = run, world
         self._content, self._keep = content, keep
-        self._loaded: str | None = None
-        self._saved: set[str] = set()
+        self._loaded, self._saved = "", set[str]()
         self._background = BackgroundSave(world) if background else None
         self._saving: Path | None = None
 
@@ -131,24 +130,26 @@ class Checkpointer:
             AttuneError: the checkpoint cannot be written; finished ones are unchanged.
         """
         folder = self._run / "checkpoints" / f"step-{step:08d}"
-        partial = folder.with_name(folder.name + ".partial")
+        unfinished = folder.with_name(folder.name + ".partial")
         self.wait()
         try:
-            self._on_first(lambda: self._clear(partial))
+            on_first(partial(_in_one_line, partial(self._clear, unfinished)), self._world)
             state = self._content.state() | {"step": step}
             if not self._background:
                 with quiet():
-                    dcp.save(state, checkpoint_id=partial / "state", no_dist=self._world.size == 1)
+                    dcp.save(
+                        state, checkpoint_id=unfinished / "state", no_dist=self._world.size == 1
+                    )
             weights = self._average()
             document = description | {"step": step}
             if valid_loss is not None:
                 document["valid_loss"] = valid_loss
-            finish = functools.partial(self._finish, partial, folder, weights, document)
+            finish = partial(self._finish, unfinished, folder, weights, document)
             if self._background:
                 self._saving = folder
-                self._background.start(state, partial / "state", finish)
+                self._background.start(state, unfinished / "state", finish)
                 return folder
-            self._on_first(finish)
+            on_first(partial(_in_one_line, finish), self._world)
         except (Exception, CheckpointException) as error:
             self._give_up(folder, error)
         return folder
@@ -171,18 +172,12 @@ class Checkpointer:
         Raises:
             AttuneError: on all processes, if the write failed on one of them.
         """
-        if not self._background or not self._saving:
-            return
         folder, self._saving = self._saving, None
-        reason: str | None = None
-        cause: BaseException | None = None
-        try:
-            self._background.wait()
-        except (Exception, CheckpointException) as error:
-            reason, cause = innermost(error), error
-        reasons = [found for found in gather_objects(reason, self._world) if found]
-        if reasons:
-            self._give_up(folder, cause or AttuneError(reasons[0]))
+        if self._background and folder:
+            try:
+                on_all(partial(_in_one_line, self._background.wait), self._world)
+            except AttuneError as error:
+                self._give_up(folder, error)
 
     def _give_up(self, folder: Path, error: BaseException) -> NoReturn:
         reason = innermost(error)
@@ -240,54 +235,55 @@ class Checkpointer:
             DamagedCheckpoint: on all processes, if one of them cannot load it.
         """
         state: dict[str, Any] = self._content.state() | {"step": 0}
-        reason, cause = what_is_missing(folder), None
-        if not reason:
+
+        def read() -> None:
+            if reason := what_is_missing(folder):
+                raise AttuneError(reason)
             try:
                 with quiet():
                     load_state(state, folder / "state", no_dist=self._world.size == 1)
             except (Exception, CheckpointException) as error:  # a damaged pickle can raise anything
-                reason, cause = f"cannot be loaded: {innermost(error)}", error
-        reasons = [found for found in gather_objects(reason, self._world) if found]
-        if reasons:
-            raise DamagedCheckpoint(folder, reasons[0]) from cause
+                raise AttuneError(f"cannot be loaded: {innermost(error)}") from error
+
+        try:
+            on_all(read, self._world)
+        except AttuneError as error:
+            raise DamagedCheckpoint(folder, str(error)) from error
         self._content.restore(state)
         self._loaded = folder.name
         return int(state["step"])
 
-    def _clear(self, partial: Path) -> None:
+    def _clear(self, unfinished: Path) -> None:
         """Make the folder for a new checkpoint; delete what killed runs left half-written."""
-        for left in partial.parent.glob("*.partial"):
+        for left in unfinished.parent.glob("*.partial"):
             shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
+        unfinished.mkdir(parents=True)
 
     def _finish(
-        self, partial: Path, folder: Path, weights: dict[str, Tensor], document: dict[str, Any]
+        self, unfinished: Path, folder: Path, weights: dict[str, Tensor], document: dict[str, Any]
     ) -> None:
         if weights:
-            save_file(weights, partial / "model.safetensors")
-            as_any_file(partial / "model.safetensors")
-            to_disk(partial / "model.safetensors")
-        (partial / "model.json").write_text(json.dumps(document, indent=2) + "\n")
-        for path in (partial / "model.json", partial):
+            save_file(weights, unfinished / "model.safetensors")
+            as_any_file(unfinished / "model.safetensors")
+            to_disk(unfinished / "model.safetensors")
+        (unfinished / "model.json").write_text(json.dumps(document, indent=2) + "\n")
+        for path in (unfinished / "model.json", unfinished):
             to_disk(path)
         shutil.rmtree(folder, ignore_errors=True)  # if the run went back to before a damaged one
-        partial.rename(folder)
+        unfinished.rename(folder)
         write_atomically(self._run / "latest", folder.name + "\n")
         self._saved.add(folder.name)
-        self._prune(folder)
+        self._prune()
 
-    def _prune(self, saved: Path) -> None:
-        """Keep the newest up to `saved`, and the best.
+    def _prune(self) -> None:
+        """Keep the newest valid checkpoints, and the best.
 
         A run that went back from a damaged step 10 to step 8, and now saves step 9, still has the
         folder of 10.  That folder must not count as kept, or the damaged 10 would push out the good
         8.  Valid are: steps up to the one loaded, and steps that this process saved.
         """
         finished = finished_checkpoints(self._run)
-        valid = [folder for folder in finished if folder.name <= saved.name]
-        if self._loaded is not None:
-            mine = self._saved
-            valid = [f for f in valid if f.name <= self._loaded or f.name in mine]
+        valid = [f for f in finished if f.name <= self._loaded or f.name in self._saved]
         kept = valid[-self._keep :]
         losses = {folder: loss for folder in valid if (loss := _valid_loss(folder)) is not None}
         if losses:
@@ -298,16 +294,13 @@ class Checkpointer:
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _on_first(self, action: Callable[[], None]) -> None:
-        """`on_first` for an action that may raise any error."""
 
-        def in_one_line() -> None:
-            try:
-                action()
-            except Exception as error:  # safetensors raises its own
-                raise AttuneError(innermost(error)) from error
-
-        on_first(in_one_line, self._world)
+def _in_one_line(action: Callable[[], None]) -> None:
+    """Run an action; any error of it becomes an `AttuneError` of one line."""
+    try:
+        action()
+    except (Exception, CheckpointException) as error:
+        raise AttuneError(innermost(error)) from error
 
 
 def _valid_loss(folder: Path) -> float | None:

@@ -152,10 +152,6 @@ class ClipsInMemory:
     def __len__(self) -> int:
         return len(self.waves)
 
-    def seconds(self, sample_rate: int) -> float:
-        """Total length of the clips in seconds."""
-        return sum(len(wave) for wave in self.waves) / sample_rate
-
     def segment(self, clip: int, place: float, samples: int) -> Waveform:
         """As `ClipsOnDisk.segment`, but it cannot fail."""
         wave = self.waves[clip]

@@ -30,26 +30,17 @@ class MultiScaleMelLoss(nn.Module):
     """Distance of log-mel and mel magnitudes over several STFT windows.
 
     For each window w: hop w / 4, min(64, w / 8) mel bands, L1 of magnitudes, L1 of their natural
-    logarithms, and `squared` times the mean square of the latter (EnCodec, equation 3, has L1 and
+    logarithms, and half the mean square of the latter (EnCodec, equation 3, has L1 and
     L2 as well).  L1 only is minimized by the median: a short tone in a quiet band would be lost.
     """
 
-    def __init__(
-        self,
-        sample_rate: int,
-        windows: Sequence[int] = MEL_WINDOWS,
-        squared: float = 0.5,
-        floor: float = 1e-3,
-    ) -> None:
+    def __init__(self, sample_rate: int, windows: Sequence[int] = MEL_WINDOWS) -> None:
         super().__init__()
         self.windows = tuple(windows)
-        self.squared = squared
-        self.floor = floor
         for window in self.windows:
             self.register_buffer(f"hann_{window}", torch.hann_window(window), persistent=False)
-            bank = torch.from_numpy(
-                mel_filterbank(sample_rate, window, min(64, max(4, window // 8)))
-            )
+            bands = min(64, max(4, window // 8))
+            bank = torch.from_numpy(mel_filterbank(sample_rate, window, bands))
             bank = bank / bank.sum(1, keepdim=True).clamp_min(1e-9)  # a band's mean magnitude
             self.register_buffer(f"bank_{window}", bank.float(), persistent=False)
 
@@ -69,8 +60,8 @@ class MultiScaleMelLoss(nn.Module):
         for window in self.windows:
             a, b = self.mel(estimate, window), self.mel(target, window)
             # Added, not clamped: a band that the decoder leaves silent must keep its gradient.
-            gap = (a + self.floor).log() - (b + self.floor).log()
-            total = total + F.l1_loss(a, b) + gap.abs().mean() + self.squared * gap.square().mean()
+            gap = (a + 1e-3).log() - (b + 1e-3).log()
+            total = total + F.l1_loss(a, b) + gap.abs().mean() + 0.5 * gap.square().mean()
         return total / len(self.windows)
 
 

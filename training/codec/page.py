@@ -47,9 +47,7 @@ def report_page(
     """The page as HTML.
 
     Args:
-        name: the recipe's name.
-        recipe: the recipe's file.
-        sample_rate: Hz.
+        name, recipe: name and file of the recipe.
         found: validation of the finished codec.
         log: rows of the run's `log.jsonl`; if a step was logged twice, the later row counts.
         data: the training data, in a few words.

@@ -1,12 +1,11 @@
 """One step of codec training: generator, then discriminator, from one pass of each.
 
-The waveform losses are taken with respect to the decoder's output only, each gradient by itself;
-the balancer weighs them, and their sum goes back through decoder and encoder once, together with
-the commitment loss.  The discriminator learns from the same logits that the generator's losses
-came from.
+Each waveform loss gives a gradient with respect to the decoder's output.  The balancer weighs these
+gradients, and their sum goes back through decoder and encoder once, together with the commitment
+loss.  The discriminator learns from the same logits as the generator.
 
-On several processes each takes its part of the global batch.  What is computed is what one process
-would compute: norms, levels and codebooks are those of the global batch, gradients are averaged.
+Each of several processes takes its part of the global batch.  Together they compute what one
+process would: norms, levels and codebooks are those of the global batch, gradients are averaged.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Outcome:
 
 
 class CodecStep:
-    """Updates what `state` holds, one global batch at a time."""
+    """Updates the models and statistics in `state`, one global batch at a time."""
 
     def __init__(
         self,
@@ -78,12 +77,8 @@ class CodecStep:
         config: CodecTrainingConfig,
         seed: int,
     ) -> None:
-        self.state = state
-        self.quantizer = quantizer
-        self.mel_loss = mel_loss
-        self.config = config
-        self.seed = seed
-        self.world = quantizer.world
+        self.state, self.quantizer, self.mel_loss = state, quantizer, mel_loss
+        self.config, self.seed, self.world = config, seed, quantizer.world
 
     def check_precision(self) -> None:
         """Try bf16, where the config asks for it, on a second of noise, gradients included.
@@ -117,12 +112,8 @@ class CodecStep:
             found = module(given)
         outputs = [found] if isinstance(found, Tensor) else [*found.logits, *found.features]
         noise = torch.Generator().manual_seed(1)
-        total = torch.stack(
-            [
-                (out * torch.randn(out.shape, generator=noise).to(out)).float().sum()
-                for out in outputs
-            ]
-        ).sum()
+        weighted = (out * torch.randn(out.shape, generator=noise).to(out) for out in outputs)
+        total = torch.stack([part.float().sum() for part in weighted]).sum()
         # Left out: biases and weight norm's lengths (original0), because their gradients are sums
         # whose terms mostly cancel and leave rounding errors; and directions of a single value.
         weights = {
@@ -162,7 +153,8 @@ class CodecStep:
 
         # 2. Losses of the waveform, and their gradients with respect to it.
         estimate = decoded.detach().requires_grad_()
-        update = self._updates_discriminator(step)
+        draw = np.random.default_rng((self.seed, step, _UPDATE_DRAW)).random()
+        update = bool(draw < UPDATE_PROBABILITY) and not state.guards.resting
         verdicts = self._verdicts(target, estimate, step, update)
         waveform = self._waveform_losses(target, estimate, verdicts)
         gradient, norms = self._gradient(waveform, estimate)
@@ -193,10 +185,6 @@ class CodecStep:
     def _autocast(self, precision: str) -> torch.autocast:
         device = self.world.device.type
         return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-
-    def _updates_discriminator(self, step: int) -> bool:
-        draw = np.random.default_rng((self.seed, step, _UPDATE_DRAW)).random()
-        return bool(draw < UPDATE_PROBABILITY) and not self.state.guards.resting
 
     def _verdicts(
         self, target: Tensor, estimate: Tensor, step: int, update: bool

@@ -84,7 +84,8 @@ def train_codec(
     check_divisible(config.batch_size, world.size, "codec_training.batch_size")
     before = recorded_precision(run, world, fresh, "codec_training")
     may_change = config.precision == "auto" and not before
-    config = _with_precision(config, settle(config.precision, before, world))
+    precision = settle(config.precision, before, world)
+    config = config.model_copy(update={"precision": precision})
     exact_float32(world.device)
     done_before = finished(out, run, _started(recipe, config), fresh)
     if done_before and not dry_run:
@@ -114,7 +115,7 @@ def train_codec(
         if world.is_first:
             chosen = "warning: codec_training.precision=auto takes fp32"
             print(f"{chosen}, because {error}", file=sys.stderr)
-        config = step_fn.config = _with_precision(config, "fp32")
+        config = step_fn.config = config.model_copy(update={"precision": "fp32"})
     if config.precision == "bf16" and not has_bfloat16(world.device) and world.is_first:
         print(
             "warning: this processor emulates bf16, which is slow: set "
@@ -210,24 +211,15 @@ def _started(recipe: Recipe, config: CodecTrainingConfig) -> dict[str, Any]:
     }
 
 
-def _with_precision(config: CodecTrainingConfig, precision: str) -> CodecTrainingConfig:
-    return config.model_copy(update={"precision": precision})
-
-
 def _segment_samples(config: CodecTrainingConfig, sample_rate: int) -> int:
     segment = round(config.segment_s * sample_rate)
-    if segment < shortest_input():
-        raise AttuneError(
-            f"codec_training.segment_s {config.segment_s:g} is {segment} samples, and the mel "
-            f"loss needs at least {shortest_input()}; use longer segments"
-        )
     longest = max(config.discriminator.windows)
-    if segment < longest:
-        raise AttuneError(
-            f"codec_training.segment_s {config.segment_s:g} is {segment} samples, and the "
-            f"discriminator's windows take up to {longest}; use longer segments, or remove windows "
-            "from codec_training.discriminator.windows"
-        )
+    for what, least in (("mel loss", shortest_input()), ("discriminator", longest)):
+        if segment < least:
+            raise AttuneError(
+                f"codec_training.segment_s {config.segment_s:g} is {segment} samples, but the "
+                f"{what}'s largest window needs at least {least}; use longer segments"
+            )
     return segment
 
 
@@ -254,7 +246,7 @@ def _open_audio(
     amount = f"{len(on_disk)} clips, decoded when they are drawn"
     if config.reading == "memory":
         clips = ClipsInMemory(on_disk)
-        minutes = clips.seconds(on_disk.sample_rate) / 60
+        minutes = sum(map(len, clips.waves)) / on_disk.sample_rate / 60
         amount = f"{len(clips)} clips ({minutes:.1f} min) in memory"
         if clips.refused:
             amount += f", refused {dict(clips.refused)}"

@@ -28,12 +28,15 @@ StatusOption = Annotated[
 ]
 
 
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Delete the files of this run and start from scratch.")
+]
+
+
 def lm(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete this run's files and start from scratch.")
-    ] = False,
+    fresh: FreshOption = False,
     dry_run: DryRunOption = False,
     status: StatusOption = False,
     curves: Annotated[
@@ -113,10 +116,7 @@ def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
 def codec(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Delete an unfinished run's files and start from scratch."),
-    ] = False,
+    fresh: FreshOption = False,
     dry_run: DryRunOption = False,
     status: StatusOption = False,
     as_json: JsonOption = False,

@@ -99,7 +99,12 @@ def claim(
 
     def claim_folder() -> list[Path]:
         path = run / "config.json"
-        _refuse_imported(path, run)
+        if path.is_file() and '"imported":' in path.read_text():
+            # It has no state to resume from, and no run may delete it.
+            raise AttuneError(
+                f"{run} holds an imported model; to fine-tune it, name another run and start from "
+                f"its weights: lm.run=fine-tuned lm.init_from={run}"
+            )
         with writing(run, "run_dir" if key == "lm.run" else key):
             if fresh:
                 for part in ("checkpoints", "tb", "samples"):
@@ -134,19 +139,6 @@ def recorded_precision(run: Path, world: World, fresh: bool, section: str = "lm"
         return kept.get("precision")
 
     return on_first(read, world)
-
-
-def _refuse_imported(path: Path, run: Path) -> None:
-    """An imported model has no state to resume from, and no run may delete it."""
-    try:
-        imported = "imported" in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):
-        return
-    if imported:
-        raise AttuneError(
-            f"{run} holds an imported model; to fine-tune it, name another run and start from "
-            f"its weights: lm.run=fine-tuned lm.init_from={run}"
-        )
 
 
 def find_checkpoint(source: Path) -> tuple[Path, Path]:

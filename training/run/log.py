@@ -170,9 +170,10 @@ class Progress(RunLog):
         streams = " ".join(f"{loss:.3f}" for loss in row["loss_per_stream"])
         kind = "without text" if row["dropped"] == 1.0 else ""
         rr = "-" if self._rr is None else f"{self._rr:.4f}"
+        speed = row["tokens_per_s"] / 1000
         return (
             f"loss {row['loss']:.4f} ({streams})  rr {rr}  |g| {row['grad_norm']:.2f}  "
-            f"lr {row['lr']:.2e}  {_thousands(row['tokens_per_s'])} tokens/s  "
+            f"lr {row['lr']:.2e}  {speed:.3g}k tokens/s  "
             f"{self._eta(row['step'])}  {kind}"
         )
 
@@ -211,10 +212,6 @@ def trim_log(run: Path, done: int) -> list[dict[str, Any]]:
     kept = [row for row in read_log(run) if row["step"] <= done]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept
-
-
-def _thousands(number: float) -> str:
-    return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
 
 
 def format_clock(seconds: float) -> str:

@@ -23,7 +23,7 @@ class StepProfiler:
     """
 
     def __init__(self, out: Path | None, device: torch.device) -> None:
-        self._out, self._device = out, device
+        self._out, self._cuda = out, device.type == "cuda"
         self._seen = 0
         self._profile: Any = None
         if out is None:
@@ -42,11 +42,9 @@ class StepProfiler:
         if self._out is None or self._seen > AFTER + STEPS:
             return
         if self._seen == AFTER:
-            activities = [ProfilerActivity.CPU]
-            if self._device.type == "cuda":
-                activities.append(ProfilerActivity.CUDA)
+            kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
             self._profile = profile(
-                activities=activities, record_shapes=True, profile_memory=True, acc_events=True
+                activities=kinds, record_shapes=True, profile_memory=True, acc_events=True
             )
             self._profile.start()
         elif self._seen == AFTER + STEPS:
@@ -68,14 +66,14 @@ class StepProfiler:
             )
 
     def _finish(self, steps: int) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self._cuda:
+            torch.cuda.synchronize()
         self._profile.stop()
         try:
             self._profile.export_chrome_trace(str(self._out))
         except (OSError, RuntimeError) as error:  # training continues without the trace
             print(f"warning: --profile {self._out}: not written: {error}", file=sys.stderr)
-        order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+        order = "self_device_time_total" if self._cuda else "self_cpu_time_total"
         table = self._profile.key_averages().table(
             sort_by=order, row_limit=12, max_name_column_width=44
         )

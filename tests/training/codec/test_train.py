@@ -407,9 +407,9 @@ def test_a_folder_that_cannot_be_written_is_told_before_audio_is_read(
 def test_what_cannot_be_trained_is_told_before_anything_is_made(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(AttuneError, match=r"480 samples, and the mel loss.*at least 1025"):
+    with pytest.raises(AttuneError, match=r"480 samples, but the mel loss.*at least 1025"):
         _train(recipe_file, "codec_training.segment_s=0.03")
-    with pytest.raises(AttuneError, match="discriminator's windows take up to 8192"):
+    with pytest.raises(AttuneError, match="discriminator's largest window needs at least 8192"):
         _train(recipe_file, "codec_training.discriminator.windows=[8192]")
     monkeypatch.setattr(codec_train, "start", lambda threads: World(0, 3, torch.device("cpu")))
     with pytest.raises(AttuneError, match=r"batch_size \(4\) must be .* \(3\); try 3 or 6"):
