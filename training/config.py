@@ -136,8 +136,8 @@ class LMConfig(Section):
     use bf16, on GPUs TF32). `auto`: `bf16` where the device has instructions for it, else `fp32`; a
     run keeps the precision that it started with."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads per process; 0 shares the machine's cores between the processes on it (a single
-    process takes `OMP_NUM_THREADS` if that is set)."""
+    """CPU threads per process; 0 shares the machine's cores between its processes (a single process
+    takes `OMP_NUM_THREADS` if it is set). For several runs side by side on a machine."""
     bad_samples: Literal["stop", "skip"] = "stop"
     """At a corrupt or missing shard or sample: stop and name it, or replace it by another clip of
     the epoch and count it. The place decides which clip, so all processes make the same number of

@@ -118,10 +118,7 @@ class TrainingStep:
         return pool(hidden, mask, how.pool), pool(states, batch.text_mask, how.pool)
 
     def _regularize(
-        self,
-        pooled: list[tuple[Tensor, Tensor]],
-        chosen: NDArray[np.bool_],
-        outcome: Outcome,
+        self, pooled: list[tuple[Tensor, Tensor]], chosen: NDArray[np.bool_], outcome: Outcome
     ) -> RegularizationGradient | None:
         """Put L_rr of the clips `chosen`, and the similarities' correlation, into `outcome`.
 
@@ -243,11 +240,7 @@ def micro_batches(batch: Batch, size: int) -> list[MicroBatch]:
 
 
 def forward(
-    model: LanguageModel,
-    part: MicroBatch,
-    dropped: NDArray[np.bool_],
-    precision: str,
-    world: World,
+    model: LanguageModel, part: MicroBatch, dropped: NDArray[np.bool_], precision: str, world: World
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits `[b, K, T, C]`, hidden states `[b, T, D]` and targets `[b, K, T]` of a micro-batch.
 

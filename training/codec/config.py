@@ -70,8 +70,8 @@ class CodecTrainingConfig(Section):
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     threads: int = Field(default=0, ge=0)
-    """CPU threads per process; 0 shares the machine's cores between the processes on it (a single
-    process takes `OMP_NUM_THREADS` if that is set)."""
+    """CPU threads per process; 0 shares the machine's cores between its processes (a single process
+    takes `OMP_NUM_THREADS` if it is set)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

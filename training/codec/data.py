@@ -237,12 +237,8 @@ def held_out_clips(
     most: int = 128,
     max_s: float = 30.0,
 ) -> ClipsInMemory:
-    """This process's part of at most `most` clips, evenly spaced among all.
-
-    Args:
-        rank: this process's number among `world` processes.
-        max_s, shortest: as in `ClipsOnDisk.whole`.
-    """
+    """This process's part (`rank` of `world`) of at most `most` clips, evenly spaced among all;
+    `max_s` and `shortest` as in `ClipsOnDisk.whole`."""
     count = min(most, len(clips))
     chosen = [len(clips) * i // count for i in range(count)][rank::world]
     part = ClipsOnDisk(clips.sources.take(pa.array(chosen, pa.int64())), clips.sample_rate)

@@ -18,34 +18,31 @@ from training.codec.quantizer import usage
 
 MARGIN = 2.0
 """The generator's hinge loss if the discriminator puts decoded audio exactly at its margin, -1."""
-WINDOW = 100
-"""Steps looked at together."""
 
 
 class Guards:
-    """Watches a run; every process gets the same figures and so decides alike."""
+    """Watches a run; every process gets the same figures and so decides alike.
+
+    Args:
+        window: steps per window.
+        usage_floor: share of the first stream's codes that a window must use; less is reported.
+        usage_patience: windows below the floor in a row that stop the run.
+        discriminator_floor: a discriminator whose mean loss falls below this (2: it distinguishes
+            nothing, 0: everything, by a margin) rests until its loss is twice this floor.
+        adversarial_growth: a discriminator also rests if the generator's adversarial loss grows by
+            this factor from one window to the next, to more than `MARGIN`.
+    """
 
     def __init__(
         self,
         n_codebooks: int,
         codebook_size: int,
-        window: int = WINDOW,
+        window: int = 100,
         usage_floor: float = 0.1,
         usage_patience: int = 20,
         discriminator_floor: float = 0.1,
         adversarial_growth: float = 2.0,
     ) -> None:
-        """
-        Args:
-            window: steps per window.
-            usage_floor: share of the first stream's codes that a window must use; less is reported.
-            usage_patience: windows below the floor in a row that stop the run.
-            discriminator_floor: a discriminator whose mean loss falls below this (2: it
-                distinguishes nothing, 0: everything, by a margin) rests until its loss is twice
-                this floor.
-            adversarial_growth: a discriminator also rests if the generator's adversarial loss
-                grows by this factor from one window to the next, to more than `MARGIN`.
-        """
         self._window = window
         self._usage_floor, self._usage_patience = usage_floor, usage_patience
         self._discriminator_floor = discriminator_floor

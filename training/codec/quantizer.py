@@ -61,9 +61,7 @@ class ResidualQuantizerTrainer(nn.Module):
     ) -> None:
         super().__init__()
         self.codebooks = [layer.codebook for layer in quantizer.layers]  # not owned: no parameters
-        self.decay = decay
-        self.dead_code_threshold = dead_code_threshold
-        self.world = world
+        self.decay, self.dead_code_threshold, self.world = decay, dead_code_threshold, world
 
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:

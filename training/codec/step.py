@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from training.codec.losses import (
     feature_levels,
     feature_loss,
 )
-from training.codec.quantizer import Quantized, ResidualQuantizerTrainer
+from training.codec.quantizer import Quantized, ResidualQuantizerTrainer, usage
 from training.codec.state import CodecState
 from training.distributed import World, sum_over_processes
 from training.optim import set_learning_rate
@@ -57,13 +58,17 @@ class Outcome:
     """Norm of the gradient of the codec's weights, before clipping."""
     quantized: Quantized | None
 
-    def row(self) -> dict[str, float]:
-        """The same as numbers, for the log; `loss` is the weighted sum, before balancing."""
+    def row(self, rate: float) -> dict[str, Any]:
+        """Row for the log; `loss` is the weighted sum, before balancing; `rate` becomes `lr`."""
         row = {name: float(value) for name, value in self.losses.items()}
         weights = WAVEFORM_WEIGHTS | {"commitment": COMMITMENT_WEIGHT, "discriminator": 0.0}
         total = sum(weights[name] * value for name, value in row.items())
         row |= {f"{name}_grad_norm": float(value) for name, value in self.norms.items()}
-        return {"loss": total} | row | {"grad_norm": float(self.grad_norm)}
+        whole: dict[str, Any] = {"loss": total} | row
+        whole |= {"grad_norm": float(self.grad_norm), "lr": rate}
+        if self.quantized is not None and self.quantized.uses is not None:
+            whole["used"], whole["perplexity"] = usage(self.quantized.uses)
+        return whole
 
 
 class CodecStep:

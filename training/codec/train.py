@@ -26,10 +26,10 @@ from training.codec.finished import check_free, finished, run_folder, save_codec
 from training.codec.log import CodecLog
 from training.codec.losses import MultiScaleMelLoss, shortest_input
 from training.codec.preflight import preflight, preflight_lines, size
-from training.codec.quantizer import ResidualQuantizerTrainer, usage
+from training.codec.quantizer import ResidualQuantizerTrainer
 from training.codec.sources import audio_sources
 from training.codec.state import CodecState, check_alike
-from training.codec.step import CodecStep, Outcome
+from training.codec.step import CodecStep
 from training.codec.validation import Validation, validate
 from training.distributed import (
     World,
@@ -167,7 +167,7 @@ def train_codec(
         regular = reached % config.log_every == 0 or last
         if regular:
             spent = time.monotonic() - began
-            row |= _row(outcome, rate) | {"elapsed_s": round(spent, 3)}
+            row |= outcome.row(rate) | {"elapsed_s": round(spent, 3)}
             row["audio_s_per_s"] = round((reached - done) * audio_s / max(spent, 1e-9), 2)
             if loader.refused:
                 row["refused"] = loader.refused.total()
@@ -265,12 +265,3 @@ def _check_any(count: int, entries: Sequence[str], clips: ClipsInMemory) -> None
             f"codec training: no usable audio in {', '.join(entries)}: refused "
             f"{dict(clips.refused)}"
         )
-
-
-def _row(outcome: Outcome, rate: float) -> dict[str, Any]:
-    row: dict[str, Any] = outcome.row() | {"lr": rate}
-    if outcome.quantized is not None:
-        uses = outcome.quantized.uses
-        assert uses is not None
-        row["used"], row["perplexity"] = usage(uses)
-    return row

@@ -40,10 +40,7 @@ class Validation:
 
 @torch.inference_mode()
 def validate(
-    model: Any,
-    mel_loss: MultiScaleMelLoss,
-    clips: ClipsInMemory,
-    world: World,
+    model: Any, mel_loss: MultiScaleMelLoss, clips: ClipsInMemory, world: World
 ) -> Validation:
     """Encode and decode whole clips one by one, in fp32.
 

@@ -22,26 +22,12 @@ from training.run.files import write_atomically
 
 _MAY_CHANGE = {
     "lm.model.size",  # the sizes it stands for are compared
-    "lm.micro_batch",
-    "lm.activation_checkpointing",
-    "lm.compile",
-    "lm.sharding",
-    "lm.threads",
-    "lm.log_every",
-    "lm.checkpoint_every",
-    "lm.async_checkpoint",
-    "lm.keep",
-    "lm.skip_non_finite",
-    "lm.bad_samples",
-    "lm.valid_every",
-    "lm.samples",
-    "lm.wandb",
-    "codec_training.out",
-    "codec_training.threads",
-    "codec_training.log_every",
-    "codec_training.checkpoint_every",
-    "codec_training.valid_every",
-}
+    "lm.micro_batch", "lm.activation_checkpointing", "lm.compile", "lm.sharding", "lm.threads",
+    "lm.bad_samples", "lm.skip_non_finite", "lm.log_every", "lm.valid_every", "lm.samples",
+    "lm.wandb", "lm.checkpoint_every", "lm.async_checkpoint", "lm.keep",
+    "codec_training.out", "codec_training.threads", "codec_training.log_every",
+    "codec_training.checkpoint_every", "codec_training.valid_every",
+}  # fmt: skip
 """Keys that change nothing of the training result, except for rounding."""
 
 
