@@ -51,4 +51,4 @@ def musicgen_optimizer(model: Musicgen, config: OptimConfig) -> torch.optim.Adam
         groups[parameter.ndim >= 2 and "embed_tokens" not in name].append(parameter)
     decayed = {"params": groups[True], "weight_decay": config.weight_decay}
     plain = {"params": groups[False], "weight_decay": 0.0}
-    return torch.optim.AdamW([decayed, plain], lr=config.lr, betas=config.betas, fused=True)
+    return torch.optim.AdamW([decayed, plain], lr=config.lr, betas=(0.9, 0.95), fused=True)

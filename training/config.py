@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,14 +17,14 @@ SIZES: dict[str, dict[str, int]] = {
     "1.5B": {"d_model": 1536, "n_layers": 48, "n_heads": 24},
     "3.3B": {"d_model": 2048, "n_layers": 48, "n_heads": 32},
 }
-"""Named sizes; all but the first are MusicGen's, 300M is the paper's."""
+"""Named sizes; 300M is the paper's. All but the first are MusicGen's."""
 
 
 class ModelConfig(Section):
     """Size of the decoder; streams, codes and text width come from the shards."""
 
     size: Size | None = None
-    """A named size (`SIZES`); what is set beside it overrides it."""
+    """A named size (`SIZES`); the keys below override it."""
     d_model: int = Field(default=1024, ge=8, multiple_of=2)
     n_layers: int = Field(default=24, ge=1)
     n_heads: int = Field(default=16, ge=1)
@@ -46,15 +46,11 @@ class ModelConfig(Section):
         return self
 
 
-Beta = Annotated[float, Field(gt=0, lt=1)]
-
-
 class OptimConfig(Section):
-    """AdamW and its schedule (paper, section 4.2)."""
+    """AdamW and its schedule (paper, section 4.2); beta1 and beta2 are 0.9 and 0.95."""
 
     lr: float = Field(default=3e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate; the paper does not state its own."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     warmup: int = Field(default=4000, ge=0)
     """Steps of linear warm-up; a cosine down to 0 follows."""
@@ -63,7 +59,7 @@ class OptimConfig(Section):
 
 
 class GuidanceConfig(Section):
-    """Training without text, for classifier-free guidance."""
+    """Training without text on some steps, for classifier-free guidance."""
 
     dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of training without text."""
@@ -75,119 +71,98 @@ class RegularizationConfig(Section):
     """Representation regularization (paper, section 3.2)."""
 
     weight: float = Field(default=3.0, ge=0)
-    """Lambda; 0 trains without it."""
+    """Lambda; 0 trains without the regularization."""
     loss: Literal["similarity", "contrastive"] = "similarity"
-    """`similarity`: L_rr (equation 5). `contrastive`: CLAP's loss in its place, between clips and
-    prompts in a common space that is learnt; it did not improve the paper's model (section 2). For
-    the ablation (`configs/ablation.yaml`)."""
+    """`similarity`: L_rr (equation 5). `contrastive`: instead CLAP's loss between clips and prompts
+    in a learned common space; it did not improve the paper's model (section 2). For the ablation
+    (`configs/ablation.yaml`)."""
     pool: Pool = "max"
     scope: Literal["global", "local"] = "global"
-    """Pairs over the global batch, or within each process's share of it."""
+    """Pairs over the global batch, or only within each process's share of it."""
     apply: Literal["cfg", "always"] = "cfg"
-    """`cfg`: where text was dropped (equation 6). `always`: with text as well, by which the paper's
-    metrics did not improve (section 3.2). For the ablation."""
+    """`cfg`: on clips whose text was dropped (equation 6). `always`: also on clips with text; this
+    did not improve the paper's metrics (section 3.2). For the ablation."""
     text: Literal["raw", "projected"] = "raw"
-    """What the prompts' similarity is taken of: the text encoder's states, or these after the
-    model's text projection. Fixed either way: no gradient flows into it. The paper leaves open
-    which; for those who compare them."""
-
-
-class SampleConfig(Section):
-    """Clips generated while a run trains."""
-
-    every: int = Field(default=0, ge=0)
-    """Steps between them, a multiple of checkpoint_every: they are made from a checkpoint. 0: none.
-    The first process makes them, the others wait. For those who want to hear a long run improve."""
-    prompts: tuple[str, ...] = ("a dog barks", "rain on a roof", "a church bell rings")
-    """Prompts of these clips; music wants others."""
-
-
-class NonFiniteConfig(Section):
-    """What to do when the loss or the gradient norm is not finite."""
-
-    skip: int = Field(default=0, ge=0)
-    """Such steps in a row that are skipped: weights, optimizer and average stay as they are, the
-    log counts the step and names its samples. One more stops the run. In a row, because a rare bad
-    clip may come back every epoch, while weights that have gone wrong never recover; 0 stops at the
-    first. For long runs in bf16 over data that nobody has listened to."""
+    """States that the prompts' similarity is computed from: the text encoder's, or these after the
+    model's text projection. No gradient flows into them. The paper does not say which it uses; for
+    comparing the two."""
 
 
 class LMConfig(Section):
-    """How the language model is trained; the defaults are the paper's."""
+    """Training of the language model; the defaults are the paper's."""
 
     run: str = Field(default="lm", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Folder of this training run, below `run_dir`."""
     model: ModelConfig = ModelConfig()
     init_from: str = ""
-    """Start from the (averaged) weights of another run, of one of its checkpoints or of an imported
-    model, instead of random ones: a folder. Optimizer, schedule and steps start at zero. A run that
-    resumes does not read it. For fine-tuning (`import` writes it), and to train a finished run
-    longer."""
+    """Folder of another run, of one of its checkpoints or of an imported model: start from its
+    averaged weights instead of random ones. Optimizer, schedule and steps start at zero. A run that
+    resumes does not read it. For fine-tuning (`import` writes this key), and to train a finished
+    run longer."""
     segment_s: float = Field(default=10.0, gt=0)
-    """Longest clip in seconds; longer ones are cropped at random."""
+    """Longest clip in seconds; longer clips are cropped at random."""
     batch_size: int = Field(default=192, ge=1)
     """Clips per step, over all processes."""
     micro_batch: int = Field(default=0, ge=0)
-    """Clips per process and forward pass; 0 takes a process's whole share at once. Smaller ones
+    """Clips per process and forward pass; 0 takes a process's whole share at once. Smaller values
     need less memory for the same step: gradients add up, and rr still compares all pairs of the
-    global batch, for a second forward pass on the steps that it acts on. For GPUs that do not hold
+    global batch, at the price of a second forward pass on steps with rr. For GPUs that cannot hold
     a process's share."""
     activation_checkpointing: bool = False
-    """Keep only what goes into each block and run the block again on the way back: about a third
-    more work for a fraction of the memory. For the larger sizes and long segments."""
+    """Keep only the input of each block, and run the block again in the backward pass: about a
+    third more work for a fraction of the memory. For the larger sizes and long segments."""
     compile: bool = False
-    """Compile the blocks with `torch.compile`. For long runs on GPUs, where kernels are fused. It
-    takes a minute at the start, and on CPUs a C++ compiler."""
+    """Compile the blocks with `torch.compile`. For long runs on GPUs, where it fuses kernels. It
+    takes a minute at the start, and needs a C++ compiler on CPUs."""
     sharding: Literal["full", "hybrid"] = "full"
-    """`full`: weights, gradients, optimizer and average are spread over all processes. `hybrid`:
-    over those of a node, with a copy per node; less traffic between nodes for more memory. For
+    """`full`: weights, gradients, optimizer and average are sharded over all processes. `hybrid`:
+    over the processes of a node, with a copy per node: less traffic between nodes, more memory. For
     runs on several nodes."""
-    deterministic: bool = False
-    """Use only deterministic algorithms; slower on GPUs, where it needs
-    CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment. For comparing two runs to the bit."""
     steps: int = Field(default=100_000, ge=1)
     optim: OptimConfig = OptimConfig()
     cfg: GuidanceConfig = GuidanceConfig()
     rr: RegularizationConfig = RegularizationConfig()
     stream_loss: Literal["mean", "sum"] = "mean"
-    """Over the K streams: `mean` is the practice (AudioGen, MusicGen), `sum` is as in equation 1;
-    with `sum` the same lambda weighs rr K times less against cross-entropy. Both take the mean over
-    frames, as practice does, where equation 1 sums: 3 is meant for means. For those who take
-    equation 1 at its word."""
+    """Cross-entropy over the K streams: `mean` as AudioGen and MusicGen do, or `sum` as in equation
+    1, where the same lambda weighs rr K times less. Both take the mean over frames, where equation
+    1 sums: lambda 3 is meant for means. `sum` is for following equation 1 literally."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     datasets: dict[str, float] = Field(default_factory=dict)
-    """How often a dataset's clips come per epoch; 1 for those not named, 0 leaves one out. For
-    shards of several datasets of different size or quality."""
+    """How often a dataset's clips come per epoch: 1 for datasets not named, 0 leaves a dataset out.
+    For shards of several datasets of different size or quality."""
     precision: Literal["auto", "fp32", "medium", "bf16"] = "auto"
-    """`bf16`: bf16 products, fp32 weights and optimizer. `fp32`: exact. `medium`: fp32 through
-    PyTorch's fastest fp32 matmuls, 1.3 to 1.7 times faster on CPUs without AMX and as accurate
-    there; bf16 inside on AMX, TF32 on GPUs. `auto`: `bf16` where the device has instructions for
-    it, else `fp32`; a run keeps what it started with."""
+    """`bf16`: bf16 products, fp32 weights and optimizer. `fp32`: exact. `medium`: PyTorch's fastest
+    fp32 matmuls, 1.3 to 1.7 times faster on CPUs without AMX and as accurate there (with AMX they
+    use bf16, on GPUs TF32). `auto`: `bf16` where the device has instructions for it, else `fp32`; a
+    run keeps the precision that it started with."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads per process; 0 shares the machine's cores between the processes on it (a single
-    process takes `OMP_NUM_THREADS` if that is set)."""
+    """CPU threads per process; 0 shares the machine's cores between its processes (a single process
+    takes `OMP_NUM_THREADS` if it is set). For several runs side by side on a machine."""
     bad_samples: Literal["stop", "skip"] = "stop"
-    """At a corrupt or missing shard or sample: stop with its name, or let another clip of the epoch
-    take its place and count it. Which clip follows only from the place, so all processes make the
-    same number of steps, and a run that resumes gets the same batches. `skip` is for long runs
-    that nobody watches."""
-    non_finite: NonFiniteConfig = NonFiniteConfig()
+    """At a corrupt or missing shard or sample: stop and name it, or replace it by another clip of
+    the epoch and count it. The place decides which clip, so all processes make the same number of
+    steps, and a resumed run gets the same batches. `skip` is for long runs that nobody watches."""
+    skip_non_finite: int = Field(default=0, ge=0)
+    """How many steps in a row may have a loss or gradient norm that is not finite. Such steps leave
+    weights, optimizer and average unchanged; the log counts them and names their samples. One more
+    stops the run: a rare bad clip may come back every epoch, but broken weights never recover. For
+    long runs in bf16 over data that nobody has listened to."""
     log_every: int = Field(default=10, ge=1)
     valid_every: int = Field(default=0, ge=0)
-    """Steps between validations with EMA weights; 0 for none."""
+    """Steps between validations with EMA weights; 0 for none. The checkpoint with the lowest
+    `valid_loss` is kept beside the newest ones, and `best` names it."""
     checkpoint_every: int = Field(default=1000, ge=1)
     async_checkpoint: bool = False
-    """Write checkpoints in the background, from a copy of everything in main memory; the next one
-    waits for the one before. For large models on slow shared disks."""
+    """Write checkpoints in the background, from a copy in main memory; a checkpoint waits for the
+    one before. For large models on slow shared disks."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints kept."""
-    samples: SampleConfig = SampleConfig()
+    """Number of newest checkpoints kept."""
+    samples: tuple[str, ...] = ()
+    """Prompts of clips generated from every checkpoint. The first process makes them, the others
+    wait. For hearing how a long run improves."""
     wandb: str = ""
-    """Project at Weights & Biases that gets what TensorBoard gets; needs `pip install wandb`.
+    """Project at Weights & Biases that also gets what TensorBoard gets; needs `pip install wandb`.
     For teams that watch their runs there."""
-    keep_best: bool = False
-    """Keep the checkpoint with the lowest `valid_loss` as well; `best` names it. For fine-tuning on
-    few clips, which overfits."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> LMConfig:
@@ -197,27 +172,17 @@ class LMConfig(Section):
             )
         if self.rr.weight > 0 and self.rr.apply == "cfg" and self.cfg.dropout == 0:
             raise ValueError(
-                "rr.weight > 0 with rr.apply=cfg acts on steps without text, and cfg.dropout is 0: "
-                "there are none; set lm.rr.weight=0, or lm.rr.apply=always"
+                "rr.weight > 0 with rr.apply=cfg acts on steps without text, but with "
+                "cfg.dropout=0 there are none; set lm.rr.weight=0, or lm.rr.apply=always"
             )
         if self.rr.loss == "contrastive" and self.rr.text == "projected":
             raise ValueError(
-                "rr.loss=contrastive maps the encoder's states by itself; set lm.rr.text=raw"
+                "rr.loss=contrastive has its own map of the text states; set lm.rr.text=raw"
             )
         if self.optim.warmup >= self.steps:
             raise ValueError(
                 f"optim.warmup ({self.optim.warmup}) must be shorter than lm.steps ({self.steps}); "
                 f"add lm.optim.warmup={self.steps // 10}"
-            )
-        if self.samples.every % self.checkpoint_every:
-            raise ValueError(
-                f"samples.every ({self.samples.every}) must be a multiple of checkpoint_every "
-                f"({self.checkpoint_every}): samples are made from checkpoints"
-            )
-        if self.keep_best and (not self.valid_every or self.checkpoint_every % self.valid_every):
-            raise ValueError(
-                f"keep_best: valid_every ({self.valid_every}) must divide checkpoint_every "
-                f"({self.checkpoint_every}), so that every checkpoint has its valid_loss"
             )
         if any(weight < 0 for weight in self.datasets.values()):
             raise ValueError("datasets: weights must not be negative")

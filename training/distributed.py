@@ -31,13 +31,12 @@ from common.errors import AttuneError, MetAlone
 from training.lm.model import LanguageModel
 
 TIMEOUT = timedelta(minutes=5)
-"""After which a process gives up waiting for another. A process that dies is noticed at once by its
-launcher, and by the others through their connections; this is for a machine that is gone without a
-word. Above what anybody may wait for: a store's retries (2 minutes), a large checkpoint's writing,
-the compiler."""
+"""Longest wait of a process for another. The launcher and the connections of other processes notice
+a process that dies; the limit is for a machine that is lost without notice. It is longer than what
+a process may need: retries of a store (2 minutes), writing a large checkpoint, the compiler."""
 
 PATIENCE = timedelta(hours=6)
-"""After which the others give up waiting for work that only the first process does."""
+"""Longest wait for work that only the first process does."""
 
 T = TypeVar("T")
 
@@ -46,7 +45,7 @@ _patient: dist.ProcessGroup | None = None
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands."""
+    """This process's number among all, and its device."""
 
     rank: int
     size: int
@@ -62,7 +61,7 @@ def start(threads: int = 0) -> World:
     """Join the process group if there is one; set device and CPU threads.
 
     Args:
-        threads: per process; 0 shares the machine's cores between the processes on it.
+        threads: CPU threads per process; 0 shares the machine's cores between its processes.
 
     Raises:
         AttuneError: more processes than GPUs.
@@ -70,28 +69,29 @@ def start(threads: int = 0) -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # For several processes torchrun sets OMP_NUM_THREADS to 1 by itself: that is nobody's wish.
+    # Ignore OMP_NUM_THREADS with several processes: torchrun sets it to 1 without being asked.
     if threads or local_size > 1 or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads or max(1, usable_cores() // local_size))
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
         if local_rank >= gpus:
-            # Once a machine is enough.
+            # One process per machine reports it.
             raise (MetAlone if local_rank == gpus else AttuneError)(
-                f"{local_size} processes on this machine and {gpus} GPUs to be seen, of which each "
-                "takes one: start fewer (--nproc-per-node, NPROC), or look at CUDA_VISIBLE_DEVICES"
+                f"{local_size} processes on this machine and {gpus} GPUs, but each process needs "
+                "one: start fewer processes (--nproc-per-node, NPROC), or check "
+                "CUDA_VISIBLE_DEVICES"
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        # cuDNN's attention makes a plan for every shape, and prompts differ in length.
+        # cuDNN's attention plans every new shape, and prompts differ in length.
         torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         device = torch.device("cpu")
     if size > 1 and not dist.is_initialized():
-        # Flags and names travel between CPUs, past the GPUs' queues.
+        # Flags and names are exchanged between CPUs, without waiting for the GPUs' queues.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # torchrun keeps its store from one attempt to the next, addresses of the dead included.
+        # torchrun keeps its store over restarts, with addresses of processes that are gone.
         store = dist.PrefixStore(_attempt(store, rank, size), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         global _patient
@@ -101,11 +101,11 @@ def start(threads: int = 0) -> World:
 
 
 def _attempt(store: dist.Store, rank: int, size: int) -> str:
-    """A name for this start of all processes, the same in all of them and new every time.
+    """A name for this start of all processes: the same in all of them, and new at every start.
 
-    Agents count restarts each for themselves, so on several nodes their number is no such name.
-    The first process names the attempt and lets in who answers; what others read may be a name of
-    the dead, who let nobody in.
+    torchrun's restart count is no such name, because every node counts for itself.  So the first
+    process chooses a name and confirms every process that answers under it.  A name that others
+    read may be left from an earlier start; then nobody confirms it, and they read again.
     """
     mine = uuid4().hex
     if rank == 0:
@@ -123,24 +123,20 @@ def _attempt(store: dist.Store, rank: int, size: int) -> str:
         time.sleep(0.1)
     raise MetAlone(
         f"process {rank} of {size} waited {TIMEOUT.total_seconds() / 60:g} minutes for the first "
-        "one, which did not start; look at the first node's log"
+        "process, which did not start; see the first node's log"
     )
 
 
-def be_deterministic(device: torch.device) -> None:
-    """Use only deterministic algorithms from here on.
+def be_deterministic_if_asked() -> None:
+    """Use only deterministic algorithms from here on, if the environment asks for it.
 
-    Raises:
-        AttuneError: cuBLAS is not set up for them.
+    On GPUs cuBLAS repeats its results only if CUBLAS_WORKSPACE_CONFIG has one of these values at
+    the start of the process, and nobody sets them for another purpose.
     """
-    known = (":4096:8", ":16:8")
-    if device.type == "cuda" and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in known:
-        raise AttuneError(
-            "lm.deterministic: cuBLAS repeats its results only with CUBLAS_WORKSPACE_CONFIG="
-            f"{known[0]} in the environment; set it before the start"
-        )
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
+        return
     torch.use_deterministic_algorithms(True)
-    # Filling what `torch.empty` returns finds reads of it; here it would only cost time.
+    # It would only cost time: filling what `torch.empty` returns serves to find reads of it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -154,15 +150,19 @@ def parallelize(
     compile: bool = False,
     activation_checkpointing: bool = False,
 ) -> None:
-    """Compile a model, checkpoint its activations and shard it, in the order in which these nest.
+    """Compile a model, checkpoint its activations and shard it: the order in which these nest.
 
-    The blocks' `forward` is wrapped, not the blocks: parameters keep their names, in checkpoints as
-    well, and FSDP gathers and frees weights around it.
+    Only the blocks' `forward` is wrapped: parameters keep their names, also in checkpoints, and
+    FSDP2 gathers and frees weights around it. Each block is a unit of FSDP2; embeddings, norm and
+    head belong to the root.
 
     Args:
-        precision, group: as in `shard`.
+        precision: bf16 trains with bf16 parameters and fp32 reduction; the optimizer's copies stay
+            fp32.
+        group: number of neighbouring processes that share one copy of the weights; gradients are
+            averaged over the groups. 0 for all processes.
         compile: compile the blocks.
-        activation_checkpointing: run each block again on the way back instead of keeping its
+        activation_checkpointing: run each block again in the backward pass instead of keeping its
             activations.
 
     Raises:
@@ -170,24 +170,35 @@ def parallelize(
     """
     if compile:
         on_all(partial(_check_compiler, world.device), world)
-        # All blocks share their graphs: with and without text, with and without gradient, each for
-        # the first lengths and batch seen and then for any.
+        # All blocks share their graphs. There is one for each of: with and without text, with and
+        # without gradient, the first lengths and batch seen and any others.
         torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for block in model.blocks:
         if compile:
             block.forward = torch.compile(block.forward)
         if activation_checkpointing:
             again = partial(checkpoint, block.forward, use_reentrant=False)
-            # No dropout: the second forward pass needs no random state of the first.
+            # There is no dropout, so the second forward pass needs no random state of the first.
             block.forward = partial(again, preserve_rng_state=False)
-    shard(model, world, precision, group)
+    if world.size == 1:
+        return
+    if group in (0, world.size):
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        shape, names = (world.size // group, group), ("replicate", "shard")
+        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def shard_group(sharding: str, processes: int) -> int:
     """Number of processes that share one copy of the weights: all, or with `hybrid` a node's.
 
     Raises:
-        AttuneError: hybrid sharding that makes no sense on these processes.
+        AttuneError: hybrid sharding does not work with these processes.
     """
     if sharding == "full" or processes == 1:
         return processes
@@ -206,10 +217,10 @@ def shard_group(sharding: str, processes: int) -> int:
 
 
 def check_divisible(batch_size: int, processes: int, key: str) -> None:
-    """Every process takes the same number of clips of a batch.
+    """Check that every process gets the same number of clips of a batch.
 
     Raises:
-        AttuneError: the batch cannot be shared; names the nearest sizes that can.
+        AttuneError: the batch is not divisible; names the nearest sizes that are.
     """
     if batch_size % processes:
         below = batch_size - batch_size % processes
@@ -218,31 +229,6 @@ def check_divisible(batch_size: int, processes: int, key: str) -> None:
             f"{key} ({batch_size}) must be divisible by the number of processes ({processes}); "
             f"try {sizes}"
         )
-
-
-def shard(model: LanguageModel, world: World, precision: str, group: int = 0) -> None:
-    """FSDP2: each block is a unit, the rest (embeddings, norm, head) the root's.
-
-    bf16 trains with bf16 parameters and fp32 reduction; the optimizer's copies stay fp32.
-
-    Args:
-        group: neighbouring processes that share one copy of the weights; every group has its own,
-            and gradients are averaged over the groups. 0 for all processes.
-    """
-    if world.size == 1:
-        return
-    group = group or world.size
-    if group == world.size:
-        mesh = init_device_mesh(world.device.type, (world.size,))
-    else:
-        shape, names = (world.size // group, group), ("replicate", "shard")
-        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def sum_over_processes(tensor: Tensor, world: World) -> Tensor:
@@ -254,10 +240,7 @@ def sum_over_processes(tensor: Tensor, world: World) -> Tensor:
 
 
 def sum_on_host(values: Sequence[int], world: World) -> list[int]:
-    """Sums over all processes of numbers that the CPU holds.
-
-    Nobody waits for a GPU's queue: the GPU continues with its work meanwhile.
-    """
+    """Sums of integers over all processes, by the CPUs: nobody waits for a GPU's queue."""
     if world.size == 1:
         return [int(value) for value in values]
     numbers = torch.tensor([int(value) for value in values])
@@ -266,7 +249,7 @@ def sum_on_host(values: Sequence[int], world: World) -> list[int]:
 
 
 def gather_objects(thing: T, world: World) -> list[T]:
-    """What each process has, by rank."""
+    """The objects of all processes, by rank."""
     things = [thing] * world.size
     if world.size > 1:
         dist.all_gather_object(things, thing)
@@ -274,7 +257,7 @@ def gather_objects(thing: T, world: World) -> list[T]:
 
 
 def from_first(thing: T, world: World) -> T:
-    """What the first process has."""
+    """The first process's object, on all processes."""
     things = [thing]
     if world.size > 1:
         dist.broadcast_object_list(things, src=0)
@@ -282,10 +265,10 @@ def from_first(thing: T, world: World) -> T:
 
 
 def on_first(action: Callable[[], T], world: World) -> T:
-    """What the first process makes, for all of them.
+    """Run an action on the first process; returns its result on all processes.
 
     Raises:
-        AttuneError: the first one's, in all of them.
+        AttuneError: on all processes, if the action raises it.
     """
     made: T | None = None
     reason = ""
@@ -303,10 +286,10 @@ def on_first(action: Callable[[], T], world: World) -> T:
 
 
 def on_all(action: Callable[[], None], world: World) -> None:
-    """What every process does for itself, with one end for all.
+    """Run an action on every process; if it fails on one of them, all raise.
 
     Raises:
-        AttuneError: the first process's that met one, in all of them.
+        AttuneError: on all processes, with the message of the first process that failed.
     """
     reason = ""
     try:
@@ -321,7 +304,7 @@ def on_all(action: Callable[[], None], world: World) -> None:
 
 
 def wait_patiently(world: World) -> None:
-    """Wait until all processes have come here, however long the first one works before."""
+    """Wait for all processes, with a limit of `PATIENCE` for the first process's work."""
     if world.size > 1:
         dist.barrier(group=_patient)
 
@@ -329,7 +312,7 @@ def wait_patiently(world: World) -> None:
 def gather_rows(rows: Tensor, world: World) -> Tensor:
     """Rows `[b, D]` of all processes as `[b x size, D]`, by rank; differentiable.
 
-    Every process must then compute the same function of the result.
+    Every process must compute the same function of the result.
     """
     return rows if world.size == 1 else _GatherRows.apply(rows, world.rank, world.size)
 
@@ -337,9 +320,9 @@ def gather_rows(rows: Tensor, world: World) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     """All-gather whose gradient needs no communication.
 
-    Each process computes the same loss of the same rows, hence the same gradient of all of them: it
-    keeps that of its own rows.  FSDP averages gradients over processes; the factor `size` undoes
-    that, so that the mean over processes is the gradient of the one global loss.
+    All processes compute the same loss of the same rows, so each has the gradient of all rows and
+    keeps the part of its own.  The factor `size` undoes FSDP's average over processes, so that the
+    result is the gradient of the one global loss.
     """
 
     @staticmethod
@@ -361,25 +344,22 @@ def full(tensor: Tensor) -> Tensor:
 
 def _check_compiler(device: torch.device) -> None:
     if not _has_compiler(device):
-        one = "a C++ compiler (g++ or clang++) on CPUs"
-        if device.type == "cuda":
-            one = "a C compiler (gcc or clang), which Triton calls"
-        raise AttuneError(f"lm.compile needs {one}; install one")
+        gpu = "a C compiler (gcc or clang), which Triton calls"
+        needed = gpu if device.type == "cuda" else "a C++ compiler (g++ or clang++) on CPUs"
+        raise AttuneError(f"lm.compile needs {needed}; install one")
 
 
 def _has_compiler(device: torch.device) -> bool:
-    if device.type == "cuda":
-        variable, names = "CC", ("gcc", "clang", "cc")
-    else:
-        variable, names = "CXX", ("g++", "clang++", "c++")
+    gpu, cpu = ("CC", "gcc", "clang", "cc"), ("CXX", "g++", "clang++", "c++")
+    variable, *names = gpu if device.type == "cuda" else cpu
     return any(shutil.which(name) for name in (os.environ.get(variable, ""), *names) if name)
 
 
 def leave(status: int) -> None:
-    """End this process of several once all of them are done; does nothing in a single process.
+    """End this process when all of several processes are done; does nothing in a single process.
 
-    At once, past the interpreter's own end: gloo's threads now and then abort a process that takes
-    itself down in good order, after all its work is done.
+    The process ends without the interpreter's clean-up: gloo's threads sometimes abort a process
+    there, after all its work is done.
     """
     if dist.is_initialized():
         dist.barrier()
@@ -389,11 +369,11 @@ def leave(status: int) -> None:
 
 
 def _leave() -> None:
-    """A process that ends without `leave` has failed, perhaps while the others have not."""
+    """Clean up at the end of a process that did not call `leave`, so it failed."""
     if not dist.is_initialized():
         return
     if "nccl" in str(dist.get_backend_config()):
-        # NCCL would take leave of the others, who do not know yet.
+        # A regular shutdown of NCCL would wait for the other processes, which still work.
         dist.distributed_c10d._abort_process_group()
     else:
         dist.destroy_process_group()

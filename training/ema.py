@@ -13,15 +13,15 @@ from torch.distributed.tensor import DTensor
 class ExponentialMovingAverage:
     """Bias-corrected average: after t updates, sum of d^(t-i) w_i over sum of d^(t-i).
 
-    Kept in corrected form, updated by `ema += (1 - d) / (1 - d^t) (w - ema)`: after the first
-    update it equals the weights, so early checkpoints are not drawn to the initialization.  Sharded
+    It is kept in corrected form, updated by `ema += (1 - d) / (1 - d^t) (w - ema)`: after the first
+    update it equals the weights, so the initialization does not bias early checkpoints.  Sharded
     parameters stay sharded.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._missed: Tensor | None = None  # updates of 0 not yet reported by `forget`
+        self._missed: Tensor | None = None  # updates with `taken` 0 before their `forget`
         self._model = model
         self.weights = {
             name: parameter.detach().clone() for name, parameter in model.named_parameters()
@@ -29,11 +29,11 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, taken: Tensor | None = None) -> None:
-        """Take in the model's weights as they are now.
+        """Update the average with the model's current weights.
 
         Args:
-            taken: 1, or 0 to leave the average as it is, `[]` on the device: nobody waits for it.
-                For a 0, `forget` must follow before the next update that is given none.
+            taken: 1, or 0 to leave the average unchanged, `[]` on the device, so that the CPU need
+                not wait for it. After a 0, `forget` must be called before an update without it.
         """
         self.updates += 1
         current = [_local(parameter.detach()) for parameter in self._model.parameters()]
@@ -51,14 +51,14 @@ class ExponentialMovingAverage:
         torch._foreach_add_(average, steps)
 
     def forget(self) -> None:
-        """An earlier update was given 0: it does not count."""
+        """Do not count an earlier update whose `taken` was 0."""
         self.updates -= 1
         if self._missed is not None:
             self._missed -= 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the average inside the block, its own weights again after it."""
+        """Inside the block the model has the average as its weights."""
         self._swap()
         try:
             yield
@@ -68,10 +68,10 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self._model.named_parameters():
-            mine, theirs = _local(self.weights[name]), _local(parameter.detach())
-            kept = theirs.clone()
-            theirs.copy_(mine)
-            mine.copy_(kept)
+            average, weight = _local(self.weights[name]), _local(parameter.detach())
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
 
 
 def _local(tensor: Tensor) -> Tensor:

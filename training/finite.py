@@ -1,15 +1,16 @@
-"""Steps whose loss or gradient is not finite reach neither weights nor optimizer nor average.
+"""Updates of weights, optimizer and average that leave out steps that are not finite.
 
-Loss and gradient norm of the global batch are looked at before every update.  On CPUs the answer is
-there at once.  A GPU would have to wait for it, so there the update itself obeys a flag on the
-device (fused AdamW's `found_inf`, the average's share), and the answer is read a step later, when
-it has long arrived; or at once where a step is logged or saved, which waits anyway.
+Loss and gradient norm of the global batch are checked before every update.  On a CPU they are known
+at once.  A GPU would have to be waited for, so there the update itself obeys a flag on the device
+(fused AdamW's `found_inf`, the average's share), and the values are read one step later, when they
+have arrived.  Steps that are logged or saved wait anyway, so there they are read at once.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,7 +26,14 @@ _NAMED = 8
 
 
 class FiniteUpdates:
-    """Updates of weights, optimizer and average; all processes call the same methods alike."""
+    """Updates of weights, optimizer and average; all processes must make the same calls.
+
+    Args:
+        limit: number of steps in a row that may be skipped (`lm.skip_non_finite`).
+        run: the run's folder.
+        progress: log of skipped steps; None on all processes but the first.
+        done: finished steps; the log says how many of them were skipped.
+    """
 
     def __init__(
         self,
@@ -37,41 +45,30 @@ class FiniteUpdates:
         progress: Progress | None,
         done: int,
     ) -> None:
-        """
-        Args:
-            limit: steps in a row that may be skipped (`lm.non_finite.skip`).
-            run: the run's folder.
-            progress: where skipped steps are logged; None on all processes but the first.
-            done: finished steps; the log says how many of them were skipped.
-        """
-        self._optimizer = optimizer
-        self._ema = ema
-        self._limit = limit
-        self._world = world
-        self._run = run
-        self._progress = progress
+        self._optimizer, self._ema, self._limit = optimizer, ema, limit
+        self._world, self._run, self._progress = world, run, progress
         self._later = world.device.type == "cuda"
-        self._pending: _Pending | None = None
+        self._pending: Callable[[], bool] | None = None
         before = _skipped_before(run, done) if progress else [0, 0]
         self._total, self._in_a_row = sum_on_host(before, world)
 
     def apply(
         self, step: int, norm: Tensor, loss: Tensor, sample_ids: tuple[str, ...], now: bool
     ) -> bool:
-        """Take the gradients in, unless something is not finite.
+        """Update weights, optimizer and average, unless loss or norm is not finite.
 
         Args:
-            step: its number, from 1.
-            norm: of the global batch's gradient before clipping, `[]`, sharded or whole.
+            step: number of the step, from 1.
+            norm: norm of the global batch's gradient before clipping, `[]`, perhaps sharded.
             loss: this process's part of the global batch's loss, `[]`.
-            sample_ids: this process's part of the global batch.
-            now: somebody needs to know what became of this very step.
+            sample_ids: samples of this process's part of the global batch.
+            now: whether the caller needs the result for this step.
 
         Returns:
             False if the step is known to be skipped.
 
         Raises:
-            AttuneError: more steps in a row than `limit`; names step and samples.
+            AttuneError: more than `limit` steps in a row are not finite; names step and samples.
         """
         values = torch.stack([full(norm).float(), sum_over_processes(loss.float(), self._world)])
         if not self._later:
@@ -85,21 +82,30 @@ class FiniteUpdates:
         self._optimizer.found_inf = bad  # type: ignore[attr-defined]
         self._optimizer.step()
         self._ema.update(1.0 - bad)
-        self._pending = _Pending(step, values, sample_ids)
+        copied = torch.empty(2, pin_memory=values.is_cuda)
+        copied.copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event() if values.is_cuda else None
+        if arrived:
+            arrived.record()
+
+        def count() -> bool:
+            if arrived:
+                arrived.synchronize()
+            return self._count(step, copied.tolist(), sample_ids)
+
+        self._pending = count
         return self._look() if now else True
 
     def _look(self) -> bool:
-        """What became of the step before, if nobody has asked yet."""
-        if self._pending is None:
-            return True
+        """Count the pending step, if there is one; whether its update was made."""
         pending, self._pending = self._pending, None
-        taken = self._count(pending.step, pending.numbers(), pending.sample_ids)
+        taken = pending is None or pending()
         if not taken:
             self._ema.forget()
         return taken
 
     def _count(self, step: int, values: list[float], sample_ids: tuple[str, ...]) -> bool:
-        """Whether both values are finite; if not, count, log and perhaps stop."""
+        """Whether both values are finite; if not, count and log the step, and perhaps stop."""
         norm, loss = values
         if math.isfinite(norm) and math.isfinite(loss):
             self._in_a_row = 0
@@ -114,9 +120,9 @@ class FiniteUpdates:
         if self._in_a_row > self._limit:
             more = f" and {len(ids) - _NAMED} more (log.jsonl)" if len(ids) > _NAMED else ""
             raise AttuneError(
-                f"step {step}: {what}, {self._in_a_row} such in a row (lm.non_finite.skip "
-                f"{self._limit}), samples {', '.join(ids[:_NAMED])}{more}; lower lm.optim.lr; the "
-                f"last good checkpoint, if one was written, is named in {self._run / 'latest'}"
+                f"step {step}: {what}, {self._in_a_row} such in a row (lm.skip_non_finite is "
+                f"{self._limit}), samples {', '.join(ids[:_NAMED])}{more}; lower lm.optim.lr; "
+                f"{self._run / 'latest'} names the last good checkpoint, if one was saved"
             )
         if self._progress:
             print(
@@ -128,27 +134,8 @@ class FiniteUpdates:
         return False
 
 
-class _Pending:
-    """Loss and norm of a step on their way from the device, float32 `[2]`."""
-
-    def __init__(self, step: int, values: Tensor, sample_ids: tuple[str, ...]) -> None:
-        self.step = step
-        self.sample_ids = sample_ids
-        self._values = torch.empty(2, pin_memory=values.is_cuda)
-        self._values.copy_(values, non_blocking=True)
-        self._arrived = torch.cuda.Event() if values.is_cuda else None
-        if self._arrived:
-            self._arrived.record()
-
-    def numbers(self) -> list[float]:
-        """The values, once they are there."""
-        if self._arrived:
-            self._arrived.synchronize()
-        return self._values.tolist()
-
-
 def _skipped_before(run: Path, done: int) -> list[int]:
-    """Skipped steps up to step `done`: in all, and in a row at the end."""
+    """Number of skipped steps up to step `done`: in all, and in a row at the end."""
     skipped = [row["step"] for row in read_log(run) if "non_finite" in row and row["step"] <= done]
     in_a_row = 0
     while in_a_row < len(skipped) and skipped[-1 - in_a_row] == done - in_a_row:

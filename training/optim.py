@@ -3,8 +3,8 @@
 Weight decay acts on the matrices of the blocks, the text projection and the head.  It leaves out
 
 - norm scales and biases: pulling a scale to zero shrinks a branch instead of regularizing it;
-- the embedding tables: AdamW decays a row at every step, also where its code did not occur, so rare
-  codes would fade towards zero between their appearances.
+- the embedding tables: AdamW decays a row at every step, even if its code did not occur, so rare
+  codes would fade towards zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW with two groups of parameters: decayed and not; its moments are there."""
+    """Fused AdamW, its state made, with two groups of parameters: with and without weight decay."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -30,7 +30,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
             {"params": plain, "weight_decay": 0.0},
         ],
         lr=config.lr,
-        betas=config.betas,
+        betas=(0.9, 0.95),
         fused=True,
     )
     make_state(optimizer, config.lr)
@@ -38,9 +38,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def make_state(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Make an Adam optimizer's moments at once, all zero, with no step counted.
+    """Make the state of an Adam optimizer now: all moments zero, no step counted.
 
-    A checkpoint is loaded into what is there, and PyTorch makes moments at the first step only.
+    A checkpoint is loaded into existing tensors, but PyTorch makes the state at the first step.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -63,16 +63,16 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, final: float 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the same rate."""
+    """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def fill_missing_gradients(model: nn.Module) -> None:
-    """Zeros where a step without text left no gradient.
+    """Set gradients that a step without text left at None to zero.
 
-    Skipped cross-attention equals attention to zero keys, whose parameters get a zero gradient;
-    with none at all AdamW would pass them over, and decay and moments would differ.
+    Skipped cross-attention equals attention to zero keys, whose parameters get a zero gradient.
+    Without a gradient AdamW would skip them: no decay, and moments that do not change.
     """
     for parameter in model.parameters():
         if parameter.grad is None:

@@ -1,4 +1,4 @@
-"""One training step: forward, the objective, backward; over micro-batches if need be."""
+"""One training step: forward, loss, backward; split into micro-batches if necessary."""
 
 from __future__ import annotations
 
@@ -26,80 +26,76 @@ from training.lm.patterns import delay, valid_steps
 
 
 class TrainingStep:
-    """Forward, loss and backward of one step, in micro-batches where a share does not fit at once.
+    """Forward, loss and backward of one step, in micro-batches if the batch does not fit at once.
 
-    L_rr compares every clip of the global batch with every other, also across micro-batches, whose
-    graphs do not fit into memory together.  So steps with rr make two passes over micro-batches:
+    L_rr compares all pairs of clips of the global batch, also across micro-batches, whose graphs do
+    not fit into memory together.  So steps with rr make two passes over micro-batches:
 
-    1. without graph: the pooled states h of all clips, L_rr(h) and its gradient g = dL_rr/dh, once;
-    2. with graph, one micro-batch after the other: cross-entropy + sum(h * g), with g held fixed.
-       The gradient of sum(h * g) with respect to the weights is g dh/dw, which is that of L_rr.
+    1. without graph: the pooled states h of all clips, and once L_rr(h) and g = dL_rr/dh;
+    2. with graph, one micro-batch after the other: cross-entropy + sum(h * g), with g constant.
+       The gradient of sum(h * g) with respect to the weights is g dh/dw, that of L_rr.
 
-    The model has no dropout, so both passes see the same h.
+    The model has no dropout, so h is the same in both passes.
     """
 
     def __init__(self, model: LanguageModel, config: LMConfig, world: World, seed: int) -> None:
-        self._model = model
-        self._config = config
-        self._world = world
-        self._seed = seed
+        self._model, self._config, self._world, self._seed = model, config, world, seed
 
     def __call__(self, batch: Batch, step: int) -> Outcome:
-        """Leave the gradient of the global batch's objective in the parameters."""
+        """Forward and backward: the parameters get the gradient of the global batch's loss."""
         config, world = self._config, self._world
         dropped = dropped_text(
             self._seed, step, config.batch_size, config.cfg.dropout, config.cfg.granularity
         )
         chosen = np.ones_like(dropped) if config.rr.apply == "always" else dropped
-        watched = bool(chosen.any())
-        pulled = watched and config.rr.weight > 0
-        # Every frame of every stream is a target: known before any micro-batch is.
+        logs_rr = bool(chosen.any())
+        trains_rr = logs_rr and config.rr.weight > 0
+        # Every frame of every stream is a target, so their number is known before the first pass.
         frames = sum_over_processes(batch.lengths.sum(), world).clamp(min=1)
         parts = micro_batches(batch, config.micro_batch)
         outcome = Outcome(float(dropped.mean()))
         pooled: list[tuple[Tensor, Tensor]] = []
-        pull: Pull | None = None
-        if pulled and len(parts) > 1:
+        rr_gradient: RegularizationGradient | None = None
+        if trains_rr and len(parts) > 1:
             with torch.no_grad():
                 for part in parts:
                     _, hidden, _ = self._forward(part, dropped)
                     pooled.append(self._pool(part, hidden))
-            pull = self._regularize(pooled, chosen, outcome)
+            rr_gradient = self._regularize(pooled, chosen, outcome)
         for part in parts:
             if len(parts) > 1 and isinstance(self._model, FSDPModule):
                 # FSDP reduces gradients over the processes once, after the last micro-batch.
                 self._model.set_requires_gradient_sync(part is parts[-1])
             logits, hidden, targets = self._forward(part, dropped)
             shares = stream_losses(logits, targets)[0] / frames
-            # FSDP averages gradients over processes; the objective is a sum over them.
-            objective = (
-                shares.mean() if config.stream_loss == "mean" else shares.sum()
-            ) * world.size
+            loss = shares.mean() if config.stream_loss == "mean" else shares.sum()
+            # The loss is a sum over processes, but FSDP averages their gradients.
+            objective = loss * world.size
             outcome.add_losses(shares.detach())
-            if not pulled:
-                if watched:
+            if not trains_rr:
+                if logs_rr:
                     with torch.no_grad():
                         pooled.append(self._pool(part, hidden))
                 objective.backward()
                 continue
-            # rr reads a view of the hidden states: the view's gradient is rr's part only, while the
-            # hook on `hidden` sees the sum of both parts.  Their norms go into the log.
+            # For the log, rr reads a view of the hidden states: the view's gradient is only rr's
+            # part, while the hook on `hidden` gets the sum of rr's and cross-entropy's.
             states = hidden.view_as(hidden)
             states.retain_grad()
-            whole: list[Tensor] = []
-            hidden.register_hook(whole.append)
+            total: list[Tensor] = []
+            hidden.register_hook(total.append)
             audio, text = self._pool(part, states)
-            if pull is None:  # one micro-batch: this pass is also the first
-                pull = self._regularize([(audio.detach(), text)], chosen, outcome)
-            assert pull is not None
-            objective = objective + (audio * pull.clips[part.rows]).sum()
+            if rr_gradient is None:  # with a single micro-batch this pass is also the first
+                rr_gradient = self._regularize([(audio.detach(), text)], chosen, outcome)
+            assert rr_gradient is not None
+            objective = objective + (audio * rr_gradient.clips[part.rows]).sum()
             if part is parts[-1]:
-                objective = objective + pull.of_head()
+                objective = objective + rr_gradient.of_head()
             objective.backward()
             assert states.grad is not None
-            of_rr, of_both = states.grad.float(), whole[0].float()
+            of_rr, of_both = states.grad.float(), total[0].float()
             outcome.add_gradients(of_rr / world.size, (of_both - of_rr) / world.size)
-        if watched and not pulled:
+        if logs_rr and not trains_rr:
             self._regularize(pooled, chosen, outcome)
         return outcome
 
@@ -111,7 +107,7 @@ class TrainingStep:
     def _pool(self, part: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled states of clips and prompts, both float32 `[b, D]`.
 
-        To be called between forward and backward: under FSDP the root's weights are whole there.
+        Must be called between forward and backward, while FSDP has the root's weights gathered.
         """
         how, batch = self._config.rr, part.batch
         mask = valid_steps(batch.lengths, self._model.arch.n_codebooks, hidden.shape[1])
@@ -122,18 +118,15 @@ class TrainingStep:
         return pool(hidden, mask, how.pool), pool(states, batch.text_mask, how.pool)
 
     def _regularize(
-        self,
-        pooled: list[tuple[Tensor, Tensor]],
-        chosen: NDArray[np.bool_],
-        outcome: Outcome,
-    ) -> Pull | None:
-        """L_rr over the clips `chosen` of the global batch, and how the similarities correlate.
+        self, pooled: list[tuple[Tensor, Tensor]], chosen: NDArray[np.bool_], outcome: Outcome
+    ) -> RegularizationGradient | None:
+        """Put L_rr of the clips `chosen`, and the similarities' correlation, into `outcome`.
 
         Args:
-            pooled: states of this process's clips and prompts, without graph.
+            pooled: pooled states of this process's clips and prompts, without graph.
 
         Returns:
-            The gradient of what is weighted, L_rr or the contrastive loss, unless it weighs 0.
+            The gradient of the weighted L_rr or contrastive loss; None if the weight is 0.
         """
         how, world = self._config.rr, self._world
         own, text = (torch.cat(rows) for rows in zip(*pooled, strict=True))
@@ -155,7 +148,7 @@ class TrainingStep:
             objective = contrastive_loss(*head(audio, text.detach()))
             outcome.contrastive = objective.detach()
         clips, *rest = torch.autograd.grad(how.weight * objective, [own, *weights])
-        return Pull(clips, list(zip(weights, rest, strict=True)))
+        return RegularizationGradient(clips, list(zip(weights, rest, strict=True)))
 
 
 def dropped_text(
@@ -172,61 +165,60 @@ def dropped_text(
 
 
 @dataclass(frozen=True)
-class Pull:
-    """Gradients of the weighted regularization, taken once for all micro-batches."""
+class RegularizationGradient:
+    """Gradients of the weighted regularization, computed once for all micro-batches."""
 
     clips: Tensor
     """With respect to the pooled states of this process's clips, `[B, D]`."""
     head: list[tuple[Tensor, Tensor]]
-    """The contrastive head's weights, each with its gradient: the same on all processes, which
-    share the loss, as the mean that FSDP takes of them."""
+    """Weights of the contrastive head, each with its gradient. All processes share the loss and so
+    the gradient; FSDP's mean over processes does not change it."""
 
     def of_head(self) -> Tensor | float:
-        """What has these gradients: added to an objective, it hands them to the weights the way
-        that FSDP expects."""
+        """A term of the objective whose gradients are those of `head`."""
         return sum((weight * gradient).sum() for weight, gradient in self.head)
 
 
 class Outcome:
-    """What one step came to, still on the device."""
+    """Results of one step; tensors stay on the device."""
 
     def __init__(self, dropped: float) -> None:
         self._shares: Tensor | float = 0.0
         self.dropped = dropped
         """Share of the global batch that trained without text."""
         self.rr: Tensor | None = None
-        """L_rr where it was taken, before its weight."""
+        """L_rr without its weight; None if this step has none."""
         self.contrastive: Tensor | None = None
-        """The contrastive loss where it was, before its weight."""
+        """The contrastive loss without its weight; None if this step has none."""
         self.correlation: Tensor | None = None
-        """Of the two similarity matrices."""
+        """Pearson correlation of the two similarity matrices."""
         self.gradients: Tensor | None = None
         """Squared norms of the gradients of weighted L_rr and of cross-entropy with respect to this
         process's last hidden states, float32 `[2]`."""
 
     @property
     def loss(self) -> Tensor:
-        """This process's part of the loss, `[]`: over processes it adds up to that of `row`."""
+        """This process's part of the loss, `[]`; the sum over processes is the loss in `row`."""
         assert isinstance(self._shares, Tensor)
         return self._shares.mean()
 
     def add_losses(self, shares: Tensor) -> None:
-        """A micro-batch's part of the loss of each stream, `[K]`."""
+        """Add a micro-batch's part of the loss of each stream, `[K]`."""
         self._shares = self._shares + shares
 
     def add_gradients(self, *parts: Tensor) -> None:
-        """A micro-batch's gradients of weighted L_rr and of cross-entropy."""
+        """Add a micro-batch's gradients of weighted L_rr and of cross-entropy."""
         norms = torch.stack([part.square().sum() for part in parts])
         self.gradients = norms if self.gradients is None else self.gradients + norms
 
     def row(self, world: World) -> dict[str, Any]:
-        """Losses over the global batch (all processes must call this)."""
+        """The log row: losses of the global batch; all processes must call this."""
         assert isinstance(self._shares, Tensor)
         losses = sum_over_processes(self._shares, world).tolist()
         row = {"loss": sum(losses) / len(losses), "loss_per_stream": losses}
         row["dropped"] = self.dropped
         if self.rr is not None and self.correlation is not None:
-            # Equal on all processes with scope global; their mean with scope local.
+            # Equal on all processes with scope=global; with scope=local the log has their mean.
             both = torch.stack([self.rr, self.correlation])
             found = (sum_over_processes(both, world) / world.size).tolist()
             row["rr"], row["rr_correlation"] = found
@@ -241,51 +233,40 @@ class Outcome:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some clips of a process's share that go through the model together."""
+    """Clips of this process that go through the model together."""
 
     batch: Batch
     rows: slice
-    """Their places in the share."""
+    """Places of the clips in this process's part of the batch."""
 
 
 def micro_batches(batch: Batch, size: int) -> list[MicroBatch]:
-    """A process's share in micro-batches of up to `size` clips; 0 leaves it whole."""
+    """Split a batch into micro-batches of up to `size` clips; with 0 it stays whole."""
     clips = len(batch.lengths)
     size = size or clips
+    names = ("codes", "lengths", "text", "text_mask", "sample_ids")
     parts = []
     for rows in (slice(start, min(start + size, clips)) for start in range(0, clips, size)):
-        part = replace(
-            batch,
-            codes=batch.codes[rows],
-            lengths=batch.lengths[rows],
-            text=batch.text[rows],
-            text_mask=batch.text_mask[rows],
-            sample_ids=batch.sample_ids[rows],
-        )
+        part = replace(batch, **{name: getattr(batch, name)[rows] for name in names})
         parts.append(MicroBatch(part, rows))
     return parts
 
 
 def forward(
-    model: LanguageModel,
-    part: MicroBatch,
-    dropped: NDArray[np.bool_],
-    precision: str,
-    world: World,
+    model: LanguageModel, part: MicroBatch, dropped: NDArray[np.bool_], precision: str, world: World
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits `[b, K, T, C]`, hidden states `[b, T, D]` and targets `[b, K, T]` of some clips of
-    this process.
+    """Logits `[b, K, T, C]`, hidden states `[b, T, D]` and targets `[b, K, T]` of a micro-batch.
 
     Args:
-        dropped: clips of the global batch that go without text.
-        precision: `bf16` multiplies in bf16; anything else as PyTorch is set up.
+        dropped: for each clip of the global batch, whether its text is dropped.
+        precision: `bf16` multiplies in bf16, any other with PyTorch's current settings.
     """
     batch = part.batch
     inputs, targets = delay(batch.codes, batch.lengths, model.arch.special)
     text: Tensor | None = batch.text
     mask: Tensor | None = batch.text_mask
     if dropped.all():
-        # Nobody in the global batch has text: all processes skip cross-attention alike.
+        # No clip of the global batch has text, so all processes skip cross-attention.
         text = mask = None
     elif dropped.any():
         mine = torch.from_numpy(dropped).view(world.size, -1)[world.rank][part.rows]

@@ -1,8 +1,8 @@
 """Language-model training, top to bottom: set up, resume, step, log, save.
 
-Each step is one draw of "with or without text" for the whole global batch (`lm.cfg`), one forward,
-cross-entropy per stream, on steps without text the representation regularization on top
-(equation 6), one AdamW step, one EMA update.  The same code runs in one process and under torchrun.
+A step draws whether the global batch trains without text (`lm.cfg`), runs the model, takes the
+cross-entropy per stream (on steps without text plus the representation regularization, equation 6),
+and updates weights (AdamW) and EMA.  The same code runs in one process and under torchrun.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.config import LMConfig
 from training.data import ClipOrder, Loader, check_shards
 from training.distributed import (
     World,
-    be_deterministic,
+    be_deterministic_if_asked,
     check_divisible,
     full,
     on_all,
@@ -50,7 +50,7 @@ from training.optim import (
     learning_rate,
     set_learning_rate,
 )
-from training.preflight import Preflight, flops_per_clip, preflight
+from training.preflight import check_memory, flops_per_clip, preflight, preflight_lines
 from training.run.folder import (
     as_recorded,
     candidates,
@@ -76,50 +76,49 @@ def train(
     recipe: Recipe,
     *,
     fresh: bool = False,
-    dry_run: Callable[[Preflight], None] | None = None,
+    dry_run: Callable[[dict[str, Any], list[str]], None] | None = None,
     stop: StopSignals | None = None,
     profile: Path | None = None,
 ) -> Path:
-    """Train the language model of a recipe, or resume where it stopped.
+    """Train the language model of a recipe, or resume its training.
 
     Args:
         recipe: with an `lm` section and finished shards in `data_dir`.
-        fresh: delete what this run has so far and start over.
-        dry_run: gets what the run would take; nothing else is done then.
+        fresh: delete the files of this run and start from scratch.
+        dry_run: gets what the run would take, as facts and as lines; nothing is trained then.
         stop: signals that end the run early, with a checkpoint.
-        profile: where a trace of a few steps of the first process goes.
+        profile: file for a trace of a few steps of the first process.
 
     Returns:
         The run's folder.
 
     Raises:
-        AttuneError: shards and recipe do not fit, the run was started with another config, steps
-            are not finite, or a checkpoint cannot be loaded or saved.
-        Stopped: a signal came.
+        AttuneError: the shards do not match the recipe; the run was started with another config;
+            loss or gradient is not finite; or a checkpoint cannot be loaded or saved.
+        Stopped: a signal came; the checkpoint is saved.
     """
     # 1. Recipe, shards, processes
     config = recipe.section("lm", LMConfig)
     dataset = ShardDataset.open(recipe.data_dir)
     check_shards(recipe, dataset.summary)
     world = start(config.threads)
-    if config.deterministic:
-        be_deterministic(world.device)
+    be_deterministic_if_asked()
     if world.device.type == "cpu":
         keep_freed_memory()
     check_divisible(config.batch_size, world.size, "lm.batch_size")
     if config.rr.weight > 0 and config.rr.scope == "local" and config.batch_size < 2 * world.size:
         raise AttuneError(
-            f"lm.rr.scope local compares the clips of each process, but lm.batch_size "
-            f"{config.batch_size} gives {world.size} processes {config.batch_size // world.size} "
-            "each; raise it, or set lm.rr.scope=global"
+            f"lm.rr.scope=local compares clips only inside each process, but lm.batch_size="
+            f"{config.batch_size} gives each of {world.size} processes 1 clip; raise lm.batch_size "
+            f"to {2 * world.size} or more, or set lm.rr.scope=global"
         )
     run = Path(recipe.run_dir) / config.run
     precision = settle(config.precision, recorded_precision(run, world, fresh), world)
     config = config.model_copy(update={"precision": precision})
     if config.precision == "medium":
         torch.set_float32_matmul_precision("medium")
-    if config.samples.every:
-        check_prompts(config.samples.prompts, dataset.summary.get("prompt_policy", "lemmas"))
+    if config.samples:
+        check_prompts(config.samples, dataset.summary.get("prompt_policy", "lemmas"))
     load = partial(
         Loader, dataset, segment_s=config.segment_s, seed=recipe.seed,
         batch_size=config.batch_size, rank=world.rank, world=world.size,
@@ -132,12 +131,13 @@ def train(
     frames = min(loader.segment_frames, order.longest)
     tokens = recipe.text_encoder.max_length
     estimate = preflight(arch, config, world, order.epoch_size, frames, tokens)
+    fits = partial(check_memory, estimate["memory_bytes"], estimate["available_bytes"])
     if dry_run:
         if world.is_first:
-            dry_run(estimate)
-            estimate.check()
+            dry_run(estimate, preflight_lines(estimate))
+            fits()
         return run
-    on_all(estimate.check, world)
+    on_all(fits, world)
     profiler = StepProfiler(profile if world.is_first else None, world.device)
 
     # 2. Model, optimizer, average
@@ -147,17 +147,14 @@ def train(
         begin_with(model, Path(config.init_from), dataset.summary, world)
     model.to(world.device)
     group = shard_group(config.sharding, world.size)
-    again = config.activation_checkpointing
-    parallelize(model, world, precision, group, config.compile, again)
+    parallelize(model, world, precision, group, config.compile, config.activation_checkpointing)
     optimizer = build_optimizer(model, config.optim)
     ema = ExponentialMovingAverage(model, config.ema_decay)
 
     # 3. Resume where the run stopped
-    keep, best, behind = config.keep, config.keep_best, config.async_checkpoint
     content = ModelState(model, optimizer, ema)
-    checkpointer = Checkpointer(run, world, content, keep, best, behind)
-    longest_s = order.longest / dataset.summary["frame_rate"]
-    trained_s = min(config.segment_s, longest_s)
+    checkpointer = Checkpointer(run, world, content, config.keep, config.async_checkpoint)
+    trained_s = min(config.segment_s, order.longest / dataset.summary["frame_rate"])
     description = describe(arch, dataset.summary, config.segment_s, trained_s)
     description |= {"recipe": recipe.name, "run": config.run}
     started = {
@@ -169,20 +166,19 @@ def train(
     }
     done = checkpointer.resume(claim(run, started, world, fresh))
     if world.is_first:
-        _announce(run, config, estimate, world, done)
+        _announce(run, config, preflight_lines(estimate), world, done)
     if done >= config.steps:
         return run
 
     # 4. Train
     step_fn = TrainingStep(model, config, world, recipe.seed)
     progress = Progress(run, done, config.steps, config.wandb) if world.is_first else None
-    skip = config.non_finite.skip
-    updates = FiniteUpdates(optimizer, ema, skip, world, run, progress, done)
+    updates = FiniteUpdates(optimizer, ema, config.skip_non_finite, world, run, progress, done)
     if stop:
         stop.watch()
     else:
-        stop = StopSignals()  # hears nothing
-    meter = Meter(estimate.matmul_flops, world.device)
+        stop = StopSignals()  # without `watch` it reports no signal
+    meter = Meter(estimate["matmul_flops"], world.device)
     batches = meter.waiting(loader.batches(done, config.steps))
     for step, batch in enumerate(batches, start=done):
         profiler.step()
@@ -195,7 +191,7 @@ def train(
         finished = step + 1
         last = finished == config.steps
         regular = finished % config.log_every == 0 or last
-        # Before it is known what is saved: all processes stop after the same step.
+        # Exchange the stop flags before deciding whether to save: all stop after the same step.
         asked, replaced = sum_on_host([stop.asked, batch.replaced], world)
         logged = regular or bool(replaced) or (outcome.rr is not None and config.rr.apply == "cfg")
         saved = finished % config.checkpoint_every == 0 or last or bool(asked)
@@ -235,12 +231,12 @@ def train(
                     checkpointer.wait()
                     profiler.close()
                     raise stop.stopped(finished, folder, world.is_first)
-            if config.samples.every and finished % config.samples.every == 0:
-                checkpointer.wait()
-                if progress:
-                    board = progress.board
-                    write_samples(recipe, run, config.samples, board, finished, world.device)
-                wait_patiently(world)
+                if config.samples:
+                    checkpointer.wait()
+                    if progress:
+                        board = progress.board
+                        write_samples(recipe, run, config.samples, board, finished, world.device)
+                    wait_patiently(world)
         checkpointer.check()
         if regular:
             meter.restart()
@@ -262,11 +258,11 @@ def validate(
     precision: str,
     world: World,
 ) -> dict[str, float]:
-    """Mean cross-entropy on the first clips of an epoch, with and without text.
+    """Mean cross-entropy on the first clips of an epoch, once with and once without text.
 
     Args:
         batch_size: clips per batch of the loader, over all processes.
-        clips: number of clips, each counted once.
+        clips: number of clips; each counts once.
         micro_batch: as in `micro_batches`.
         precision: as in `forward`.
     """
@@ -277,7 +273,7 @@ def validate(
         dropped = np.full(batch_size, drop)
         total, count = torch.zeros((), device=world.device), 0
         for step, batch in enumerate(loader.batches(0, math.ceil(clips / batch_size))):
-            # The last batch runs on into the next epoch: those clips were counted before.
+            # The last batch may reach into the next epoch; length 0 leaves out its clips.
             new = places + step * batch_size < clips
             batch = replace(batch, lengths=batch.lengths * new).to(world.device)
             for part in micro_batches(batch, micro_batch):
@@ -287,13 +283,14 @@ def validate(
                 count += int(sum_over_processes(counts.sum(), world))
         row[name] = float(total) / count
     if isinstance(model, FSDPModule):
-        # Without a backward pass the root stays whole: nobody could exchange its weights then.
+        # Without a backward pass FSDP keeps the root's weights gathered. Shard them again, or the
+        # EMA could not be swapped out.
         model.reshard()
     return row
 
 
 def architecture(config: LMConfig, summary: dict[str, Any]) -> Architecture:
-    """The decoder's shape: size from the recipe, streams, codes and text width from the shards."""
+    """The decoder's shape: size from the recipe; streams, codes and text width from the shards."""
     size = config.model
     contrastive = config.rr.loss == "contrastive" and config.rr.weight > 0
     return Architecture(
@@ -310,11 +307,11 @@ def architecture(config: LMConfig, summary: dict[str, Any]) -> Architecture:
 def describe(
     arch: Architecture, summary: dict[str, Any], segment_s: float, trained_s: float
 ) -> dict[str, Any]:
-    """Content of `model.json`: all that generation must know about a model.
+    """Content of `model.json`: what generation must know about a model.
 
     Args:
-        segment_s: longest clip that may be trained on, in seconds.
-        trained_s: longest clip that was, in seconds.
+        segment_s: longest allowed clip in seconds.
+        trained_s: longest clip of the training data in seconds, at most `segment_s`.
     """
     return {
         "architecture": arch.as_dict(),
@@ -328,13 +325,13 @@ def describe(
     }
 
 
-def _announce(run: Path, config: LMConfig, estimate: Preflight, world: World, done: int) -> None:
+def _announce(run: Path, config: LMConfig, estimate: list[str], world: World, done: int) -> None:
     kind = "rr" if config.rr.loss == "similarity" else "contrastive loss"
     rr = f"{kind} {config.rr.weight:g} x {config.rr.pool}-pooled" if config.rr.weight else "no rr"
     print(
         f"{run}: {world.size} x {world.device.type} ({config.precision}), {rr}, text dropped "
         f"{config.cfg.dropout:.0%}",
-        *estimate.lines(),
+        *estimate,
         sep="\n",
         flush=True,
     )

@@ -13,7 +13,7 @@ import yaml
 
 from common.schema import PLAN
 
-SIZES = {"num_filters": 2, "hidden_size": 8, "codebook_size": 16, "lstm_layers": 1}
+SIZES = {"num_filters": 2, "hidden_size": 8, "codebook_size": 16}
 DISCRIMINATOR = {"filters": 2, "windows": [512, 128]}
 
 

@@ -33,7 +33,7 @@ codec_training:
   out: {root}/codec
   audio: [{root}/train]
   validation: [{root}/held_out]
-  architecture: {{num_filters: 2, hidden_size: 8, codebook_size: 8, lstm_layers: 1}}
+  architecture: {{num_filters: 2, hidden_size: 8, codebook_size: 8}}
   discriminator: {{filters: 2, windows: [512, 128], start_step: 2}}
   segment_s: 0.25
   batch_size: 4

@@ -62,7 +62,7 @@ def test_two_processes_resume_as_one_and_as_four(root: Path) -> None:
 def test_all_processes_skip_the_step_of_one(root: Path, later: str) -> None:
     """The loss of the last of two processes is not finite: neither takes the step."""
     run = root / "run" / f"broken{later}"
-    overrides = ["lm.non_finite.skip=1", "lm.checkpoint_every=1", "lm.keep=12", "lm.steps=8"]
+    overrides = ["lm.skip_non_finite=1", "lm.checkpoint_every=1", "lm.keep=12", "lm.steps=8"]
     ids = _watch(root, run.name, 2, *overrides, BROKEN_STEP="5", LATER=later)
     odd = [row for row in rows(run) if "non_finite" in row]
     assert [row["step"] for row in odd] == [5]

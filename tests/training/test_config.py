@@ -25,7 +25,6 @@ def test_paper_recipes_hold_the_papers_numbers(name: str, rate: int, seconds: in
         192,
         100_000,
     )
-    assert lm.optim.betas == (0.9, 0.95)
     assert (lm.optim.weight_decay, lm.optim.warmup, lm.optim.clip) == (0.1, 4000, 1.0)
     assert (lm.cfg.dropout, lm.rr.weight, lm.rr.pool, lm.rr.scope) == (0.1, 3.0, "max", "global")
     assert (lm.ema_decay, lm.precision) == (0.99, "auto")

@@ -76,7 +76,7 @@ def test_a_skipped_step_changes_nothing(
     factor: float,
 ) -> None:
     _break(monkeypatch, {7}, factor)
-    rows = _train(tiny_root, tmp_path, "lm.non_finite.skip=1")
+    rows = _train(tiny_root, tmp_path, "lm.skip_non_finite=1")
     assert [row["step"] for row in rows] == list(range(1, 13))
     odd = [row for row in rows if "non_finite" in row]
     assert len(odd) == 1 and odd[0]["step"] == 7 and "loss" not in odd[0]
@@ -97,7 +97,7 @@ def test_both_ways_of_skipping_end_alike(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seldom logged and saved, so that the answer does come a step later."""
-    seldom = ["lm.log_every=100", "lm.checkpoint_every=100", "lm.non_finite.skip=2"]
+    seldom = ["lm.log_every=100", "lm.checkpoint_every=100", "lm.skip_non_finite=2"]
     found = []
     for run, deferred in (("now", False), ("later", True)):
         with monkeypatch.context() as patch:
@@ -122,7 +122,7 @@ def test_too_many_in_a_row_stop_with_step_and_samples(
 ) -> None:
     _break(monkeypatch, {3, 4, 6, 7, 8, 9, 10})
     with pytest.raises(AttuneError) as raised:
-        _train(tiny_root, tmp_path, "lm.non_finite.skip=2")
+        _train(tiny_root, tmp_path, "lm.skip_non_finite=2")
     words = (
         f"step 8: gradient norm is nan, 3 such in a row.*samples {', '.join(_ids(tiny_root, 8))}"
     )
@@ -136,7 +136,7 @@ def test_too_many_in_a_row_stop_with_step_and_samples(
     # The count resumes where it was: steps 6 and 7 are two in a row.
     _break(monkeypatch, {1})
     with pytest.raises(AttuneError, match="step 8: gradient norm is nan, 3 such in a row"):
-        _train(tiny_root, tmp_path, "lm.non_finite.skip=2")
+        _train(tiny_root, tmp_path, "lm.skip_non_finite=2")
 
 
 def test_by_default_the_first_one_stops_the_run_and_reaches_no_checkpoint(
@@ -172,7 +172,7 @@ def test_saving_before_the_first_step_that_counts_changes_nothing(
         with monkeypatch.context() as once:
             _break(once, {1})
             options = [f"lm.run=every-{every}", f"lm.checkpoint_every={every}", "lm.steps=6"]
-            _train(tiny_root, tmp_path, *options, "lm.non_finite.skip=1", "lm.optim.warmup=1")
+            _train(tiny_root, tmp_path, *options, "lm.skip_non_finite=1", "lm.optim.warmup=1")
         states.append(state(tmp_path / f"every-{every}" / "checkpoints" / "step-00000006"))
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert {float(v) for k, v in states[0].items() if k.endswith(".step")} == {5.0}

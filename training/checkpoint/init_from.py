@@ -1,4 +1,4 @@
-"""Weights that a run begins with (`lm.init_from`), in place of random ones."""
+"""Initial weights of a run from another run (`lm.init_from`)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _HEAD = "contrastive."
 
 
 def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], world: World) -> None:
-    """Load the averaged weights of a run's newest checkpoint, or of the checkpoint named.
+    """Load the averaged weights of a checkpoint, or of a run's newest checkpoint.
 
-    Another codec or text encoder of the same shape, or another form of prompts, is allowed, with a
-    warning: codes, states or prompts mean something else.
+    Another codec or text encoder of the same shape, or another prompt policy, only causes a
+    warning: codes, states or prompts then have another meaning.
 
     Args:
-        model: whole, before it is spread over processes.
+        model: the model before it is sharded.
         source: folder of a run, of a checkpoint, or of an imported model.
-        summary: of the shards.
+        summary: the shards' summary.
 
     Raises:
-        AttuneError: no checkpoint there, or of another architecture.
+        AttuneError: there is no checkpoint, or it has another architecture.
     """
     try:
         _, checkpoint = find_checkpoint(source)
@@ -41,22 +41,22 @@ def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], worl
     except AttuneError as error:
         raise AttuneError(f"lm.init_from: {error}") from error
     theirs, ours = other.arch.as_dict(), model.arch.as_dict()
-    # The contrastive head serves training only: without one there, it starts at random.
+    # Only training uses the contrastive head: it always starts from random weights.
     differing = [key for key in ours if ours[key] != theirs[key] and key != "contrastive"]
     if differing:
-        told = ", ".join(
+        listed = ", ".join(
             f"{key} {theirs[key]} there and {ours[key]} here "
             f"({_DECIDED_BY.get(key, f'lm.model.{key}')})"
             for key in differing
         )
-        raise AttuneError(f"lm.init_from {checkpoint}: another architecture: {told}")
+        raise AttuneError(f"lm.init_from {checkpoint}: another architecture: {listed}")
     weights = {name: v for name, v in other.state_dict().items() if not name.startswith(_HEAD)}
     fresh = {name: v for name, v in model.state_dict().items() if name.startswith(_HEAD)}
     model.load_state_dict(weights | fresh)
     if not world.is_first:
         return
-    # Older models and shards do not tell their form of prompts.
-    there, here = ({"prompt_policy": "lemmas"} | told for told in (description, summary))
+    # Older models and shards have no `prompt_policy`.
+    there, here = ({"prompt_policy": "lemmas"} | found for found in (description, summary))
     for key, what, remedy in (
         ("codec_id", "codec", ""),
         ("text_encoder_id", "text encoder", ""),
@@ -68,4 +68,4 @@ def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], worl
                 f"the shards were made with {here[key]}{remedy}",
                 file=sys.stderr,
             )
-    print(f"begins with the weights of {checkpoint} (step {description['step']})", flush=True)
+    print(f"starts from the weights of {checkpoint} (step {description['step']})", flush=True)

@@ -1,4 +1,4 @@
-"""A checkpoint's weights for inference: the average, or as training left them."""
+"""Weights of a checkpoint for inference: the average, or the raw weights."""
 
 from __future__ import annotations
 
@@ -7,36 +7,30 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from training.checkpoint.plain_state import load_state
 from training.lm.model import Architecture, LanguageModel
 
 _NEEDED = ("architecture", "codec_id", "text_encoder_id", "prompt_policy", "segment_s", "step")
-"""Keys of `model.json` that generation reads."""
-
-
-class Told(Exception):
-    """A reason that is written out already."""
+"""Keys of `model.json` that generation needs."""
 
 
 def load_for_inference(folder: Path, raw: bool = False) -> tuple[LanguageModel, dict[str, Any]]:
     """The EMA model of a checkpoint, on the CPU in eval mode, and its `model.json`.
 
     Args:
-        raw: the weights as training left them, instead of their average.
+        raw: load the weights that training works on, instead of their average.
 
     Raises:
-        AttuneError: missing or damaged files.
+        AttuneError: files are missing or damaged.
     """
     try:
         description = json.loads((folder / "model.json").read_text())
@@ -50,28 +44,26 @@ def load_for_inference(folder: Path, raw: bool = False) -> tuple[LanguageModel, 
         weights = _raw_weights(folder, model) if raw else load_file(folder / "model.safetensors")
         model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AttuneError(f"checkpoint {folder}: cannot be loaded: {reason}") from error
+        raise AttuneError(f"checkpoint {folder}: cannot be loaded: {one_line(error)}") from error
     return model.eval().requires_grad_(False), description
 
 
 def _raw_weights(folder: Path, model: LanguageModel) -> dict[str, Tensor]:
     if not (folder / "state").is_dir():
         raise AttuneError(
-            f"checkpoint {folder}: holds only averaged weights (no state/), there are no raw ones"
+            f"checkpoint {folder}: has only averaged weights and no raw ones (no state/)"
         )
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     try:
         with quiet():
             load_state(state, folder / "state", no_dist=True)
-    except (Exception, CheckpointException) as error:  # whatever a damaged pickle may raise
+    except (Exception, CheckpointException) as error:  # a damaged pickle can raise anything
         raise AttuneError(f"checkpoint {folder}: cannot be loaded: {innermost(error)}") from error
-    weights: dict[str, Tensor] = state["model"]
-    return weights
+    return cast(dict[str, Tensor], state["model"])
 
 
 def innermost(error: BaseException) -> str:
-    """What went wrong at first, as one line: DCP wraps it in a report of all processes."""
+    """The first cause of an error as one line: DCP wraps it in a report of all processes."""
     while True:
         if isinstance(error, AttuneError):
             return str(error)
@@ -81,14 +73,12 @@ def innermost(error: BaseException) -> str:
             error = error.__cause__
         else:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            if isinstance(error, Told):
-                return lines[0]
             return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """DCP warns about running without a process group, which is meant here."""
+    """Hide DCP's warnings about running without a process group."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
 """Reading a checkpoint's `state/` without running any code of it.
 
-PyTorch's DCP keeps what is in the folder as a pickle (`state/.metadata`), and every value that is
-no tensor as another one; unpickling may call anything.  Here the first may name only what
-describes tensors and files, and the others only plain values.
+PyTorch's DCP writes the folder's description (`state/.metadata`) and every value that is not a
+tensor as pickles, and unpickling can call any function.  Here the description may only name types
+that describe tensors and files, and the values must be plain.
 """
 
 from __future__ import annotations
@@ -24,46 +24,37 @@ from torch.serialization import _get_layout
 from common.errors import AttuneError
 
 _METADATA = ".metadata"
+_DESCRIPTIONS = (
+    "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+    "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+)  # fmt: skip
 _KNOWN: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): _get_layout,
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
-} | {
-    ("torch.distributed.checkpoint.metadata", name): getattr(dcp_metadata, name)
-    for name in (
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    )
-}
-"""What metadata may name, beside data types and the path that it was written under."""
+} | {(dcp_metadata.__name__, name): getattr(dcp_metadata, name) for name in _DESCRIPTIONS}
+"""Types that the metadata may name, beside data types and the path it was written under."""
 
 
 def load_state(state: dict[str, Any], folder: Path, no_dist: bool) -> None:
-    """Read a checkpoint's `state/` into `state`, in place; every process calls it.
+    """Read a checkpoint's `state/` into `state`, in place; every process must call this.
 
     Raises:
-        AttuneError: it holds something whose reading could run code.
-        Exception, CheckpointException: whatever DCP raises about a damaged one.
+        AttuneError: reading it could run code.
+        Exception, CheckpointException: DCP's errors about a damaged checkpoint.
     """
     reader, planner = _Reader(folder), _Planner(folder)
     try:
         dcp.load(state, storage_reader=reader, planner=planner, no_dist=no_dist)
     except (Exception, CheckpointException):
-        # DCP hides the one, and wraps the other in a report.
-        refusal = reader.refusal or planner.refusal
-        if refusal is not None:
+        # DCP hides the reader's error, and wraps the planner's in a report.
+        if refusal := reader.refusal or planner.refusal:
             raise refusal from None
         raise
 
 
 class _Reader(dcp.FileSystemReader):
-    """A reader that unpickles nothing but descriptions of tensors and files."""
+    """A reader that only unpickles descriptions of tensors and files."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -71,7 +62,7 @@ class _Reader(dcp.FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / _METADATA
-        if self.refusal is not None:  # asked again, for metadata of single processes
+        if self.refusal is not None:  # DCP asks again, for metadata of single processes
             raise self.refusal
         try:
             with path.open("rb") as file:
@@ -103,13 +94,13 @@ class _Unpickler(pickle.Unpickler):
         if module in ("pathlib", "pathlib._local") and name in ("PosixPath", "PurePosixPath"):
             return PurePosixPath
         raise AttuneError(
-            f"{self._path}: names {module}.{name}, which no checkpoint of ours does; reading it "
+            f"{self._path}: names {module}.{name}, which no checkpoint of Attune does; reading it "
             "could run code"
         )
 
 
 class _Planner(dcp.DefaultLoadPlanner):
-    """Takes values that are no tensors where they are plain: numbers, text, lists of them."""
+    """Only accepts plain values beside tensors: numbers, text, lists of them."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -122,10 +113,10 @@ class _Planner(dcp.DefaultLoadPlanner):
         except pickle.UnpicklingError as error:
             name = read_item.dest_index.fqn
             self.refusal = AttuneError(
-                f"{self._folder}: {name} is no plain value; reading it could run code"
+                f"{self._folder}: {name} is not a plain value; reading it could run code"
             )
             raise self.refusal from error
-        # DCP reads it with all of pickle: what it gets is written here, of what came out.
+        # DCP unpickles without restrictions, so give it a pickle written here from plain values.
         again = io.BytesIO()
         torch.save(plain, again)
         again.seek(0)

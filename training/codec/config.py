@@ -13,41 +13,13 @@ class CodecArchitecture(Section):
     """SEANet and RVQ sizes (paper section 4.2: 64 filters, 4 x 2048 codes)."""
 
     num_filters: int = Field(default=64, ge=1)
-    """Channels of the first layer; doubled at each of the strided layers."""
+    """Channels of the first layer; each strided layer doubles them."""
     ratios: tuple[int, ...] = (8, 5, 4, 2)
-    """Decoder strides; their product is the hop (samples per frame)."""
+    """Strides of the decoder; their product is the hop (samples per frame)."""
     hidden_size: int = Field(default=128, ge=1)
     """Latent channels, also the codebooks' dimension."""
-    lstm_layers: int = Field(default=2, ge=1)
     n_codebooks: int = Field(default=4, ge=1)
     codebook_size: int = Field(default=2048, ge=2, le=32767)
-
-
-class CodecLossWeights(Section):
-    """Weight of each term of the generator's loss (EnCodec as audiocraft trains it); 0 leaves a
-    term out, and without `adversarial` and `feature` there is no discriminator."""
-
-    time: float = Field(default=0.1, ge=0)
-    """L1 between waveforms."""
-    mel: float = Field(default=2.0, ge=0)
-    """Multi-scale mel distance."""
-    adversarial: float = Field(default=4.0, ge=0)
-    """Hinge loss of the discriminator's logits."""
-    feature: float = Field(default=4.0, ge=0)
-    """Relative distance of the discriminator's feature maps."""
-    commitment: float = Field(default=1.0, ge=0)
-    """Pulls the encoder's latents to their codes; not balanced, because the decoder's output has
-    no part in it."""
-
-    @property
-    def of_waveforms(self) -> dict[str, float]:
-        """Weights above 0 of the terms that compare waveforms, by name."""
-        names = ("time", "mel", "adversarial", "feature")
-        return {name: getattr(self, name) for name in names if getattr(self, name) > 0}
-
-    @property
-    def use_discriminator(self) -> bool:
-        return self.adversarial > 0 or self.feature > 0
 
 
 class DiscriminatorConfig(Section):
@@ -55,23 +27,19 @@ class DiscriminatorConfig(Section):
 
     filters: int = Field(default=32, ge=1)
     """Channels of every layer."""
-    windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
-    """STFT windows, samples; a network each."""
-    learning_rate: float = Field(default=3e-4, gt=0)
-    """At its highest; follows the generator's schedule."""
+    windows: tuple[int, ...] = Field(default=(2048, 1024, 512, 256, 128), min_length=1)
+    """STFT windows in samples; each has its own network."""
     start_step: int = Field(default=0, ge=0)
     """Steps before this one train the generator without adversarial terms."""
-    update_probability: float = Field(default=2 / 3, gt=0, le=1)
-    """Probability that a step updates the discriminator, which learns faster than the decoder."""
 
 
 class CodecTrainingConfig(Section):
-    """Everything `python -m training codec` needs."""
+    """All settings of `python -m training codec`."""
 
     out: str
-    """Folder of the finished codec; the run's checkpoints and logs lie in `OUT.run`."""
+    """Folder of the finished codec; `OUT.run` has the run's checkpoints and logs."""
     audio: tuple[str, ...] = Field(min_length=1)
-    """Folders searched for audio files with everything below them, patterns of files, or plans
+    """Folders (searched with their subfolders), patterns of files, or plans
     (`DATA_DIR/plan/plan.parquet`, of which the clips of split `train` are taken)."""
     validation: tuple[str, ...] = Field(min_length=1)
     """The same for whole clips that are never trained on; of plans, the clips of split `valid`."""
@@ -79,7 +47,6 @@ class CodecTrainingConfig(Section):
     """`stream` decodes each segment when it is drawn; `memory` decodes everything at the start,
     into every process (an hour at 16 kHz takes 230 MB)."""
     architecture: CodecArchitecture = CodecArchitecture()
-    losses: CodecLossWeights = CodecLossWeights()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     balancer_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the average of each term's gradient norm."""
@@ -88,13 +55,12 @@ class CodecTrainingConfig(Section):
     """Segments per step, over all processes."""
     steps: int = Field(ge=1)
     learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of codec and discriminator; a cosine down to 1% of it follows."""
     betas: tuple[float, float] = (0.5, 0.9)
     warmup_steps: int = Field(default=0, ge=0)
-    final_learning_rate: float = Field(default=0.0, ge=0)
-    """The cosine schedule's end."""
     quantize_from_step: int = Field(default=0, ge=0)
     """Steps before this one train a plain autoencoder; k-means then starts the codebooks on latents
-    that already mean something, which is what keeps a short run from collapsing to a few codes."""
+    that already mean something. This keeps a short run from collapsing to a few codes."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Precision of encoder, decoder and discriminator; quantizer, STFTs, losses, weights and
     optimizers are fp32. `auto`: bf16 where the device has instructions for it; a run keeps the
@@ -104,25 +70,17 @@ class CodecTrainingConfig(Section):
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     threads: int = Field(default=0, ge=0)
-    """CPU threads per process; 0 shares the machine's cores between the processes on it (a single
-    process takes `OMP_NUM_THREADS` if that is set)."""
+    """CPU threads per process; 0 shares the machine's cores between its processes (a single process
+    takes `OMP_NUM_THREADS` if it is set)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.quantize_from_step >= self.steps:
-            raise ValueError(
-                f"quantize_from_step ({self.quantize_from_step}) must be smaller than "
-                f"codec_training.steps ({self.steps})"
-            )
-        if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"warmup_steps ({self.warmup_steps}) must be smaller than codec_training.steps "
-                f"({self.steps})"
-            )
-        if not self.losses.of_waveforms:
-            raise ValueError(
-                "losses: time, mel, adversarial and feature are all 0: nothing to learn"
-            )
+        for key in ("quantize_from_step", "warmup_steps"):
+            if getattr(self, key) >= self.steps:
+                raise ValueError(
+                    f"{key} ({getattr(self, key)}) must be smaller than codec_training.steps "
+                    f"({self.steps})"
+                )
         for window in self.discriminator.windows:
             if window < 16 or window % 4:
                 raise ValueError(

@@ -1,8 +1,8 @@
 """Audio for codec training: random segments by (seed, step, place), whole clips for validation.
 
-Segments are read by threads, some batches ahead, and are the same whoever reads them when: a run
-that resumes draws what it would have drawn.  On several processes each reads its part of the global
-batch, which is the same whatever their number.
+Threads read segments some batches ahead.  A segment does not depend on who reads it and when, so a
+run that resumes draws the same segments.  Each of several processes reads its part of the global
+batch, which does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,70 +26,52 @@ from common.errors import AttuneError
 from common.uris import opened
 
 _MARGIN_S = 0.05
-"""Read on both sides of a segment, so that resampling does not see its ends."""
+"""Extra seconds read on both sides of a segment, so that resampling leaves no edges."""
 _SHORTEST_S = 0.1
-"""Of a whole clip; a shorter one holds a few frames."""
+"""Shortest whole clip; a shorter clip has only a few frames."""
 _ATTEMPTS = 20
-"""Draws for one place of a batch before a run gives up: nearly all of the audio is unusable."""
+"""Draws for one place of a batch before a run stops, because nearly all audio is unusable."""
 _SEGMENT_DRAW = 0
-"""Tells the draws of segments from others of their step."""
-
-
-class Source(NamedTuple):
-    """A clip, as in `SOURCES`."""
-
-    uri: str
-    start_s: float
-    end_s: float | None
-
-
-class Clips(Protocol):
-    """Something to draw segments from."""
-
-    def __len__(self) -> int: ...
-
-    def segment(self, clip: int, place: float, samples: int) -> Waveform:
-        """float32 [samples], zero-padded where the clip is shorter.
-
-        Args:
-            clip: its number.
-            place: 0...1, between the earliest and the latest segment of the clip.
-
-        Raises:
-            AudioError: the clip cannot be used.
-        """
+"""Distinguishes the draws of segments from other draws of the same step."""
 
 
 class ClipsOnDisk:
-    """Decodes what it is asked for and keeps nothing.
+    """Decodes a segment or clip when it is asked for, and keeps nothing.
 
-    Segments are taken as they are: silence among them is part of what a codec must know.
+    Silent segments are not refused: a codec must learn silence too.
+
+    Args:
+        sources: table as `SOURCES`.
+        sample_rate: Hz of the returned audio.
     """
 
     def __init__(self, sources: pa.Table, sample_rate: int) -> None:
-        """
-        Args:
-            sources: as `SOURCES`.
-            sample_rate: Hz of what is returned.
-        """
-        self.sources = sources
-        self.sample_rate = sample_rate
+        self.sources, self.sample_rate = sources, sample_rate
 
     def __len__(self) -> int:
         return len(self.sources)
 
-    def source(self, clip: int) -> Source:
-        row = (self.sources[name][clip].as_py() for name in self.sources.column_names)
-        uri, start_s, end_s = row
-        return Source(uri, start_s or 0.0, end_s)
+    def source(self, clip: int) -> tuple[str, float, float | None]:
+        """URI, start and end (None for the end of the file) of a clip, in seconds."""
+        uri, start_s, end_s = (column[clip].as_py() for column in self.sources.columns)
+        return uri, start_s or 0.0, end_s
 
     def segment(self, clip: int, place: float, samples: int) -> Waveform:
+        """Segment of a clip, float32 [samples]; zero-padded if the clip is shorter.
+
+        Args:
+            clip: number of the clip.
+            place: 0 to 1, from the earliest to the latest segment of the clip.
+
+        Raises:
+            AudioError: the clip cannot be used.
+        """
         uri, first, end = self.source(clip)
         wanted = samples / self.sample_rate
         with opened(uri) as (file, size):
             length = stated_length_s(file)
             last = min(math.inf if end is None else end, math.inf if length is None else length)
-            # What states no length is taken from its start.
+            # If the length is unknown, take the segment from the start.
             spare = max(0.0, last - first - wanted) if last < math.inf else 0.0
             begin = first + place * spare
             lead = min(_MARGIN_S, begin - first)
@@ -102,13 +83,13 @@ class ClipsOnDisk:
         return _fit(wav[round(lead * self.sample_rate) :], samples)
 
     def whole(self, clip: int, max_s: float = math.inf, shortest: int = 0) -> Waveform:
-        """A clip in full, or its first `max_s` seconds: float32 [S].
+        """A whole clip, or its first `max_s` seconds: float32 [S].
 
         Args:
-            shortest: number of samples that it must have at least.
+            shortest: least number of samples.
 
         Raises:
-            AudioError: it cannot be used, too short and silent ones included.
+            AudioError: the clip cannot be used, for example because it is too short or silent.
         """
         uri, first, end = self.source(clip)
         end = None if end is None and max_s == math.inf else min(end or math.inf, first + max_s)
@@ -117,16 +98,16 @@ class ClipsOnDisk:
         check_audio(wav, rate, _SHORTEST_S, math.inf)
         wav = resample(wav, rate, self.sample_rate)
         if len(wav) < shortest:
-            told = f"{len(wav)} samples at {self.sample_rate} Hz, expected at least {shortest}"
-            raise AudioError("too_short", told)
+            found = f"{len(wav)} samples at {self.sample_rate} Hz, expected at least {shortest}"
+            raise AudioError("too_short", found)
         return wav
 
 
 def stated_lengths(clips: ClipsOnDisk) -> list[float | None]:
-    """Seconds of each clip by its plan or its file's header; None where neither says.
+    """Seconds of each clip by its plan or its file's header; None if neither has a length.
 
     Raises:
-        AttuneError: a disk or store that fails.
+        AttuneError: a disk or store fails.
     """
 
     def stated(clip: int) -> float | None:
@@ -144,19 +125,14 @@ def stated_lengths(clips: ClipsOnDisk) -> list[float | None]:
 
 
 class ClipsInMemory:
-    """Clips decoded once, at the start.
+    """Clips decoded once, at the start; `max_s` and `shortest` as in `ClipsOnDisk.whole`.
 
     Attributes:
         waves: float32 [S] each, in the order of the sources.
-        refused: number of clips by reason.
+        refused: number of unusable clips by reason.
     """
 
     def __init__(self, clips: ClipsOnDisk, max_s: float = math.inf, shortest: int = 0) -> None:
-        """
-        Args:
-            clips: what is decoded.
-            max_s, shortest: as in `ClipsOnDisk.whole`.
-        """
         self.waves: list[Waveform] = []
         self.refused: Counter[str] = Counter()
 
@@ -176,21 +152,28 @@ class ClipsInMemory:
     def __len__(self) -> int:
         return len(self.waves)
 
-    def seconds(self, sample_rate: int) -> float:
-        """Of all clips."""
-        return sum(len(wave) for wave in self.waves) / sample_rate
-
     def segment(self, clip: int, place: float, samples: int) -> Waveform:
+        """As `ClipsOnDisk.segment`, but it cannot fail."""
         wave = self.waves[clip]
         start = int(place * max(1, len(wave) - samples + 1))
         return _fit(wave[start:], samples)
 
 
+Clips = ClipsOnDisk | ClipsInMemory
+
+
 class SegmentLoader:
     """Batches of segments, by step.
 
-    Clips are drawn evenly, whatever their length.  In place of a clip that cannot be used comes
-    another, drawn in the same way; `refused` counts them by reason.
+    All clips are equally likely, whatever their length.  A clip that cannot be used is replaced by
+    another draw; `refused` counts such clips by reason.
+
+    Args:
+        samples: length of a segment.
+        batch_size: segments over all processes; a multiple of `world`.
+        rank: this process's number among `world` processes.
+        workers: threads; 0 for this process's share of the cores, at least four.
+        prefetch: batches read ahead.
     """
 
     def __init__(
@@ -204,17 +187,7 @@ class SegmentLoader:
         workers: int = 0,
         prefetch: int = 4,
     ) -> None:
-        """
-        Args:
-            samples: length of a segment.
-            batch_size: segments over all processes; `world` divides it.
-            rank: of this process among `world`.
-            workers: threads; 0 for this process's share of the cores, four at least.
-            prefetch: batches read ahead.
-        """
-        self.clips = clips
-        self.samples = samples
-        self.seed = seed
+        self.clips, self.samples, self.seed = clips, samples, seed
         self.refused: Counter[str] = Counter()
         self._counting = Lock()
         share = batch_size // world
@@ -226,7 +199,7 @@ class SegmentLoader:
         [B / world, samples].
 
         Raises:
-            AttuneError: no usable clip in many draws, or a disk or store that fails.
+            AttuneError: no usable clip in many draws, or a disk or store fails.
         """
         jobs = ((step, place) for step in range(start, stop) for place in self._places)
         with _readers(self._workers) as pool:
@@ -264,12 +237,8 @@ def held_out_clips(
     most: int = 128,
     max_s: float = 30.0,
 ) -> ClipsInMemory:
-    """This process's part of at most `most` clips, evenly spaced among all.
-
-    Args:
-        rank: of this process among `world`.
-        max_s, shortest: as in `ClipsOnDisk.whole`.
-    """
+    """This process's part (`rank` of `world`) of at most `most` clips, evenly spaced among all;
+    `max_s` and `shortest` as in `ClipsOnDisk.whole`."""
     count = min(most, len(clips))
     chosen = [len(clips) * i // count for i in range(count)][rank::world]
     part = ClipsOnDisk(clips.sources.take(pa.array(chosen, pa.int64())), clips.sample_rate)
@@ -278,15 +247,13 @@ def held_out_clips(
 
 def _fit(wave: Waveform, samples: int) -> Waveform:
     """Cut or zero-pad [S] to [samples]."""
-    fitted = np.zeros(samples, np.float32)
-    fitted[: min(samples, len(wave))] = wave[:samples]
-    return fitted
+    return np.pad(wave[:samples], (0, max(0, samples - len(wave))))
 
 
 @contextmanager
 def _readers(workers: int = 0) -> Iterator[ThreadPoolExecutor]:
-    """Threads that leave at once when nobody wants what they read any more."""
-    # Four even on one core: most of the time they wait for a disk or a store.
+    """Reader threads; on exit, reads that have not begun are cancelled."""
+    # At least four, even on one core: readers mostly wait for a disk or a store.
     share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     pool = ThreadPoolExecutor(workers or max(4, share), thread_name_prefix="audio")
     try:

@@ -1,8 +1,9 @@
-"""Multi-scale STFT discriminator and its losses (EnCodec, section 3.4).
+"""Multi-scale STFT discriminator (EnCodec, section 3.4); its losses are in `losses.py`.
 
-One network per STFT window looks at real and imaginary parts as an image of two channels and gives
-a field of logits; what its layers make of a clip on the way is matched as well.  Kernels have 9
-bins, where the paper writes 8, as in its authors' code: an odd number needs no lopsided padding.
+One network per STFT window takes real and imaginary parts as an image of two channels and returns a
+field of logits.  The generator is also trained to match the feature maps of its layers.  Kernels
+have 9 bins, where the paper writes 8, as in its authors' code: an odd number needs no lopsided
+padding.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _DILATIONS = (1, 2, 4)
 
 
 class Verdict(NamedTuple):
-    """What the discriminator makes of a batch."""
+    """The discriminator's outputs for a batch."""
 
     logits: list[Tensor]
     """[B, 1, frames, bins] for each window; above 0 is `real`."""
@@ -92,39 +93,3 @@ class MultiScaleDiscriminator(nn.Module):
             logits.append(scores)
             features += maps
         return Verdict(logits, features)
-
-
-def discriminator_loss(real: Verdict, fake: Verdict) -> Tensor:
-    """Hinge: mean over windows of max(0, 1 - D(x)) + max(0, 1 + D(x^)).
-
-    2 where nothing is distinguished, 0 where everything is, by a margin.
-    """
-    terms = [
-        F.relu(1 - x.float()).mean() + F.relu(1 + y.float()).mean()
-        for x, y in zip(real.logits, fake.logits, strict=True)
-    ]
-    return torch.stack(terms).mean()
-
-
-def adversarial_loss(fake: Verdict) -> Tensor:
-    """The generator's hinge: mean over windows of max(0, 1 - D(x^))."""
-    return torch.stack([F.relu(1 - logits.float()).mean() for logits in fake.logits]).mean()
-
-
-def feature_levels(real: Verdict) -> Tensor:
-    """Mean magnitude of each feature map [windows x layers], without gradient."""
-    return torch.stack([feature.detach().float().abs().mean() for feature in real.features])
-
-
-def feature_loss(real: Verdict, fake: Verdict, levels: Tensor) -> Tensor:
-    """Relative feature matching (EnCodec, equation 2 of section 3.4): mean over windows and layers
-    of the L1 distance between feature maps, each relative to the real ones' level.
-
-    Args:
-        levels: `feature_levels(real)`, of the global batch where there are several processes.
-    """
-    gaps = [
-        (y.float() - x.detach().float()).abs().mean()
-        for x, y in zip(real.features, fake.features, strict=True)
-    ]
-    return (torch.stack(gaps) / levels.clamp_min(1e-8)).mean()

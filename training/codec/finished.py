@@ -1,12 +1,10 @@
-"""The folder of a finished codec: whose it is, and how it is written."""
+"""The folder of a finished codec: checks before training, and writing it at the end."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 
 from common.config import Recipe
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from training.codec.config import CodecTrainingConfig
+from training.codec.losses import COMMITMENT_WEIGHT, WAVEFORM_WEIGHTS
 from training.codec.page import report_page
 from training.codec.validation import Validation
 from training.run.files import as_any_file
@@ -33,7 +32,7 @@ def finished(out: Path, run: Path, started: dict[str, Any], fresh: bool) -> bool
     """Whether this codec is finished; a codec made with another configuration is never overwritten.
 
     Args:
-        started: what decides the training, as `config.json` keeps it.
+        started: settings of the training, as `config.json` keeps them.
 
     Raises:
         AttuneError: another codec is there, or one that `fresh` would have to remove.
@@ -59,7 +58,7 @@ def check_free(out: Path, run: Path) -> None:
     """Check before training that the finished folder can be renamed to `out`.
 
     Raises:
-        AttuneError: something else is there, or nothing can be written there.
+        AttuneError: `out` holds something else, or cannot be written.
     """
     for folder in (out.parent, run):
         check_writable(folder, "codec_training.out")
@@ -82,25 +81,26 @@ def save_codec(
     """Write the finished folder; it appears whole or not at all.
 
     Args:
-        data: what it was trained on, in a few words.
-        found: of these weights.
+        data: the training data, in a few words.
+        found: validation of these weights.
 
     Raises:
-        AttuneError: it cannot be written.
+        AttuneError: the folder cannot be written.
     """
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed right here
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed here
     measured = found.figures
-    with _becoming(out, partial):
+    try:
         model.save_pretrained(partial)  # weight norm kept apart, as in the released EnCodec weights
         for weights in partial.glob("*.safetensors"):
             as_any_file(weights)
-        usage = "\n".join(
-            f"| {k} | {used:.1%} | {perplexity:.1f} |"
-            for k, (used, perplexity) in enumerate(
-                zip(measured["used"], measured["perplexity"], strict=True)
-            )
-        )
+        streams = enumerate(zip(measured["used"], measured["perplexity"], strict=True))
+        usage = "\n".join(f"| {k} | {used:.1%} | {value:.1f} |" for k, (used, value) in streams)
+        terms = WAVEFORM_WEIGHTS | {"commitment": COMMITMENT_WEIGHT}
+        losses = ", ".join(f"{name} {weight:g}" for name, weight in terms.items())
+        windows = "/".join(str(window) for window in config.discriminator.windows)
+        decided = {"sample_rate": recipe.sample_rate, "seed": recipe.seed}
+        settings = json.dumps(decided | config.model_dump(mode="json", exclude={"out"}), indent=2)
         (partial / "README.md").write_text(
             f"# Codec of recipe `{recipe.name}`\n\n"
             f"An EnCodec ({recipe.sample_rate} Hz, {config.architecture.n_codebooks} x "
@@ -111,32 +111,22 @@ def save_codec(
             f"{config.batch_size} x {config.segment_s:g} s, {os.cpu_count()} CPU cores, "
             f"torch {torch.__version__}\n"
             f"- Data: {data}\n"
-            f"- Losses: {_losses(config)}\n\n"
+            f"- Losses: {losses}, balanced; STFT discriminator of {config.discriminator.filters} "
+            f"filters, windows {windows}\n\n"
             f"Measured on {measured['clips']} held-out clips, whole: SI-SDR "
             f"{measured['si_sdr_db']:.2f} dB, mel distance {measured['mel']:.4f}, L1 "
             f"{measured['time']:.5f}.\n\n"
             f"| stream | codes used | perplexity |\n|---|---|---|\n{usage}\n\n"
-            f"## Settings\n\n```json\n{_settings(recipe, config)}\n```\n"
+            f"## Settings\n\n```json\n{settings}\n```\n"
         )
         html = report_page(
             recipe.name, str(recipe.source_file), recipe.sample_rate, config, found, read_log(run),
             data,
         )  # fmt: skip
         (partial / "report.html").write_text(html, encoding="utf-8")
-
-
-@contextmanager
-def _becoming(out: Path, partial: Path) -> Iterator[None]:
-    """What is written into `partial` becomes `out`.
-
-    Raises:
-        AttuneError: it cannot be written.
-    """
-    try:
-        yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise AttuneError(
             f"codec_training.out {out}: cannot be written: {reason}; make room and rerun the same "
             "command, which resumes from the last checkpoint"
@@ -148,20 +138,3 @@ def _becoming(out: Path, partial: Path) -> Iterator[None]:
             f"codec_training.out {out}: cannot be written: {error.strerror}; the finished codec is "
             f"in {partial}: move it to where you want it"
         ) from error
-
-
-def _settings(recipe: Recipe, config: CodecTrainingConfig) -> str:
-    decided = {"sample_rate": recipe.sample_rate, "seed": recipe.seed}
-    return json.dumps(decided | config.model_dump(mode="json", exclude={"out"}), indent=2)
-
-
-def _losses(config: CodecTrainingConfig) -> str:
-    weights = config.losses
-    terms = [f"{name} {weight:g}" for name, weight in weights.of_waveforms.items()]
-    text = ", ".join([*terms, f"commitment {weights.commitment:g}"])
-    text += ", balanced"
-    if not weights.use_discriminator:
-        return f"{text}; no adversarial part"
-    wanted = config.discriminator
-    windows = "/".join(str(window) for window in wanted.windows)
-    return f"{text}; STFT discriminator of {wanted.filters} filters, windows {windows}"

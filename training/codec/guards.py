@@ -1,9 +1,9 @@
 """Guards against the two ways in which codec training goes wrong.
 
-Collapse: the first stream uses only a few codes, and the later streams quantize what it leaves.  A
-discriminator that runs away: it distinguishes everything by a margin, and its gradient is noise for
-the generator.  Both are looked at once per window of steps; what is found is reported with figures,
-and the discriminator rests until it is no longer ahead.
+Collapse: the first stream uses only a few codes, and the later streams quantize its residual.
+Runaway: the discriminator distinguishes everything by a margin, and its gradient is noise for the
+generator.  Both are checked once per window of steps and reported with figures.  A discriminator
+that runs away is not updated until it is no longer ahead.
 """
 
 from __future__ import annotations
@@ -17,42 +17,38 @@ from common.errors import AttuneError
 from training.codec.quantizer import usage
 
 MARGIN = 2.0
-"""The generator's hinge loss of a discriminator that is as sure as its own loss asks it to be."""
-WINDOW = 100
-"""Steps looked at together."""
+"""The generator's hinge loss if the discriminator puts decoded audio exactly at its margin, -1."""
 
 
 class Guards:
-    """Watches a run; every process gets the same figures and so comes to the same verdict."""
+    """Watches a run; every process gets the same figures and so decides alike.
+
+    Args:
+        window: steps per window.
+        usage_floor: share of the first stream's codes that a window must use; less is reported.
+        usage_patience: windows below the floor in a row that stop the run.
+        discriminator_floor: a discriminator whose mean loss falls below this (2: it distinguishes
+            nothing, 0: everything, by a margin) rests until its loss is twice this floor.
+        adversarial_growth: a discriminator also rests if the generator's adversarial loss grows by
+            this factor from one window to the next, to more than `MARGIN`.
+    """
 
     def __init__(
         self,
         n_codebooks: int,
         codebook_size: int,
-        window: int = WINDOW,
+        window: int = 100,
         usage_floor: float = 0.1,
         usage_patience: int = 20,
         discriminator_floor: float = 0.1,
         adversarial_growth: float = 2.0,
     ) -> None:
-        """
-        Args:
-            window: steps looked at together.
-            usage_floor: share of the first stream's codes that a window must use; below it there
-                is a warning.
-            usage_patience: windows below the floor in a row after which the run stops.
-            discriminator_floor: a discriminator whose mean loss falls below this (2: it
-                distinguishes nothing, 0: everything, by a margin) rests until it is back at twice
-                the floor.
-            adversarial_growth: a discriminator rests, too, if the generator's adversarial loss
-                grows by this factor from one window to the next, to more than `MARGIN`.
-        """
         self._window = window
         self._usage_floor, self._usage_patience = usage_floor, usage_patience
         self._discriminator_floor = discriminator_floor
         self._adversarial_growth = adversarial_growth
         self.resting = False
-        """Whether the discriminator is not to be updated."""
+        """Whether the discriminator must not be updated."""
         self._uses = torch.zeros(n_codebooks, codebook_size, dtype=torch.int64)
         self._losses = torch.zeros(2, dtype=torch.float64)  # discriminator, adversarial
         self._quantized = self._compared = self._low = 0
@@ -61,17 +57,17 @@ class Guards:
     def observe(
         self, step: int, uses: Tensor | None, losses: Mapping[str, Tensor]
     ) -> tuple[list[str], dict[str, list[float]]]:
-        """Take in one step, and look at the window that it ends.
+        """Count one step, and check the window if the step ends one.
 
         Args:
             step: its number, from 1.
             uses: int64 [K, C], how often the global batch chose each code; None before
                 quantization begins.
-            losses: of the global batch; `discriminator` and `adversarial` count.
+            losses: losses of the global batch; only `discriminator` and `adversarial` are used.
 
         Returns:
-            What there is to say, a line each, and `window_used` and `window_perplexity` per stream
-            if a window of quantized steps ends here.
+            Lines to print, and `window_used` and `window_perplexity` per stream if a window of
+            quantized steps ends here.
 
         Raises:
             AttuneError: the first stream has been below the floor for too many windows.
@@ -86,7 +82,7 @@ class Guards:
         if step % self._window:
             return [], {}
         lines, row = [], {}
-        # A window that quantization began in says little.
+        # Skip the window in which quantization began: its figures are of fewer steps.
         if self._quantized == self._window:
             used, perplexity = usage(self._uses)
             row = {"window_used": used, "window_perplexity": perplexity}
@@ -134,7 +130,7 @@ class Guards:
         return []
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps; `load` takes it."""
+        """State for a checkpoint; `load` restores it."""
         numbers = [self._quantized, self._compared, self._low, int(self.resting)]
         return {
             "uses": self._uses,

@@ -1,4 +1,4 @@
-"""The log of a codec's run: rows, curves, and reconstructions to hear and see."""
+"""The log of a codec's run: rows, curves, and reconstructions as audio and spectrograms."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from training.run.status import CODEC_LOSSES
 
 
 class CodecLog(RunLog):
-    """Numbers of a step; a list has a value per stream."""
+    """The codec's log; a list in a row has a value per stream."""
 
-    _originals = True  # still to be shown
+    _originals = True  # not shown yet
 
     def log_validation(self, step: int, found: Validation, sample_rate: int) -> None:
         """Record a validation's figures as a row (`valid_...`), and show its examples."""

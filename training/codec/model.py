@@ -1,4 +1,4 @@
-"""The codec as it is trained: Hugging Face's `EncodecModel` modules, freshly initialized."""
+"""The codec's modules: Hugging Face's `EncodecModel`, initialized for training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build_model(architecture: CodecArchitecture, sample_rate: int) -> Any:
         codebook_dim=architecture.hidden_size,
         codebook_size=architecture.codebook_size,
         upsampling_ratios=list(architecture.ratios),
-        num_lstm_layers=architecture.lstm_layers,
+        num_lstm_layers=2,
         use_causal_conv=False,
         norm_type="weight_norm",
     )
@@ -56,8 +56,8 @@ def build_model(architecture: CodecArchitecture, sample_rate: int) -> Any:
 
 
 class _LSTM(nn.LSTM):
-    """In fp32 on GPUs: under autocast PyTorch runs them in fp16 there, whatever type is asked for,
-    and gradients of that size vanish in it."""
+    """LSTM in fp32 on GPUs: under autocast PyTorch runs LSTMs in fp16 there, even if bf16 is asked
+    for, and gradients of this size vanish in fp16."""
 
     def forward(self, x: Tensor, hx: Any = None) -> Any:
         if not x.is_cuda:
@@ -70,18 +70,15 @@ class _LSTM(nn.LSTM):
 def initialize(model: Any) -> None:
     """He-initialize the convolutions, biases zero.
 
-    PyTorch's default shrinks the signal at each of SEANet's layers: what reaches the latents varies
-    a thousand times less than its mean, and a short training ends with one code per stream.
+    PyTorch's default shrinks the signal in each of SEANet's layers: latents then vary 1000 times
+    less than their mean, and a short training ends with one code per stream.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             weight = module.weight
-            transposed = isinstance(module, nn.ConvTranspose1d)
-            fan_in = (
-                weight.shape[0 if transposed else 1]
-                * weight.shape[2]
-                / (module.stride[0] if transposed else 1)
-            )
+            fan_in: float = weight.shape[1] * weight.shape[2]
+            if isinstance(module, nn.ConvTranspose1d):  # [in, out, kernel]; inputs overlap
+                fan_in = weight.shape[0] * weight.shape[2] / module.stride[0]
             # Through the weight-norm parametrization: assigning splits norm and direction.
             module.weight = torch.randn_like(weight) * math.sqrt(1.55 / fan_in)
             assert module.bias is not None

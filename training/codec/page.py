@@ -1,4 +1,4 @@
-"""What a trained codec sounds like and how it came to that: one HTML page beside the weights."""
+"""One HTML page beside the weights: how the codec sounds, and how its training went."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOSSES = {
     "hinge": ("adversarial", "discriminator"),
     "commitment": ("commitment",),
 }
-"""Losses that share a panel, of those that a run has."""
+"""Losses by the panel that they share."""
 
 
 def show_examples(
@@ -47,15 +47,13 @@ def report_page(
     """The page as HTML.
 
     Args:
-        name: of the recipe.
-        recipe: its file.
-        sample_rate: Hz.
-        found: of the finished codec.
+        name, recipe: name and file of the recipe.
+        found: validation of the finished codec.
         log: rows of the run's `log.jsonl`; if a step was logged twice, the later row counts.
-        data: what the codec was trained on, in a few words.
+        data: the training data, in a few words.
     """
     merged: dict[int, dict[str, Any]] = {}
-    for row in log:  # a step may have a row of its losses, one of its validation, and both twice
+    for row in log:  # a step may have a row of losses and one of validation, each of them twice
         merged.setdefault(row["step"], {}).update(row)
     rows = [merged[step] for step in sorted(merged)]
     figures = found.figures
@@ -86,23 +84,19 @@ def report_page(
 
 
 def _curves(panels: Mapping[str, Series]) -> list[tuple[str, str]]:
-    """Plots of those panels that have a curve, each with its title."""
+    """Title and plot of each panel that has a curve."""
     return [(title, page.picture(curves(one, title))) for title, one in panels.items() if one]
 
 
 def _series(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Series:
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for name in names:
-        if there := [row for row in rows if name in row]:
-            found[name] = ([row["step"] for row in there], [row[name] for row in there])
-    return found
+    return {
+        name: ([row["step"] for row in there], [row[name] for row in there])
+        for name in names
+        if (there := [row for row in rows if name in row])
+    }
 
 
 def _per_stream(rows: Sequence[Mapping[str, Any]], name: str) -> Series:
-    there = [row for row in rows if name in row]
-    if not there:
-        return {}
-    steps = [row["step"] for row in there]
-    return {
-        f"stream {k}": (steps, [row[name][k] for row in there]) for k in range(len(there[0][name]))
-    }
+    steps = [row["step"] for row in rows if name in row]
+    streams = zip(*(row[name] for row in rows if name in row), strict=True)
+    return {f"stream {k}": (steps, list(values)) for k, values in enumerate(streams)}

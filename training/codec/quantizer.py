@@ -1,13 +1,13 @@
 """Residual vector quantization in training: straight-through gradients, averaged codebooks.
 
-The codebooks are the buffers of Hugging Face's `EncodecModel`, updated in place, so that what was
-trained is what `save_pretrained` writes.  Notable against the `encodec` package: a re-seeded code
-also gets its moving averages reset (there they overwrite the new vector in the same step, so a dead
-code stays dead), and the commitment loss of the later streams reaches the encoder.
+The codebooks are the buffers of Hugging Face's `EncodecModel`, updated in place, so that
+`save_pretrained` writes what was trained.  Two differences from the `encodec` package: a re-seeded
+code also gets its moving averages reset (there the averages overwrite the new vector in the same
+step, so a dead code stays dead), and the commitment loss of the later streams reaches the encoder.
 
 On several processes the codebooks learn from the global batch and are the same everywhere, to the
-bit: k-means runs on the first one, counts, sums and the vectors that re-seed dead codes are added
-up over all, and everything else is a function of those.
+bit: k-means runs on the first process; counts, sums and the vectors that re-seed dead codes are
+summed over all processes; everything else is computed from these.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.distributed import World, sum_over_processes
+from training.distributed import World, gather_rows, sum_over_processes
 
 ALONE = World(0, 1, torch.device("cpu"))
 DEAD_CODE_THRESHOLD = 0.6
-"""Share of the mean use below which a code is re-seeded: a code that is never used gets there in 50
-steps (measured in `training/LOG.md`)."""
+"""Share of the mean use below which a code is re-seeded: an unused code falls below it in 50 steps
+(measured in `training/LOG.md`)."""
 
 
 @dataclass
@@ -47,9 +47,8 @@ class ResidualQuantizerTrainer(nn.Module):
 
     Args:
         quantizer: the model's.
-        decay: of the moving averages of counts and sums.
-        dead_code_threshold: a code whose moving average of uses falls below this share of the mean
-            over codes is re-seeded.
+        decay: decay of the moving averages of counts and sums.
+        dead_code_threshold: share of the mean use; a code whose average use is less is re-seeded.
         world: processes that train the same codebooks.
     """
 
@@ -62,17 +61,15 @@ class ResidualQuantizerTrainer(nn.Module):
     ) -> None:
         super().__init__()
         self.codebooks = [layer.codebook for layer in quantizer.layers]  # not owned: no parameters
-        self.decay = decay
-        self.dead_code_threshold = dead_code_threshold
-        self.world = world
+        self.decay, self.dead_code_threshold, self.world = decay, dead_code_threshold, world
 
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator, iterations: int = 20) -> None:
         """Place every codebook by k-means on the residuals of `latents` [B, D, T]."""
-        # One draw on every process; from it k-means draws on the first process only.
+        # Every process draws the seed, so that all generators stay alike; only the first uses it.
         seed = int(torch.randint(2**62, (1,), generator=generator))
         draws = torch.Generator().manual_seed(seed)
-        residual = _of_all(latents.transpose(1, 2).flatten(0, 1).float(), self.world)
+        residual = gather_rows(latents.transpose(1, 2).flatten(0, 1).float(), self.world)
         for book in self.codebooks:
             if self.world.is_first:
                 centres, sizes = kmeans(residual, book.codebook_size, iterations, draws)
@@ -91,7 +88,7 @@ class ResidualQuantizerTrainer(nn.Module):
         Args:
             latents: float [B, D, T] from the encoder.
             generator: draws the vectors that re-seed dead codes, alike on all processes; None
-                leaves the codebooks as they are.
+                leaves the codebooks unchanged.
         """
         flat = latents.float().transpose(1, 2).flatten(0, 1)
         total = torch.zeros_like(flat)
@@ -119,7 +116,7 @@ class ResidualQuantizerTrainer(nn.Module):
     def _update(
         self, book: Any, vectors: Tensor, chosen: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Move the codes; returns how often the global batch chose each, float [C]."""
+        """Update the codes; returns how often the global batch chose each code, float [C]."""
         n, world = len(vectors), self.world
         uses = torch.bincount(chosen, minlength=book.codebook_size).to(vectors)
         sums = torch.zeros_like(book.embed).index_add_(0, chosen, vectors)
@@ -131,27 +128,19 @@ class ResidualQuantizerTrainer(nn.Module):
         dead = book.cluster_size < self.dead_code_threshold * mean
         n_dead = int(dead.sum())
         if n_dead:
-            # Different ones of the global batch, while there are: alike codes would share their
-            # vectors by rounding.  Each process has those of its own part, zeros elsewhere.
+            # Take different vectors of the global batch as long as there are enough: which of two
+            # equal codes is chosen depends on rounding.  Each process fills in the vectors of its
+            # own part, and zeros elsewhere.
             order = torch.randperm(n * world.size, generator=generator)
             picks = order.repeat(-(-n_dead // len(order)))[:n_dead]
             picks = picks.to(vectors.device) - n * world.rank
             mine = (picks >= 0) & (picks < n)
             seeds = vectors[picks.clamp(0, n - 1)] * mine[:, None]
-            # A fair chance to live: the mean use, or it would be re-seeded again at once.
+            # Start at the mean use: with less, the code would be re-seeded again at once.
             book.cluster_size[dead] = mean
             book.embed_avg[dead] = sum_over_processes(seeds, world) * mean
         book.embed.copy_(book.embed_avg / book.cluster_size[:, None])
         return uses
-
-
-def _of_all(rows: Tensor, world: World) -> Tensor:
-    """Rows [n, D] of every process, by rank; as many on each."""
-    if world.size == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(world.size)]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
 
 
 def nearest(vectors: Tensor, embed: Tensor) -> Tensor:

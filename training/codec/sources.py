@@ -1,13 +1,13 @@
 """Which audio a codec learns from: folders, patterns of files, and the clips of a plan.
 
-A plan is what the pipeline froze (`DATA_DIR/plan/plan.parquet`).  Its `audio_uri`, `start_s`,
-`end_s` and `split` are read, as `common/schema.py` has them, and nothing else.
+Of the pipeline's plan (`DATA_DIR/plan/plan.parquet`) only the columns `audio_uri`, `start_s`,
+`end_s` and `split` are read (`common/schema.py`).
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.audio import AUDIO_EXTENSIONS
-from common.errors import AttuneError
+from common.errors import AttuneError, one_line
 from common.schema import PLAN
 from common.storage import open_store
 
@@ -28,10 +28,10 @@ def audio_sources(entries: Sequence[str], split: str) -> pa.Table:
 
     Args:
         entries: folders, searched with everything below them; patterns like `audio/[1-4]-*`; plans.
-        split: of a plan's clips.
+        split: which clips of a plan.
 
     Raises:
-        AttuneError: an entry that is none of these, or holds no audio.
+        AttuneError: an entry is none of these, or holds no audio.
     """
     tables = []
     for entry in entries:
@@ -44,11 +44,10 @@ def audio_sources(entries: Sequence[str], split: str) -> pa.Table:
 
 
 def _files(entry: str) -> pa.Table:
-    found: Iterable[Path]
     if Path(entry).is_dir():
-        found = Path(entry).rglob("*")
+        found = list(Path(entry).rglob("*"))
     elif glob.has_magic(entry):
-        found = map(Path, glob.iglob(entry))
+        found = [Path(path) for path in glob.iglob(entry)]
     elif Path(entry).is_file():
         raise AttuneError(
             f"codec training: {entry}: is a file; name a folder of audio, a pattern of files "
@@ -63,30 +62,20 @@ def _files(entry: str) -> pa.Table:
 
 def _planned(entry: str, split: str) -> pa.Table:
     names = [*SOURCES.names, "split"]
+    folder, _, name = entry.rpartition("/")
     try:
-        if "://" in entry:
-            folder, _, name = entry.rpartition("/")
-            with open_store(folder).open(name) as file:
-                table = _columns(pq.ParquetFile(file), names)
-        else:
-            table = _columns(pq.ParquetFile(entry), names)
+        with open_store(folder).open(name) if "://" in entry else open(entry, "rb") as file:
+            plan = pq.ParquetFile(file)
+            types = dict(zip(plan.schema_arrow.names, plan.schema_arrow.types, strict=True))
+            if any(types.get(name) != PLAN.field(name).type for name in names):
+                raise AttuneError(
+                    f"codec training: {entry}: is no plan; expected columns {', '.join(names)} as "
+                    "`python -m pipeline plan` writes them"
+                )
+            table = plan.read(columns=names)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
         raise AttuneError(
-            f"codec training: {entry}: cannot be read as a plan ({reason}); name the plan.parquet "
-            "that `python -m pipeline plan` writes"
+            f"codec training: {entry}: cannot be read as a plan ({one_line(error)}); name the "
+            "plan.parquet that `python -m pipeline plan` writes"
         ) from error
-    if table is None:
-        raise AttuneError(
-            f"codec training: {entry}: is no plan; expected columns {', '.join(names)} as "
-            "`python -m pipeline plan` writes them"
-        )
     return table.filter(pc.equal(table["split"], split)).select(SOURCES.names)
-
-
-def _columns(file: pq.ParquetFile, names: Sequence[str]) -> pa.Table | None:
-    schema = file.schema_arrow
-    if any(name not in schema.names or schema.field(name).type != PLAN.field(name).type
-           for name in names):  # fmt: skip
-        return None
-    return file.read(columns=list(names))

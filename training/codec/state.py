@@ -1,7 +1,4 @@
-"""Everything that codec training changes, as a checkpoint holds it.
-
-Every process holds all of it, and all hold the same.
-"""
+"""Everything that codec training changes, as a checkpoint keeps it; the same on every process."""
 
 from __future__ import annotations
 
@@ -17,13 +14,14 @@ from training.codec.balancer import Balancer
 from training.codec.config import CodecTrainingConfig
 from training.codec.discriminator import MultiScaleDiscriminator
 from training.codec.guards import Guards
+from training.codec.losses import WAVEFORM_WEIGHTS
 from training.codec.model import build_model
 from training.distributed import World, gather_objects
 from training.ema import ExponentialMovingAverage
 from training.optim import make_state
 
 AVERAGE_DECAY = 0.99
-"""Decay of the average of the weights, which is validated, and which the finished codec is."""
+"""Decay of the average of the weights. The average is validated and becomes the finished codec."""
 
 
 class CodecState:
@@ -31,8 +29,7 @@ class CodecState:
 
     Attributes:
         model: the `EncodecModel`; its buffers are the codebooks.
-        average: of the model's weights; the codebooks are averages by themselves.
-        discriminator: None where no loss asks for it, and then it has no optimizer either.
+        average: of the model's weights; the codebooks are moving averages already.
     """
 
     def __init__(
@@ -48,19 +45,17 @@ class CodecState:
         self.optimizer = _adam(self.model, config.learning_rate, config.betas)
         self.average = ExponentialMovingAverage(self.model, AVERAGE_DECAY)
         self.guards = Guards(shape.n_codebooks, shape.codebook_size)
-        self.balancer = Balancer(config.losses.of_waveforms, config.balancer_decay)
-        self._models = {"codec": ModelState(self.model, self.optimizer, self.average)}
-        self.discriminator: MultiScaleDiscriminator | None = None
-        self.discriminator_optimizer: torch.optim.Adam | None = None
-        if config.losses.use_discriminator:
-            wanted = config.discriminator
-            made = MultiScaleDiscriminator(wanted.windows, wanted.filters).to(device)
-            self.discriminator = made
-            self.discriminator_optimizer = _adam(made, wanted.learning_rate, config.betas)
-            self._models["discriminator"] = ModelState(made, self.discriminator_optimizer)
+        self.balancer = Balancer(WAVEFORM_WEIGHTS, config.balancer_decay)
+        sizes = config.discriminator
+        self.discriminator = MultiScaleDiscriminator(sizes.windows, sizes.filters).to(device)
+        self.discriminator_optimizer = _adam(self.discriminator, config.learning_rate, config.betas)
+        self._models = {
+            "codec": ModelState(self.model, self.optimizer, self.average),
+            "discriminator": ModelState(self.discriminator, self.discriminator_optimizer),
+        }
 
     def state(self) -> dict[str, Any]:
-        """All of it, by part and name."""
+        """The whole state, by part and name."""
         small = {"guards": self.guards.state(), "balancer": self.balancer.state()}
         return {name: part.state() for name, part in self._models.items()} | small
 
@@ -72,7 +67,7 @@ class CodecState:
         self.balancer.load(state["balancer"])
 
     def weights(self) -> dict[str, Tensor]:
-        """Nothing: a checkpoint is for resuming only, the finished codec has its own folder."""
+        """No weights: a checkpoint is for resuming only; the finished codec has its own folder."""
         return {}
 
 
@@ -83,13 +78,12 @@ def _adam(model: nn.Module, rate: float, betas: tuple[float, float]) -> torch.op
 
 
 def check_alike(state: CodecState, world: World, step: int) -> None:
-    """Codebooks, weights and average are the same on every process, to the bit.
+    """Check that codebooks, weights and average are the same on every process, to the bit.
 
-    They are by construction; a machine that computes otherwise than the others must not go
-    unnoticed for days.
+    They are by construction. The check finds a machine that computes wrongly before days are lost.
 
     Raises:
-        AttuneError: on every process alike.
+        AttuneError: on all processes, if one differs.
     """
     if world.size == 1:
         return

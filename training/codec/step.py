@@ -1,18 +1,18 @@
 """One step of codec training: generator, then discriminator, from one pass of each.
 
-The waveform losses are taken with respect to the decoder's output only, each gradient by itself;
-the balancer weighs them, and their sum goes back through decoder and encoder once, together with
-the commitment loss.  The discriminator learns from the same logits that the generator's losses
-came from.
+Each waveform loss gives a gradient with respect to the decoder's output.  The balancer weighs these
+gradients, and their sum goes back through decoder and encoder once, together with the commitment
+loss.  The discriminator learns from the same logits as the generator.
 
-On several processes each takes its part of the global batch.  What is computed is what one process
-would compute: norms, levels and codebooks are those of the global batch, gradients are averaged.
+Each of several processes takes its part of the global batch.  Together they compute what one
+process would: norms, levels and codebooks are those of the global batch, gradients are averaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,49 +22,57 @@ from torch.nn import functional as F
 from common.bfloat16 import check_bfloat16
 from common.errors import AttuneError
 from training.codec.config import CodecTrainingConfig
-from training.codec.discriminator import (
-    Verdict,
+from training.codec.discriminator import Verdict
+from training.codec.losses import (
+    COMMITMENT_WEIGHT,
+    WAVEFORM_WEIGHTS,
+    MultiScaleMelLoss,
     adversarial_loss,
     discriminator_loss,
     feature_levels,
     feature_loss,
 )
-from training.codec.losses import MultiScaleMelLoss
-from training.codec.quantizer import Quantized, ResidualQuantizerTrainer
+from training.codec.quantizer import Quantized, ResidualQuantizerTrainer, usage
 from training.codec.state import CodecState
 from training.distributed import World, sum_over_processes
 from training.optim import set_learning_rate
 
 CLIP_NORM = 10.0
 """Largest global norm of the codec's gradient, and of the discriminator's."""
+UPDATE_PROBABILITY = 0.5
+"""Probability that a step updates the discriminator, which learns faster than the decoder (EnCodec,
+section 3.4: 2/3 at 24 kHz, 1/2 at 48 kHz)."""
 _UPDATE_DRAW = 1
 """Distinguishes the draw of an update from other draws of its step."""
 
 
 @dataclass
 class Outcome:
-    """What came of a step; the same on all processes, but for `quantized`."""
+    """The results of one step; the same on all processes, except `quantized`."""
 
     losses: dict[str, Tensor]
-    """Each loss of the generator before weighting, scalars; and `discriminator` where there is
-    one.  Of the global batch."""
+    """Scalar losses of the global batch: the generator's, before weighting, and `discriminator`."""
     norms: dict[str, Tensor]
     """Norm of the gradient of each waveform loss with respect to the decoder's output."""
     grad_norm: Tensor
-    """Of the generator's weights, before clipping."""
+    """Norm of the gradient of the codec's weights, before clipping."""
     quantized: Quantized | None
 
-    def row(self, config: CodecTrainingConfig) -> dict[str, float]:
-        """The same as numbers, for the log; `loss` is the weighted sum, before balancing."""
+    def row(self, rate: float) -> dict[str, Any]:
+        """Row for the log; `loss` is the weighted sum, before balancing; `rate` becomes `lr`."""
         row = {name: float(value) for name, value in self.losses.items()}
-        generator = {name: value for name, value in row.items() if name != "discriminator"}
-        total = sum(getattr(config.losses, name) * value for name, value in generator.items())
+        weights = WAVEFORM_WEIGHTS | {"commitment": COMMITMENT_WEIGHT, "discriminator": 0.0}
+        total = sum(weights[name] * value for name, value in row.items())
         row |= {f"{name}_grad_norm": float(value) for name, value in self.norms.items()}
-        return {"loss": total} | row | {"grad_norm": float(self.grad_norm)}
+        whole: dict[str, Any] = {"loss": total} | row
+        whole |= {"grad_norm": float(self.grad_norm), "lr": rate}
+        if self.quantized is not None and self.quantized.uses is not None:
+            whole["used"], whole["perplexity"] = usage(self.quantized.uses)
+        return whole
 
 
 class CodecStep:
-    """Updates what `state` holds, one global batch at a time."""
+    """Updates the models and statistics in `state`, one global batch at a time."""
 
     def __init__(
         self,
@@ -74,12 +82,8 @@ class CodecStep:
         config: CodecTrainingConfig,
         seed: int,
     ) -> None:
-        self.state = state
-        self.quantizer = quantizer
-        self.mel_loss = mel_loss
-        self.config = config
-        self.seed = seed
-        self.world = quantizer.world
+        self.state, self.quantizer, self.mel_loss = state, quantizer, mel_loss
+        self.config, self.seed, self.world = config, seed, quantizer.world
 
     def check_precision(self) -> None:
         """Try bf16, where the config asks for it, on a second of noise, gradients included.
@@ -97,31 +101,26 @@ class CodecStep:
         parts: list[tuple[str, nn.Module, Tensor]] = [
             ("encoder", state.model.encoder, wav[:, None]),
             ("decoder", state.model.decoder, latents),
+            ("discriminator", state.discriminator, wav),
         ]
-        if state.discriminator is not None:
-            parts.append(("discriminator", state.discriminator, wav))
         for name, module, given in parts:
             exact, rounded = (self._tried(module, given, kind) for kind in ("fp32", "bf16"))
             for what, value in exact.items():
-                told = f"the codec's {name} ({what})"
-                remedy = "set codec_training.precision=fp32 (of a new run)"
-                check_bfloat16(told, value, rounded[what], remedy)
+                place = f"the codec's {name} ({what})"
+                remedy = "set codec_training.precision=fp32 and start a new run"
+                check_bfloat16(place, value, rounded[what], remedy)
 
     def _tried(self, module: nn.Module, given: Tensor, precision: str) -> dict[str, Tensor]:
-        """What a module makes of its input, and the gradients of that, each under its name."""
+        """Outputs of a module, and the gradients of their weighted sum, each under its name."""
         given = given.detach().requires_grad_()
         with self._autocast(precision):
             found = module(given)
         outputs = [found] if isinstance(found, Tensor) else [*found.logits, *found.features]
         noise = torch.Generator().manual_seed(1)
-        total = torch.stack(
-            [
-                (out * torch.randn(out.shape, generator=noise).to(out)).float().sum()
-                for out in outputs
-            ]
-        ).sum()
-        # Left out: biases and weight norm's lengths (original0), whose gradients are sums that
-        # mostly cancel, so that rounding leaves little of them; and directions of a single value.
+        weighted = (out * torch.randn(out.shape, generator=noise).to(out) for out in outputs)
+        total = torch.stack([part.float().sum() for part in weighted]).sum()
+        # Left out: biases and weight norm's lengths (original0), because their gradients are sums
+        # whose terms mostly cancel and leave rounding errors; and directions of a single value.
         weights = {
             n: w
             for n, w in module.named_parameters()
@@ -137,7 +136,7 @@ class CodecStep:
 
         Args:
             step: its number, from 0; decides what is drawn.
-            rate: learning rate of the generator; the discriminator's is in proportion.
+            rate: learning rate of codec and discriminator.
 
         Raises:
             AttuneError: a loss or the gradient is not finite; no weight is updated then.
@@ -159,7 +158,8 @@ class CodecStep:
 
         # 2. Losses of the waveform, and their gradients with respect to it.
         estimate = decoded.detach().requires_grad_()
-        update = self._updates_discriminator(step)
+        draw = np.random.default_rng((self.seed, step, _UPDATE_DRAW)).random()
+        update = bool(draw < UPDATE_PROBABILITY) and not state.guards.resting
         verdicts = self._verdicts(target, estimate, step, update)
         waveform = self._waveform_losses(target, estimate, verdicts)
         gradient, norms = self._gradient(waveform, estimate)
@@ -169,7 +169,7 @@ class CodecStep:
         ends, gradients, losses = [decoded], [gradient], dict(waveform)
         if quantized is not None:
             losses["commitment"] = quantized.commitment
-            ends.append(config.losses.commitment * quantized.commitment)
+            ends.append(COMMITMENT_WEIGHT * quantized.commitment)
             gradients.append(torch.ones_like(ends[-1]))
         torch.autograd.backward(ends, gradients)
         average_gradients(state.model, self.world)
@@ -191,49 +191,36 @@ class CodecStep:
         device = self.world.device.type
         return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
-    def _updates_discriminator(self, step: int) -> bool:
-        draw = np.random.default_rng((self.seed, step, _UPDATE_DRAW)).random()
-        wanted = draw < self.config.discriminator.update_probability
-        return bool(wanted) and not self.state.guards.resting
-
     def _verdicts(
         self, target: Tensor, estimate: Tensor, step: int, update: bool
     ) -> tuple[Verdict, Verdict] | None:
-        """The discriminator on real and decoded waveforms; None while it has no say."""
-        discriminator = self.state.discriminator
-        if discriminator is None or step < self.config.discriminator.start_step:
+        """The discriminator on real and decoded waveforms; None before its first step."""
+        if step < self.config.discriminator.start_step:
             return None
         with self._autocast(self.config.precision):
             with torch.set_grad_enabled(update):
-                real = discriminator(target)
-            return real, discriminator(estimate)
+                real = self.state.discriminator(target)
+            return real, self.state.discriminator(estimate)
 
     def _waveform_losses(
         self, target: Tensor, estimate: Tensor, verdicts: tuple[Verdict, Verdict] | None
     ) -> dict[str, Tensor]:
-        """Those in use, before weighting, of this process's part."""
-        wanted = self.config.losses.of_waveforms
-        losses = {}
-        if "time" in wanted:
-            losses["time"] = F.l1_loss(estimate, target)
-        if "mel" in wanted:
-            losses["mel"] = self.mel_loss(estimate, target)
+        """Losses of this process's part, before weighting."""
+        losses = {"time": F.l1_loss(estimate, target), "mel": self.mel_loss(estimate, target)}
         if verdicts is not None:
             real, fake = verdicts
-            if "adversarial" in wanted:
-                losses["adversarial"] = adversarial_loss(fake)
-            if "feature" in wanted:
-                levels = sum_over_processes(feature_levels(real), self.world) / self.world.size
-                losses["feature"] = feature_loss(real, fake, levels)
+            levels = sum_over_processes(feature_levels(real), self.world) / self.world.size
+            losses["adversarial"] = adversarial_loss(fake)
+            losses["feature"] = feature_loss(real, fake, levels)
         return losses
 
     def _gradient(
         self, losses: dict[str, Tensor], estimate: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What goes back into the decoder, like `estimate`, and the norm of each loss's part.
+        """Balanced gradient with respect to `estimate`, and the norm of each loss's gradient.
 
-        Losses are means over a process's part, and gradients are averaged over processes later, so
-        the gradient of the global batch's mean is a process's own divided by their number.
+        Losses are means over a process's part, and gradients are averaged over processes later. So
+        the gradient of the global batch's mean is a process's own gradient divided by their number.
         """
         gradients = {
             name: torch.autograd.grad(loss, estimate, retain_graph=True)[0]
@@ -249,21 +236,19 @@ class CodecStep:
         return total, norms
 
     def _of_global_batch(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their means over all processes, without gradient."""
+        """Means of the losses over all processes, without gradient."""
         values = torch.stack([value.detach() for value in losses.values()])
         means = sum_over_processes(values, self.world) / self.world.size
         return dict(zip(losses, means, strict=True))
 
     def _update_discriminator(self, loss: Tensor, rate: float) -> None:
         discriminator, optimizer = self.state.discriminator, self.state.discriminator_optimizer
-        assert discriminator and optimizer
         optimizer.zero_grad(set_to_none=True)
-        # For the weights only: the decoded waveform has had its gradients.
+        # Only the weights' gradients: those of the decoded waveform were taken before.
         loss.backward(inputs=list(discriminator.parameters()))
         average_gradients(discriminator, self.world)
         nn.utils.clip_grad_norm_(discriminator.parameters(), CLIP_NORM)
-        high = self.config.discriminator.learning_rate
-        set_learning_rate(optimizer, high * rate / self.config.learning_rate)
+        set_learning_rate(optimizer, rate)
         optimizer.step()
 
 
@@ -280,7 +265,7 @@ def average_gradients(model: nn.Module, world: World) -> None:
 
 
 def check_finite(values: Mapping[str, Tensor], step: int) -> None:
-    """Stop before anything is learnt from what is no number.
+    """Stop before weights are updated from a value that is not finite.
 
     Args:
         values: scalars by name.

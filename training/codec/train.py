@@ -1,16 +1,15 @@
 """Train EnCodec from scratch: `python -m training codec`.
 
-Reads top to bottom: processes, audio, model, loop, the finished folder.  Every random choice is a
-function of (seed, step, place in the global batch), so a killed run resumes exactly where it
-stopped, and under torchrun the global batches stay the same whatever the number of processes.  What
-a step does is in `step.py`.
+In reading order: processes, audio and models, training loop, the finished folder.  Random choices
+depend only on (seed, step, place in the global batch).  So a killed run resumes exactly, and under
+torchrun the global batches do not depend on the number of processes.  `step.py` has one step.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ from training.codec.data import Clips, ClipsInMemory, ClipsOnDisk, SegmentLoader
 from training.codec.finished import check_free, finished, run_folder, save_codec
 from training.codec.log import CodecLog
 from training.codec.losses import MultiScaleMelLoss, shortest_input
-from training.codec.preflight import CodecPreflight, preflight, size
-from training.codec.quantizer import ResidualQuantizerTrainer, usage
+from training.codec.preflight import preflight, preflight_lines, size
+from training.codec.quantizer import ResidualQuantizerTrainer
 from training.codec.sources import audio_sources
 from training.codec.state import CodecState, check_alike
-from training.codec.step import CodecStep, Outcome
+from training.codec.step import CodecStep
 from training.codec.validation import Validation, validate
 from training.distributed import (
     World,
@@ -47,22 +46,24 @@ from training.run.precision import settle
 from training.run.signals import StopSignals
 
 KEEP = 2
-"""Newest checkpoints kept: the last one, and the one before should that be damaged."""
+"""Number of newest checkpoints kept; the second is for the case that the first is damaged."""
+FINAL_RATE = 0.01
+"""Learning rate at the end of the cosine, as a share of the peak."""
 
 
 def train_codec(
     recipe: Recipe,
     *,
     fresh: bool = False,
-    dry_run: Callable[[CodecPreflight], None] | None = None,
+    dry_run: Callable[[dict[str, Any], list[str]], None] | None = None,
     stop: StopSignals | None = None,
 ) -> Path:
-    """Train the codec of a recipe, or resume where it stopped.
+    """Train the codec of a recipe, or resume its training.
 
     Args:
         recipe: with a `codec_training` section.
-        fresh: delete what an unfinished run has so far and start over.
-        dry_run: gets what the run would take; nothing else is done then.
+        fresh: delete the files of an unfinished run and start from scratch.
+        dry_run: gets what the run would take, as facts and as lines; nothing is trained then.
         stop: signals that end the run early, with a checkpoint.
 
     Returns:
@@ -70,10 +71,10 @@ def train_codec(
         report.html.
 
     Raises:
-        AttuneError: unusable audio, a folder that holds something else or cannot be written, a run
-            folder made with another configuration, losses that are not finite, a collapsed
-            codebook, or a checkpoint that cannot be loaded or saved.
-        Stopped: a signal came.
+        AttuneError: no usable audio; a folder holds something else or cannot be written; the run
+            was started with another configuration; losses are not finite; a codebook has collapsed;
+            or a checkpoint cannot be loaded or saved.
+        Stopped: a signal came; the checkpoint is saved.
     """
     # 1. Recipe, places, processes
     config = recipe.section("codec_training", CodecTrainingConfig)
@@ -83,12 +84,14 @@ def train_codec(
     check_divisible(config.batch_size, world.size, "codec_training.batch_size")
     before = recorded_precision(run, world, fresh, "codec_training")
     may_change = config.precision == "auto" and not before
-    config = _with_precision(config, settle(config.precision, before, world))
+    precision = settle(config.precision, before, world)
+    config = config.model_copy(update={"precision": precision})
     exact_float32(world.device)
     done_before = finished(out, run, _started(recipe, config), fresh)
     if done_before and not dry_run:
         if world.is_first:
-            print(f"codec in {out} is finished; kept ({codec_identity(str(out))})", flush=True)
+            identity = codec_identity(str(out))
+            print(f"codec in {out} is finished and not trained again ({identity})", flush=True)
         return out
     if not done_before:
         on_first(lambda: check_free(out, run), world)
@@ -103,25 +106,28 @@ def train_codec(
     quantizer = ResidualQuantizerTrainer(model.quantizer, world=world)
     mel_loss = MultiScaleMelLoss(recipe.sample_rate).to(world.device)
     step_fn = CodecStep(state, quantizer, mel_loss, config, recipe.seed)
-    # Before config.json is written: where bf16 is wrong, a new run with `auto` takes fp32.
+    # Check bf16 before config.json is written: if bf16 is wrong, a new run with `auto` takes fp32.
     try:
         on_all(step_fn.check_precision, world)
     except AttuneError as error:
         if not may_change:
             raise
         if world.is_first:
-            print(f"warning: codec_training.precision auto: fp32, as {error}", file=sys.stderr)
-        config = step_fn.config = _with_precision(config, "fp32")
+            chosen = "warning: codec_training.precision=auto takes fp32"
+            print(f"{chosen}, because {error}", file=sys.stderr)
+        config = step_fn.config = config.model_copy(update={"precision": "fp32"})
     if config.precision == "bf16" and not has_bfloat16(world.device) and world.is_first:
         print(
             "warning: this processor emulates bf16, which is slow: set "
-            "codec_training.precision=fp32 (of a new run)",
+            "codec_training.precision=fp32 and start a new run",
             file=sys.stderr,
         )
     if dry_run:
         if world.is_first:
-            kind = world.device.type
-            dry_run(preflight(state, on_disk, whole, config, world.size, kind, run, done_before))
+            facts = preflight(state, on_disk, whole, config, run) | {
+                "processes": world.size, "device": world.device.type, "finished": done_before,
+            }  # fmt: skip
+            dry_run(facts, preflight_lines(facts))
         wait_patiently(world)
         return out
     clips, held_out = _open_audio(on_disk, whole, config, world)
@@ -144,16 +150,14 @@ def train_codec(
     if stop:
         stop.watch()
     else:
-        stop = StopSignals()  # hears nothing
+        stop = StopSignals()  # without `watch` it reports no signal
     log = CodecLog(run, done, config.steps) if world.is_first else None
     began, audio_s = time.monotonic(), config.batch_size * config.segment_s
     found: Validation | None = None
     model.train()
     for step, batch in enumerate(loader.batches(done, config.steps), start=done):
-        rate = learning_rate(
-            step, config.steps, config.learning_rate, config.warmup_steps,
-            config.final_learning_rate,
-        )  # fmt: skip
+        peak = config.learning_rate
+        rate = learning_rate(step, config.steps, peak, config.warmup_steps, FINAL_RATE * peak)
         outcome = step_fn(batch.to(world.device), step, rate)
         reached = step + 1
         last = reached == config.steps
@@ -163,7 +167,7 @@ def train_codec(
         regular = reached % config.log_every == 0 or last
         if regular:
             spent = time.monotonic() - began
-            row |= _row(outcome, config, rate) | {"elapsed_s": round(spent, 3)}
+            row |= outcome.row(rate) | {"elapsed_s": round(spent, 3)}
             row["audio_s_per_s"] = round((reached - done) * audio_s / max(spent, 1e-9), 2)
             if loader.refused:
                 row["refused"] = loader.refused.total()
@@ -187,10 +191,11 @@ def train_codec(
         log.close()
 
     # 5. The finished folder: the average of the weights
+    refused = clips.refused if isinstance(clips, ClipsInMemory) else loader.refused
+    data = f"{len(clips)} clips; refused: {dict(refused) or 'none'}"
     with state.average.applied():
         found = found or validate(model, mel_loss, held_out, world)
-        facts = _facts(clips, loader)
-        on_first(partial(save_codec, out, run, model, recipe, config, facts, found), world)
+        on_first(partial(save_codec, out, run, model, recipe, config, data, found), world)
     if world.is_first:
         print(f"done: {out}", flush=True)
     return out
@@ -206,28 +211,20 @@ def _started(recipe: Recipe, config: CodecTrainingConfig) -> dict[str, Any]:
     }
 
 
-def _with_precision(config: CodecTrainingConfig, precision: str) -> CodecTrainingConfig:
-    return config.model_copy(update={"precision": precision})
-
-
 def _segment_samples(config: CodecTrainingConfig, sample_rate: int) -> int:
     segment = round(config.segment_s * sample_rate)
-    if segment < shortest_input() and config.losses.mel > 0:
-        raise AttuneError(
-            f"codec_training.segment_s {config.segment_s:g} is {segment} samples, and the mel "
-            f"loss's windows take at least {shortest_input()}; lengthen segments"
-        )
-    longest = max(config.discriminator.windows) if config.losses.use_discriminator else 0
-    if segment < longest:
-        raise AttuneError(
-            f"codec_training.segment_s {config.segment_s:g} is {segment} samples, and the "
-            f"discriminator's windows take up to {longest}; lengthen segments or drop windows"
-        )
+    longest = max(config.discriminator.windows)
+    for what, least in (("mel loss", shortest_input()), ("discriminator", longest)):
+        if segment < least:
+            raise AttuneError(
+                f"codec_training.segment_s {config.segment_s:g} is {segment} samples, but the "
+                f"{what}'s largest window needs at least {least}; use longer segments"
+            )
     return segment
 
 
 def _find_audio(recipe: Recipe, config: CodecTrainingConfig) -> tuple[ClipsOnDisk, ClipsOnDisk]:
-    """Clips to train on, and clips to hold out."""
+    """Clips for training and for validation; nothing is decoded yet."""
     try:
         train = audio_sources(config.audio, "train")
         valid = audio_sources(config.validation, "valid")
@@ -235,8 +232,8 @@ def _find_audio(recipe: Recipe, config: CodecTrainingConfig) -> tuple[ClipsOnDis
         if recipe.root or "root" not in recipe.model_fields_set:
             raise
         raise AttuneError(
-            f"{error}; the recipe's root is empty: give a path (root=/path on the command line) or "
-            "set the variable that the recipe takes it from"
+            f"{error}; the recipe's root is empty: add root=/path to the command, or set the "
+            "environment variable that the recipe takes it from"
         ) from error
     return ClipsOnDisk(train, recipe.sample_rate), ClipsOnDisk(valid, recipe.sample_rate)
 
@@ -244,41 +241,27 @@ def _find_audio(recipe: Recipe, config: CodecTrainingConfig) -> tuple[ClipsOnDis
 def _open_audio(
     on_disk: ClipsOnDisk, whole: ClipsOnDisk, config: CodecTrainingConfig, world: World
 ) -> tuple[Clips, ClipsInMemory]:
-    """Clips to train on, and this process's part of the clips to hold out."""
-    clips: ClipsOnDisk | ClipsInMemory = on_disk
-    told = f"{len(on_disk)} clips, read as they are drawn"
+    """Clips for training, and this process's part of the clips for validation."""
+    clips: Clips = on_disk
+    amount = f"{len(on_disk)} clips, decoded when they are drawn"
     if config.reading == "memory":
         clips = ClipsInMemory(on_disk)
-        told = f"{len(clips)} clips ({clips.seconds(on_disk.sample_rate) / 60:.1f} min) in memory"
+        minutes = sum(map(len, clips.waves)) / on_disk.sample_rate / 60
+        amount = f"{len(clips)} clips ({minutes:.1f} min) in memory"
         if clips.refused:
-            told += f", refused {dict(clips.refused)}"
-        if not len(clips):
-            raise AttuneError(
-                f"codec training: no usable audio in {', '.join(config.audio)}: refused "
-                f"{dict(clips.refused)}"
-            )
+            amount += f", refused {dict(clips.refused)}"
+        _check_any(len(clips), config.audio, clips)
     held_out = held_out_clips(whole, world.rank, world.size, shortest_input())
     (count,) = sum_on_host([len(held_out)], world)
-    if not count:
-        raise AttuneError(
-            f"codec training: no usable audio in {', '.join(config.validation)}: refused "
-            f"{dict(held_out.refused)}"
-        )
+    _check_any(count, config.validation, held_out)
     if world.is_first:
-        print(f"codec: {told}; {count} of {len(whole)} held out for validation", flush=True)
+        print(f"codec: {amount}; {count} of {len(whole)} held out for validation", flush=True)
     return clips, held_out
 
 
-def _row(outcome: Outcome, config: CodecTrainingConfig, rate: float) -> dict[str, Any]:
-    row: dict[str, Any] = outcome.row(config) | {"lr": rate}
-    if outcome.quantized is not None:
-        uses = outcome.quantized.uses
-        assert uses is not None
-        row["used"], row["perplexity"] = usage(uses)
-    return row
-
-
-def _facts(clips: Clips, loader: SegmentLoader) -> str:
-    """What the model card says of the data."""
-    refused = clips.refused if isinstance(clips, ClipsInMemory) else loader.refused
-    return f"{len(clips)} clips; refused: {dict(refused) or 'none'}"
+def _check_any(count: int, entries: Sequence[str], clips: ClipsInMemory) -> None:
+    if not count:
+        raise AttuneError(
+            f"codec training: no usable audio in {', '.join(entries)}: refused "
+            f"{dict(clips.refused)}"
+        )

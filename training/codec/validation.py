@@ -1,4 +1,4 @@
-"""How good a codec is on whole clips that it never saw."""
+"""Validation of a codec on whole clips that it is not trained on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES = 8
 
 @dataclass(frozen=True)
 class Example:
-    """A clip and what the codec makes of it."""
+    """A clip and its reconstruction."""
 
     original: Waveform
     reconstruction: Waveform
@@ -40,18 +40,13 @@ class Validation:
 
 @torch.inference_mode()
 def validate(
-    model: Any,
-    mel_loss: MultiScaleMelLoss,
-    clips: ClipsInMemory,
-    world: World,
-    examples: int = EXAMPLES,
+    model: Any, mel_loss: MultiScaleMelLoss, clips: ClipsInMemory, world: World
 ) -> Validation:
     """Encode and decode whole clips one by one, in fp32.
 
     Args:
-        model: an `EncodecModel`; comes back in the mode that it was in.
+        model: an `EncodecModel`; its mode (training or not) is restored.
         clips: this process's part.
-        examples: at most so many are kept.
     """
     was_training = model.training
     model.eval()
@@ -70,7 +65,7 @@ def validate(
         )
         scores.append(found)
         uses += count_uses(codes, shape[1])
-        if len(kept) < examples:
+        if len(kept) < EXAMPLES:
             kept.append(Example(wave, estimate[0].cpu().numpy(), *found[:2]))
     model.train(was_training)
     every = [score for part in gather_objects(scores, world) for score in part]

@@ -1,4 +1,4 @@
-"""`lm`, `codec`: train, and look at a run."""
+"""`lm`, `codec`: train, and show the state of a run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,63 +21,67 @@ if TYPE_CHECKING:
 
 
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say what the run would take, and stop.")
+    bool, typer.Option("--dry-run", help="Print what the run would take, and stop.")
 ]
 StatusOption = Annotated[
-    bool, typer.Option("--status", help="Say where the run stands, also while it trains.")
+    bool, typer.Option("--status", help="Print the state of the run, also while it trains.")
+]
+
+
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Delete the files of this run and start from scratch.")
 ]
 
 
 def lm(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete what this run has and start over.")
-    ] = False,
+    fresh: FreshOption = False,
     dry_run: DryRunOption = False,
     status: StatusOption = False,
     curves: Annotated[
         Path | None, typer.Option("--curves", help="Draw the run's curves into this PNG.")
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option("--with", help="Another run to draw; may be repeated.")
+        list[str] | None, typer.Option("--with", help="Another run to draw; repeatable.")
     ] = None,
     profile: Annotated[
         Path | None,
-        typer.Option("--profile", help="Write a trace (.json.gz) of a few steps on the way."),
+        typer.Option("--profile", help="Write a trace (.json.gz) of a few training steps."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the language model (under torchrun: on all its processes); resumes where it stopped."""
-    if status or curves:
-        _look(load_recipe(config, overrides or []), status, curves, against or [], as_json)
-        return
+    """Train the language model (with torchrun on several processes), or resume its training."""
     from training.config import LMConfig
+
+    recipe = load_recipe(config, overrides or [])
+    run = Path(recipe.run_dir) / recipe.section("lm", LMConfig).run
+    if status or curves:
+        from training.run.status import read_status, status_lines, write_curves
+
+        if status:
+            found = read_status(run)
+            _print(found, status_lines(found), as_json)
+        if curves:
+            write_curves([run, *(Path(recipe.run_dir) / name for name in against or [])], curves)
+            if not as_json:
+                print(curves)
+        return
     from training.run.folder import check_writable
     from training.train import train
 
     tell = _printer(dry_run, as_json)
-    recipe = load_recipe(config, overrides or [])
     if not dry_run and os.environ.get("RANK", "0") == "0":  # the first process reports it
-        check_writable(Path(recipe.run_dir) / recipe.section("lm", LMConfig).run, "run_dir")
+        check_writable(run, "run_dir")
     with _resumable(recipe) as stop:
         train(recipe, fresh=fresh, dry_run=tell, stop=stop, profile=profile)
 
 
-class _Estimate(Protocol):
-    def as_dict(self) -> dict[str, Any]: ...
-    def lines(self) -> list[str]: ...
-
-
-def _printer(dry_run: bool, as_json: bool) -> Callable[[_Estimate], None] | None:
-    """How `--dry-run` prints what a run would take; None without it."""
-
-    def tell(estimate: _Estimate) -> None:
-        _print(estimate.as_dict(), estimate.lines(), as_json)
-
+def _printer(dry_run: bool, as_json: bool) -> Callable[[dict[str, Any], list[str]], None] | None:
+    """Function that prints what a run would take; None without `--dry-run`."""
     if as_json and not dry_run:
         raise AttuneError("--json goes with --dry-run or --status")
-    return tell if dry_run else None
+    return partial(_print, as_json=as_json) if dry_run else None
 
 
 def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
@@ -88,16 +93,16 @@ def _print(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
 
 @contextmanager
 def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
-    """Around a training run, in one process or one of several: signals are noted, a full disk is
-    one line, and the process ends once all are through."""
+    """Around a training run: notes signals, reports a full disk in one line, and ends each of
+    several processes when all are done."""
     from training.distributed import leave
-    from training.run.signals import Stopped, StopSignals
+    from training.run.signals import RESUMABLE, Stopped, StopSignals
 
     try:
         with StopSignals() as stop:
             yield stop
-    except Stopped as stopped:
-        leave(stopped.status)
+    except Stopped:
+        leave(RESUMABLE)
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -108,35 +113,15 @@ def _resumable(recipe: Recipe) -> Iterator[StopSignals]:
     leave(0)
 
 
-def _look(
-    recipe: Recipe, status: bool, curves: Path | None, against: list[str], as_json: bool
-) -> None:
-    from training.config import LMConfig
-    from training.run.status import read_status, status_lines, write_curves
-
-    run = Path(recipe.run_dir) / recipe.section("lm", LMConfig).run
-    if status:
-        found = read_status(run)
-        _print(found, status_lines(found), as_json)
-    if curves:
-        write_curves([run, *(Path(recipe.run_dir) / name for name in against)], curves)
-        if not as_json:
-            print(curves)
-
-
 def codec(
     config: ConfigOption,
     overrides: OverridesArgument = None,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Delete what an unfinished run has and start over."),
-    ] = False,
+    fresh: FreshOption = False,
     dry_run: DryRunOption = False,
     status: StatusOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train EnCodec from scratch (under torchrun: on all its processes); resumes where it
-    stopped."""
+    """Train EnCodec from scratch (with torchrun on several processes), or resume its training."""
     from training.codec.config import CodecTrainingConfig
     from training.codec.finished import run_folder
     from training.codec.train import train_codec

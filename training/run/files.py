@@ -1,7 +1,4 @@
-"""Modes of files, and writing that survives a crash.
-
-safetensors makes files that only their owner can read, whatever the umask says.
-"""
+"""Modes of files, and writing that survives a crash."""
 
 from __future__ import annotations
 
@@ -12,9 +9,10 @@ from pathlib import Path
 
 
 def as_any_file(path: Path) -> None:
-    """Give a file the mode of any new file beside it.
+    """Give a file the mode of any new file beside it; safetensors' files have 0600 at any umask.
 
-    The umask can only be read by changing it, for all threads: so a file is made, and looked at.
+    Python can only read the umask by changing it, for all threads. So a file is made to see its
+    mode.
 
     Raises:
         OSError: no file can be made there.
@@ -30,7 +28,7 @@ def as_any_file(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file such that readers see the old or the new content, also after a crash."""
+    """Replace a small file; readers see the old or the new content, also after a crash."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w") as file:
@@ -45,7 +43,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Flush a file's bytes, or a folder's names, so that they survive a crash of the machine."""
+    """Flush a file, or the names in a folder, to the disk, so that they survive a crash."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

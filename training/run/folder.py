@@ -1,7 +1,7 @@
-"""The folder of a run, the language model's or the codec's: `config.json` and which checkpoints.
+"""The folder of a run (language model or codec): `config.json`, and which checkpoints there are.
 
-A run resumes under the config that it was started with, or not at all.  `config.json` also keeps
-the recipe's paths, so that a run's folder is enough to find its codec, text encoder and shards.
+A run only resumes with the config that it was started with.  `config.json` also keeps the recipe's
+paths, so that a run's folder is enough to find its codec, text encoder and shards.
 """
 
 from __future__ import annotations
@@ -21,39 +21,22 @@ from training.distributed import World, on_first
 from training.run.files import write_atomically
 
 _MAY_CHANGE = {
-    "lm.model.size",  # what it stands for is compared
-    "lm.micro_batch",
-    "lm.activation_checkpointing",
-    "lm.compile",
-    "lm.sharding",
-    "lm.deterministic",
-    "lm.threads",
-    "lm.log_every",
-    "lm.checkpoint_every",
-    "lm.async_checkpoint",
-    "lm.keep",
-    "lm.keep_best",
-    "lm.non_finite.skip",
-    "lm.bad_samples",
-    "lm.valid_every",
-    "lm.samples.every",
-    "lm.samples.prompts",
-    "lm.wandb",
-    "codec_training.out",
-    "codec_training.threads",
-    "codec_training.log_every",
-    "codec_training.checkpoint_every",
-    "codec_training.valid_every",
-}
-"""Keys that do not decide what is trained, beyond rounding."""
+    "lm.model.size",  # the sizes it stands for are compared
+    "lm.micro_batch", "lm.activation_checkpointing", "lm.compile", "lm.sharding", "lm.threads",
+    "lm.bad_samples", "lm.skip_non_finite", "lm.log_every", "lm.valid_every", "lm.samples",
+    "lm.wandb", "lm.checkpoint_every", "lm.async_checkpoint", "lm.keep",
+    "codec_training.out", "codec_training.threads", "codec_training.log_every",
+    "codec_training.checkpoint_every", "codec_training.valid_every",
+}  # fmt: skip
+"""Keys that change nothing of the training result, except for rounding."""
 
 
 @contextmanager
 def writing(folder: Path, key: str) -> Iterator[None]:
-    """Around work on the files of a folder that `key` of the recipe names.
+    """Around work on the files of a folder; `key` of the recipe names the folder.
 
     Raises:
-        AttuneError: the folder cannot be made, or written into.
+        AttuneError: the folder cannot be made or written into.
     """
     try:
         yield
@@ -61,15 +44,15 @@ def writing(folder: Path, key: str) -> Iterator[None]:
         where = f" ({error.filename})" if error.filename else ""
         raise AttuneError(
             f"{key}: {folder} cannot be written: {error.strerror}{where}; name another folder, or "
-            "put that right and rerun the same command"
+            "correct this and rerun the same command"
         ) from error
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Check before the work that a folder can be made, or written into; nothing is made.
+    """Check that a folder can be made or written into, without making anything.
 
     Raises:
-        AttuneError: it cannot, as far as can be seen without trying.
+        AttuneError: as far as can be seen without trying, it cannot.
     """
     with writing(folder, key):
         there = folder
@@ -88,76 +71,67 @@ def check_writable(folder: Path, key: str) -> None:
 def claim(
     run: Path, started: dict[str, Any], world: World, fresh: bool, key: str = "lm.run"
 ) -> list[Path]:
-    """Make the folder this run's, and find the checkpoints to resume from, newest first.
+    """Write `config.json` into the run's folder; returns checkpoints to resume from, newest first.
 
     Args:
         run: folder of the run.
-        started: what decides the training; kept as `config.json`.
-        fresh: delete what the run has so far.
-        key: of the recipe, which names the run.
+        started: settings that decide the training; kept as `config.json`.
+        fresh: delete the files of the run first.
+        key: key of the recipe that names the run.
 
     Raises:
         AttuneError: the run was started with another config, or the folder cannot be written.
     """
-    return on_first(lambda: _claim(run, started, fresh, key), world)  # all wait for the first
+
+    def claim_folder() -> list[Path]:
+        path = run / "config.json"
+        if path.is_file() and '"imported":' in path.read_text():
+            # It has no state to resume from, and no run may delete it.
+            raise AttuneError(
+                f"{run} holds an imported model; to fine-tune it, name another run and start from "
+                f"its weights: lm.run=fine-tuned lm.init_from={run}"
+            )
+        with writing(run, "run_dir" if key == "lm.run" else key):
+            if fresh:
+                for part in ("checkpoints", "tb", "samples"):
+                    shutil.rmtree(run / part, ignore_errors=True)
+                for name in ("latest", "best", "log.jsonl", "config.json"):
+                    (run / name).unlink(missing_ok=True)
+            run.mkdir(parents=True, exist_ok=True)
+            found = candidates(run)
+            if path.is_file() and found:
+                _check_same(read_config(path), started, run, key)
+            write_atomically(path, json.dumps(started, indent=2) + "\n")
+        return found
+
+    return on_first(claim_folder, world)
 
 
 def recorded_precision(run: Path, world: World, fresh: bool, section: str = "lm") -> str | None:
-    """Precision that a run which can resume was started with; None if the run is new.
+    """Precision that a run was started with; None if the run is new.
 
     Args:
-        section: of the recipe, as `config.json` keeps it.
+        section: the recipe's section in `config.json`.
 
     Raises:
-        AttuneError: its `config.json` is damaged.
+        AttuneError: the run's `config.json` is damaged.
     """
 
     def read() -> str | None:
         path = run / "config.json"
         if fresh or not path.is_file() or not candidates(run):
             return None
-        kept = read_config(path).get(section)
-        found = kept.get("precision") if isinstance(kept, dict) else None
-        return found if isinstance(found, str) else None
+        kept: dict[str, Any] = read_config(path).get(section, {})
+        return kept.get("precision")
 
     return on_first(read, world)
 
 
-def _claim(run: Path, started: dict[str, Any], fresh: bool, key: str) -> list[Path]:
-    path = run / "config.json"
-    _refuse_imported(path, run)
-    with writing(run, "run_dir" if key == "lm.run" else key):
-        if fresh:
-            for part in ("checkpoints", "tb", "samples"):
-                shutil.rmtree(run / part, ignore_errors=True)
-            for name in ("latest", "best", "log.jsonl", "config.json"):
-                (run / name).unlink(missing_ok=True)
-        run.mkdir(parents=True, exist_ok=True)
-        found = candidates(run)
-        if path.is_file() and found:
-            _check_same(read_config(path), started, run, key)
-        write_atomically(path, json.dumps(started, indent=2) + "\n")
-    return found
-
-
-def _refuse_imported(path: Path, run: Path) -> None:
-    """An imported model has no state to resume from, and is not ours to delete."""
-    try:
-        imported = "imported" in json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):
-        return
-    if imported:
-        raise AttuneError(
-            f"{run} holds an imported model; to fine-tune it, name another run and start from "
-            f"its weights: lm.run=fine-tuned lm.init_from={run}"
-        )
-
-
 def find_checkpoint(source: Path) -> tuple[Path, Path]:
-    """The run and the checkpoint that a path names: a run's folder, or a checkpoint's.
+    """Run and checkpoint of a path, which is the folder of a run or of a checkpoint.
 
     Raises:
-        AttuneError: neither.
+        AttuneError: the path is neither.
     """
     if (source / "model.json").is_file():
         source = source.resolve()
@@ -165,23 +139,23 @@ def find_checkpoint(source: Path) -> tuple[Path, Path]:
     checkpoint = latest_checkpoint(source)
     if checkpoint is None:
         raise AttuneError(
-            f"{source}: no trained model there; name a run's folder (it holds `latest`) or a "
-            "checkpoint's (it holds model.json)"
+            f"{source}: no trained model there; name the folder of a run (it has `latest`) or of "
+            "a checkpoint (it has model.json)"
         )
     return source, checkpoint
 
 
 def as_recorded(recipe: Recipe) -> dict[str, Any]:
-    """What `config.json` keeps of a recipe; its paths may change when a run resumes."""
+    """The part of a recipe that `config.json` keeps; it may change when a run resumes."""
     kept = {"name", "run_dir", "data_dir", "seed", "sample_rate", "codec", "text_encoder"}
     return recipe.model_dump(mode="json", include=kept | {"sampling"})
 
 
 def recorded_recipe(run: Path) -> Recipe:
-    """The recipe that a run was last started under, as far as it was kept.
+    """The recipe of a run's last start, as far as `config.json` keeps it.
 
     Raises:
-        AttuneError: no run there, or an older one, which kept none.
+        AttuneError: no run there, or its `config.json` keeps no recipe.
     """
     path = run / "config.json"
     if not path.is_file():
@@ -190,8 +164,8 @@ def recorded_recipe(run: Path) -> Recipe:
         return Recipe(**read_config(path)["recipe"], source_file=str(path))
     except (KeyError, TypeError, ValueError) as error:
         raise AttuneError(
-            f"{path} does not say which codec and text encoder the run belongs to; name its "
-            "recipe with --config"
+            f"{path} has no valid `recipe`, so codec and text encoder of the run are unknown; "
+            "name its recipe with --config"
         ) from error
 
 
@@ -199,7 +173,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Content of a run's `config.json`.
 
     Raises:
-        AttuneError: it is damaged.
+        AttuneError: the file is damaged.
     """
     try:
         found = json.loads(path.read_text())
@@ -207,14 +181,14 @@ def read_config(path: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise AttuneError(
-            f"{path} is damaged, so nobody can tell what this run was started with; name another "
-            "run or start this one over with --fresh"
+            f"{path} is damaged, so the settings of this run are unknown; name another run, or "
+            "start this one from scratch with --fresh"
         )
     return found
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys that decide the training and differ between two `config.json`: values before and now."""
+    """Keys that decide the training and differ between two `config.json`, with both values."""
     flat = _flat(now)
     return {
         key: (old, flat.get(key))
@@ -232,12 +206,12 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], run: Path, named_by
     remedy = f"name another run ({named_by}=...)"
     if list(found) == ["lm.steps"]:
         remedy = (
-            "learning rates follow from lm.steps, so continue its weights in another run with a "
-            f"schedule of its own (lm.run=NAME lm.init_from={run})"
+            "learning rates depend on lm.steps, so start another run with its own schedule from "
+            f"these weights (lm.run=NAME lm.init_from={run})"
         )
     raise AttuneError(
-        f"run {run} was started with {key} = {old!r}, now it is {new!r}{more}; {remedy} or start "
-        "this one over with --fresh"
+        f"run {run} was started with {key} = {old!r}, now it is {new!r}{more}; {remedy}, or start "
+        "this run from scratch with --fresh"
     )
 
 
@@ -258,12 +232,13 @@ class DamagedCheckpoint(AttuneError):
         self.reason = f"checkpoint {folder}: {reason}"
         latest = folder.parent.parent / "latest"
         super().__init__(
-            f"{self.reason}; name an earlier one in {latest} or start over with --fresh"
+            f"{self.reason}; write the name of an earlier one into {latest}, or start from scratch "
+            "with --fresh"
         )
 
 
 def candidates(run: Path) -> list[Path]:
-    """Checkpoints to resume from, newest first: what `latest` names, and finished ones before."""
+    """Checkpoints to resume from: the one that `latest` names, then earlier ones, newest first."""
     try:
         name = (run / "latest").read_text().strip()
     except FileNotFoundError:
@@ -276,7 +251,7 @@ def latest_checkpoint(run: Path) -> Path | None:
     """The newest finished checkpoint of a run, if there is one.
 
     Raises:
-        AttuneError: `latest` names a folder that is gone.
+        AttuneError: `latest` names a folder that is missing or damaged.
     """
     found = candidates(run)
     if not found:
@@ -288,13 +263,13 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def finished_checkpoints(run: Path) -> list[Path]:
-    """Folders that were renamed when they were whole, oldest first."""
+    """Folders of complete checkpoints, oldest first."""
     return sorted((run / "checkpoints").glob("step-????????"))
 
 
 def what_is_missing(folder: Path) -> str | None:
-    """What is missing in a checkpoint at first sight."""
+    """A reason why a folder is no complete checkpoint; None if it looks complete."""
     if not folder.is_dir():
         named = f"{folder.parent.parent / 'latest'} names {folder.name}"
         return f"{named}, which is not in {folder.parent}"
-    return None if (folder / "model.json").is_file() else "has no model.json: it is not whole"
+    return None if (folder / "model.json").is_file() else "has no model.json, so it is not complete"

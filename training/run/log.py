@@ -15,11 +15,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import AttuneError
+from training.run.files import write_atomically
 
 T = TypeVar("T")
 
 MEASURED = ("tokens_per_s", "elapsed_s", "mfu", "loader_wait", "memory_gib")
-"""What a row says of the machine; all else is the same whenever and wherever a run is repeated."""
+"""Keys of a row that depend on the machine; all other values are the same if a run is repeated."""
 _SCALARS = (
     "loss", "rr", "rr_correlation", "contrastive", "rr_grad_norm", "ce_grad_norm", "grad_norm",
     "lr", "valid_loss", "valid_loss_uncond",
@@ -27,20 +28,20 @@ _SCALARS = (
 
 
 class Meter:
-    """How fast a run is, since the last line: tokens, FLOP, and the time spent waiting for data.
+    """Speed of a run since the last line: tokens, FLOP, and the time spent waiting for data.
 
     Args:
         matmul_flops: the machine's measured matmul rate, FLOP/s per process.
-        device: whose memory is reported.
+        device: device whose memory use is reported.
     """
 
     def __init__(self, matmul_flops: float, device: torch.device) -> None:
         self._rate, self._device = matmul_flops, device
-        self._began = self._last = time.monotonic()
-        self._tokens, self._flops, self._waited, self._aside = 0, 0.0, 0.0, 0.0
+        self._began = time.monotonic()
+        self.restart()
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches as they come; counts the time that each takes to come."""
+        """Yield the batches, and count the time spent waiting for them."""
         while True:
             began = time.monotonic()
             batch = next(batches, None)
@@ -50,59 +51,57 @@ class Meter:
             yield batch
 
     def add(self, tokens: int, flops: float) -> None:
-        """One step: tokens over all processes, FLOP of this one."""
+        """Count one step: tokens over all processes, FLOP of this process."""
         self._tokens += tokens
         self._flops += flops
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Time that is no training: validation, checkpoints."""
+        """Leave the time of the block out of the speed: validation, checkpoints."""
         began = time.monotonic()
         yield
         self._aside += time.monotonic() - began
 
     def row(self) -> dict[str, float]:
         """`MEASURED`: tokens/s, seconds since the start, share of the measured matmul rate (MFU),
-        share of the time that training waited for data, and the most memory so far in GiB."""
+        share of the time spent waiting for data, and peak memory in GiB."""
+        if self._device.type == "cuda":
+            peak = int(torch.cuda.max_memory_allocated(self._device))
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         spent = max(time.monotonic() - self._last - self._aside, 1e-9)
         return {
             "tokens_per_s": round(self._tokens / spent, 1),
             "elapsed_s": round(time.monotonic() - self._began, 3),
             "mfu": round(self._flops / spent / self._rate, 4),
             "loader_wait": round(self._waited / spent, 4),
-            "memory_gib": round(self._peak() / 2**30, 3),
+            "memory_gib": round(peak / 2**30, 3),
         }
 
     def restart(self) -> None:
-        """Begin the next line."""
+        """Start counting for the next line."""
         self._last = time.monotonic()
         self._tokens, self._flops, self._waited, self._aside = 0, 0.0, 0.0, 0.0
-
-    def _peak(self) -> int:
-        if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class RunLog:
     """`log.jsonl`, TensorBoard and a line on the terminal; the first process writes them.
 
+    Args:
+        run: the run's folder.
+        done: finished steps; rows of later steps are deleted, because these steps are run again.
+        steps: total number of steps.
+        wandb_project: project at Weights & Biases that also gets what TensorBoard gets.
+
     Attributes:
-        kept: rows that the log has already.
+        kept: rows that the log already has.
         board: TensorBoard's writer.
+
+    Raises:
+        AttuneError: there is a `wandb_project`, but wandb is not installed.
     """
 
     def __init__(self, run: Path, done: int, steps: int, wandb_project: str = "") -> None:
-        """
-        Args:
-            run: the run's folder.
-            done: finished steps; rows of later steps are dropped, because these steps come again.
-            steps: steps in all.
-            wandb_project: at Weights & Biases; gets what TensorBoard gets.
-
-        Raises:
-            AttuneError: `wandb` is asked for and not installed.
-        """
         self._wandb = _start_wandb(run, wandb_project) if wandb_project else None
         self.kept = trim_log(run, done)
         self._file = (run / "log.jsonl").open("a")
@@ -131,11 +130,11 @@ class RunLog:
         return f"eta {format_clock(passed * (self._steps - step))}"
 
     def _scalars(self, row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-        """TensorBoard's tags and values of a row."""
+        """Tags and values of a row for TensorBoard."""
         raise NotImplementedError
 
     def _line(self, row: dict[str, Any]) -> str:
-        """A row for a person."""
+        """A row as a line for the terminal."""
         raise NotImplementedError
 
 
@@ -143,7 +142,7 @@ class Progress(RunLog):
     """The language model's log.
 
     A row has `step`, `loss`, `loss_per_stream`, `grad_norm`, `lr`, `dropped` (share of the batch
-    without text), `MEASURED`, and where rr applied `rr`, `rr_correlation`, `rr_grad_norm` and
+    without text), `MEASURED`, and on steps with rr also `rr`, `rr_correlation`, `rr_grad_norm` and
     `ce_grad_norm`.
     """
 
@@ -156,7 +155,7 @@ class Progress(RunLog):
         super().log(row, say)
 
     def _scalars(self, row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-        # Steps with and without text have different losses: a curve each.
+        # Steps with and without text have different losses, so each kind has its own curve.
         kind = "unconditional" if row.get("dropped") == 1.0 else "conditional"
         for name in (*_SCALARS, *MEASURED):
             if name in row and name != "elapsed_s":
@@ -171,9 +170,10 @@ class Progress(RunLog):
         streams = " ".join(f"{loss:.3f}" for loss in row["loss_per_stream"])
         kind = "without text" if row["dropped"] == 1.0 else ""
         rr = "-" if self._rr is None else f"{self._rr:.4f}"
+        speed = row["tokens_per_s"] / 1000
         return (
             f"loss {row['loss']:.4f} ({streams})  rr {rr}  |g| {row['grad_norm']:.2f}  "
-            f"lr {row['lr']:.2e}  {_thousands(row['tokens_per_s'])} tokens/s  "
+            f"lr {row['lr']:.2e}  {speed:.3g}k tokens/s  "
             f"{self._eta(row['step'])}  {kind}"
         )
 
@@ -186,7 +186,7 @@ def _start_wandb(run: Path, project: str) -> Any:
             "lm.wandb names a project, but wandb is not installed: pip install wandb, or leave "
             "lm.wandb empty"
         ) from None
-    # The run keeps its id, so that it is resumed there as well.
+    # A resumed run has the same id, so that it is resumed at Weights & Biases too.
     name = f"{run.parent.name}-{run.name}"
     return wandb.init(
         project=project, name=name, id=name, resume="allow", dir=str(run), sync_tensorboard=True
@@ -205,19 +205,13 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def trim_log(run: Path, done: int) -> list[dict[str, Any]]:
-    """Drop from a run's log, if there is one, rows of steps after `done` or cut short; the rest."""
+    """Delete rows of steps after `done`, or cut short, from a run's log; returns the other rows."""
     path = run / "log.jsonl"
     if not path.is_file():
         return []
     kept = [row for row in read_log(run) if row["step"] <= done]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    partial.replace(path)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept
-
-
-def _thousands(number: float) -> str:
-    return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
 
 
 def format_clock(seconds: float) -> str:

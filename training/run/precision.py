@@ -1,4 +1,4 @@
-"""What `precision: auto` stands for: settled before a run starts, recorded, and kept."""
+"""Choice of the precision for `precision: auto`, before a run starts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def settle(asked: str, recorded: str | None, world: World) -> str:
             run is new.
 
     Returns:
-        `asked`; for `auto` `recorded`, so that a run resumes on any machine as it started, and for
-        a new run bf16 if all processes have it, else fp32.
+        `asked`; for `auto` the recorded precision, so that a run resumes on any machine with the
+        precision it started with, and for a new run bf16 if all processes have it, else fp32.
     """
     if asked != "auto":
         return asked

@@ -12,22 +12,18 @@ from torch.profiler import ProfilerActivity, profile
 from common.errors import AttuneError
 
 AFTER, STEPS = 3, 4
-"""Steps that pass before (caches fill, kernels are chosen), and steps that the trace shows."""
-_TOLD = 12
+"""Steps before the trace (caches fill, kernels are chosen), and steps in the trace."""
 
 
 class StepProfiler:
-    """Records `STEPS` steps of a run once `AFTER` have passed; costs nothing outside of them."""
+    """Records `STEPS` steps of a run after the first `AFTER`, into a `.json` or `.json.gz` file.
+
+    Raises:
+        AttuneError: the file has another ending, or cannot be written.
+    """
 
     def __init__(self, out: Path | None, device: torch.device) -> None:
-        """
-        Args:
-            out: the trace, `.json` or `.json.gz`; None records nothing.
-
-        Raises:
-            AttuneError: the file's name or place will not do.
-        """
-        self._out, self._device = out, device
+        self._out, self._cuda = out, device.type == "cuda"
         self._seen = 0
         self._profile: Any = None
         if out is None:
@@ -46,11 +42,9 @@ class StepProfiler:
         if self._out is None or self._seen > AFTER + STEPS:
             return
         if self._seen == AFTER:
-            activities = [ProfilerActivity.CPU]
-            if self._device.type == "cuda":
-                activities.append(ProfilerActivity.CUDA)
+            kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
             self._profile = profile(
-                activities=activities, record_shapes=True, profile_memory=True, acc_events=True
+                activities=kinds, record_shapes=True, profile_memory=True, acc_events=True
             )
             self._profile.start()
         elif self._seen == AFTER + STEPS:
@@ -58,7 +52,7 @@ class StepProfiler:
         self._seen += 1
 
     def close(self) -> None:
-        """A run that ends early writes what it has."""
+        """Write the steps recorded so far, if the run ends early."""
         if self._profile is not None:
             self._finish(self._seen - AFTER)
         elif self._out is not None and self._seen <= AFTER:
@@ -72,16 +66,16 @@ class StepProfiler:
             )
 
     def _finish(self, steps: int) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self._cuda:
+            torch.cuda.synchronize()
         self._profile.stop()
         try:
             self._profile.export_chrome_trace(str(self._out))
-        except (OSError, RuntimeError) as error:  # no reason to lose a run
+        except (OSError, RuntimeError) as error:  # training continues without the trace
             print(f"warning: --profile {self._out}: not written: {error}", file=sys.stderr)
-        order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+        order = "self_device_time_total" if self._cuda else "self_cpu_time_total"
         table = self._profile.key_averages().table(
-            sort_by=order, row_limit=_TOLD, max_name_column_width=44
+            sort_by=order, row_limit=12, max_name_column_width=44
         )
         print(f"{table}trace of {steps} steps: {self._out}", flush=True)
         self._profile = None

@@ -1,8 +1,8 @@
 """SIGTERM and SIGUSR1 end a run after the current step, with a checkpoint.
 
-A batch system announces the end this way (Slurm's `--signal=USR1@120`, a spot instance's SIGTERM),
-and torchrun passes it on.  The signal is only noted; the loop looks once per step, and all
-processes agree on the step (`sum_on_host`), whichever of them got the signal, and when.
+A batch system announces the end of a job this way (Slurm's `--signal=USR1@120`, a spot instance's
+SIGTERM), and torchrun passes the signal on.  The handler only notes it; the loop checks once per
+step, and all processes agree on the step (`sum_on_host`), whichever of them got the signal.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 RESUMABLE = 75
-"""Exit status of a run that stopped because it was asked to: the same command resumes it.
-`EX_TEMPFAIL` of sysexits.h; nothing else here ends with it."""
+"""Exit status of a run stopped by a signal: the same command resumes it. `EX_TEMPFAIL` of
+sysexits.h; no other error has it."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -25,14 +25,13 @@ class Stopped(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(RESUMABLE)
-        self.status = RESUMABLE
 
 
 class StopSignals:
     """Notes SIGTERM and SIGUSR1 from `watch` to the end of its `with` block.
 
     Before `watch` the signals kill the process as usual: there is nothing to save before the first
-    step, and a process that waits for a lost one while it sets up should die at once.
+    step, and a process that waits for a lost one during set-up should end at once.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class StopSignals:
             self._before[number] = signal.signal(number, self._note)
 
     def stopped(self, step: int, checkpoint: Path, say: bool) -> Stopped:
-        """What to raise once everything is saved; says so in one line."""
+        """The exception to raise after everything is saved; prints one line if `say`."""
         if say:
             by = self._noted.name if self._noted else "a signal to another process"
             print(
@@ -67,11 +66,6 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,37 +1,41 @@
-"""Where a run stands, the language model's or the codec's, from its folder only: while it trains,
-after a kill, and at the end."""
+"""State of a run (language model or codec), read from its folder only: while it trains, after a
+kill, and at the end."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import AttuneError
 from training.run.log import format_clock, read_log
 
 _WINDOW = 50
-"""Logged steps that a loss is averaged over: single steps scatter."""
+"""Logged steps that a loss is averaged over, because single steps scatter."""
 CODEC_LOSSES = ("time", "mel", "adversarial", "feature", "commitment", "discriminator")
-"""Losses of a codec, as its log names them."""
+"""Losses of a codec, by their names in the log."""
 
 
 def read_status(run: Path, codec: Path | None = None, now: float | None = None) -> dict[str, Any]:
-    """Where a run stands.
+    """State of a run.
 
     Args:
         run: the run's folder.
-        codec: folder of the finished codec, of a codec's run; None for a language model's.
+        codec: folder of the finished codec if it is a codec's run; None for a language model's.
         now: seconds since the epoch, for tests.
 
     Returns:
         run, state (`finished`, `training`, `stopped` or `empty`), step, steps, share, checkpoint,
-        eta_s, last_line_s (seconds since the log grew), and what `_lm_facts` or `_codec_facts`
-        return.
+        eta_s, last_line_s (seconds since the log grew), and the keys of `_lm_facts` or
+        `_codec_facts`.
 
     Raises:
-        AttuneError: there is no run in that folder.
+        AttuneError: the folder has no run.
     """
     finished = codec is not None and (codec / "model.safetensors").is_file()
     try:
@@ -49,7 +53,8 @@ def read_status(run: Path, codec: Path | None = None, now: float | None = None) 
     log = run / "log.jsonl"
     rows = read_log(run) if log.is_file() else []
     trained = [row for row in rows if "loss" in row]
-    step, checkpoint = trained[-1]["step"] if trained else 0, _text(run / "latest")
+    step, latest = trained[-1]["step"] if trained else 0, run / "latest"
+    checkpoint = latest.read_text().strip() if latest.is_file() else None
     found: dict[str, Any] = {"run": str(run), "state": "empty", "step": step, "steps": steps}
     found |= {"share": step / steps, "checkpoint": checkpoint, "eta_s": None, "last_line_s": None}
     found |= {"codec": str(codec)} | _codec_facts(rows) if codec else _lm_facts(rows)
@@ -57,8 +62,10 @@ def read_status(run: Path, codec: Path | None = None, now: float | None = None) 
         age = max(0.0, (time.time() if now is None else now) - log.stat().st_mtime)
         pace = _seconds_per_step(trained)
         found["last_line_s"] = round(age, 1)
-        # A line comes every few steps; validation and checkpoints come in between.
-        quiet = max(120.0, 20 * (pace or 0.0) * _stride(trained))
+        logged = [row["step"] for row in trained[-_WINDOW:]]
+        stride = (logged[-1] - logged[0]) / (len(logged) - 1) if len(logged) > 1 else 1.0
+        # Twenty times the usual time between lines leaves room for validation and checkpoints.
+        quiet = max(120.0, 20 * (pace or 0.0) * stride)
         found["state"] = "training" if age < quiet else "stopped"
         if pace and step < steps:
             found["eta_s"] = round(pace * (steps - step), 1)
@@ -68,9 +75,8 @@ def read_status(run: Path, codec: Path | None = None, now: float | None = None) 
 
 
 def _lm_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """loss and loss_without_text (means of the last logged steps of each kind), and of the last row
-    that has them loss_per_stream, rr, rr_correlation, grad_norm, lr, tokens_per_s, mfu,
-    loader_wait, memory_gib, valid_loss, valid_loss_uncond."""
+    """loss and loss_without_text (means of the last logged steps of each kind), and the `names`
+    below, each from the last row that has it."""
     trained = [row for row in rows if "loss" in row]
     names = (
         "loss_per_stream", "rr", "rr_correlation", "grad_norm", "lr", "tokens_per_s", "mfu",
@@ -83,8 +89,8 @@ def _lm_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _codec_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """losses (`loss` and each one unweighted), used and perplexity (per stream) of the last rows
-    that have them; validation (figures of the last one, and its step), or None."""
+    """losses (`loss` and each loss unweighted), used and perplexity (per stream) of the last rows
+    that have them; validation (step and figures of the last validation) or None."""
     last, quantized, valid = (_last(rows, name) for name in ("loss", "used", "valid_mel"))
     return {
         "losses": {name: last[name] for name in ("loss", *CODEC_LOSSES) if name in last},
@@ -95,7 +101,7 @@ def _codec_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
-    """`read_status` for a person."""
+    """The result of `read_status` as text."""
     eta, last = found["eta_s"], found["last_line_s"]
     return [
         f"{found.get('codec', found['run'])}: {found['state']}",
@@ -111,9 +117,10 @@ def _lm_lines(found: dict[str, Any]) -> list[str]:
     def number(name: str, form: str) -> str:
         return "-" if found[name] is None else format(found[name], form)
 
+    streams = " ".join(f"{loss:.3f}" for loss in found["loss_per_stream"] or [])
     return [
         f"loss      {number('loss', '.4f')} with text, {number('loss_without_text', '.4f')} without"
-        f" (last {_WINDOW} logged)" + _streams(found["loss_per_stream"]),
+        f" (last {_WINDOW} logged)" + (f"  streams {streams}" if streams else ""),
         f"rr        {number('rr', '.4f')}  correlation {number('rr_correlation', '.3f')}",
         f"valid     {number('valid_loss', '.4f')} with text, "
         f"{number('valid_loss_uncond', '.4f')} without (averaged weights)",
@@ -139,8 +146,7 @@ def _codec_lines(found: dict[str, Any]) -> list[str]:
 
 
 def write_curves(runs: list[Path], out: Path) -> None:
-    """One PNG: loss with and without text, L_rr, correlation, gradient norm and validation loss of
-    each run over its steps.
+    """Draw losses, L_rr, correlation and gradient norm of each run over its steps into one PNG.
 
     Raises:
         AttuneError: a run has no log, or the file cannot be written.
@@ -185,21 +191,12 @@ def write_curves(runs: list[Path], out: Path) -> None:
         pyplot.close(figure)
 
 
-def _smooth(values: tuple[float, ...]) -> list[float]:
+def _smooth(values: Sequence[float]) -> NDArray[np.float64]:
     """Running mean over about a twentieth of the curve, shorter at its ends."""
-    reach = max(1, len(values) // 40)
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    smooth = []
-    for i in range(len(values)):
-        low, high = max(0, i - reach), min(len(values), i + reach + 1)
-        smooth.append((sums[high] - sums[low]) / (high - low))
-    return smooth
-
-
-def _streams(losses: list[float] | None) -> str:
-    return "" if losses is None else f"  streams {' '.join(f'{loss:.3f}' for loss in losses)}"
+    count, reach = len(values), max(1, len(values) // 40)
+    sums, places = np.cumsum([0.0, *values]), np.arange(count)
+    low, high = np.maximum(0, places - reach), np.minimum(count, places + reach + 1)
+    return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
 def _last(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -212,26 +209,12 @@ def _mean(values: list[float]) -> float | None:
     return sum(last) / len(last) if last else None
 
 
-def _stride(trained: list[dict[str, Any]]) -> float:
-    steps = [row["step"] for row in trained[-_WINDOW:]]
-    return (steps[-1] - steps[0]) / (len(steps) - 1) if len(steps) > 1 else 1.0
-
-
 def _seconds_per_step(trained: list[dict[str, Any]]) -> float | None:
-    """Over the last rows that say when they were written, validation and saving included."""
+    """Seconds per step over the last rows, including validation and saving."""
     timed = [(row["step"], row["elapsed_s"]) for row in trained[-_WINDOW:] if "elapsed_s" in row]
-    # The clock restarts where a run resumes: only rows after the last such place count.
-    for i in range(len(timed) - 1, 0, -1):
-        if timed[i][1] < timed[i - 1][1]:
-            timed = timed[i:]
-            break
+    # The clock starts at 0 when a run resumes: only rows after the last such place count.
+    starts = [i for i in range(1, len(timed)) if timed[i][1] < timed[i - 1][1]]
+    timed = timed[starts[-1] :] if starts else timed
     if len(timed) < 2 or timed[-1][0] <= timed[0][0]:
         return None
     return float(timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None

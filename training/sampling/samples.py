@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,12 @@ import torch
 
 from common.config import Recipe
 from common.spectrogram import spectrogram
-from training.config import SampleConfig
 from training.sampling.config import SamplingConfig
 from training.sampling.sampler import Sampler
 
 
 def write_samples(
-    recipe: Recipe, run: Path, config: SampleConfig, board: Any, step: int, device: torch.device
+    recipe: Recipe, run: Path, prompts: Sequence[str], board: Any, step: int, device: torch.device
 ) -> list[Path]:
     """Generate a clip for each prompt with the averaged weights of the newest checkpoint.
 
@@ -33,14 +33,12 @@ def write_samples(
     sampler = Sampler.load(recipe, run, device)
     seconds = sampler.trained_s
     sampling = recipe.section("sampling", SamplingConfig)
-    waves, _ = sampler.generate(
-        list(config.prompts), seconds, list(range(len(config.prompts))), sampling
-    )
+    waves, _ = sampler.generate(list(prompts), seconds, list(range(len(prompts))), sampling)
     folder = run / "samples" / f"step-{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     rate = sampler.codec.sample_rate
     paths = []
-    for i, (prompt, wave) in enumerate(zip(config.prompts, waves, strict=True)):
+    for i, (prompt, wave) in enumerate(zip(prompts, waves, strict=True)):
         wave = np.clip(wave, -1.0, 1.0)
         path = folder / f"{i:02d}.wav"
         soundfile.write(path, wave, rate, subtype="PCM_16")

@@ -78,5 +78,5 @@ def test_metadata_names_nothing_that_could_be_called(tmp_path: Path) -> None:
 def test_a_value_that_would_run_code_is_refused(tmp_path: Path) -> None:
     folder, marker = tmp_path / "state", tmp_path / "marker"
     dcp.save({"step": MakesFolder(marker)}, checkpoint_id=folder, no_dist=True)
-    assert _refusal(folder) == f"{folder}: step is no plain value; reading it could run code"
+    assert _refusal(folder) == f"{folder}: step is not a plain value; reading it could run code"
     assert not marker.exists()

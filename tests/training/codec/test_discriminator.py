@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.codec.discriminator import (
-    MultiScaleDiscriminator,
-    Verdict,
-    WindowDiscriminator,
+from training.codec.discriminator import MultiScaleDiscriminator, Verdict, WindowDiscriminator
+from training.codec.losses import (
     adversarial_loss,
     discriminator_loss,
     feature_levels,

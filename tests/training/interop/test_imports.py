@@ -389,7 +389,7 @@ def test_fine_tuning_begins_with_the_imported_weights_and_rr_acts(
     tunable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = _tune(tunable, tmp_path, "lm.cfg.dropout=0", "lm.rr.weight=0")
-    assert "begins with the weights of" in capsys.readouterr().out
+    assert "starts from the weights of" in capsys.readouterr().out
     checkpoint = latest_checkpoint(tunable / "imported" / "imported")
     assert checkpoint is not None
     model, _ = load_for_inference(checkpoint)

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from training import preflight as preflight_module
 from training.distributed import World
-from training.preflight import Preflight
 from training.run import precision as module
 from training.run.precision import settle
 from training.train import train
@@ -77,22 +77,23 @@ def test_emulated_bf16_is_reported_before_the_start(
     tiny_root: Path, tmp_path: Path, processor: Callable[[bool], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def told(precision: str) -> Preflight:
+    def told(precision: str) -> tuple[dict[str, Any], list[str]]:
         overrides = [f"run_dir={tmp_path}", f"lm.precision={precision}"]
-        heard: list[Preflight] = []
-        train(load_recipe(tiny_root / "recipe.yaml", overrides), dry_run=heard.append)
-        return heard[0]
+        said: list[tuple[dict[str, Any], list[str]]] = []
+        recipe = load_recipe(tiny_root / "recipe.yaml", overrides)
+        train(recipe, dry_run=lambda *estimate: said.append(estimate))
+        return said[0]
 
     rates = {"bf16": 1e9, "fp32": 90e9}
     monkeypatch.setattr(preflight_module, "matmul_rate", lambda device, kind: rates[kind])
     processor(False)
-    slow = told("bf16")
-    assert "90 times as fast: set lm.precision=fp32" in slow.lines()[-1]
-    assert (slow.as_dict()["precision"], slow.as_dict()["exact_flops"]) == ("bf16", 90e9)
-    assert told("auto").precision == "fp32"
-    assert "slow" not in str(told("auto").lines())
+    slow, lines = told("bf16")
+    assert "90 times as fast: set lm.precision=fp32" in lines[-1]
+    assert (slow["precision"], slow["exact_flops"]) == ("bf16", 90e9)
+    assert told("auto")[0]["precision"] == "fp32"
+    assert "slow" not in str(told("auto")[1])
     rates["fp32"] = 0.9e9
-    assert "slow" not in str(told("bf16").lines())  # emulated, yet not slower
+    assert "slow" not in str(told("bf16")[1])  # emulated, yet not slower
     processor(True)
-    assert told("auto").precision == "bf16"
-    assert told("bf16").exact_flops is None
+    assert told("auto")[0]["precision"] == "bf16"
+    assert told("bf16")[0]["exact_flops"] is None
