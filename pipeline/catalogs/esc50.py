@@ -10,20 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate
 from pipeline.catalogs.tables import Row, read_csv
 
 CLIP_SECONDS = 5.0
+TEST_FOLD = "5"
+"""The fold of ESC-50 that is not trained on."""
 
 
 class Esc50(Catalog):
     dataset: Literal["esc50"] = "esc50"
     root: CatalogPath
-    test_fold: int = Field(default=5, ge=1, le=5)
-    """For ESC-50's five-fold cross-validation: one run per fold."""
 
     def sources(self) -> list[Path]:
         return [self.root / "meta" / "esc50.csv"]
@@ -42,7 +40,7 @@ class Esc50(Catalog):
             row.source,
             name,
             f"freesound:{row.values['src_file']}",
-            split="test" if int(fold) == self.test_fold else "train",
+            split="test" if fold == TEST_FOLD else "train",
             tags=[row.values["category"].replace("_", " ")],
             attribution=f"https://freesound.org/s/{row.values['src_file']}/",
             stated_s=CLIP_SECONDS,  # no `clip`: several clips are cut from one recording

@@ -8,18 +8,14 @@ most specific first, then their ancestors.  Their text is AudioSet's names with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal, Self
-
-from pydantic import model_validator
+from typing import ClassVar, Literal
 
 from common.schema import Record
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
 from pipeline.catalogs.ontology import (
     Ancestors,
-    implied_names,
     read_ancestors,
     read_names,
-    tag_name,
 )
 from pipeline.catalogs.tables import Row, intact, object_row, read_csv, read_json
 from pipeline.catalogs.values import text
@@ -40,19 +36,10 @@ class Fsd50k(Catalog):
     class_labels: CatalogPath | None = None
     """AudioSet's class_labels_indices.csv, for the names."""
     ontology: CatalogPath | None = None
-    """AudioSet's ontology.json, for the names and for `labels: specific`."""
-    labels: Literal["all", "specific"] = "all"
-    """`specific` drops labels that are ancestors of another label of the clip, for short
-    prompts."""
+    """AudioSet's ontology.json, for the names and for `text.tags: specific`."""
     audio: CatalogPath | None = None
     split: Split | None = None
     """Split of every row, in place of the list's; for training on the evaluation clips too."""
-
-    @model_validator(mode="after")
-    def _specific_needs_the_graph(self) -> Self:
-        if self.labels == "specific" and self.ontology is None:
-            raise ValueError("labels: specific needs ontology (AudioSet's ontology.json)")
-        return self
 
     def ancestors(self) -> Ancestors | None:
         return read_ancestors(self.ontology)
@@ -60,7 +47,6 @@ class Fsd50k(Catalog):
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
         names = read_names(self.class_labels, self.ontology)
-        ancestors = (self.ancestors() or {}) if self.labels == "specific" else {}
         known = None
         if self.vocabulary:
             rows = read_csv(self.vocabulary, _VOCABULARY, header=_VOCABULARY)
@@ -70,7 +56,7 @@ class Fsd50k(Catalog):
             row = object_row(f"{self.clips_info} (clips_info)", read_json(self.clips_info))
             info = next(intact([row]))
         for row in read_csv(self.clips, ("fname", "labels", "mids")):
-            outcome = self._outcome(row, names, ancestors, known)
+            outcome = self._outcome(row, names, known)
             if isinstance(outcome, Record):
                 more = info.get(outcome.native_id)
                 if isinstance(more, dict):
@@ -81,7 +67,7 @@ class Fsd50k(Catalog):
             yield outcome
 
     def _outcome(
-        self, row: Row, names: Mapping[str, str], ancestors: Ancestors, known: set[str] | None
+        self, row: Row, names: Mapping[str, str], known: set[str] | None
     ) -> Record | Refusal:
         name = row.values.get("fname", "").strip()
         listed = row.values.get("split")  # eval.csv has no such column
@@ -105,8 +91,6 @@ class Fsd50k(Catalog):
         tags = [
             names.get(mid) or plain_label(label) for label, mid in zip(labels, mids, strict=True)
         ]
-        implied = implied_names(set(map(tag_name, tags)), ancestors)
-        tags = [tag for tag in tags if tag_name(tag) not in implied]
         return self.record(
             row.source,
             name,

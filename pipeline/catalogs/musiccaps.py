@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pipeline.catalogs.audio_root import AudioRoot
-from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem, refuse
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
 from pipeline.catalogs.ontology import read_names
 from pipeline.catalogs.tables import Row, read_csv
 from pipeline.catalogs.values import literal_list, number, texts
@@ -28,8 +28,6 @@ class MusicCaps(Catalog):
     """musiccaps-public.csv."""
     class_labels: CatalogPath | None = None
     """AudioSet's class_labels_indices.csv: the clips' labels become tags too, after the aspects."""
-    balanced_only: bool = False
-    """Only the genre-balanced subset of 1000 clips; to compare with papers that use the subset."""
     audio: CatalogPath | None = None
     split: Split = "test"
 
@@ -37,7 +35,6 @@ class MusicCaps(Catalog):
         root = self.open_audio(self.audio)
         names = read_names(self.class_labels, None)
         more = ["audioset_positive_labels"] if self.class_labels else []
-        more += ["is_balanced_subset"] if self.balanced_only else []
         for row in read_csv(self.captions, (*_REQUIRED, *more)):
             yield self._outcome(row, names, root)
 
@@ -71,6 +68,4 @@ class MusicCaps(Catalog):
             clip=f"{group}@{int(start)}",
             stated_s=end - start,
         )
-        if self.balanced_only and row.values["is_balanced_subset"].strip().lower() != "true":
-            return refuse(record, "catalog", "not_selected", "not in the balanced subset")
         return locate_stem(record, root, youtube_id, f"{youtube_id}_{int(start)}")

@@ -66,7 +66,6 @@ lm:
   log_every: 1
 report:
   runs: {{first: with, second: without}}
-  clips_per_class: 2
 sampling:
   duration_s: 0.4
 """
@@ -98,10 +97,10 @@ def test_the_page_is_one_file_and_the_figures_add_up(trained: Path):
     assert figures["codec"]["originals"]["n"] == 4 and figures["codec"]["held_out"]
     for name in ("first", "second"):
         agreement = figures["models"][name]["agreement"]
-        assert agreement["n"] == 4 and agreement["chance"] == 0.5
-        assert agreement["rate"] == agreement["hits"] / 4
+        assert agreement["n"] == 8 and agreement["chance"] == 0.5
+        assert agreement["rate"] == agreement["hits"] / 8
     made = sorted((run / "samples" / "with").glob("*.wav"))
-    assert len(made) == 4
+    assert len(made) == 8
     assert all(len(soundfile.read(clip)[0]) == round(0.4 * RATE) for clip in made)
     facts = json.loads(made[0].with_suffix(".json").read_text())
     assert {"prompt", "seed", "checkpoint", "codec_id", "step"} <= facts.keys()

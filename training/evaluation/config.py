@@ -24,5 +24,3 @@ class ReportConfig(Section):
     runs: dict[str, str] = Field(default={"lm": "lm"}, min_length=1)
     """{name in the report: folder of the trained model in run_dir}.  The first model is compared
     with each of the others."""
-    clips_per_class: int = Field(default=4, ge=1)
-    """Number of generated clips per model and class, with seeds 0, 1, ...."""

@@ -70,15 +70,13 @@ def test_musiccaps(tmp_path: Path) -> None:
     assert held_out(outcomes) == {"youtube:cdefghijklm", "youtube:defghijklmn"}
 
 
-def test_musiccaps_labels_and_subset(tmp_path: Path) -> None:
+def test_musiccaps_labels(tmp_path: Path) -> None:
     path = write(tmp_path / "musiccaps-public.csv", *MUSICCAPS)
     labels = write(tmp_path / "labels.csv", *LABELS)
-    made = catalog(dataset="musiccaps", captions=path, class_labels=labels, balanced_only=True)
+    made = catalog(dataset="musiccaps", captions=path, class_labels=labels)
     outcomes = list(made.without_audio().read())
-    assert [record.tags for record in records(outcomes)] == [["Drum"]]
-    assert refusals(outcomes)[0] == ("2", "not_selected")
+    assert [record.tags for record in records(outcomes)][-1] == ["Drum"]
     assert refusals(outcomes)[-1] == ("8", "malformed_row")  # no such label
-    assert "youtube:-0abcdefghi" in held_out(outcomes)  # not selected, held out all the same
 
 
 def test_wavcaps(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 from reading import catalog, held_out, names, read, records, refusals, touch, write
 
 from common.errors import AttuneError
+from pipeline.text.tags import pseudo_sentence
 
 DEV = (
     "fname,labels,mids,split",
@@ -76,32 +76,24 @@ def test_names_and_ancestors_come_from_the_ontology(tmp_path: Path) -> None:
         '2,"Bird_and_bird_call_and_song,Music","/m/bird,/m/music"',
         '3,"Unheard_of,Music","/m/new,/m/music"',
     )  # fmt: skip
-    tags = {}
-    for labels in ("all", "specific"):
-        made = catalog(
-            dataset="fsd50k", clips=path, ontology=tmp_path / "ontology.json", labels=labels
-        )
-        tags[labels] = [r.tags for r in records(list(made.without_audio().read()))]
-    assert tags["all"] == [
+    made = catalog(dataset="fsd50k", clips=path, ontology=tmp_path / "ontology.json")
+    tags = [record.tags for record in records(list(made.without_audio().read()))]
+    assert tags == [
         ["Hi-hat", "Cymbal", "Things, hit", "Music"],
         ["Bird, bird call, and song", "Music"],
         ["Unheard of", "Music"],
     ]
-    assert tags["specific"] == [
-        ["Hi-hat"],  # both of its parents go, and what is above them
-        ["Bird, bird call, and song", "Music"],
-        ["Unheard of", "Music"],
-    ]
+    specific = [pseudo_sentence(one, "specific", made.ancestors()) for one in tags]
+    # Both parents of the hi-hat go, and what is above them.
+    assert specific == ["hi-hat", "bird bird call and song music", "unheard of music"]
 
 
 def test_missing_and_wrong_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="specific needs ontology"):
-        catalog(dataset="fsd50k", clips="x.csv", labels="specific")
     path = write(tmp_path / "eval.csv", "fname,labels,mids", "9,Music,/m/music")
     info = write(tmp_path / "info.json", "[1]")
     with pytest.raises(AttuneError, match=r"\(clips_info\): expected an object, found list"):
         list(catalog(dataset="fsd50k", clips=path, clips_info=info).without_audio().read())
     bad = write(tmp_path / "ontology.json", '[{"id": "a", "name": "b", "child_ids": 3}]')
-    made = catalog(dataset="fsd50k", clips=path, ontology=bad, labels="specific")
+    made = catalog(dataset="fsd50k", clips=path, ontology=bad)
     with pytest.raises(AttuneError, match=r"not AudioSet's ontology\.json"):
         list(made.without_audio().read())

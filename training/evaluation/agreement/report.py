@@ -34,6 +34,9 @@ from training.evaluation.statistics import sign_test
 from training.sampling.config import SamplingConfig
 from training.sampling.sampler import Sampler
 
+CLIPS_PER_CLASS = 4
+"""Generated clips per model and class, with seeds 0, 1, ...."""
+
 
 def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path:
     """Judge the recipe's models and write the report.
@@ -86,7 +89,7 @@ def write_report(recipe: Recipe, config: ReportConfig, console: Console) -> Path
         sampler = Sampler.load(recipe, out / run)
         checkpoint = f"{sampler.checkpoint} (step {sampler.description['step']})"
         clips = generated_clips(
-            sampler, out / "samples" / run, prompts, config.clips_per_class, sampling, console
+            sampler, out / "samples" / run, prompts, CLIPS_PER_CLASS, sampling, console
         )
         agreement = judge.agreement([clip.wave for clip in clips], [clip.label for clip in clips])
         results.append(ModelResult(name, checkpoint, clips, agreement, read_curve(out / run)))
