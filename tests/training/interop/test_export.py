@@ -303,7 +303,7 @@ def test_a_failed_export_is_reported_and_loses_nothing(
     other = Recipe(**recipe.model_dump() | {"codec": {"path": str(tmp_path / "other")}})
     with pytest.raises(AttuneError, match="was trained with codec"):
         export(str(run), tmp_path / "out", other)
-    with pytest.raises(AttuneError, match="overrides go with --config"):
+    with pytest.raises(AttuneError, match="needs --config"):
         run_command("export", run, "--to", tmp_path / "out", "seed=1")
     (run / "config.json").write_text("{}")  # as older runs have it
     with pytest.raises(AttuneError, match="name its recipe with --config"):

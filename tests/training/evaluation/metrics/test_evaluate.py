@@ -326,7 +326,7 @@ def test_a_run_is_measured_by_its_own_clips(
     again = _run(tmp_path, tiny_run, *shared)
     assert again["metrics"] == found["metrics"]
     assert kept.stat().st_mtime_ns == before and gone.read_bytes() == content
-    with pytest.raises(AttuneError, match="--config names its recipe"):
+    with pytest.raises(AttuneError, match="give its recipe with --config"):
         _run(tmp_path, tiny_run, "--reference", real)
 
 
