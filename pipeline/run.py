@@ -37,10 +37,10 @@ from pipeline.progress import EncodeProgress, Progress
 from pipeline.repair.retry import choose_shards, outcome, unmake_shards
 
 ATTEMPTS = 3
-"""How often a shard is tried before it is given up (poison); also how often embedding is."""
+"""Number of failures after which a shard is marked as failed ("poison"), or embedding ends."""
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """Environment of workers.  All threads share one heap, so a thread can reuse memory that another
-freed; else each thread would keep its peak."""
+thread freed.  Otherwise each thread would keep the most memory that it ever used."""
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Size of Ray's object store; small, because only plan rows pass through it."""
 
@@ -74,7 +74,7 @@ def run_pipeline(
         return summary, False
     committed = committed_shards(store) & set(range(plan.n_shards))
     if pending := plan.n_shards - len(committed):
-        if store.exists("summary.json"):  # out of date: commits were deleted after it
+        if store.exists("summary.json"):  # it is out of date: commits were deleted later
             remove_results(store)
         say(f"encoding {pending} shards ({len(committed)} are committed already)")
         with pipeline_session(store) as ray_name:
@@ -125,7 +125,7 @@ def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[Fro
 def on_nodes(path: str) -> str:
     """A codec's or encoder's path that is valid for workers, which run in other folders.
 
-    A local folder becomes absolute; names of hubs and packages stay.
+    A local folder becomes an absolute path.  `builtin:...`, `package:...` and hub ids stay.
     """
     folder = Path(path).expanduser()
     return str(folder.absolute()) if folder.is_dir() else path
@@ -202,7 +202,7 @@ def encode(
 
 
 def audio_roots(catalogs: Sequence[CatalogEntry]) -> list[str]:
-    """Local root folders of the catalogs' audio, as the plan spells them."""
+    """Local root folders of the catalogs' audio: absolute paths, as they are and normalized."""
     named = (getattr(catalog, name, None) for catalog in catalogs for name in ("audio", "root"))
     folders = [str(path.absolute()) for path in named if path and remote_uri(path) is None]
     return [*folders, *map(os.path.normpath, folders)]
@@ -211,7 +211,7 @@ def audio_roots(catalogs: Sequence[CatalogEntry]) -> list[str]:
 def plan_resources(
     workers: int, cpus_per_worker: int, device: Device, say: Callable[[str], None]
 ) -> Resources:
-    """Divide what the running Ray has; reports when it is less than was requested."""
+    """Divide Ray's CPUs and GPUs among workers; reports if fewer workers fit than requested."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -266,8 +266,8 @@ def retry_pipeline(
         The choice (`Retry.as_dict`); after a run also the result (`outcome`).
 
     Raises:
-        AttuneError: `data_dir` holds no plan, or the plan of another recipe; and as
-            `choose_shards` and `run_pipeline`.
+        AttuneError: `data_dir` holds no plan, or the plan of another recipe; or an error of
+            `choose_shards` or `run_pipeline`.
     """
     store = open_store_to_read(recipe.data_dir)
     plan = plan_to_read(store)
@@ -276,7 +276,8 @@ def retry_pipeline(
         differing = differing_inputs(plan.info["inputs"], inputs)
         raise AttuneError(
             f"{store.uri} holds plan {plan.plan_hash}, this recipe makes plan "
-            f"{hash_inputs(inputs)}; differs: {'; '.join(differing[:6])}. Restore what differs"
+            f"{hash_inputs(inputs)}; inputs that differ (old -> new): {'; '.join(differing[:6])}. "
+            "Restore the old inputs"
         )
     retry = choose_shards(plan, reasons)
     for line in retry.lines():
@@ -286,6 +287,6 @@ def retry_pipeline(
     unmake_shards(plan, retry.shards)
     if finished_summary(plan) is None:
         run_pipeline(recipe, config, say)
-    for shard in retry.poison:  # committed now, else the run would have ended with an error
+    for shard in retry.poison:  # all are committed now, or the run would have failed
         store.delete(poison_key(shard))
     return retry.as_dict() | outcome(plan, retry)

@@ -31,9 +31,9 @@ class TrainingStep:
     L_rr compares all pairs of clips of the global batch, also across micro-batches, whose graphs do
     not fit into memory together.  So steps with rr make two passes over micro-batches:
 
-    1. without graph: the pooled states h of all clips, and once L_rr(h) and g = dL_rr/dh;
+    1. without graph: compute the pooled states h of all clips, then L_rr(h) and g = dL_rr/dh;
     2. with graph, one micro-batch after the other: cross-entropy + sum(h * g), with g constant.
-       The gradient of sum(h * g) with respect to the weights is g dh/dw, that of L_rr.
+       The gradient of sum(h * g) with respect to the weights w is g dh/dw, which is dL_rr/dw.
 
     The model has no dropout, so h is the same in both passes.
     """
@@ -78,14 +78,14 @@ class TrainingStep:
                         pooled.append(self._pool(part, hidden))
                 objective.backward()
                 continue
-            # For the log, rr reads a view of the hidden states: the view's gradient is only rr's
-            # part, while the hook on `hidden` gets the sum of rr's and cross-entropy's.
+            # The log needs the gradients of rr and of cross-entropy apart.  rr reads a view of the
+            # hidden states, so the view gets only rr's gradient.  The hook on `hidden` gets both.
             states = hidden.view_as(hidden)
             states.retain_grad()
             total: list[Tensor] = []
             hidden.register_hook(total.append)
             audio, text = self._pool(part, states)
-            if rr_gradient is None:  # with a single micro-batch this pass is also the first
+            if rr_gradient is None:  # a single micro-batch had no pass without graph
                 rr_gradient = self._regularize([(audio.detach(), text)], chosen, outcome)
             assert rr_gradient is not None
             objective = objective + (audio * rr_gradient.clips[part.rows]).sum()
@@ -120,10 +120,12 @@ class TrainingStep:
     def _regularize(
         self, pooled: list[tuple[Tensor, Tensor]], chosen: NDArray[np.bool_], outcome: Outcome
     ) -> RegularizationGradient | None:
-        """Put L_rr of the clips `chosen`, and the similarities' correlation, into `outcome`.
+        """Compute L_rr, the correlation of similarities and, with a head, the contrastive loss.
 
         Args:
             pooled: pooled states of this process's clips and prompts, without graph.
+            chosen: for each clip of the global batch, whether it is compared.
+            outcome: where the results are stored.
 
         Returns:
             The gradient of the weighted L_rr or contrastive loss; None if the weight is 0.
@@ -171,11 +173,11 @@ class RegularizationGradient:
     clips: Tensor
     """With respect to the pooled states of this process's clips, `[B, D]`."""
     head: list[tuple[Tensor, Tensor]]
-    """Weights of the contrastive head, each with its gradient. All processes share the loss and so
-    the gradient; FSDP's mean over processes does not change it."""
+    """Weights of the contrastive head, each with its gradient.  With rr.scope=global it is the
+    same on all processes, and FSDP's mean over processes does not change it."""
 
     def of_head(self) -> Tensor | float:
-        """A term of the objective whose gradients are those of `head`."""
+        """A term for the objective; its gradient by each weight is the one stored in `head`."""
         return sum((weight * gradient).sum() for weight, gradient in self.head)
 
 
@@ -259,7 +261,7 @@ def forward(
 
     Args:
         dropped: for each clip of the global batch, whether its text is dropped.
-        precision: `bf16` multiplies in bf16, any other with PyTorch's current settings.
+        precision: `bf16` multiplies in bf16; with any other, PyTorch's current settings apply.
     """
     batch = part.batch
     inputs, targets = delay(batch.codes, batch.lengths, model.arch.special)

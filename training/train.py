@@ -1,8 +1,9 @@
 """Language-model training, top to bottom: set up, resume, step, log, save.
 
-A step draws whether the global batch trains without text (`lm.cfg`), runs the model, takes the
-cross-entropy per stream (on steps without text plus the representation regularization, equation 6),
-and updates weights (AdamW) and EMA.  The same code runs in one process and under torchrun.
+A step draws which clips train without text (`lm.cfg`; by default all clips of the global batch or
+none).  It runs the model and computes the cross-entropy per stream.  By default, clips without text
+also get the representation regularization (equation 6).  At its end, the step updates the weights
+(AdamW) and the EMA.  The same code runs in one process and under torchrun.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ from training.sampling.samples import write_samples
 from training.step import TrainingStep, forward, micro_batches
 
 VALID_BATCHES = 8
-"""Global batches of a validation, at most."""
+"""Largest number of global batches in a validation."""
 CONTRASTIVE_WIDTH = 512
-"""Width of the space in which the contrastive loss compares clips and prompts; CLAP's."""
+"""Width of the space in which the contrastive loss compares clips and prompts, as in CLAP."""
 
 
 def train(
@@ -85,7 +86,8 @@ def train(
     Args:
         recipe: with an `lm` section and finished shards in `data_dir`.
         fresh: delete the files of this run and start from scratch.
-        dry_run: gets what the run would take, as facts and as lines; nothing is trained then.
+        dry_run: is called with what the run would take, as a dict and as lines of text; if given,
+            nothing is trained.
         stop: signals that end the run early, with a checkpoint.
         profile: file for a trace of a few steps of the first process.
 
@@ -273,7 +275,7 @@ def validate(
         dropped = np.full(batch_size, drop)
         total, count = torch.zeros((), device=world.device), 0
         for step, batch in enumerate(loader.batches(0, math.ceil(clips / batch_size))):
-            # The last batch may reach into the next epoch; length 0 leaves out its clips.
+            # The last batch may have clips of the next epoch.  With length 0 they do not count.
             new = places + step * batch_size < clips
             batch = replace(batch, lengths=batch.lengths * new).to(world.device)
             for part in micro_batches(batch, micro_batch):
@@ -283,8 +285,8 @@ def validate(
                 count += int(sum_over_processes(counts.sum(), world))
         row[name] = float(total) / count
     if isinstance(model, FSDPModule):
-        # Without a backward pass FSDP keeps the root's weights gathered. Shard them again, or the
-        # EMA could not be swapped out.
+        # Without a backward pass FSDP keeps the root's weights gathered.  Shard them again:
+        # otherwise `ema.applied` could not put the trained weights back.
         model.reshard()
     return row
 

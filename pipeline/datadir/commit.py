@@ -65,7 +65,8 @@ def build_tar(path: Path, clips: Iterable[EncodedClip]) -> list[tuple[str, int, 
         `(sample_id, offset, length)` per clip: the byte range of its members, with headers and
         padding.
     """
-    # Imported here: webdataset imports torch (3 s), which only workers need and have already.
+    # Imported here, because webdataset imports torch (3 s).  Only workers call this function, and
+    # they have imported torch already.
     from webdataset.writer import TarWriter
 
     spans: list[tuple[str, int, int]] = []
@@ -129,7 +130,7 @@ def publish_shard(
         "samples": samples,
         "refused": refused,
     }
-    # Only if there is none: replacing another attempt's commit would change a shard under readers.
+    # Create it only if there is none: readers may already use the commit of another attempt.
     if store.create(commit_key(shard), canonical_json(commit)):
         return commit
     first = read_commit(store, shard)
@@ -152,7 +153,7 @@ def committed_shards(store: Store) -> set[int]:
 
 
 def poison_shards(store: Store) -> set[int]:
-    """Numbers of the shards that failed on every attempt, also of those committed since."""
+    """Numbers of the shards with a poison file; a later run may have committed some of them."""
     return _numbers(store, "poison")
 
 
@@ -214,7 +215,7 @@ def check_account(
     """Check that planned = committed + refused for one shard.
 
     Raises:
-        AttuneError: names the commit and a sample at fault.
+        AttuneError: the commit is of another plan, or a sample is missing, unplanned or repeated.
     """
     where = commit_key(commit["shard"])
     if commit["plan_hash"] != plan_hash:

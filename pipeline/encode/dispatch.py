@@ -1,6 +1,6 @@
 """Assign shards to codec actors; a failure counts only for the shard that caused it.
 
-An actor encodes a few shards at once, so its codec never waits for the end of one.  When its
+An actor encodes several shards at once, so its codec has work while one shard ends.  When its
 process dies, all of them fail with the same error, and Ray does not say which one was the cause:
 
     actor 1 has shards 7 and 8; a file in 8 crashes the decoder, the process dies
@@ -29,7 +29,8 @@ from pipeline.encode.worker import SHARDS_AT_ONCE
 from pipeline.ray_errors import describe, find_mistake, of_the_call
 
 _START_DEATHS = 20
-"""How many workers in a row may die during start-up while no worker runs, besides `workers`."""
+"""Number of deaths in a row during start-up that a run survives while no worker runs.  `run` adds
+the number of workers to this limit."""
 
 
 class Task(NamedTuple):
@@ -56,7 +57,7 @@ class Dispatch:
     Args:
         start_actor: makes a new `EncodeWorker` actor.
         store: where `poison/NNNNNN.json` is written for failed shards.
-        attempts: how often a shard is tried before it is given up.
+        attempts: number of failures that count, after which a shard is marked as failed ("poison").
         on_done: called with the result of `EncodeWorker.encode_shard` for each shard.
         on_tick: called about once a second.
     """
@@ -71,8 +72,8 @@ class Dispatch:
     ) -> None:
         self._start_actor, self._store, self._attempts = start_actor, store, attempts
         self._on_done, self._on_tick = on_done, on_tick
-        # An actor gets work only after it has answered, so an actor that waits for a lost node
-        # holds no shard back.
+        # An actor gets shards only after its `is_ready` has returned.  So no shard waits for an
+        # actor that cannot start because its node is lost.
         self._starting: dict[Any, _Worker] = {}
         self._workers: list[_Worker] = []
         self._running: dict[Any, tuple[_Worker, Task]] = {}
@@ -95,7 +96,7 @@ class Dispatch:
         """
         import ray
 
-        # The loss of one node can kill all workers at once; allow this one time.
+        # If a node is lost, all workers can die at once.  A higher limit allows this one time.
         self._most_start_deaths = _START_DEATHS + workers
         for _ in range(workers):
             self._start()
@@ -127,7 +128,7 @@ class Dispatch:
         """The worker that gets the next shard: the one with the fewest shards.
 
         A shard that must run alone needs a worker without shards.  While such a shard waits, no
-        worker gets a second shard, or no worker would ever become idle.
+        worker gets a second shard.  Otherwise no worker would ever become idle.
         """
         most = 0 if self._again else SHARDS_AT_ONCE - 1
         free = [w for w in self._workers if len(w.tasks) <= most and not w.alone]
@@ -160,8 +161,8 @@ class Dispatch:
         import ray
 
         worker, task = self._running.pop(reference)
-        # The last reported shard of a dead worker was not alone: the others were running too when
-        # the worker died, and were removed from `tasks` just before.
+        # Ray reports the shards of a dead worker one after the other.  The last one is the only one
+        # left in `tasks`, but it was not the only one when the worker died.
         was_alone = worker.alone or (len(worker.tasks) == 1 and not worker.is_dead)
         worker.tasks.discard(task.shard)
         worker.alone = False

@@ -1,9 +1,10 @@
 """The plan: which clips are encoded, with which prompts, into which shard, and which are refused.
 
 Input: catalogs and settings.  Output: Arrow tables; no files are written.  `decide` accepts or
-refuses every catalog row.  `build_plan` assigns the accepted rows to shards and positions,
-computed from a seeded hash of the sample id.  So they depend only on the seed and the set of
-accepted clips, not on the order of catalogs, rows or workers.
+refuses every catalog row.  `build_plan` assigns each accepted row to a shard (by a hash of the seed
+and the sample id) and to a position in it (by the sample id).  So the assignment depends only on
+the seed, `clips_per_shard` and the set of accepted clips.  The order of catalogs, rows or workers
+does not matter.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ class CatalogCount:
     merged: int
     held_out: int
     refused: dict[str, int]
-    """By reason."""
+    """Number of refused rows, by reason."""
     speech: dict[str, int]
-    """Number of rows that each speech policy would refuse; all are counted, not only the active."""
+    """Number of rows that each policy of `SPEECH_POLICIES` would refuse, also those not active."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,13 +76,14 @@ class Decision:
     """The result of `decide`: every catalog row, accepted or refused, and the counts."""
 
     rows: pa.Table
-    """`ROWS` and `speech`, `prompts`, in reading order; `reason` is null for accepted rows."""
+    """All catalog rows in reading order, with the columns `ROWS`, `speech` and `prompts`.  `reason`
+    is null for accepted rows."""
     counts: dict[str, CatalogCount]
     overlaps: dict[str, int]
     """Number of clips that two datasets share, by `DATASET + DATASET`."""
     leakage: dict[str, int]
     """Number of rows refused for leakage, by `REFUSED_DATASET <- OTHER_DATASET SPLIT`; SPLIT is
-    `hold_out` if the other row is not in test but its catalog has this role."""
+    `hold_out` if the other row is of a hold-out catalog and its own split is not test."""
 
 
 @dataclass
@@ -229,7 +231,7 @@ def _pieces(catalog: CatalogEntry) -> Sequence[Piece | None]:
 
 
 def _original_names(listed: CatalogEntry, fetched: CatalogEntry) -> dict[str, str]:
-    """The object in a bucket for each local copy of one."""
+    """{local copy: URI or path of the original}, for the files that were fetched."""
     pairs = zip(fetched.sources(), listed.sources(), strict=True)
     return {str(a): remote_uri(b) or str(b) for a, b in pairs if a != b}
 
@@ -293,13 +295,14 @@ def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: in
     """`PLAN` from the columns of `Decision.rows`; the dict is emptied to free memory.
 
     The shard of a clip is random, but a function of the seed and the clip's id: clips are ranked by
-    a hash of both, and each run of `clips_per_shard` ranks is a shard.  So every shard is a fair
+    a hash of both, and `clips_per_shard` consecutive ranks form a shard.  So every shard is a fair
     sample of all datasets, which training needs, and the order of catalogs and rows does not
-    matter.  An added clip moves at most one clip across each later border between two shards.
+    matter.  If a clip is added, at most one clip moves across each shard border after it.
 
     Rows that are read together are stored together.  Inside a shard, clips are sorted by id, as in
-    its tar.  A row group of plan.parquet has whole shards (`frozen_plan`).  The text cache's chunks
-    are cut in this order, so a shard finds its prompts in few chunks (`text_cache`).
+    the shard's tar.  A row group of plan.parquet holds whole shards (`frozen_plan`).  New chunks of
+    the text cache are cut in the order of the plan, so a shard's prompts are in few chunks
+    (`text_cache`).
     """
     here = np.flatnonzero(pc.is_null(rows["reason"]))
     for name in rows.keys() - {*PLAN.names, "file", "line"}:
@@ -328,7 +331,7 @@ def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: in
 
 
 def _argsort(keys: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Sort order by key; equal keys are sorted by the full sample id."""
+    """Indices that sort the rows by key; rows with equal keys are sorted by the full sample id."""
     order = np.argsort(keys, kind="stable")
     if (keys[order[1:]] == keys[order[:-1]]).any():
         order = np.lexsort((words[:, 1], words[:, 0], keys))

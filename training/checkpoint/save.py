@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, the language model's and the codec's.
+"""Save and load checkpoints of a training run, of the language model or of the codec.
 
     RUN/config.json              what the run was started with
     RUN/latest                   name of the newest finished checkpoint, replaced atomically
@@ -68,11 +68,11 @@ class Content(Protocol):
         """Restore the run from a loaded `state`."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Weights for `model.safetensors`, perhaps sharded; without any there is no such file."""
+        """Weights for `model.safetensors`, perhaps sharded; if empty, the file is not written."""
 
 
 class ModelState:
-    """A model, its optimizer, and its average if there is one."""
+    """Content of a checkpoint: a model, its optimizer, and its EMA if there is one."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Checkpointer:
 
         Args:
             description: content of `model.json`; `step` and `valid_loss` are added.
-            valid_loss: validation loss of the average at this step, if it was validated.
+            valid_loss: validation loss of the EMA weights at this step; None without a validation.
 
         Raises:
             AttuneError: the checkpoint cannot be written; finished ones are unchanged.
@@ -188,13 +188,13 @@ class Checkpointer:
         if self._world.is_first:
             shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
         raise AttuneError(
-            f"checkpoint {folder}: cannot be saved: {reason}; earlier ones are "
-            "complete: make room and rerun the same command, which resumes from the last"
+            f"checkpoint {folder}: cannot be saved: {reason}; earlier checkpoints are complete: "
+            "make room and rerun the same command, which resumes from the newest complete one"
         ) from error
 
     def _average(self) -> dict[str, Tensor]:
-        """The average, not sharded, in the first process's main memory."""
-        copied = self._background is not None  # training changes the average meanwhile
+        """The EMA weights, not sharded, in main memory; only the first process gets any."""
+        copied = self._background is not None  # training changes the EMA while it is written
         weights: dict[str, Tensor] = {}
         for name, shared in self._content.weights().items():
             weight = full(shared)
@@ -205,11 +205,11 @@ class Checkpointer:
     def resume(self, folders: list[Path]) -> int:
         """Resume from the first of `folders` that can be loaded; returns its finished steps.
 
-        Damaged checkpoints are reported, a line each. Then `latest` is set to the checkpoint found,
-        so that the log and later starts use it too.
+        Damaged checkpoints are skipped and reported, a line each.  If one was skipped, `latest` is
+        set to the loaded checkpoint, so that generation and later starts use it too.
 
         Raises:
-            DamagedCheckpoint: none of them can be loaded; describes the first.
+            DamagedCheckpoint: none of `folders` can be loaded; the error describes the first.
         """
         damaged: list[DamagedCheckpoint] = []
         for folder in folders:
@@ -269,7 +269,7 @@ class Checkpointer:
         (unfinished / "model.json").write_text(json.dumps(document, indent=2) + "\n")
         for path in (unfinished / "model.json", unfinished):
             to_disk(path)
-        shutil.rmtree(folder, ignore_errors=True)  # if the run went back to before a damaged one
+        shutil.rmtree(folder, ignore_errors=True)  # exists if the run resumed from an earlier one
         unfinished.rename(folder)
         write_atomically(self._run / "latest", folder.name + "\n")
         self._saved.add(folder.name)
@@ -280,7 +280,7 @@ class Checkpointer:
 
         A run that went back from a damaged step 10 to step 8, and now saves step 9, still has the
         folder of 10.  That folder must not count as kept, or the damaged 10 would push out the good
-        8.  Valid are: steps up to the one loaded, and steps that this process saved.
+        8.  A checkpoint is valid if it is not later than the loaded one, or this process saved it.
         """
         finished = finished_checkpoints(self._run)
         valid = [f for f in finished if f.name <= self._loaded or f.name in self._saved]

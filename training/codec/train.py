@@ -2,7 +2,7 @@
 
 In reading order: processes, audio and models, training loop, the finished folder.  Random choices
 depend only on (seed, step, place in the global batch).  So a killed run resumes exactly, and under
-torchrun the global batches do not depend on the number of processes.  `step.py` has one step.
+torchrun the global batches do not depend on the number of processes.  `step.py` has a single step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from training.run.precision import settle
 from training.run.signals import StopSignals
 
 KEEP = 2
-"""Number of newest checkpoints kept; the second is for the case that the first is damaged."""
+"""Number of newest checkpoints kept.  The older one is used if the newer one is damaged."""
 FINAL_RATE = 0.01
 """Learning rate at the end of the cosine, as a share of the peak."""
 
@@ -63,7 +63,8 @@ def train_codec(
     Args:
         recipe: with a `codec_training` section.
         fresh: delete the files of an unfinished run and start from scratch.
-        dry_run: gets what the run would take, as facts and as lines; nothing is trained then.
+        dry_run: is called with what the run would take, as a dict and as lines of text; if given,
+            nothing is trained.
         stop: signals that end the run early, with a checkpoint.
 
     Returns:
@@ -71,9 +72,9 @@ def train_codec(
         report.html.
 
     Raises:
-        AttuneError: no usable audio; a folder holds something else or cannot be written; the run
-            was started with another configuration; losses are not finite; a codebook has collapsed;
-            or a checkpoint cannot be loaded or saved.
+        AttuneError: no usable audio; `codec_training.out` holds something other than this codec;
+            a folder cannot be written; the run was started with another configuration; losses are
+            not finite; a codebook has collapsed; or a checkpoint cannot be loaded or saved.
         Stopped: a signal came; the checkpoint is saved.
     """
     # 1. Recipe, places, processes
@@ -106,7 +107,8 @@ def train_codec(
     quantizer = ResidualQuantizerTrainer(model.quantizer, world=world)
     mel_loss = MultiScaleMelLoss(recipe.sample_rate).to(world.device)
     step_fn = CodecStep(state, quantizer, mel_loss, config, recipe.seed)
-    # Check bf16 before config.json is written: if bf16 is wrong, a new run with `auto` takes fp32.
+    # Check bf16 before config.json records the precision.  If bf16 is wrong, a new run with
+    # precision=auto takes fp32, and any other run ends.
     try:
         on_all(step_fn.check_precision, world)
     except AttuneError as error:

@@ -1,8 +1,8 @@
-"""Linear layers for a few rows: weights packed once, in the layout and type that sampling reads.
+"""Linear layers for inputs of a few rows, with weights packed in a fast layout for sampling.
 
-A decoding step multiplies every weight with two rows (one clip with guidance) or a few more, so its
-time is the time to read the weights.  Plain weights are read at a third of the speed that some
-machines allow.  `LAYOUTS` says which layout is used where, and what was measured.
+In a decoding step, the input of a layer has two rows (one clip with guidance) or a few more.  So
+almost all time is spent on reading the weights.  Some machines read plain weights at a third of the
+speed that is possible.  `LAYOUTS` says which layout is used where, and what was measured.
 
 All layouts and operators here are those that PyTorch's own compiler calls for a frozen model on a
 CPU.  They are not public; tests compare them with `F.linear`.
@@ -23,17 +23,17 @@ from torch import Tensor
 from common.bfloat16 import has_bfloat16
 
 Kind = Literal["fp32", "bf16", "int8"]
-"""`fp32`: exact. `bf16`: weights and products. `int8`: weights only, one scale per row, with bf16
-products and without the head (`head_kind`)."""
+"""Number type of the weights.  `fp32`: exact.  `bf16`: products are bf16 too.  `int8`: one scale
+per row, and bf16 products; the head is never int8 (`head_kind`)."""
 
 
 class Layout(NamedTuple):
-    """The products with one weight `[out, in]` in some layout."""
+    """Functions that multiply inputs with one weight `[out, in]`, stored in some layout."""
 
     product: Callable[[Tensor], Tensor]
     """`[n, in]` to `[n, out]`, GELU included."""
     plus: Callable[[Tensor, Tensor], Tensor]
-    """(total `[n, out]`, `[n, in]`) to total plus the product, without GELU; both of one type."""
+    """From total `[n, out]` and x `[n, in]` of one type: total + product of x, without GELU."""
 
 
 def _plain(weight: Tensor, gelu: bool) -> Layout:
@@ -45,7 +45,7 @@ def _plain(weight: Tensor, gelu: bool) -> Layout:
 
 
 def _onednn(weight: Tensor, gelu: bool, rows: int = 1) -> Layout:
-    """oneDNN's layout for linear layers, fastest with `rows` rows and right with any number."""
+    """oneDNN's layout for linear layers: fastest with `rows` rows, correct with any number."""
     ops: Any = torch.ops.mkldnn
     packed = ops._reorder_linear_weight(weight.contiguous(), rows)
     product, plus, after = ops._linear_pointwise.default, ops._linear_pointwise.binary, _after(gelu)
@@ -69,9 +69,9 @@ def _mkl(weight: Tensor, gelu: bool, rows: int) -> Layout:
 def _convolution(weight: Tensor, gelu: bool, rows: int) -> Layout:
     """A linear layer run as a 1 x 1 convolution over a line of pixels, one pixel per row.
 
-    It is the same product: a kernel of one pixel multiplies each pixel's channels with the weight.
-    But oneDNN has other layouts for convolutions: on AVX2 it has none for linear layers, and on
-    AVX-512 they are twice as fast for large weights and several rows.
+    The product is the same: a kernel of one pixel multiplies each pixel's channels with the weight.
+    But oneDNN has other layouts for convolutions.  On AVX2 it has none for linear layers.  On
+    AVX-512 those for convolutions are twice as fast with large weights and several rows.
     """
     height, width = weight.shape
     ops: Any = torch.ops.mkldnn
@@ -80,7 +80,8 @@ def _convolution(weight: Tensor, gelu: bool, rows: int) -> Layout:
         weight.contiguous()[:, :, None, None], *geometry, [1, width, 1, rows]
     )
     convolve, arguments = ops._convolution_pointwise.default, (None, *geometry, *_after(gelu))
-    # Sizes and strides of the input as one line of pixels, channels last, and of the output rows.
+    # Sizes and strides.  `pixels` views the input as one line of pixels, channels last.  `lines`
+    # views the output as rows.
     pixels = (1, width, 1, rows), (rows * width, 1, rows * width, width)
     lines = (rows, height), (height, 1)
 
@@ -112,29 +113,30 @@ def _int8(weight: Tensor, gelu: bool) -> Layout:
 
 
 def _after(gelu: bool) -> tuple[str, list[float], str]:
-    """What oneDNN's operators apply to a product."""
+    """Arguments that tell oneDNN's operators what to apply to a product: GELU or nothing."""
     return ("gelu", [], "none") if gelu else ("none", [], "")
 
 
 Rule = tuple[int, int, Callable[[Tensor, bool, int], Layout]]
-"""Smallest number of values in a weight, smallest number of expected rows (0: any number, and the
-layout is made for one row), layout."""
+"""Smallest number of values in a weight, smallest number of expected rows, layout.  If the second
+number is 0, the rule fits any number of rows, and the layout is made for one row."""
 
-# Times are in µs, with weights that are not in the processor's cache (`LOG.md`).  `linear` chooses
-# for all other cases:
-# - bf16, if the processor multiplies in it: oneDNN's layout (512 x 2048, 2 rows: 88, plain 182).
+# Times are in µs, with weights that are not in the processor's cache (`LOG.md`).  `LAYOUTS` is for
+# fp32 weights only.  The other cases:
+# - bf16, with instructions for it: oneDNN's layout (weight 512 x 2048, 2 rows: 88, plain 182).
 # - int8: PyTorch's own product (the same weight: 60).
 # - On a GPU, and on processors that are not listed here: plain weights.
 LAYOUTS: dict[str, Sequence[Rule]] = {
-    # With large weights and several rows oneDNN is half as fast as a convolution (8192 x 512, 8
-    # rows: 1,006 and 442). Its layout for one row is the best up to 15 rows (2048 x 512, 2 rows:
-    # 101, plain 414). From 16 rows on it must be made for that number (512 x 2048: 153, not 803).
+    # With large weights and several rows, a convolution is twice as fast as oneDNN's linear layout
+    # (8192 x 512, 8 rows: 442 and 1,006). Otherwise the linear layout is best. Made for one row, it
+    # is fast up to 15 rows (2048 x 512, 2 rows: 101, plain 414). From 16 rows on, it must be made
+    # for the actual number of rows (512 x 2048: 153, not 803).
     "AVX-512": ((1 << 19, 4, _convolution), (0, 16, _onednn), (0, 0, _onednn)),
-    # oneDNN has no layout for linear layers here; large weights are convolutions (8192 x 512, 2
-    # rows: 743, plain 2,900). A call costs some 57 more, so smaller weights stay plain.
+    # oneDNN has no layout for linear layers here, so large weights run as convolutions (8192 x 512,
+    # 2 rows: 743, plain 2,900). Each call costs about 57 more, so smaller weights stay plain.
     "AVX2": ((1 << 17, 1, _convolution),),
-    # MKL with plain weights is faster than oneDNN with its layout (512 x 2048, 2 rows: 194, 220).
-    # From eight rows on MKL's layout saves a sixth of the whole time (four clips: .84).
+    # MKL with plain weights is faster than oneDNN with its layout (512 x 2048, 2 rows: 194, not
+    # 220). From eight rows on, MKL's layout saves a sixth of the whole time (four clips: .84).
     "Intel": ((0, 8, _mkl),),
     "other": (),
 }
@@ -159,7 +161,7 @@ class Linear:
         return total + self.layout.product(x)
 
     def expect(self, rows: int) -> None:
-        """Choose the layout for this number of rows; other numbers stay right but are slower."""
+        """Choose the fastest layout for this number of rows; others still work, but slower."""
 
 
 class _ByRows(Linear):
@@ -167,7 +169,7 @@ class _ByRows(Linear):
 
     def __init__(self, weight: Tensor, gelu: bool, rules: Sequence[Rule]) -> None:
         super().__init__(_plain(weight, gelu), gelu)
-        self._weight, self._rules = weight, rules  # mostly the model's own weight, not a copy
+        self._weight, self._rules = weight, rules  # no copy if the model is float32
         self._chosen: tuple[Any, int] | None = None
 
     def expect(self, rows: int) -> None:
@@ -214,7 +216,7 @@ def default_kind(processor: Processor, clips: int = 1) -> Kind:
     Args:
         clips: number of clips that are made together.
     """
-    # With more rows the time of int8 products is that of their conversion, not of reading.
+    # With more rows, int8 products spend most time on converting the weights, not on reading.
     if clips == 1 and processor.int8:
         return "int8"
     return "bf16" if processor.bf16 else "fp32"
@@ -256,7 +258,7 @@ def linear(
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Int8 `[out, in]` and bf16 scales `[out]` whose product is nearest to `weight`."""
     weight = weight.float().contiguous()
-    # Scales are rounded first, so that the int8 values make up for their rounding.
+    # The int8 values are computed with rounded scales, so that they make up for the rounding.
     scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).to(torch.bfloat16)
     codes = (weight / scale.float()[:, None]).round().clamp(-127, 127)
     return codes.to(torch.int8), scale

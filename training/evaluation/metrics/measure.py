@@ -41,8 +41,8 @@ from training.evaluation.statistics import (
 Report = Callable[[int, int], None]
 """Called after each clip with the number of clips done and the number of all clips."""
 METHOD = "peak 1, KL at one rate"
-"""Name of the measurement method.  Change it when the same clips give different values: the
-ablation then measures its cells again."""
+"""Name of the measurement method.  Change it when the code gives other values for the same clips.
+The name is part of the key of each ablation cell, so the ablation then measures all cells again."""
 PER_CLIP = "fd_mel"
 """The Fréchet distance that is also computed for each single clip."""
 HIGHER_IS_BETTER = frozenset({"clap"})
@@ -120,7 +120,7 @@ class Measured:
     seconds: float = 0.0
 
     def gaussians(self) -> dict[str, Gaussian]:
-        """The Gaussian of each backbone; used of the reference set, for Fréchet distances to it."""
+        """The Gaussian of each backbone; Fréchet distances need those of the reference set."""
         return {metric: groups.total().gaussian() for metric, groups in self.moments.items()}
 
     def check(self, source: str) -> None:
@@ -156,7 +156,7 @@ class Measurer:
 
         Args:
             pairs: {name of the generated clip: its real clip}; needed for KL.
-            gaussians: of the reference set.
+            gaussians: {metric: Gaussian of the reference set}; if empty, there are no scores.
         """
         clusters = {clip.name: cluster(clip, pairs.get(clip.name)) for clip in clips}
         return self.in_order(shuffled(clips), pairs, gaussians, clusters, report)
@@ -230,7 +230,7 @@ class Measurer:
 
 
 def figures(measured: Measured, gaussians: dict[str, Gaussian]) -> dict[str, dict[str, Any]]:
-    """Compute {metric: value, low, high, clips, clusters, ...}.
+    """Compute the metrics of a set: {metric: {value, low, high, clips, clusters, ...}}.
 
     The metrics are the Fréchet distances of the set and the means of the scores of its clips.
     `clusters` is the number of clusters in the bootstrap for the interval (`clip_sets.cluster`).
@@ -282,7 +282,7 @@ def compare(
         AttuneError: fewer than two common clips, or files were deleted during the measurement.
     """
     # Sidecars written by `evaluate` have a `reference`, those written by `generate` do not.  It is
-    # part of the key only if all clips agree in that.
+    # part of the key only if all clips of both sets have one, or all have none.
     both = (*first.clips, *second.clips)
     with_reference = len({"reference" in clip.facts for clip in both}) == 1
     same = partial(key, with_reference=with_reference)
@@ -292,8 +292,8 @@ def compare(
             f"the two sets have {len(common)} clips in common, by prompt and seed or by name; "
             "a comparison needs at least two"
         )
-    # A caption may also be in the sidecars of one set only.  Both clips of a pair get it, so that
-    # CLAP compares two sounds with the same text.
+    # A caption may be in the sidecars of one set only.  The same clip of the other set gets it too,
+    # so that CLAP compares both sounds with the same text.
     captions = {same(c): {"caption": c.facts["caption"]} for c in both if "caption" in c.facts}
     clusters = {same(clip): first.clusters[clip.name] for clip in first.clips}
     sets = []
