@@ -85,6 +85,7 @@ def time_reader(segments: Path) -> float:
 
 def plan_folder(folder: str) -> dict[str, Any]:
     """Plan the list in a folder, without audio: seconds, rows read, rows accepted."""
+    # Imported here, in the measured child process, so that its memory is that of planning.
     from pipeline.catalogs.audioset import AudioSet
     from pipeline.plan.decide import build_plan
     from pipeline.text.captions import TextRules

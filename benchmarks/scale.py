@@ -119,6 +119,7 @@ def _peak_kb(pid: int) -> int:
 
 def plan_recipe(recipe_file: str) -> dict[str, Any]:
     """Plan; report the numbers of prompts and this process's peak memory."""
+    # Imported here and below in the measured child process, so that its memory is its own.
     from common.storage import open_store
     from pipeline.config import PipelineConfig
     from pipeline.run import make_plan
