@@ -31,10 +31,12 @@ def has_bfloat16(device: torch.device) -> bool:
     times on processors without AVX-512."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    mkldnn = torch.backends.mkldnn
+    if not (mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False  # also where ONEDNN_MAX_CPU_ISA keeps oneDNN from using the instructions
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    mkldnn = torch.backends.mkldnn
-    return mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
 
 
 def check_bfloat16(what: str, exact: Tensor, rounded: Tensor, remedy: str) -> None:
