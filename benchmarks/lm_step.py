@@ -71,7 +71,7 @@ def our_step(
 
 
 def their_step(model: Musicgen, arch: Architecture, precision: str) -> Step:
-    """The same step with Hugging Face's decoder and its loss."""
+    """A training step with Hugging Face's decoder and its loss."""
     optimizer = musicgen_optimizer(model, OPTIM)
 
     def step(batch: Batch) -> Tensor:

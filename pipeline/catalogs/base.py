@@ -97,7 +97,7 @@ class CatalogEntry(Section):
     _without_audio: bool = PrivateAttr(default=False)
 
     def without_audio(self) -> Self:
-        """The same catalog; its rows are read, but no audio file is looked for."""
+        """A copy of this catalog that reads its rows and looks for no audio file."""
         blind = self.model_copy()
         blind._without_audio = True
         return blind
@@ -116,7 +116,7 @@ class CatalogEntry(Section):
         return AudioRoot(folder) if uri is None else BucketRoot(uri)
 
     def fetched(self) -> Self:
-        """The same catalog with local copies of the files that are in a bucket.
+        """A copy of this catalog, with local copies of the files that are in a bucket.
 
         Raises:
             AttuneError: a file cannot be fetched, or `root`, a folder tree, is in a bucket.

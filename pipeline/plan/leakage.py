@@ -65,7 +65,7 @@ def refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table,
                 there = np.flatnonzero(holder >= 0)
                 keys = plain(rows[name].take(pa.array(there)))
                 if name == "audio_uri":
-                    # Of a catalog without audio this is only a file name, which says nothing.
+                    # In a catalog without audio this is only a file name, which says nothing.
                     keys = pc.if_else(pc.match_substring_regex(keys, "^(/|s3:)"), keys, None)
                 reached = np.asarray(pc.is_in(rows[name], value_set=pc.unique(keys.drop_null())))
                 reached &= (strict < level) & (holder < 0)  # each row once, so the search ends

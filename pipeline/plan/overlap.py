@@ -1,4 +1,4 @@
-"""The same clip in two datasets: AudioCaps is part of AudioSet, Clotho and FSD50K share Freesound.
+"""Clips that two datasets share: AudioCaps is part of AudioSet, Clotho and FSD50K share Freesound.
 
 Such clips are found by the column `clip` and always counted.  A policy keeps or merges them.
 """
