@@ -11,7 +11,7 @@ import statistics
 from functools import partial
 
 from benchmarks.measure import Result, seconds
-from common.prompts import installed_model, normalize_prompts
+from common.prompts import PromptForm, installed_model, normalize_prompts
 
 CAPTIONS = 5000
 ROUNDS = 4
@@ -30,11 +30,11 @@ def bench() -> Result:
             " ".join(token.lemma_ for token in reference(text) if not token.is_stop)
 
     by_spacy(captions[:20])
-    normalize_prompts(captions[:20], "lemmas")
+    normalize_prompts(captions[:20], PromptForm("lemmas"))
     reference_s, ours_s = 0.0, []
     for i in range(ROUNDS):
         reference_s += seconds(partial(by_spacy, captions[i::ROUNDS]))
-        ours_s.append(seconds(partial(normalize_prompts, captions, "lemmas")))
+        ours_s.append(seconds(partial(normalize_prompts, captions, PromptForm("lemmas"))))
     ours = statistics.median(ours_s)
     found = {
         "captions": CAPTIONS,

@@ -86,13 +86,14 @@ def time_reader(segments: Path) -> float:
 def plan_folder(folder: str) -> dict[str, Any]:
     """Plan the list in a folder, without audio: seconds, rows read, rows accepted."""
     # Imported here, in the measured child process, so that its memory is that of planning.
+    from common.prompts import PromptForm
     from pipeline.catalogs.audioset import AudioSet
     from pipeline.plan.decide import build_plan
     from pipeline.text.captions import TextRules
 
     labels = Path(folder) / "class_labels_indices.csv"
     catalog = AudioSet(segments=Path(folder) / "segments.csv", class_labels=labels).without_audio()
-    rules = TextRules(prompts="lemmas")
+    rules = TextRules(PromptForm("lemmas", "drop"), tag_form="as_is")
     began = time.perf_counter()
     tables = build_plan([catalog], rules=rules, clips_per_shard=512, seed=0)
     taken = time.perf_counter() - began

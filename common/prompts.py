@@ -30,6 +30,33 @@ if TYPE_CHECKING:
 PromptPolicy = Literal["lemmas", "lemmas-nltk", "plain"]
 """`lemmas`: the recipe with spaCy. `lemmas-nltk`: the recipe with NLTK's stop words and WordNet.
 `plain`: only white space is collapsed (for music descriptions)."""
+Negation = Literal["keep", "drop"]
+"""`keep`: words that negate stay ("rain without thunder"). `drop`: they go with the other stop
+words, as in the paper."""
+TagForm = Literal["as_is", "policy"]
+"""Tags become prompts `as_is`: in lower case, without punctuation ("people booing"; AudioGen's
+pseudo-sentences), or in the form that the `policy` gives captions ("people boo")."""
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How a text becomes a prompt. Shards and models record it; see `recorded_form`."""
+
+    policy: PromptPolicy
+    negation: Negation = "keep"
+
+
+PROMPT_FORM = ("prompt_policy", "negation", "tag_form")
+"""Entries of `summary.json` and `model.json` that state the form of prompts."""
+
+
+def recorded_form(record: Mapping[str, Any]) -> PromptForm:
+    """The form of prompts that a `summary.json` or `model.json` states.
+
+    Older ones state no negation, and the oldest no policy: they dropped negations.
+    """
+    return PromptForm(record.get("prompt_policy", "lemmas"), record.get("negation", "drop"))
+
 
 _RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 2, "lemmas-nltk": 1, "plain": 1}
 """Raise it when a rule below changes the result: it is part of the plan's hash."""
@@ -51,6 +78,12 @@ NUMBER_WORDS = frozenset({
 
 SOUND_WORDS = frozenset({"call", "empty", "full", "move", "say"})
 """Stop words of spaCy that are kept, because they describe sounds: "bird call", "empty can"."""
+
+NEGATIONS = frozenset({
+    "cannot", "neither", "never", "no", "nobody", "none", "nor", "not", "nothing", "nowhere",
+    "without",
+})  # fmt: skip
+"""Stop words that are kept with `negation: keep`; "n't" is kept as "not"."""
 
 _OWN_LEMMAS = {
     "building": "building", "clothing": "clothing", "ding": "ding", "evening": "evening",
@@ -74,32 +107,32 @@ Words = list[tuple[str, str]]
 """The words that are kept of one text, each with its lemma."""
 
 
-def normalize_prompts(texts: Sequence[str], policy: PromptPolicy) -> list[str]:
+def normalize_prompts(texts: Sequence[str], form: PromptForm) -> list[str]:
     """The prompt of each text, in order; empty if nothing of the text remains.
 
     Raises:
         AttuneError: the policy's data (spaCy's model, NLTK's data) is not installed.
     """
-    if policy == "plain":
+    if form.policy == "plain":
         return [" ".join(text.split()) for text in texts]
     clean = [clean_text(text) for text in texts]
     # Equal texts are processed once: about one caption in ten repeats another.
     unique = list(dict.fromkeys(clean))
-    words = zip(unique, _find_words(unique, policy), strict=True)
+    words = zip(unique, _find_words(unique, form), strict=True)
     done = {text: " ".join(lemma for _, lemma in kept) for text, kept in words}
     return [done[text] for text in clean]
 
 
-def explain_prompt(text: str, policy: PromptPolicy) -> list[tuple[str, str]]:
+def explain_prompt(text: str, form: PromptForm) -> list[tuple[str, str]]:
     """The steps from a text to its prompt as (step, text).
 
     Raises:
         AttuneError: as `normalize_prompts`.
     """
-    if policy == "plain":
-        return [("white space collapsed", normalize_prompts([text], policy)[0])]
+    if form.policy == "plain":
+        return [("white space collapsed", normalize_prompts([text], form)[0])]
     clean = clean_text(text)
-    (words,) = _find_words([clean], policy)
+    (words,) = _find_words([clean], form)
     return [
         ("lowercased", clean),
         ("stop words and numbers removed", " ".join(word for word, _ in words)),
@@ -135,11 +168,14 @@ def clean_text(text: str) -> str:
     return " ".join(_NOT_IN_WORDS.sub(" ", _GLUED.sub(r"\1 ", text)).split())
 
 
-def _find_words(texts: Iterable[str], policy: PromptPolicy) -> Iterator[Words]:
-    return _spacy_words(texts) if policy == "lemmas" else _nltk_words(texts)
+def _find_words(texts: Iterable[str], form: PromptForm) -> Iterator[Words]:
+    kept = SOUND_WORDS | NEGATIONS if form.negation == "keep" else SOUND_WORDS
+    return _spacy_words(texts, kept) if form.policy == "lemmas" else _nltk_words(texts, kept)
 
 
-def _pick(word: str, lemma: str, is_stop: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+def _pick(
+    word: str, lemma: str, is_stop: Callable[[str], bool], kept: Container[str]
+) -> Iterator[tuple[str, str]]:
     """The word with its lemma, or nothing if it is a stop word, a number or not a word.
 
     The lemma is checked too: "go" is a stop word, so "goes" must not become the prompt "go". Single
@@ -147,19 +183,18 @@ def _pick(word: str, lemma: str, is_stop: Callable[[str], bool]) -> Iterator[tup
     """
     lemma = _CLITIC.sub("", _OWN_LEMMAS.get(word, lemma))
     if len(lemma) > 1 and not any(
-        form in NUMBER_WORDS or (is_stop(form) and form not in SOUND_WORDS)
-        for form in (word, lemma)
+        form in NUMBER_WORDS or (is_stop(form) and form not in kept) for form in (word, lemma)
     ):
         yield word, lemma
 
 
-def _spacy_words(texts: Iterable[str]) -> Iterator[Words]:
-    picked = _spacy_picker()
+def _spacy_words(texts: Iterable[str], kept: frozenset[str]) -> Iterator[Words]:
+    picked = _spacy_picker(kept)
     for document in _language().pipe(texts, batch_size=256):
         words: Words = []
         for token in document:
             # This check also removes "'ll", which `_pick` would not see.
-            if token.is_stop and token.lower_ not in SOUND_WORDS:
+            if token.is_stop and token.lower_ not in kept:
                 continue
             # A token may hold several words ("hi-hat.then") or only punctuation.
             for word in _LETTERS.findall(token.lower_):
@@ -168,7 +203,7 @@ def _spacy_words(texts: Iterable[str]) -> Iterator[Words]:
 
 
 @cache
-def _spacy_picker() -> Callable[[str, str], Words]:
+def _spacy_picker(kept: frozenset[str]) -> Callable[[str, str], Words]:
     """`_pick` with spaCy's stop words and lexicon; takes a word and spaCy's lemma of the word."""
     is_stop = _language().Defaults.stop_words.__contains__
     lemmatizer: Any = _language().get_pipe("lemmatizer")
@@ -183,7 +218,7 @@ def _spacy_picker() -> Callable[[str, str], Words]:
 
     @lru_cache(maxsize=1 << 16)
     def picked(word: str, lemma: str) -> Words:
-        return list(_pick(word, _known_lemma(word, lemma.strip("'"), lexicon, base), is_stop))
+        return list(_pick(word, _known_lemma(word, lemma.strip("'"), lexicon, base), is_stop, kept))
 
     return picked
 
@@ -274,14 +309,14 @@ class _NltkData:
     content_hash: str
 
 
-def _nltk_words(texts: Iterable[str]) -> Iterator[Words]:
+def _nltk_words(texts: Iterable[str], kept: frozenset[str]) -> Iterator[Words]:
     data = _nltk_data()
     is_stop = data.stop_words.__contains__
 
     @cache
     def picked(word: str) -> Words:
         stem = word if word in data.stop_words else _CLITIC.sub("", word)
-        return list(_pick(stem, _wordnet_lemma(stem, data.morphy), is_stop))
+        return list(_pick(stem, _wordnet_lemma(stem, data.morphy), is_stop, kept))
 
     for text in texts:
         yield [pair for word in _LETTERS.findall(text) for pair in picked(word)]

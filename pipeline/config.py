@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from common.codec import Precision
 from common.config import Section
-from common.prompts import PromptPolicy
+from common.prompts import PROMPT_FORM, Negation, PromptForm, PromptPolicy, TagForm
 from pipeline.catalogs import AnyCatalog
 from pipeline.text.captions import TextRules
 from pipeline.text.speech import SpeechPolicy
@@ -28,6 +28,12 @@ class TextConfig(Section):
     policy: PromptPolicy | None = None
     """`lemmas` (sfx) or `plain` (music); see `common.prompts`.  Choose `plain` in an sfx model for
     sentences as people wrote them, or for text that is not English."""
+    negation: Negation = "keep"
+    """Whether prompts keep the words that negate ("rain without thunder"); `drop` is the paper's
+    list of stop words. Without effect with `policy: plain`, which drops no words."""
+    tag_form: TagForm = "policy"
+    """The form of prompts that are made of tags: that of captions (`policy`), or the tags `as_is`,
+    the paper's words read literally."""
     tags: TagPolicy = "unique"
     """How tags become a pseudo-sentence; see `pipeline.text.tags`.  For catalogs with an ontology:
     `specific` leaves out the tags that other tags imply."""
@@ -96,13 +102,21 @@ class PipelineConfig(Section):
         return catalogs
 
     @property
-    def prompt_policy(self) -> PromptPolicy:
-        return self.text.policy or ("lemmas" if self.task == "sfx" else "plain")
+    def prompt_form(self) -> PromptForm:
+        policy = self.text.policy or ("lemmas" if self.task == "sfx" else "plain")
+        return PromptForm(policy, self.text.negation)
+
+    def recorded_form(self) -> dict[str, str]:
+        """The entries `PROMPT_FORM` of `plan.json` and `summary.json`."""
+        form = self.prompt_form
+        values = form.policy, form.negation, self.text.tag_form
+        return dict(zip(PROMPT_FORM, values, strict=True))
 
     def text_rules(self, seed: int) -> TextRules:
         """The text stage's settings with the task's own defaults filled in."""
         return TextRules(
-            prompts=self.prompt_policy,
+            prompts=self.prompt_form,
+            tag_form=self.text.tag_form,
             tags=self.text.tags,
             speech=self.text.speech or ("term" if self.task == "sfx" else "keep"),
             speech_terms=self.text.speech_terms,

@@ -119,7 +119,7 @@ def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[Fro
                 mapper=map_on_ray if on_cluster else map_here,
             )
 
-    return ensure_plan(store, plan_inputs(recipe, config), build, config.prompt_policy)
+    return ensure_plan(store, plan_inputs(recipe, config), build, config.recorded_form())
 
 
 def on_nodes(path: str) -> str:

@@ -23,6 +23,7 @@ from torch.profiler import record_function
 from common.allocator import keep_freed_memory
 from common.config import Recipe
 from common.errors import AttuneError
+from common.prompts import PROMPT_FORM, recorded_form
 from common.shards import ShardDataset
 from training.checkpoint.init_from import begin_with
 from training.checkpoint.save import Checkpointer, ModelState
@@ -120,7 +121,7 @@ def train(
     if config.precision == "medium":
         torch.set_float32_matmul_precision("medium")
     if config.samples:
-        check_prompts(config.samples, dataset.summary.get("prompt_policy", "lemmas"))
+        check_prompts(config.samples, recorded_form(dataset.summary))
     load = partial(
         Loader, dataset, segment_s=config.segment_s, seed=recipe.seed,
         batch_size=config.batch_size, rank=world.rank, world=world.size,
@@ -320,6 +321,7 @@ def describe(
         "codec_id": summary["codec_id"],
         "text_encoder_id": summary["text_encoder_id"],
         "prompt_policy": summary.get("prompt_policy", "lemmas"),
+        **{name: summary[name] for name in PROMPT_FORM if name in summary},
         "sample_rate": summary["sample_rate"],
         "frame_rate": summary["frame_rate"],
         "segment_s": segment_s,

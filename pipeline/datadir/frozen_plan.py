@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from common.codec import codec_identity, resolve_codec
 from common.config import Recipe
 from common.errors import AttuneError, one_line
-from common.prompts import PromptPolicy, normalizer_id
+from common.prompts import normalizer_id
 from common.storage import Store
 from common.text_encoder import text_encoder_identity
 from common.uris import remote_uri
@@ -36,7 +36,7 @@ from pipeline.datadir.commit import check_account, commit_key, committed_shards,
 from pipeline.datadir.text_cache import TextCache
 from pipeline.plan.decide import PlanTables, differing_inputs, hash_inputs
 
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 """Increase it when the same inputs would make other shards."""
 CLIPS_PER_ROW_GROUP = 8192
 PROMPTS_PER_CHUNK = 1024
@@ -199,7 +199,7 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
         "codec_id": codec_identity(recipe.codec.path),
         "text_encoder_id": text_encoder_identity(recipe.text_encoder),
         "text_max_length": recipe.text_encoder.max_length,
-        "normalizer": normalizer_id(config.prompt_policy),
+        "normalizer": normalizer_id(config.prompt_form.policy),
         "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY))
         | {"prompts_per_chunk": PROMPTS_PER_CHUNK},
         "sources": {name: _file_sha256(copy) for name, copy in sorted(sources.items())},
@@ -241,7 +241,7 @@ def ensure_plan(
     store: Store,
     inputs: dict[str, Any],
     build: Callable[[], PlanTables],
-    prompt_policy: PromptPolicy,
+    form: Mapping[str, str],
 ) -> tuple[FrozenPlan, bool]:
     """The frozen plan of these inputs (`plan_inputs`), and whether it was made now.
 
@@ -249,6 +249,7 @@ def ensure_plan(
 
     Args:
         build: computes the tables; called only if there is no such plan.
+        form: the entries `PROMPT_FORM` of `common.prompts`, which readers of shards must know.
 
     Raises:
         AttuneError: there are shards of a plan with other inputs (names both hashes and what
@@ -271,11 +272,11 @@ def ensure_plan(
     if found is not None:
         # Until the new plan.json is written there is no plan, so a killed replacement leaves none.
         store.delete("plan/plan.json")
-    return _freeze(store, tables, inputs, prompt_policy)
+    return _freeze(store, tables, inputs, form)
 
 
 def _freeze(
-    store: Store, tables: PlanTables, inputs: dict[str, Any], prompt_policy: PromptPolicy
+    store: Store, tables: PlanTables, inputs: dict[str, Any], form: Mapping[str, str]
 ) -> tuple[FrozenPlan, bool]:
     """Write the plan's files, `plan.json` last; False if another run was first.
 
@@ -310,7 +311,7 @@ def _freeze(
         "n_refused": len(tables.rejects),
         "n_unique_prompts": len(prompts),
         "clips_per_shard": clips_per_shard,
-        "prompt_policy": prompt_policy,
+        **form,
         "catalogs": {label: count.as_dict() for label, count in tables.counts.items()},
         "overlaps": tables.overlaps,
         "leakage": tables.leakage,

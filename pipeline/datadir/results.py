@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.prompts import PROMPT_FORM
 from common.schema import MANIFEST, REJECTS
 from common.storage import Store
 from pipeline.datadir.frozen_plan import FrozenPlan
@@ -96,7 +97,7 @@ class Results:
             "n_rejected": rejected.total(),
             "rejected_by_reason": dict(sorted(rejected.items())),
             **{name: info["inputs"][name] for name in names},
-            "prompt_policy": info["prompt_policy"],
+            **{name: info[name] for name in PROMPT_FORM if name in info},
             "n_unique_prompts": info["n_unique_prompts"],
             "datasets": {
                 name: {"clips": self.clips[name], "hours": _hours(self.seconds[name])}

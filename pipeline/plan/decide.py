@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.errors import AttuneError
+from common.prompts import PromptForm
 from common.schema import PLAN, REJECTS
 from common.uris import remote_uri
 from pipeline.catalogs import Catalog, CatalogEntry
@@ -167,11 +168,11 @@ def decide(
     )
     parts = [table for part in located for table in part]
     prompts: dict[str, str] = {}
-    texts = unique_texts(parts)
+    texts = unique_texts(parts, rules)
     chunks = [texts[i : i + TEXTS_PER_CHUNK] for i in range(0, len(texts), TEXTS_PER_CHUNK)]
     for table in mapper(partial(normalize_chunk, rules.prompts), chunks):
         prompts.update(zip(table["text"].to_pylist(), table["prompt"].to_pylist(), strict=True))
-    rows = pa.concat_tables([_NO_ROWS, *(assign(table, prompts) for table in parts)])
+    rows = pa.concat_tables([_NO_ROWS, *(assign(table, prompts, rules) for table in parts)])
     del parts, located
     rows = _refuse_duplicates(rows)
     rows, leakage = refuse_leaks(rows, held_out)
@@ -201,7 +202,8 @@ def differing_inputs(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
     return lines
 
 
-_NO_ROWS = assign(collect(ROWS.empty_table(), "sound", TextRules("plain")), {})
+_PLAIN = TextRules(PromptForm("plain"))
+_NO_ROWS = assign(collect(ROWS.empty_table(), "sound", _PLAIN), {}, _PLAIN)
 
 
 def _read(work: tuple[int, CatalogEntry, Piece | None, TextRules]) -> Iterator[pa.Table]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from common.prompts import PromptPolicy, explain_prompt
+from common.prompts import PromptForm, TagForm, explain_prompt, normalize_prompts
 from common.schema import Record
 from pipeline.catalogs.ontology import Ancestors
 from pipeline.text.music import music_prompts
 from pipeline.text.speech import SpeechPolicy, find_speech
-from pipeline.text.tags import TagPolicy, pseudo_sentence
+from pipeline.text.tags import TagPolicy, chosen_tags, pseudo_sentence
 
 Kind = Literal["sound", "music"]
 
@@ -21,7 +21,8 @@ _BETWEEN = " | "
 class TextRules:
     """All settings that determine the prompts of a clip."""
 
-    prompts: PromptPolicy
+    prompts: PromptForm
+    tag_form: TagForm = "policy"
     tags: TagPolicy = "unique"
     speech: SpeechPolicy = "term"
     speech_terms: tuple[str, ...] = ()
@@ -41,8 +42,11 @@ def explain(record: Record, kind: Kind, rules: TextRules) -> list[tuple[str, str
     steps = [("tags", _BETWEEN.join(record.tags)), ("captions", _BETWEEN.join(record.captions))]
     if kind == "sound" and not record.captions:
         raw = record.tags
-        prompts = [pseudo_sentence(raw, rules.tags, rules.ancestors)] if raw else []
-        steps += [(f"pseudo-sentence ({rules.tags})", sentence) for sentence in prompts]
+        chosen = chosen_tags(raw, rules.tags, rules.ancestors)
+        if rules.tag_form == "policy":
+            chosen = normalize_prompts(chosen, rules.prompts)
+        prompts = [pseudo_sentence(chosen, rules.tags)] if raw else []
+        steps += [(f"pseudo-sentence ({rules.tags}, {rules.tag_form})", text) for text in prompts]
     else:
         raw = record.captions
         if kind == "music":

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.prompts import PromptPolicy, normalize_prompts
+from common.prompts import PromptForm, normalize_prompts
 from pipeline.rows import is_in, plain, refuse_where
 from pipeline.text.captions import Kind, TextRules
 from pipeline.text.music import music_prompts
 from pipeline.text.speech import SpeechPolicy, find_speech
-from pipeline.text.tags import pseudo_sentence
+from pipeline.text.tags import chosen_tags, pseudo_sentence
 
 SPEECH_POLICIES: tuple[SpeechPolicy, ...] = ("word", "term", "wide")
 """The policies that refuse anything; policy i is bit i of the column `speech`."""
@@ -29,11 +29,12 @@ SPEECH_POLICIES: tuple[SpeechPolicy, ...] = ("word", "term", "wide")
 COLLECTED = pa.schema(
     [
         ("texts", pa.list_(pa.string())),
-        ("tag_prompt", pa.dictionary(pa.int32(), pa.string())),
+        ("tag_texts", pa.dictionary(pa.int32(), pa.string())),
         ("speech", pa.uint8()),
     ]
 )
-"""Columns that `collect` adds to `ROWS`."""
+"""Columns that `collect` adds to `ROWS`.  `tag_texts` has the chosen tags of a row whose prompt is
+made of tags, with `_BETWEEN_TAGS` between them."""
 TEXTS_PER_CHUNK = 2048
 _BETWEEN_TAGS = "\x1f"
 
@@ -56,7 +57,8 @@ def collect(table: pa.Table, kind: Kind, rules: TextRules, columns_read: str = "
     combinations = [text.split(_BETWEEN_TAGS) for text in joined.dictionary.to_pylist()]
     which = np.asarray(joined.indices.fill_null(len(combinations)), np.int64)
     combinations.append([])
-    sentences = [pseudo_sentence(tags, rules.tags, rules.ancestors) for tags in combinations]
+    chosen = [chosen_tags(tags, rules.tags, rules.ancestors) for tags in combinations]
+    tag_texts = [_BETWEEN_TAGS.join(tags) for tags in chosen]
     spoken = [_speech_bits(tags, rules) for tags in combinations]
     speech = np.array([bits for bits, _ in spoken], np.uint8)[which]
     culprits: dict[int, str] = {}
@@ -75,8 +77,8 @@ def collect(table: pa.Table, kind: Kind, rules: TextRules, columns_read: str = "
             culprits[int(i)] = culprit
     columns = {
         "texts": pa.array(texts, COLLECTED.field("texts").type),
-        "tag_prompt": pa.DictionaryArray.from_arrays(
-            pa.array(which.astype(np.int32), mask=~by_tags), pa.array(sentences, pa.string())
+        "tag_texts": pa.DictionaryArray.from_arrays(
+            pa.array(which.astype(np.int32), mask=~by_tags), pa.array(tag_texts, pa.string())
         ),
         "speech": pa.array(speech),
     }
@@ -92,23 +94,27 @@ def collect(table: pa.Table, kind: Kind, rules: TextRules, columns_read: str = "
     return refuse_where(table, textless, "text", "no_text", [detail] * int(textless.sum()))
 
 
-def unique_texts(tables: Iterable[pa.Table]) -> list[str]:
+def unique_texts(tables: Iterable[pa.Table], rules: TextRules) -> list[str]:
     """The different texts of accepted rows that must be normalized, sorted."""
     found: set[str] = set()
     for table in tables:
+        here = is_in(table)
         if table["texts"].null_count < len(table):
-            flat = pc.list_flatten(table["texts"].filter(is_in(table)))
+            flat = pc.list_flatten(table["texts"].filter(here))
             found.update(pc.unique(flat).to_pylist())
+        if rules.tag_form == "policy":
+            for tags in pc.unique(plain(table["tag_texts"].filter(here)).drop_null()).to_pylist():
+                found.update(filter(None, tags.split(_BETWEEN_TAGS)))
     return sorted(found)
 
 
-def normalize_chunk(policy: PromptPolicy, chunk: Sequence[str]) -> Iterator[pa.Table]:
+def normalize_chunk(form: PromptForm, chunk: Sequence[str]) -> Iterator[pa.Table]:
     """One table with `text` and `prompt`."""
-    prompts = normalize_prompts(chunk, policy)
+    prompts = normalize_prompts(chunk, form)
     yield pa.table({"text": pa.array(chunk, pa.string()), "prompt": pa.array(prompts, "str")})
 
 
-def assign(table: pa.Table, prompts: Mapping[str, str]) -> pa.Table:
+def assign(table: pa.Table, prompts: Mapping[str, str], rules: TextRules) -> pa.Table:
     """Replace the columns `COLLECTED` by `prompts` (list<string>); refuse rows without prompts.
 
     Args:
@@ -119,7 +125,7 @@ def assign(table: pa.Table, prompts: Mapping[str, str]) -> pa.Table:
         int(i): list(dict.fromkeys(p for t in table["texts"][i].as_py() if (p := prompts[t])))
         for i in np.flatnonzero(here & np.asarray(pc.is_valid(table["texts"])))
     }
-    tag_prompt = plain(table["tag_prompt"])
+    tag_prompt = plain(_tag_prompts(table["tag_texts"], prompts, rules))
     has_sentence = np.asarray(pc.fill_null(pc.not_equal(tag_prompt, ""), False)) & here
     counts = has_sentence.astype(np.int64)
     counts[list(written)] = [len(row) for row in written.values()]
@@ -138,8 +144,22 @@ def assign(table: pa.Table, prompts: Mapping[str, str]) -> pa.Table:
         " | ".join(table["texts"][int(i)].as_py() or table["tags"][int(i)].as_py() or [])
         for i in np.flatnonzero(empty)
     ]
-    table = table.drop_columns(["texts", "tag_prompt"]).append_column("prompts", lists)
+    table = table.drop_columns(["texts", "tag_texts"]).append_column("prompts", lists)
     return refuse_where(table, empty, "text", "empty_prompt", details)
+
+
+def _tag_prompts(
+    tag_texts: pa.ChunkedArray, prompts: Mapping[str, str], rules: TextRules
+) -> pa.DictionaryArray:
+    """The prompt of each row that is made of tags, null for other rows."""
+    column = plain(tag_texts).dictionary_encode()
+    sentences = []
+    for joined in column.dictionary.to_pylist():
+        tags = joined.split(_BETWEEN_TAGS)
+        if rules.tag_form == "policy":
+            tags = [prompts.get(tag, "") for tag in tags]
+        sentences.append(pseudo_sentence(tags, rules.tags))
+    return pa.DictionaryArray.from_arrays(column.indices, pa.array(sentences, pa.string()))
 
 
 def speech_counts(table: pa.Table) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from common.errors import AttuneError
@@ -13,10 +13,10 @@ TagPolicy = Literal["all", "unique", "specific"]
 another tag of the clip implies ("Animal" beside "Dog")."""
 
 
-def pseudo_sentence(
+def chosen_tags(
     tags: Sequence[str], policy: TagPolicy = "unique", ancestors: Ancestors | None = None
-) -> str:
-    """Lowercased tags in their order, without punctuation.
+) -> list[str]:
+    """The tags that a policy keeps, in their order: in lower case, without punctuation.
 
     A label with a comma stays one label: "Male speech, man speaking" -> "male speech man speaking".
 
@@ -24,7 +24,7 @@ def pseudo_sentence(
         AttuneError: `specific` without `ancestors`.
     """
     if policy == "all":
-        return " ".join(words for tag in tags if (words := tag_words(tag)))
+        return [words for tag in tags if (words := tag_words(tag))]
     named = {words: tag_name(tag) for tag in tags if (words := tag_words(tag))}
     if policy == "specific":
         if ancestors is None:
@@ -34,4 +34,10 @@ def pseudo_sentence(
             )
         implied = implied_names(set(named.values()), ancestors)
         named = {words: name for words, name in named.items() if name not in implied}
-    return " ".join(named)
+    return list(named)
+
+
+def pseudo_sentence(prompts: Iterable[str], policy: TagPolicy) -> str:
+    """The prompt of a clip from the prompts of its chosen tags; empty ones are left out."""
+    parts = list(filter(None, prompts))
+    return " ".join(parts if policy == "all" else dict.fromkeys(parts))

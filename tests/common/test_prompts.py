@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from common.prompts import explain_prompt, normalize_prompts, normalizer_id
+from dataclasses import replace
+
+from common.prompts import PromptForm, explain_prompt, normalize_prompts, normalizer_id
+
+LEMMAS = PromptForm("lemmas")
+PLAIN = PromptForm("plain")
 
 PAIRS = {
     "a dog is barking at the park": "dog bark park",
@@ -25,30 +30,41 @@ PAIRS = {
 
 
 def test_captions_become_lemmas_without_stop_words_and_numbers() -> None:
-    assert normalize_prompts(list(PAIRS), "lemmas") == list(PAIRS.values())
+    assert normalize_prompts(list(PAIRS), LEMMAS) == list(PAIRS.values())
 
 
 def test_equal_captions_and_single_ones_agree() -> None:
     texts = ["A dog barks", "a  dog barks", "A DOG BARKS", "rain"]
-    assert normalize_prompts(texts, "lemmas") == ["dog bark"] * 3 + ["rain"]
-    assert normalize_prompts(["A dog barks"], "lemmas") == ["dog bark"]
+    assert normalize_prompts(texts, LEMMAS) == ["dog bark"] * 3 + ["rain"]
+    assert normalize_prompts(["A dog barks"], LEMMAS) == ["dog bark"]
 
 
 def test_a_normalized_prompt_stays_as_it_is() -> None:
-    assert normalize_prompts(list(PAIRS.values()), "lemmas") == list(PAIRS.values())
+    assert normalize_prompts(list(PAIRS.values()), LEMMAS) == list(PAIRS.values())
 
 
 def test_the_plain_policy_only_collapses_white_space() -> None:
-    assert normalize_prompts(["A  calm\npiano, 90 BPM "], "plain") == ["A calm piano, 90 BPM"]
+    assert normalize_prompts(["A  calm\npiano, 90 BPM "], PLAIN) == ["A calm piano, 90 BPM"]
     assert normalizer_id("plain") == "plain-1"
     assert normalizer_id("lemmas").startswith("lemmas-2+spacy-")
 
 
 def test_the_steps_end_in_the_prompt() -> None:
     text = "A  DOG is barking 12 times"
-    assert explain_prompt(text, "lemmas") == [
+    assert explain_prompt(text, LEMMAS) == [
         ("lowercased", "a dog is barking 0 times"),
         ("stop words and numbers removed", "dog barking times"),
-        ("lemmas", normalize_prompts([text], "lemmas")[0]),
+        ("lemmas", normalize_prompts([text], LEMMAS)[0]),
     ]
-    assert explain_prompt(text, "plain") == [("white space collapsed", "A DOG is barking 12 times")]
+    assert explain_prompt(text, PLAIN) == [("white space collapsed", "A DOG is barking 12 times")]
+
+
+def test_a_negation_stays_unless_the_paper_is_read_literally() -> None:
+    texts = ["rain without thunder", "there is no speech", "nobody is talking"]
+    kept = ["rain without thunder", "no speech", "nobody talk"]
+    assert normalize_prompts(texts, LEMMAS) == kept
+    assert normalize_prompts(texts, replace(LEMMAS, negation="drop")) == [
+        "rain thunder",
+        "speech",
+        "talk",
+    ]

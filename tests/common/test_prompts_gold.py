@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from common.prompts import normalize_prompts
+from common.prompts import PromptForm, normalize_prompts
+
+LEMMAS = PromptForm("lemmas")
 
 AUDIOCAPS = {
     "A dog is barking at the park": "dog bark park",
@@ -98,7 +100,9 @@ MUSICCAPS = {
     "The song is an instrumental.": "song instrumental",
     "An e-guitar is playing a distorted riff in a 4/4 beat.": "guitar play distort riff beat",
     "This techno track would fit in a club.": "techno track fit club",
-    "Someone is strumming a ukulele; there are no other instruments.": "strum ukulele instrument",
+    "Someone is strumming a ukulele; there are no other instruments.": (
+        "strum ukulele no instrument"
+    ),
     "Jazz piano, upright bass and brushed drums create a relaxing mood.": (
         "jazz piano upright bass brush drum create relaxing mood"
     ),
@@ -124,4 +128,4 @@ MUSICCAPS = {
 )
 def test_captions_become_prompts(cases: dict[str, str]) -> None:
     assert len(cases) == 20
-    assert dict(zip(cases, normalize_prompts(list(cases), "lemmas"), strict=True)) == cases
+    assert dict(zip(cases, normalize_prompts(list(cases), LEMMAS), strict=True)) == cases

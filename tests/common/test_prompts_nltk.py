@@ -12,7 +12,7 @@ import pytest
 from nltk.corpus import WordNetCorpusReader, wordnet31
 
 from common.errors import AttuneError
-from common.prompts import explain_prompt, normalize_prompts, normalizer_id
+from common.prompts import PromptForm, explain_prompt, normalize_prompts, normalizer_id
 
 WORDS = {
     "noun": "bark bell bit building child dog engine evening fall falls leaf left man men park saw "
@@ -79,12 +79,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("data")
 def test_captions_become_lemmas_by_wordnet() -> None:
     """Repeated captions and the order stay."""
-    assert normalize_prompts([*CASES, *CASES], "lemmas-nltk") == [*CASES.values()] * 2
+    assert normalize_prompts([*CASES, *CASES], PromptForm("lemmas-nltk")) == [*CASES.values()] * 2
 
 
 @pytest.mark.usefixtures("data")
 def test_the_steps_end_in_the_prompt() -> None:
-    assert explain_prompt("2 dogs ARE barking", "lemmas-nltk") == [
+    assert explain_prompt("2 dogs ARE barking", PromptForm("lemmas-nltk")) == [
         ("lowercased", "0 dogs are barking"),
         ("stop words and numbers removed", "dogs are barking"),
         ("lemmas", "dog are bark"),
@@ -104,7 +104,7 @@ def test_zipped_data_does_as_well(data: Path) -> None:
         shutil.rmtree(data / name)
     nltk.data.path.append(str(data))  # another search path: nothing remembered is taken
     assert normalizer_id("lemmas-nltk") == unpacked
-    assert normalize_prompts(["barking men"], "lemmas-nltk") == ["bark man"]
+    assert normalize_prompts(["barking men"], PromptForm("lemmas-nltk")) == ["bark man"]
 
 
 def test_the_id_names_rules_library_and_content(data: Path) -> None:
@@ -124,7 +124,7 @@ def test_missing_data_is_reported_in_one_line(data: Path, missing: str) -> None:
     shutil.rmtree(data / missing)
     message = rf"corpus {missing} .*python -m nltk.downloader wordnet stopwords.*NLTK_DATA"
     with pytest.raises(AttuneError, match=message) as error:
-        normalize_prompts(["a dog"], "lemmas-nltk")
+        normalize_prompts(["a dog"], PromptForm("lemmas-nltk"))
     assert "\n" not in str(error.value)
     with pytest.raises(AttuneError, match=message):
         normalizer_id("lemmas-nltk")
@@ -133,10 +133,10 @@ def test_missing_data_is_reported_in_one_line(data: Path, missing: str) -> None:
 def test_data_is_found_by_the_environment_and_nltk_only_loads_for_its_policy(data: Path) -> None:
     program = """
 import sys
-from common.prompts import normalize_prompts, normalizer_id
-normalizer_id("lemmas"), normalize_prompts(["a"], "plain")
+from common.prompts import PromptForm, normalize_prompts, normalizer_id
+normalizer_id("lemmas"), normalize_prompts(["a"], PromptForm("plain"))
 assert "nltk" not in sys.modules
-print(*normalize_prompts(["barking dogs"], "lemmas-nltk"))
+print(*normalize_prompts(["barking dogs"], PromptForm("lemmas-nltk")))
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -12,6 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from common.errors import AttuneError
+from common.prompts import PromptForm
 from pipeline.catalogs import CatalogEntry, columnar
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
@@ -46,7 +47,7 @@ def catalogs(tmp_path: Path, small_corpus: Path) -> list[CatalogEntry]:
 
 
 def plan(catalogs: list[CatalogEntry], mapper: Mapper) -> PlanTables:
-    rules = TextRules(prompts="lemmas")
+    rules = TextRules(PromptForm("lemmas"))
     return build_plan(catalogs, rules=rules, clips_per_shard=16, seed=0, mapper=mapper)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
+from common.prompts import recorded_form
 from training.checkpoint.load import load_for_inference
 from training.distributed import World
 from training.lm.model import LanguageModel
@@ -55,12 +57,12 @@ def begin_with(model: LanguageModel, source: Path, summary: dict[str, Any], worl
     model.load_state_dict(weights | fresh)
     if not world.is_first:
         return
-    # Older models and shards have no `prompt_policy`.
-    there, here = ({"prompt_policy": "lemmas"} | found for found in (description, summary))
+    there, here = (found | asdict(recorded_form(found)) for found in (description, summary))
     for key, what, remedy in (
         ("codec_id", "codec", ""),
         ("text_encoder_id", "text encoder", ""),
-        ("prompt_policy", "prompts by policy", " (pipeline.text.policy)"),
+        ("policy", "prompts by policy", " (pipeline.text.policy)"),
+        ("negation", "negation", " (pipeline.text.negation)"),
     ):
         if there[key] != here[key]:
             print(

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import AttuneError
 from common.page import render
-from common.prompts import normalize_prompts
+from common.prompts import normalize_prompts, recorded_form
 from common.shards import ShardDataset
 from training.interop.sources import read_object
 
@@ -38,7 +38,7 @@ def model_card(
     """
     policy = description["prompt_policy"]
     try:
-        prompt = normalize_prompts([_EXAMPLE], policy)[0]
+        prompt = normalize_prompts([_EXAMPLE], recorded_form(description))[0]
     except AttuneError:  # the library of that policy is not installed here
         prompt = "dog bark park"
     notes = left_behind(facts["sampling"])

@@ -22,7 +22,7 @@ from torch import Tensor
 from common.codec import codec_identity, load_codec, resolve_codec
 from common.config import TextEncoderConfig, load_recipe
 from common.errors import AttuneError
-from common.prompts import PromptPolicy
+from common.prompts import Negation, PromptPolicy, TagForm
 from common.text_encoder import complete_encoder, load_encoder_parts, text_encoder_identity
 from training.interop.codec import read_codec, write_codec
 from training.interop.folders import RECORD, read_record
@@ -54,6 +54,8 @@ class _Description(BaseModel):
     """Values of `model.json` that an import keeps."""
 
     prompt_policy: PromptPolicy = "plain"
+    negation: Negation = "drop"
+    tag_form: TagForm = "as_is"
     segment_s: PositiveFloat | None = None
     trained_s: PositiveFloat | None = None
     step: NonNegativeInt = 0
@@ -81,7 +83,7 @@ class Parts:
     tokenizer: Any = None
     max_length: int = _MAX_TOKENS
     description: dict[str, Any] = field(default_factory=dict)
-    """For `model.json`: prompt_policy, segment_s, trained_s, step, if known."""
+    """For `model.json`: `PROMPT_FORM`, segment_s, trained_s, step, if known."""
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
@@ -182,16 +184,20 @@ def write_parts(parts: Parts, partial: Path, to: Path, origin: str) -> dict[str,
             parts.encoder.save_pretrained(encoder_here)
         parts.tokenizer.save_pretrained(encoder_here)
     encoder = TextEncoderConfig(path=encoder_here, max_length=parts.max_length)
-    description = {
-        "architecture": arch.as_dict(),
-        "codec_id": codec_identity(codec_here),
-        "text_encoder_id": text_encoder_identity(encoder),
-        "sample_rate": codec.sample_rate,
-        "frame_rate": codec.frame_rate,
-        "recipe": slug(Path(origin.rstrip("/")).name),
-        "run": RUN,
-        "imported_from": origin,
-    } | parts.description
+    description = (
+        _Description().model_dump(exclude_none=True)
+        | {
+            "architecture": arch.as_dict(),
+            "codec_id": codec_identity(codec_here),
+            "text_encoder_id": text_encoder_identity(encoder),
+            "sample_rate": codec.sample_rate,
+            "frame_rate": codec.frame_rate,
+            "recipe": slug(Path(origin.rstrip("/")).name),
+            "run": RUN,
+            "imported_from": origin,
+        }
+        | parts.description
+    )
     (partial / "recipe.yaml").write_text(
         _recipe_text(parts, description, to, origin, codec_path, encoder_path),
         encoding="utf-8",
@@ -288,7 +294,13 @@ def _recipe_text(
             **_FINE_TUNING,
         },
         "sampling": duration | parts.sampling | duration,  # the duration first
-        "pipeline": {"text": {"policy": description["prompt_policy"]}},
+        "pipeline": {
+            "text": {
+                "policy": description["prompt_policy"],
+                "negation": description["negation"],
+                "tag_form": description["tag_form"],
+            }
+        },
     }
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     return (

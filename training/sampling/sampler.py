@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from common.codec import Codec, load_codec
 from common.config import Recipe
 from common.errors import AttuneError
-from common.prompts import PromptPolicy, normalize_prompts
+from common.prompts import PromptForm, normalize_prompts, recorded_form
 from common.streaming import StreamingDecoder
 from common.text_encoder import TextEncoder, load_text_encoder
 from training.checkpoint.load import load_for_inference
@@ -43,13 +43,13 @@ Report = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
 
 
-def check_prompts(prompts: Sequence[str], policy: PromptPolicy) -> list[str]:
-    """Prompts in the form that a policy gives them.
+def check_prompts(prompts: Sequence[str], form: PromptForm) -> list[str]:
+    """Prompts in a form of prompts.
 
     Raises:
         AttuneError: a prompt has no words left.
     """
-    normalized = normalize_prompts(prompts, policy)
+    normalized = normalize_prompts(prompts, form)
     for prompt, rest in zip(prompts, normalized, strict=True):
         if not rest:
             raise AttuneError(
@@ -142,11 +142,11 @@ class Sampler:
         Raises:
             AttuneError: a prompt has no words left.
         """
-        return check_prompts(prompts, self.description["prompt_policy"])
+        return check_prompts(prompts, recorded_form(self.description))
 
     def caption_of(self, prompt: str, captions: Sequence[str]) -> str | None:
         """The caption from which a prompt in training form was made; None if there is none."""
-        made = normalize_prompts(captions, self.description["prompt_policy"])
+        made = normalize_prompts(captions, recorded_form(self.description))
         return next((c for c, plain in zip(captions, made, strict=True) if plain == prompt), None)
 
     def generate(

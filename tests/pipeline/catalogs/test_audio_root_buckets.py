@@ -13,6 +13,7 @@ from reading import touch
 
 from common.config import load_recipe
 from common.errors import AttuneError
+from common.prompts import PromptForm
 from common.shards import ShardDataset
 from common.storage import Store, open_store
 from pipeline.catalogs.audio_root import AudioRoot, BucketRoot
@@ -64,7 +65,7 @@ def catalogs(store: Store) -> list[CatalogEntry]:
 
 
 def plan(made: list[CatalogEntry]) -> PlanTables:
-    return build_plan(made, rules=TextRules(prompts="plain"), clips_per_shard=4, seed=0)
+    return build_plan(made, rules=TextRules(PromptForm("plain")), clips_per_shard=4, seed=0)
 
 
 def test_rows_and_files_of_a_bucket(bucket: Store) -> None:

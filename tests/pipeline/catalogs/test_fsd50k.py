@@ -9,7 +9,7 @@ import pytest
 from reading import catalog, held_out, names, read, records, refusals, touch, write
 
 from common.errors import AttuneError
-from pipeline.text.tags import pseudo_sentence
+from pipeline.text.tags import chosen_tags
 
 DEV = (
     "fname,labels,mids,split",
@@ -83,7 +83,7 @@ def test_names_and_ancestors_come_from_the_ontology(tmp_path: Path) -> None:
         ["Bird, bird call, and song", "Music"],
         ["Unheard of", "Music"],
     ]
-    specific = [pseudo_sentence(one, "specific", made.ancestors()) for one in tags]
+    specific = [" ".join(chosen_tags(one, "specific", made.ancestors())) for one in tags]
     # Both parents of the hi-hat go, and what is above them.
     assert specific == ["hi-hat", "bird bird call and song music", "unheard of music"]
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from common.config import load_recipe
 from common.errors import AttuneError
+from common.prompts import PromptForm
 from common.schema import Record
 from common.storage import open_store
 from pipeline import run
@@ -57,7 +58,7 @@ def clip(i: int, split: str = "train", group: str = "", dataset: str = "listed")
 def plan(
     *catalogs: CatalogEntry, size: int = 8, seed: int = 0, overlap: OverlapPolicy = "keep"
 ) -> PlanTables:
-    rules = TextRules(prompts="plain")
+    rules = TextRules(PromptForm("plain"))
     return build_plan(catalogs, rules=rules, clips_per_shard=size, seed=seed, overlap=overlap)
 
 

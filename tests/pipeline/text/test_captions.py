@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from common.prompts import normalize_prompts
+from dataclasses import replace
+
+from common.prompts import PromptForm, normalize_prompts
 from common.schema import Record
 from pipeline.catalogs.as_rows import tables
 from pipeline.text.captions import TextRules, explain
@@ -14,15 +16,15 @@ def record(**values: object) -> Record:
     return Record("d", str(values), "g", "train", "/x.wav", "f:1", **values)  # type: ignore[arg-type]
 
 
-LEMMAS = TextRules("lemmas")
+LEMMAS = TextRules(PromptForm("lemmas"))
 
 
 def prompts(*records: Record, rules: TextRules = LEMMAS) -> list[object]:
     (table,) = tables(records, "d")
     table = collect(table, "sound", rules)
-    texts = unique_texts([table])
+    texts = unique_texts([table], rules)
     written = dict(zip(texts, normalize_prompts(texts, rules.prompts), strict=True))
-    rows = assign(table, written).to_pylist()
+    rows = assign(table, written, rules).to_pylist()
     return [row["prompts"] if row["reason"] is None else row["reason"] for row in rows]
 
 
@@ -34,9 +36,7 @@ def test_every_record_gets_prompts_or_a_reason() -> None:
         record(captions=["Someone gives a speech"]),
         record(),
     ) == [["dog bark"], ["dog bark"], "empty_prompt", "speech", "no_text"]
-    assert prompts(record(tags=["Speech"]), rules=TextRules("lemmas", speech="keep")) == [
-        ["speech"]
-    ]
+    assert prompts(record(tags=["Speech"]), rules=replace(LEMMAS, speech="keep")) == [["speech"]]
 
 
 def test_music_variants_are_seeded_and_merge_the_fields() -> None:
@@ -55,11 +55,12 @@ def test_music_variants_are_seeded_and_merge_the_fields() -> None:
 def test_the_rules_reach_tags_and_speech() -> None:
     clip = record(tags=["Dog", "Animal", "Talk show"])
     ancestors = {"dog": frozenset({"animal"})}
-    specific = TextRules("lemmas", tags="specific", ancestors=ancestors)
-    assert prompts(clip) == [["dog animal talk show"]]
+    as_is = replace(LEMMAS, tag_form="as_is")
+    specific = replace(as_is, tags="specific", ancestors=ancestors)
+    assert prompts(clip, rules=as_is) == [["dog animal talk show"]]
     assert prompts(clip, rules=specific) == [["dog talk show"]]
-    assert prompts(clip, rules=TextRules("lemmas", speech="wide")) == ["speech"]
-    assert prompts(clip, rules=TextRules("lemmas", speech_terms=("talk show",))) == ["speech"]
+    assert prompts(clip, rules=replace(LEMMAS, speech="wide")) == ["speech"]
+    assert prompts(clip, rules=replace(LEMMAS, speech_terms=("talk show",))) == ["speech"]
 
 
 def test_a_clip_is_explained_step_by_step() -> None:
@@ -77,11 +78,19 @@ def test_a_clip_is_explained_step_by_step() -> None:
     assert explain(tagged, "sound", LEMMAS) == [
         ("tags", "Dog | Male speech, man speaking"),
         ("captions", ""),
-        ("pseudo-sentence (unique)", "dog male speech man speaking"),
+        ("pseudo-sentence (unique, policy)", "dog male speech man speak"),
         ("speech (term)", "found in: Male speech, man speaking"),
         ("refused", "speech: Male speech, man speaking"),
     ]
-    assert explain(record(), "sound", TextRules("lemmas", speech="keep"))[2:] == [
+    assert explain(record(), "sound", TextRules(PromptForm("lemmas"), speech="keep"))[2:] == [
         ("speech (keep)", "not looked for"),
         ("refused", "no_text: neither tags nor captions"),
+    ]
+
+
+def test_tags_take_the_form_of_captions_or_stay_as_they_are() -> None:
+    clip = record(tags=["People booing", "Bark", "barking"])
+    assert prompts(clip, rules=LEMMAS) == [["people boo bark"]]
+    assert prompts(clip, rules=replace(LEMMAS, tag_form="as_is")) == [
+        ["people booing bark barking"]
     ]

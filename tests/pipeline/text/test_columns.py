@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.prompts import normalize_prompts
+from common.prompts import PromptForm, normalize_prompts
 from common.schema import Record, sample_digests, sample_id
 from pipeline.catalogs import columnar
 from pipeline.catalogs.as_rows import split_source, tables
@@ -120,9 +120,9 @@ def records(seed: int, n: int) -> list[Record]:
 
 def by_columns(parts: Sequence[pa.Table], kind: Kind, rules: TextRules) -> list[tuple[str, str]]:
     collected = [collect(part, kind, rules) for part in parts]
-    texts = unique_texts(collected)
+    texts = unique_texts(collected, rules)
     prompts = dict(zip(texts, normalize_prompts(texts, rules.prompts), strict=True))
-    rows = pa.concat_tables([assign(table, prompts) for table in collected]).to_pylist()
+    rows = pa.concat_tables([assign(table, prompts, rules) for table in collected]).to_pylist()
     return [
         ("prompts", " | ".join(row["prompts"]))
         if row["reason"] is None
@@ -135,9 +135,10 @@ def by_columns(parts: Sequence[pa.Table], kind: Kind, rules: TextRules) -> list[
 @pytest.mark.parametrize(
     "rules",
     [
-        TextRules(prompts="lemmas"),
-        TextRules(prompts="plain", tags="all", speech="wide", speech_terms=("rain",)),
-        TextRules(prompts="plain", speech="keep", seed=3, music_variants=2),
+        TextRules(PromptForm("lemmas")),
+        TextRules(PromptForm("lemmas"), tag_form="as_is"),
+        TextRules(PromptForm("plain"), tags="all", speech="wide", speech_terms=("rain",)),
+        TextRules(PromptForm("plain"), speech="keep", seed=3, music_variants=2),
     ],
 )
 def test_the_text_stage_gives_what_its_explanation_ends_with(kind: Kind, rules: TextRules) -> None:

@@ -10,7 +10,7 @@ import pytest
 from common.errors import AttuneError
 from pipeline.catalogs.ontology import ancestor_names, tag_name
 from pipeline.text.speech import SPEECH_TERMS, SpeechPolicy, find_speech
-from pipeline.text.tags import TagPolicy, pseudo_sentence
+from pipeline.text.tags import TagPolicy, chosen_tags, pseudo_sentence
 
 LABELS = [
     # AudioSet
@@ -27,14 +27,15 @@ LABELS = [
 def test_labels_become_their_words_in_lower_case() -> None:
     """Hyphens and apostrophes within a word stay; all other punctuation goes."""
     words = [" ".join(re.findall(r"[a-z'-]+", label.lower())) for label in LABELS]
-    assert [pseudo_sentence([label]) for label in LABELS] == words
-    assert pseudo_sentence(LABELS) == " ".join(words)
+    assert chosen_tags(LABELS) == words
+    assert pseudo_sentence(words, "unique") == " ".join(words)
 
 
 def test_punctuation_between_words_is_dropped() -> None:
-    assert (
-        pseudo_sentence(["Bird - call", "rain &amp; thunder", "+", "&"]) == "bird call rain thunder"
-    )
+    assert chosen_tags(["Bird - call", "rain &amp; thunder", "+", "&"]) == [
+        "bird call",
+        "rain thunder",
+    ]
 
 
 ONTOLOGY = [
@@ -79,12 +80,12 @@ def test_fsd50k_names_are_found_in_audiosets_ontology() -> None:
     ],
 )  # fmt: skip
 def test_tag_policies(policy: TagPolicy, tags: list[str], sentence: str) -> None:
-    assert pseudo_sentence(tags, policy, ancestor_names(ONTOLOGY)) == sentence
+    assert pseudo_sentence(chosen_tags(tags, policy, ancestor_names(ONTOLOGY)), policy) == sentence
 
 
 def test_specific_tags_need_an_ontology() -> None:
     with pytest.raises(AttuneError, match="ontology"):
-        pseudo_sentence(["Dog"], "specific")
+        chosen_tags(["Dog"], "specific")
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_the_recipe_is_made_for_fine_tuning(imported: tuple[Any, Any, Path]) -> 
         recipe.section("pipeline", PipelineConfig)
     catalogs = "pipeline.catalogs=[{dataset: audiofolder, root: /sounds, name: own}]"
     added = load_recipe(folder / "recipe.yaml", [catalogs])
-    assert added.section("pipeline", PipelineConfig).prompt_policy == "plain"
+    assert added.section("pipeline", PipelineConfig).prompt_form.policy == "plain"
 
 
 def test_other_models_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from common.errors import AttuneError
-from common.prompts import normalize_prompts
+from common.prompts import normalize_prompts, recorded_form
 from common.shards import ShardDataset
 from training.evaluation.clip_sets import SetClip, read_folder, rows_of_split
 from training.evaluation.generated_set import generate_set
@@ -142,12 +142,12 @@ def split_prompts(data_dir: str, split: str) -> dict[str, str]:
     """
     dataset = ShardDataset.open(data_dir)
     rows = rows_of_split(data_dir, dataset, split)
-    policy = dataset.summary["prompt_policy"]
+    form = recorded_form(dataset.summary)
     shown: dict[str, str] = {}
     for row in rows.select(["prompts", "captions"]).to_pylist():
         prompt = row["prompts"][0]
         captions = row["captions"] or []
-        made = normalize_prompts(captions, policy)
+        made = normalize_prompts(captions, form)
         written = next((c for c, plain in zip(captions, made, strict=True) if plain == prompt), "")
         shown[prompt] = shown.get(prompt) or written
     return {prompt: written or prompt for prompt, written in shown.items()}
