@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.schema import Record
+from common.tables import raw_rows
 from common.uris import local_copy, remote_uri
 from pipeline.catalogs.audio_root import AudioRoot, FoundFiles
 from pipeline.catalogs.base import Outcome, Refusal
 from pipeline.catalogs.columnar import has_plain_lines, raw_lines
-from pipeline.catalogs.tables import raw_rows
 from pipeline.rows import MERGED, ROWS, plain, refuse_where
 
 _MANY = 50_000

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
+from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate_stem
-from pipeline.catalogs.tables import Row, read_csv
 from pipeline.catalogs.values import whole_seconds
 
 CLIP_SECONDS = 10.0

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from common.errors import AttuneError, one_line
 from common.schema import SPLITS
+from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
-from pipeline.catalogs.tables import Row, read_table
 from pipeline.catalogs.values import length, texts
 
 _SPLIT_NAMES = {

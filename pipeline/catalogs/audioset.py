@@ -19,6 +19,7 @@ from pydantic import model_validator
 
 from common.errors import AttuneError
 from common.schema import sample_digests
+from common.tables import Row, check_file, read_csv
 from pipeline.catalogs.as_rows import place, split_source
 from pipeline.catalogs.base import CatalogPath, Split
 from pipeline.catalogs.columnar import (
@@ -30,7 +31,6 @@ from pipeline.catalogs.columnar import (
     piece_lines,
 )
 from pipeline.catalogs.ontology import Ancestors, read_ancestors, read_names
-from pipeline.catalogs.tables import Row, check_file, read_csv
 from pipeline.rows import ROWS, constant, is_in, plain, refuse_where
 
 _HEADER = ("ytid", "start_seconds", "end_seconds", "positive_labels")

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
+from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
-from pipeline.catalogs.tables import Row, read_csv
 from pipeline.catalogs.values import audio_stem, length, text, texts
 
 LICENSE = "RemArc"

@@ -15,9 +15,9 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
+from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
-from pipeline.catalogs.tables import Row, read_csv
 
 _CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
 _SPAN = re.compile(r"\[\s*(\d{1,12})\s*,\s*(\d{1,12})\s*\]")

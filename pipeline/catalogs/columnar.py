@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import AttuneError
+from common.tables import MAX_RAW
 from pipeline.catalogs.base import CatalogEntry
-from pipeline.catalogs.tables import MAX_RAW
 
 PIECE_BYTES = 4 << 20
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate
-from pipeline.catalogs.tables import Row, read_csv
 
 CLIP_SECONDS = 5.0
 TEST_FOLD = "5"

@@ -17,10 +17,10 @@ from typing import Literal
 from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
 from common.schema import Record
+from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot, is_utf8
 from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate, refuse
 from pipeline.catalogs.riff import WavText, read_wav_text
-from pipeline.catalogs.tables import Row, read_table
 from pipeline.catalogs.values import text
 
 _CAPTIONS = ("caption", "description", "text")

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from common.schema import Record
+from common.tables import Row, intact, object_row, read_csv, read_json
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
 from pipeline.catalogs.ontology import (
     Ancestors,
     read_ancestors,
     read_names,
 )
-from pipeline.catalogs.tables import Row, intact, object_row, read_csv, read_json
 from pipeline.catalogs.values import text
 
 _SPLITS = {"train": "train", "val": "valid"}

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from common.schema import SPLITS
+from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
-from pipeline.catalogs.tables import Row, read_table
 from pipeline.catalogs.values import keywords, length, number, text, texts
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
+from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
 from pipeline.catalogs.ontology import read_names
-from pipeline.catalogs.tables import Row, read_csv
 from pipeline.catalogs.values import literal_list, number, texts
 
 _REQUIRED = ("ytid", "start_s", "end_s", "aspect_list", "caption")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
-from pipeline.catalogs.tables import intact, read_csv, read_json
+from common.tables import intact, read_csv, read_json
 
 Ancestors = Mapping[str, Set[str]]
 """For the `tag_name` of a tag, the `tag_name` of every class above it; see `ancestor_names`."""

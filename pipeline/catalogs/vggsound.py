@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from common.errors import AttuneError
+from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate_stem
-from pipeline.catalogs.tables import Row, read_csv
 from pipeline.catalogs.values import whole_seconds
 
 CLIP_SECONDS = 10.0

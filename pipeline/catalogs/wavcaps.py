@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
+from common.tables import Row, read_json_entries
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
-from pipeline.catalogs.tables import Row, read_json_entries
 from pipeline.catalogs.values import audio_stem, keywords, length, text, texts
 
 _YOUTUBE_ID = 11  # characters

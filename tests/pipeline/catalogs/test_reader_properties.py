@@ -18,8 +18,8 @@ from reading import catalog, merged, outcomes_of, records, refusals, touch
 
 from common.errors import AttuneError
 from common.schema import RECORD
+from common.tables import MAX_RAW, raw_rows, read_jsonl
 from pipeline.catalogs import Catalog
-from pipeline.catalogs.tables import MAX_RAW, raw_rows, read_jsonl
 
 HYPOTHESIS = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

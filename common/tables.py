@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import AttuneError, one_line
-from pipeline.catalogs.files import check_file, is_parquet, open_text, open_text_anyhow
+from common.text_files import check_file, is_parquet, open_text, open_text_anyhow
 
 MAX_RAW = 2000
 """`raw_rows` cuts longer rows, in characters."""
