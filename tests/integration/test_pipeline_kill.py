@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from calls import Call
 from pipeline_process import content, kill_tree, marked_processes, rest, run_to_end, start_pipeline
 
 from common.storage import open_store
@@ -42,7 +43,7 @@ def kill_when(recipe: Path, condition: Callable[[], bool], *script: str) -> None
 
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.heavy)])
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    calm_run: Path, write_recipe: Callable[..., Path], tmp_path: Path, kills: int
+    calm_run: Path, write_recipe: Callable[..., Path], tmp_path: Path, pipeline: Call, kills: int
 ) -> None:
     killed = tmp_path / "killed"
     recipe = write_recipe(killed)
@@ -72,5 +73,5 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     assert all(re.fullmatch(r"shards/.+|.+#\d+", name) for name in leftovers), leftovers
     assert verify_shards(open_store(killed))["problems"] == []
 
-    output = run_to_end("run", "--config", str(recipe))
+    _, output, _ = pipeline("run", "--config", str(recipe))
     assert "nothing to do" in output and "ray" not in output

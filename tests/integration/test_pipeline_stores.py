@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from calls import Call
 from pipeline_process import run_to_end
 from ray_nodes import RayNodes
 
@@ -32,6 +33,7 @@ def test_s3_on_a_cluster_gives_the_manifest_of_a_run_in_one_process_on_disk(
     write_recipe: Callable[..., Path],
     s3_bucket: str,
     ray_cluster: str,
+    pipeline: Call,
 ) -> None:
     url = f"{s3_bucket}/attune/data"
     recipe = str(write_recipe(url))
@@ -43,7 +45,8 @@ def test_s3_on_a_cluster_gives_the_manifest_of_a_run_in_one_process_on_disk(
     there, here = ShardDataset.open(url), ShardDataset.open(calm_run)
     assert (there.read(5).codes == here.read(5).codes).all()
 
-    progress, found = run_to_end("shards", "verify", "--config", recipe).splitlines()
-    assert progress.startswith("verify  8/8 shards  ") and found == "8 shards, 24 samples: all well"
-    status = run_to_end("status", "--config", recipe)
+    _, found, progress = pipeline("shards", "verify", "--config", recipe)
+    assert progress.startswith("verify  8/8 shards  ")
+    assert found == "8 shards, 24 samples: all well\n"
+    _, status, _ = pipeline("status", "--config", recipe)
     assert "finished" in status and "8/8 committed" in status

@@ -1,4 +1,4 @@
-"""A finished set of shards, made without Ray (the same workers, called directly), and commands."""
+"""A finished set of shards, made without Ray (the same workers, called directly)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from calls import Call, freeze
+from calls import freeze
 from in_process import encode_all
 
-from common.cli import run_app
 from common.config import Recipe, load_recipe
-from pipeline.cli import app
 from pipeline.datadir.frozen_plan import FrozenPlan
 from pipeline.encode.finalize import finalize
 
@@ -47,17 +45,3 @@ def finished(
 def recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> str:
     """Path of a recipe into the folder of `planned` and `finished`."""
     return str(write_recipe(tmp_path / "data"))
-
-
-@pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs `python -m pipeline ARGUMENTS` in this process."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
-        with pytest.raises(SystemExit) as end:
-            run_app(app)
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
