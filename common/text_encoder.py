@@ -14,12 +14,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.config import TextEncoderConfig
 from common.errors import AttuneError
@@ -33,6 +35,58 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _PAD_MULTIPLE = 8
 PROMPTS_PER_BATCH = 64
+_COUNTED_AT_ONCE = 8192
+_TOO_MANY_UNKNOWN = 1 / 3
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How a text encoder splits N texts into tokens."""
+
+    tokens: NDArray[np.int64]
+    """`[N]`: tokens before truncation, special tokens included."""
+    unknown: NDArray[np.int64]
+    """`[N]`: tokens among them that stand for text outside of the vocabulary."""
+    special: int
+    """Special tokens of every text."""
+
+    @property
+    def mostly_unknown(self) -> NDArray[np.bool_]:
+        """`[N]`: texts of whose tokens (without special ones) more than a third are unknown."""
+        return self.unknown > _TOO_MANY_UNKNOWN * (self.tokens - self.special)
+
+
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> TokenCounts:
+    """Count the tokens of texts; `tokenizer` is what `load_tokenizer` gives."""
+    counts = np.zeros((2, len(texts)), np.int64)
+    for start in range(0, len(texts), _COUNTED_AT_ONCE):
+        # Without special tokens, because some encoders use one token for "unknown" and "end".
+        rows = _token_ids(tokenizer, list(texts[start : start + _COUNTED_AT_ONCE]))
+        for i, row in enumerate(rows, start):
+            counts[:, i] = len(row), row.count(tokenizer.unk_token_id)
+    special = tokenizer.num_special_tokens_to_add()
+    return TokenCounts(counts[0] + special, counts[1], special)
+
+
+def cut_off(tokenizer: Any, text: str, max_length: int) -> str:
+    """The end of a text that truncation to `max_length` tokens drops; empty if nothing."""
+    kept = max_length - tokenizer.num_special_tokens_to_add()
+    if not tokenizer.is_fast:
+        return tokenizer.decode(_token_ids(tokenizer, [text])[0][kept:]).strip()
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    return text[places[kept][0] :].strip() if len(places) > kept else ""
+
+
+def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # texts may be longer than the encoder was trained for
+    )["input_ids"]
 
 
 class TextEncoder:
@@ -42,7 +96,8 @@ class TextEncoder:
         self, model: Any, tokenizer: Any, config: TextEncoderConfig, dim: int, identity: str
     ) -> None:
         self._model = model
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        """Hugging Face's tokenizer, as `count_tokens` takes it."""
         self._config = config
         self.dim = dim
         """Width D of the states."""
@@ -64,7 +119,7 @@ class TextEncoder:
         """
         if not prompts:
             return []
-        tokens: list[list[int]] = self._tokenizer(
+        tokens: list[list[int]] = self.tokenizer(
             list(prompts), truncation=True, max_length=self.max_length
         )["input_ids"]
         # Prompts of similar length share a batch: less padding, the same result.
@@ -84,7 +139,7 @@ class TextEncoder:
     def _forward(self, tokens: list[list[int]]) -> list[np.ndarray]:
         lengths = [len(row) for row in tokens]
         padded = -(-max(lengths) // _PAD_MULTIPLE) * _PAD_MULTIPLE
-        pad_id = self._tokenizer.pad_token_id or 0
+        pad_id = self.tokenizer.pad_token_id or 0
         device = next(self._model.parameters()).device
         ids = torch.full((len(tokens), padded), pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -110,6 +165,22 @@ def load_text_encoder(config: TextEncoderConfig, device: str | torch.device = "c
     if not isinstance(dim, int):
         raise AttuneError(f"text encoder {config.path}: its config.json states no hidden size")
     return TextEncoder(model, tokenizer, config, dim, text_encoder_identity(config))
+
+
+def load_tokenizer(path: str) -> Any:
+    """Hugging Face's tokenizer of an encoder; its weights are not loaded.
+
+    Args:
+        path: as in `resolve_text_encoder`.
+
+    Raises:
+        AttuneError: as `load_text_encoder`.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve_text_encoder(path)
+    with loading(f"text encoder {path}: {folder}"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_encoder_parts(path: str, **tokenizer_settings: Any) -> tuple[Any, Any]:

@@ -17,7 +17,10 @@ from common.config import TextEncoderConfig
 from common.errors import AttuneError
 from common.text_encoder import (
     TextEncoder,
+    count_tokens,
+    cut_off,
     load_text_encoder,
+    load_tokenizer,
     resolve_text_encoder,
     text_encoder_identity,
 )
@@ -64,6 +67,47 @@ def test_states_equal_the_plain_transformers_call(encoder: TextEncoder) -> None:
 def test_long_prompts_are_truncated_to_max_length() -> None:
     encoder = load_text_encoder(TextEncoderConfig(path=MINILM, max_length=6))
     assert encoder.encode(["dog " * 50])[0].shape == (6, 384)
+
+
+WORDS = "thunderstorm far away"
+"""`thunder`, `##storm`, `far`, `away`"""
+
+
+def test_tokens_are_counted_before_truncation_and_unknown_ones_among_them() -> None:
+    tokenizer = load_tokenizer(MINILM)
+    texts = [
+        "rain",
+        "dog " * 600,
+        WORDS,
+        "\U0001f415 barks",
+        "\u0e2a\u0e38\u0e19\u0e31\u0e02 barks",
+        "",
+    ]
+    counts = count_tokens(tokenizer, texts * 2000)  # more than are counted at once
+    assert counts.tokens.tolist() == [3, 602, 6, 5, 5, 2] * 2000
+    assert counts.unknown.tolist() == [0, 0, 0, 1, 1, 0] * 2000
+    assert not counts.mostly_unknown.any()  # a third is not more than a third
+    assert count_tokens(tokenizer, ["\U0001f415 bark"]).mostly_unknown.all()
+    assert count_tokens(tokenizer, []).tokens.shape == (0,)
+
+
+def test_what_truncation_drops_is_named(encoder: TextEncoder) -> None:
+    assert [cut_off(encoder.tokenizer, WORDS, n) for n in (6, 5, 4, 3)] == [
+        "", "away", "far away", "storm far away",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("special", ["eos", "none"])
+def test_unknown_tokens_of_other_kinds_of_tokenizers(special: str) -> None:
+    """CLIP's unknown token is its end token; GPT-2's bytes and ByT5's know everything."""
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer() if special == "none" else load_tokenizer(MINILM)
+    if special == "eos":
+        tokenizer.unk_token = tokenizer.sep_token
+    counts = count_tokens(tokenizer, ["caf\u00e9", "rain"])
+    assert counts.unknown.tolist() == [0, 0]
+    assert cut_off(ByT5Tokenizer(), "dog bark", 5) == "bark"
 
 
 def test_identity_changes_with_weights_tokenizer_and_length(tmp_path: Path) -> None:
