@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from common.config import TextEncoderConfig
-from common.errors import AttuneError, one_line
+from common.errors import AttuneError
 from common.storage import open_store
 from common.text_encoder import TextEncoder, load_text_encoder
 from pipeline.datadir.frozen_plan import FrozenPlan, load_plan
 from pipeline.datadir.text_cache import TextCache
-from pipeline.ray_errors import find_mistake
+from pipeline.ray_errors import describe, find_mistake
 
 
 class EmbedChunks:
@@ -135,5 +135,5 @@ def embed_chunks(
                 raise mistake from None
             if attempt == attempts:
                 raise AttuneError(
-                    f"embedding failed {attempts} times: {one_line(error)}; run again to resume"
+                    f"embedding failed {attempts} times; run again to resume: {describe(error)}"
                 ) from error

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from pipeline.ray_errors import find_mistake
+from common.errors import AttuneError
+from pipeline.ray_errors import describe, find_mistake
 
 Item = TypeVar("Item")
 
@@ -34,7 +35,7 @@ def map_on_ray(
     """As a Ray Data map on the running Ray: one task per item, on any node.
 
     Raises:
-        AttuneError: raised by `function`; Ray's own errors are raised as they are.
+        AttuneError: raised by `function`, or a worker failed (names the cause).
     """
     import ray
     import ray.data
@@ -57,7 +58,9 @@ def map_on_ray(
         mistake = find_mistake(error)
         if mistake is not None:
             raise mistake from None
-        raise
+        raise AttuneError(
+            f"planning on Ray failed; see Ray's logs, then run again: {describe(error)}"
+        ) from error
 
 
 def _to_bytes(table: pa.Table) -> bytes:
