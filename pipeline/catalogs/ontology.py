@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
-from common.errors import AttuneError
 from common.letters import MARK, compose
 from common.tables import intact, read_csv, read_json
 
