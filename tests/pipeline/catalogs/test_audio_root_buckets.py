@@ -36,7 +36,7 @@ TRACKS = '{"path": "a/odd #1 & 50%.flac", "description": "A calm tune"}\n{"path"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ATTUNE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

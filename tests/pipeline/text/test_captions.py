@@ -94,3 +94,11 @@ def test_tags_take_the_form_of_captions_or_stay_as_they_are() -> None:
     assert prompts(clip, rules=replace(LEMMAS, tag_form="as_is")) == [
         ["people booing bark barking"]
     ]
+
+
+def test_a_text_of_numbers_is_refused_with_the_key_that_keeps_it() -> None:
+    _, refusal = explain(record(captions=["One.", "The 2nd"]), "sound", LEMMAS)[-1]
+    assert refusal.startswith("empty_prompt: One. | The 2nd (")
+    assert "pipeline.text.policy=plain" in refusal
+    assert prompts(record(captions=["One."]), rules=TextRules(PromptForm("plain"))) == [["One."]]
+    assert explain(record(captions=["?!"]), "sound", LEMMAS)[-1][1] == "empty_prompt: ?!"

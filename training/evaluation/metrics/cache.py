@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 import zipfile
 from pathlib import Path
@@ -11,17 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from common.audio import Wave
+from common.uris import cache_folder
 from training.evaluation.metrics.backbones.backbone import Backbone, Embeddings, identity
 
 
 def default_cache() -> Path:
-    """`$ATTUNE_CACHE/embeddings`, or `~/.cache/attune/embeddings`."""
-    return cache_root() / "embeddings"
-
-
-def cache_root() -> Path:
-    """Default folder of downloads and embeddings."""
-    return Path(os.environ.get("ATTUNE_CACHE") or Path.home() / ".cache" / "attune")
+    """`embeddings` in the cache folder."""
+    return cache_folder() / "embeddings"
 
 
 class EmbeddingCache:

@@ -16,8 +16,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from common.errors import AttuneError, one_line
+from common.uris import cache_folder
 from training.evaluation.metrics.backbones.backbone import MissingBackbone, load_state
-from training.evaluation.metrics.cache import cache_root
 from training.run.files import as_any_file
 
 TIMEOUT_S = 30
@@ -49,8 +49,8 @@ SOURCES = (
 
 
 def default_weights() -> Path:
-    """`$ATTUNE_CACHE/weights`, or `~/.cache/attune/weights`."""
-    return cache_root() / "weights"
+    """`weights` in the cache folder."""
+    return cache_folder() / "weights"
 
 
 def fetch_all(
