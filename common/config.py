@@ -8,9 +8,11 @@ key is an error that names the file, the key and the nearest valid key.
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -21,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
 from common.errors import AttuneError, one_line
+from common.overrides import typed_value, types_at, untyped_value
 
 SectionT = TypeVar("SectionT", bound="Section")
 
@@ -47,6 +50,16 @@ class TextEncoderConfig(Section):
     """Prompts longer than this many tokens are truncated."""
 
 
+class Override(Section):
+    """An override of a key whose type is not known before its section is validated."""
+
+    keys: tuple[str, ...]
+    text: str
+    """As typed."""
+    read: Any
+    """As YAML."""
+
+
 class Recipe(Section):
     """The top level of a recipe file."""
 
@@ -68,6 +81,27 @@ class Recipe(Section):
     sampling: dict[str, Any] = {}
     report: dict[str, Any] = {}
     source_file: str = Field(default="", exclude=True)
+    overrides: tuple[Override, ...] = Field(default=(), exclude=True)
+    """Overrides in sections; `values` makes of them what the section's types say."""
+
+    def values(self, name: str, cls: type[Section]) -> dict[str, Any]:
+        """Section `name` before it is validated, with the text of overrides as typed."""
+        values = {name: copy.deepcopy(getattr(self, name))}
+        for override in self.overrides:
+            section, *keys = override.keys
+            types = types_at(cls, keys)
+            if section != name or Any in types:
+                continue
+            with suppress(YAMLError, LookupError, TypeError, ValueError):
+                typed = typed_value(types, override.text)
+                place: Any = values
+                *path, last = (int(key) if key.isdigit() else key for key in override.keys)
+                for key in path:
+                    place = place[key]
+                # A later override may have replaced the value.
+                if isinstance(typed, str) and place[last] == override.read:
+                    place[last] = typed
+        return values[name]
 
     def section(self, name: str, cls: type[SectionT]) -> SectionT:
         """Validate section `name` against its type.
@@ -75,11 +109,13 @@ class Recipe(Section):
         Raises:
             AttuneError: a wrong key or value; names file and key.
         """
-        return validate(cls, getattr(self, name), self.source_file, prefix=f"{name}.")
+        return validate(cls, self.values(name, cls), self.source_file, prefix=f"{name}.")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `key.sub=value` overrides, resolve `${...}`, and validate the top level.
+
+    What a value of an override is follows from the type of its field; see `common.overrides`.
 
     Raises:
         AttuneError: a missing file, broken YAML, an unset variable, or a wrong key or value.
@@ -92,19 +128,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         tree: Any = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")))
     if not isinstance(tree, DictConfig):
         raise AttuneError(f"config {path}: expected a mapping of keys at the top level")
+    untyped = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise AttuneError(f"override {override!r}: expected key.sub=value")
         with _mistakes_of(f"override {override!r}"):
             # Brackets and bare numbers both index lists: a.0.b=1, a[0].b=1.
-            OmegaConf.update(tree, key, OmegaConf.create({"v": yaml.safe_load(text)}).v)
+            keys = [part for part in re.split(r"[.\[\]]", key) if part]
+            types = types_at(Recipe, keys)
+            value = untyped_value(text) if Any in types else typed_value(types, text)
+            OmegaConf.update(tree, key, value)
+        if Any in types:
+            untyped.append({"keys": keys, "text": text, "read": value})
+    if own := {"source_file", "overrides"} & {str(key) for key in tree}:
+        raise AttuneError(f"config {path}: unknown key '{min(own)}'")
     with _mistakes_of(f"config {path}"):
+        tree["overrides"] = untyped  # their text may refer to the recipe's values too
         values: Any = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(values, dict)
+    for override in values["overrides"]:
+        override["text"] = str(override["text"])
     values = {str(key): value for key, value in values.items()}
-    if "source_file" in values:
-        raise AttuneError(f"config {path}: unknown key 'source_file'")
     return validate(Recipe, values | {"source_file": str(path)}, str(path))
 
 

@@ -1,8 +1,10 @@
 """Recipes: what is wrong is named with file, key and remedy; what is right arrives typed."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from pydantic import Field
 
 from common.config import CodecRef, Section, load_recipe
 from common.errors import AttuneError
@@ -40,6 +42,93 @@ def test_overrides_and_interpolation_arrive_typed(tmp_path: Path):
     assert recipe.section("lm", Lm) == Lm(steps=3, optim=Optim(lr=0.5))
 
 
+class Folder(Section):
+    kind: Literal["folder"]
+    audio: Path | None = None
+
+
+class Table(Section):
+    kind: Literal["table"]
+    rows: int = 0
+
+
+class Free(Section):
+    text: str = ""
+    maybe: str | None = None
+    number: int | None = None
+    share: float | Literal["auto", "off"] = "auto"
+    either: int | str = 0
+    flag: bool = False
+    samples: tuple[str, ...] = ()
+    names: dict[str, str] = Field(default={})
+    weights: dict[str, float] = Field(default={})
+    parts: list[Folder | Table] = Field(default=[])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("text=song #2", "song #2"),
+        ("text=no", "no"),
+        ("text=null", "null"),
+        ("text=2024-11-30", "2024-11-30"),
+        ("text=1e3", "1e3"),
+        ("text=dog: loud", "dog: loud"),
+        ("text=[rain", "[rain"),
+        ("text=[rain]", "[rain]"),
+        ("text= a=b ", " a=b "),
+        ("text=", ""),
+        ("text='2024'", "2024"),  # quotes of YAML
+        ("text='a' and 'b'", "'a' and 'b'"),
+        ("text=${run_dir}/takes #2", "runs/r/takes #2"),
+        ("text=${sample_rate}", "16000"),
+        ("maybe=null", None),
+        ("maybe=no", "no"),
+        ("number=null", None),
+        ("number=0x10", 16),
+        ("share=0.5", 0.5),
+        ("share=auto", "auto"),
+        ("share=off", "off"),
+        ("either=7", 7),
+        ("either=no", "no"),
+        ("either=7 #1", 7),
+        ("flag=no", False),
+        ('samples=["a dog barks", rain]', ("a dog barks", "rain")),
+        ("samples.0=song #2", ("song #2",)),
+        ("names.no=2024", {"no": "2024"}),
+        ("names={a: b}", {"a": "b"}),
+        ("weights.a=3", {"a": 3.0}),
+        ("parts.0.audio=/x/takes #2", [Folder(kind="folder", audio=Path("/x/takes #2"))]),
+        ("parts[0].audio=2024", [Folder(kind="folder", audio=Path("2024"))]),
+        ("parts.0.audio=null", [Folder(kind="folder")]),
+        ("parts=[{kind: table, rows: 3}]", [Table(kind="table", rows=3)]),
+    ],
+)  # fmt: skip
+def test_the_type_of_the_field_decides_what_an_override_means(
+    tmp_path: Path, override: str, value: Any
+):
+    text = GOOD.split("lm:")[0] + "lm: {samples: [bell], parts: [{kind: folder}]}\n"
+    recipe = load_recipe(_write(tmp_path, text), [f"lm.{override}"])
+    made = getattr(recipe.section("lm", Free), override.split("=")[0].split(".")[0].split("[")[0])
+    assert made == value and type(made) is type(value)
+
+
+def test_text_at_the_top_level_arrives_as_typed(tmp_path: Path):
+    path = _write(tmp_path, GOOD + "codec: {path: '${root}/codec'}\n")
+    recipe = load_recipe(path, ["root=/x/takes #2", "name=2024", "text_encoder.path=1e3", "seed=3"])
+    assert (recipe.root, recipe.codec.path) == ("/x/takes #2", "/x/takes #2/codec")
+    assert (recipe.name, recipe.text_encoder.path, recipe.seed) == ("2024", "1e3", 3)
+    assert load_recipe(path, ["root=null"]).root == "null"
+    assert load_recipe(path, ["root=${run_dir}/a", "run_dir=no"]).codec.path == "no/a/codec"
+
+
+def test_the_last_override_of_a_key_counts(tmp_path: Path):
+    path = _write(tmp_path, GOOD.split("lm:")[0])
+    recipe = load_recipe(path, ["lm.text=no", "lm.text=2024", "lm={number: 3}"])
+    assert recipe.section("lm", Free) == Free(text="2024", number=3)
+    assert load_recipe(path, ["lm.text=no", "lm={text: rain}"]).section("lm", Free).text == "rain"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -52,6 +141,7 @@ def test_overrides_and_interpolation_arrive_typed(tmp_path: Path):
         (["seed=[1"], r"override 'seed=\[1'"),
         (["name.sub.deep=3"], r"'name\.sub\.deep=3'|'name': "),
         (["source_file=x"], "unknown key 'source_file'"),
+        (["overrides=[]"], "unknown key 'overrides'"),
         (["root=${oc.env:ATTUNE_TEST_UNSET}"], "ATTUNE_TEST_UNSET"),
     ],
 )

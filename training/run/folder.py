@@ -148,7 +148,9 @@ def find_checkpoint(source: Path) -> tuple[Path, Path]:
 def as_recorded(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that `config.json` keeps; it may change when a run resumes."""
     kept = {"name", "run_dir", "data_dir", "seed", "sample_rate", "codec", "text_encoder"}
-    return recipe.model_dump(mode="json", include=kept | {"sampling"})
+    found = recipe.model_dump(mode="json", include=kept | {"sampling"})
+    typed = [one.model_dump(mode="json") for one in recipe.overrides if one.keys[0] == "sampling"]
+    return found | ({"overrides": typed} if typed else {})
 
 
 def recorded_recipe(run: Path) -> Recipe:

@@ -80,7 +80,7 @@ class Cell:
         recipe = load_recipe(self.recipe, self.all_overrides)
         decides = {
             "lm": recipe.section("lm", LMConfig).model_dump(mode="json"),
-            "sampling": recipe.sampling,
+            "sampling": recipe.values("sampling", SamplingConfig),
             "draws": DRAWS,
             "seed": recipe.seed,
             "plan": ShardDataset.open(recipe.data_dir).summary.get("plan_hash"),
