@@ -31,7 +31,7 @@ def generate(
     config: ConfigOption,
     overrides: OverridesArgument = None,
     prompt: Annotated[list[str] | None, Option(help="Text of a clip; may be repeated.")] = None,
-    prompts: Annotated[Path | None, Option(help="Prompts: one per line, .csv or .jsonl.")] = None,
+    prompts: Annotated[Path | None, Option(help="Prompts: a table, or one per line.")] = None,
     run: Annotated[str, Option(help="Training run (default: lm.run).")] = "",
     duration: Annotated[
         float | None, Option(help="Seconds (default: sampling.duration_s).")

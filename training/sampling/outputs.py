@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
 import unicodedata
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, get_args
@@ -21,6 +19,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from common.errors import AttuneError
+from common.tables import Row, object_row, read_csv, read_json, read_jsonl, read_parquet
+from common.text_files import open_text
 
 Format = Literal["wav", "flac"]
 
@@ -32,71 +32,77 @@ _SLUG_BYTES = 80
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of a prompts file."""
+    """A text to make clips of."""
 
     text: str
     seed: int | None = None
     name: str = ""
     """Name of the clip's files without suffix; made from the prompt if empty."""
+    source: str = field(default="", compare=False)
+    """FILE:LINE; empty for a prompt of the command line."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a text file (one per line), CSV (with a header) or JSONL.
+    """Prompts of a table (CSV, TSV, JSON, JSON lines, Parquet), or one per line of another file.
 
-    CSV and JSONL have a `prompt` (or `caption`, `text`) and may have `seed` and `name`.
+    A table has a `prompt` (or `caption`, `text`) and may have `seed` and `name`. A JSON list may
+    also hold the texts themselves.
 
     Raises:
         AttuneError: naming file, line and what was expected.
     """
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AttuneError(f"prompts {path}: cannot be read as text: {error}") from error
-    # Not str.splitlines, which also splits at characters that a JSON string may hold.
-    lines = [(i, line.strip()) for i, line in enumerate(content.split("\n"), 1) if line.strip()]
-    rows: Iterable[tuple[int, Any]]
     match path.suffix.lower():
-        case ".csv":
-            reader = csv.DictReader(io.StringIO(content, newline=""))
-            columns = reader.fieldnames or []
-            if not set(columns) & set(_COLUMNS):
-                raise AttuneError(
-                    f"prompts {path}: no column prompt, caption or text in its header "
-                    f"({', '.join(columns)[:100]})"
-                )
-            rows = ((reader.line_num, row) for row in reader)
+        case ".csv" | ".tsv":
+            rows = read_csv(path, [_column(path)])
+        case ".json":
+            rows = _json_rows(path)
         case ".jsonl" | ".ndjson":
-            rows = lines
+            rows = read_jsonl(path)
+        case ".parquet":
+            rows = read_parquet(path)
         case _:
-            return [Prompt(line) for _, line in lines]
-    prompts = []
-    for number, row in rows:
-        try:
-            prompts.append(_prompt(json.loads(row) if isinstance(row, str) else row))
-        except ValueError as error:
-            kind = "not JSON: " if isinstance(error, json.JSONDecodeError) else ""
-            raise AttuneError(f"prompts {path}, line {number}: {kind}{error}") from error
-    return prompts
+            with open_text(path) as file:
+                lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
+            return [Prompt(line, source=f"{path}:{number}") for number, line in lines if line]
+    return [_prompt(row) for row in rows]
 
 
-def _prompt(row: Any) -> Prompt:
-    if not isinstance(row, dict):
-        raise ValueError("expected an object with a prompt")
-    text = next((row[name] for name in _COLUMNS if row.get(name)), None)
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("no prompt")
-    seed, name = row.get("seed"), row.get("name") or ""
-    if seed in (None, ""):
-        seed = None
-    elif str(seed).isascii() and str(seed).isdigit():
-        seed = int(str(seed))
+def _column(path: Path) -> str:
+    """The column of prompts in a file with a header."""
+    with open_text(path) as file:
+        header = next((line for line in file if line.strip()), "")
+    names = [name.strip().strip('"') for name in re.split(r"[,;\t|]", header)]
+    return next((name for name in _COLUMNS if name in names), "prompt, caption or text")
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    data = read_json(path)
+    entries = data.get("data") if isinstance(data, dict) else data
+    if not isinstance(entries, list):
+        raise AttuneError(f'{path}: expected a list of prompts, or {{"data": [...]}}')
+    for number, entry in enumerate(entries, start=1):
+        values = {"prompt": entry} if isinstance(entry, str) else entry
+        yield object_row(f"{path}:{number}", values)
+
+
+def _prompt(row: Row) -> Prompt:
+    error, values = row.error, row.values
+    text = next((values[name] for name in _COLUMNS if values.get(name)), None)
+    seed, name = values.get("seed"), values.get("name") or ""
+    if error:
+        pass
+    elif not isinstance(text, str) or not text.strip():
+        error = "no prompt"
+    elif not (seed in (None, "") or (str(seed).isascii() and str(seed).isdigit())):
+        error = f"seed {seed!r} is not a whole number, 0 or more"
+    elif not isinstance(name, str) or (name and not re.fullmatch(r"[\w-][\w .-]*", name)):
+        error = f"name {name!r} is not a file name (letters, digits, spaces, - _ .)"
+    elif len(name.encode()) > _NAME_BYTES:
+        error = f"name {name[:40]!r}... is longer than {_NAME_BYTES} bytes"
     else:
-        raise ValueError(f"seed {seed!r} is not a whole number, 0 or more")
-    if not isinstance(name, str) or (name and not re.fullmatch(r"[\w-][\w .-]*", name)):
-        raise ValueError(f"name {name!r} is not a file name (letters, digits, spaces, - _ .)")
-    if len(name.encode()) > _NAME_BYTES:
-        raise ValueError(f"name {name[:40]!r}... is longer than {_NAME_BYTES} bytes")
-    return Prompt(text.strip(), seed, name)
+        whole = None if seed in (None, "") else int(str(seed))
+        return Prompt(text.strip(), whole, name, row.source)
+    raise AttuneError(f"{row.source}: {error}")
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:

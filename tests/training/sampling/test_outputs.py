@@ -18,39 +18,68 @@ from common.loudness import PEAK_DB, at_loudness
 from training.sampling import sampler as generate
 from training.sampling.outputs import Prompt, find_place, read_prompts, slug, write_clip
 
+ROWS = [{"name": "dog", "prompt": "a dog, barking", "seed": 3}, {"text": "rain"}]
 
-def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
-    wanted = [Prompt("a dog, barking", 3, "dog"), Prompt("rain")]
-    text = tmp_path / "prompts.txt"
-    text.write_text("\ufeffa dog, barking\n\n  rain \n", encoding="utf-8")
-    assert read_prompts(text) == [Prompt("a dog, barking"), Prompt("rain")]
-    table = tmp_path / "prompts.csv"
-    table.write_text('name,prompt,seed\ndog,"a dog, barking",3\n,rain,\n')
-    assert read_prompts(table) == wanted
-    lines = tmp_path / "prompts.jsonl"
-    lines.write_text('{"caption": "a dog, barking", "seed": 3, "name": "dog"}\n{"text": "rain"}\n')
-    assert read_prompts(lines) == wanted
-    # Line breaks inside a cell, and separators that only some programs take for line breaks.
-    table.write_text('prompt,seed\n"a dog\nbarks",3\nrain,4\n')
-    assert read_prompts(table) == [Prompt("a dog\nbarks", 3), Prompt("rain", 4)]
-    lines.write_text('{"prompt": "a dog\u2028barks"}\n{"prompt": "rain\x85"}\n', encoding="utf-8")
-    assert [p.text for p in read_prompts(lines)] == ["a dog\u2028barks", "rain"]
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", 'name,prompt,seed\ndog,"a dog, barking",3\n,rain,\n'),
+        ("p.CSV", 'name;caption;seed\r\ndog;"a dog, barking";3\r\n;rain;\r\n'),
+        ("p.csv", "name\ttext\tseed\ndog\ta dog, barking\t3\n\train\t"),
+        ("p.tsv", "name\tprompt\tseed\ndog\ta dog, barking\t3\n\train\t\n"),
+        ("p.json", json.dumps(ROWS, indent=1)),
+        ("p.json", json.dumps({"data": ROWS})),
+        ("p.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS)),
+    ],
+)
+def test_prompts_of_tables(tmp_path: Path, name: str, content: str, encoding: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode(encoding))
+    assert read_prompts(path) == [Prompt("a dog, barking", 3, "dog"), Prompt("rain")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("p.txt", "caf\u00e9\r\n\r\n  a dog, barking \r\n", ["caf\u00e9", "a dog, barking"]),
+        ("prompts", "caf\u00e9\na dog, barking", ["caf\u00e9", "a dog, barking"]),
+        ("p.json", '["caf\u00e9", "a dog, barking"]', ["caf\u00e9", "a dog, barking"]),
+        # Line breaks inside a cell, and separators that only some programs take for line breaks.
+        ("p.csv", 'prompt,seed\n"a dog\nbarks",\nrain,\n', ["a dog\nbarks", "rain"]),
+        ("p.jsonl", '{"text": "dog\u2028bark"}\n{"text": "rain"}', ["dog\u2028bark", "rain"]),
+    ],
+)  # fmt: skip
+def test_prompts_of_other_files(
+    tmp_path: Path, name: str, content: str, wanted: list[str], encoding: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode(encoding))
+    assert [prompt.text for prompt in read_prompts(path)] == wanted
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("p.csv", "a,b\n1,2\n", r"no column prompt, caption or text in its header \(a, b\)"),
-        ("p.csv", "prompt,seed\nrain,1.5\n", "line 2: seed '1.5' is not a whole number"),
-        ("p.csv", "prompt,seed\nrain,-1\n", "line 2: seed '-1' is not"),
-        ("p.csv", "prompt\n\n ,\n", "line 3: no prompt"),
-        ("p.jsonl", '{"prompt": "rain"}\nrain\n', "line 2: not JSON"),
-        ("p.jsonl", "[1]\n", "line 1: expected an object"),
-        ("p.jsonl", '{"prompt": 3}\n', "line 1: no prompt"),
+        ("p.csv", "a,b\n1,2\n", "no column prompt, caption or text; .* found a, b"),
+        ("p.csv", "prompt,seed\nrain,1.5\n", ":2: seed '1.5' is not a whole number"),
+        ("p.csv", "prompt,seed\nrain,-1\n", ":2: seed '-1' is not"),
+        ("p.csv", "prompt,seed\n\n ,\n", ":3: no prompt"),
+        ("p.csv", "prompt\na dog, barking\n", ":2: expected 1 fields, found 2"),
+        ("p.csv", 'prompt\nrain\n"a\ndog', ":3: not valid CSV"),
+        ("p.json", '[{"prompt": "a"}, 3]', ":2: expected an object"),
+        ("p.json", '{"prompts": []}', "expected a list of prompts"),
+        ("p.txt", b"PK\x03\x04", "xlsx workbook"),
+        ("p.txt", b"rain\ncaf\xe9\n", ":2: byte 0xe9: not UTF-8"),
+        ("p.jsonl", '{"prompt": "rain"}\nrain\n', ":2: not valid JSON"),
+        ("p.jsonl", "[1]\n", ":1: expected an object"),
+        ("p.jsonl", '{"prompt": 3}\n', ":1: no prompt"),
         ("p.jsonl", '{"prompt": "rain", "name": "../up"}\n', "is not a file name"),
         ("p.jsonl", '{"prompt": "rain", "name": ".hidden"}\n', "is not a file name"),
-        ("p.csv", f"prompt,name\nrain,{'a' * 181}\n", "line 2: name 'a+'... is longer than 180"),
-        ("p.txt", b"\xff\xfe\xff", "cannot be read as text"),
+        ("p.csv", f"prompt,name\nrain,{'a' * 181}\n", ":2: name 'a+'... is longer than 180"),
+        ("p.txt", b"\xff\xfe\xff", "not UTF-16 text"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
