@@ -100,11 +100,13 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "page.wav").write_text("<html><body>404</body></html>\n" * 20)
     soundfile.write(root / "cut.wav", wave, RATE)
     (root / "cut.wav").write_bytes((root / "cut.wav").read_bytes()[:9000])
+    for name in ("talk", "two"):
+        soundfile.write(root / f"{name}.wav", wave, RATE)
     bad = ("silent", "short", "nan", "zero", "page", "cut")
     rows += [(f"{name}.wav", f"a broken {name} machine", "train") for name in bad]
     rows += [
-        ("tone_00.wav", "Speech of a man", "train"),
-        ("tone_01.wav", "There are two of them", "train"),
+        ("talk.wav", "Speech of a man", "train"),
+        ("two.wav", "There are two of them", "train"),
         ("gone.wav", "a dog barks", "train"),
         ("../outside.wav", "a cat meows", "train"),
     ]

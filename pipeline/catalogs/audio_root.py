@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import os
 import posixpath
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +77,33 @@ class AudioRoot:
                 return self.by_name(name)
         return None
 
+    def spelling(self, name: str) -> str:
+        """The name that the file has in the folder, if a list spells it in another way.
+
+        Another Unicode form, `\\` for `/`, blanks around a name, `%20` or an HTML entity is another
+        way, if exactly one file fits; upper and lower case is not.  Else the name unchanged.
+        """
+        if self.is_blind or self._is_there(name):
+            return name
+        found = self._by_plain_name.get(plain_name(name), [])
+        return found[0] if len(found) == 1 else name
+
+    def similar(self, name: str) -> list[str]:
+        """Files whose names differ only in upper and lower case or as in `spelling`, sorted.
+
+        Args:
+            name: of a file, or a stem.
+        """
+        if self.is_blind:
+            return []
+        plain = plain_name(name).casefold()
+        return self._by_folded_name.get(plain) or self._by_folded_stem.get(plain, [])
+
+    def audio_files(self, *, deep: bool) -> Iterator[str]:
+        """Paths of the audio files in the folder and, if `deep`, in the folders below it."""
+        for name in self._tree() if deep else self._stems.values():
+            yield self._place + name
+
     def by_stems(self, *candidates: pa.Array) -> FoundFiles:
         """`by_stem` for columns: each candidate is a string array with the same N rows."""
         n = len(candidates[0])
@@ -114,6 +145,34 @@ class AudioRoot:
         if not _is_inside(os.path.realpath(path), self._real):
             raise ValueError(f"{name!r} links to outside {self.folder}")
         return path
+
+    def _is_there(self, name: str) -> bool:
+        return os.path.isfile(os.path.join(self.folder, name))
+
+    def _tree(self) -> Iterable[str]:
+        """Names of all audio files below the folder, relative to it.  Links are not followed."""
+        for folder, folders, names in os.walk(self.folder):
+            folders[:] = sorted(name for name in folders if name != "__MACOSX")
+            for name in sorted(names):
+                # macOS leaves `._x.wav` beside x.wav on other file systems.
+                if (
+                    is_utf8(name)
+                    and _has_audio_extension(name.strip())
+                    and not name.startswith("._")
+                ):
+                    yield os.path.relpath(os.path.join(folder, name), self.folder)
+
+    @cached_property
+    def _by_plain_name(self) -> dict[str, list[str]]:
+        return _grouped((plain_name(name), name) for name in self._tree())
+
+    @cached_property
+    def _by_folded_name(self) -> dict[str, list[str]]:
+        return _grouped((plain_name(name).casefold(), name) for name in self._tree())
+
+    @cached_property
+    def _by_folded_stem(self) -> dict[str, list[str]]:
+        return _grouped((plain_name(s).casefold(), name) for s, name in self._stems.items())
 
     @cached_property
     def _stems(self) -> dict[str, str]:
@@ -157,6 +216,12 @@ class BucketRoot(AudioRoot):
                 return self._place + key
         return None
 
+    def _is_there(self, name: str) -> bool:
+        return name in self._names or posixpath.normpath(name) in self._names
+
+    def _tree(self) -> Iterable[str]:
+        return sorted(name for name in self._names if _has_audio_extension(name.strip()))
+
     @cached_property
     def _stems(self) -> dict[str, str]:
         audio = (name for name in self._names if "/" not in name and _has_audio_extension(name))
@@ -164,6 +229,20 @@ class BucketRoot(AudioRoot):
 
     def __str__(self) -> str:
         return self.uri
+
+
+def plain_name(name: str) -> str:
+    """A file name as every list and disk would spell it: what `AudioRoot.spelling` compares."""
+    name = html.unescape(unquote(name)).replace("\\", "/")
+    name = posixpath.normpath("/".join(part.strip() for part in name.split("/")))
+    return unicodedata.normalize("NFC", name)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, name in pairs:
+        found.setdefault(key, []).append(name)
+    return found
 
 
 def is_utf8(name: str) -> bool:

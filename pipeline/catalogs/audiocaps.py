@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate_stem
-from pipeline.catalogs.values import whole_seconds
+from pipeline.catalogs.values import Texts, texts_of, whole_seconds
 
 CLIP_SECONDS = 10.0
 
@@ -28,27 +28,36 @@ class AudioCaps(Catalog):
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        clips: dict[tuple[str, int], list[Row]] = {}
+        clips: dict[tuple[str, int], list[tuple[Row, Texts]]] = {}
         for row in read_csv(self.captions, ("youtube_id", "start_time", "caption")):
             youtube_id = row.values.get("youtube_id", "")
             start = whole_seconds(row.values.get("start_time"))
-            if row.error or not youtube_id or start is None:
-                found = f"youtube_id {youtube_id!r}, start_time {row.values.get('start_time')!r}"
+            problem = row.error
+            if not problem and (not youtube_id or start is None):
+                problem = f"youtube_id {youtube_id!r}, start_time {row.values.get('start_time')!r}"
+            try:
+                texts = texts_of(row.values, ("caption",))
+                problem = problem or texts.problem
+            except ValueError as error:
+                problem = problem or str(error)
+            if problem or start is None:
                 group = f"youtube:{youtube_id}" if youtube_id else ""
-                yield self.malformed(row.source, youtube_id, row.error or found, group_id=group)
+                yield self.malformed(row.source, youtube_id, problem, group_id=group)
             else:
-                clips.setdefault((youtube_id, start), []).append(row)
+                clips.setdefault((youtube_id, start), []).append((row, texts))
         for (youtube_id, start), rows in clips.items():
             yield self._outcome(youtube_id, start, rows, root)
-            yield from (Merged(row.source) for row in rows[1:])
+            yield from (Merged(row.source) for row, _ in rows[1:])
 
-    def _outcome(self, youtube_id: str, start: int, rows: list[Row], root: AudioRoot) -> Outcome:
-        captions = [row.values["caption"] for row in rows if row.values["caption"].strip()]
+    def _outcome(
+        self, youtube_id: str, start: int, rows: list[tuple[Row, Texts]], root: AudioRoot
+    ) -> Outcome:
         record = self.record(
-            rows[0].source,
+            rows[0][0].source,
             f"{youtube_id}_{start}",
             f"youtube:{youtube_id}",
-            captions=captions,
+            tags=[tag for _, texts in rows for tag in texts.tags],
+            captions=[caption for _, texts in rows for caption in texts.captions],
             clip=f"youtube:{youtube_id}@{start}",
             stated_s=CLIP_SECONDS,
         )

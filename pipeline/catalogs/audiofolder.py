@@ -2,34 +2,40 @@
 
 The metadata has `file_name` (relative to its own folder) and any of: `text`, `caption`,
 `description` or `caption_1..` (captions); `tags`, `keywords`, `labels` or `label` (tags; `;`-joined
-in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`, `duration`.  The
-metadata is in the root, or in each split folder (`train/`, `validation/`, `test/`).  Files in a
-split folder belong to that split, also if the list in the root names them.
+in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`, `duration`; and
+`start` and `end`, or `offset` and `duration`, for a part of a file.  Rows of one file, or of one
+part, are one clip with all their captions.  The metadata is in the root, or in each split folder
+(`train/`, `validation/`, `test/`).  Files in a split folder belong to that split, also if the list
+in the root names them.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from common.errors import AttuneError, one_line
-from common.schema import SPLITS
+from common.schema import SPLITS, Record
 from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot
-from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
-from pipeline.catalogs.values import length, texts
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate
+from pipeline.catalogs.merging import clip_key, merge, survey
+from pipeline.catalogs.values import (
+    CAPTION_COLUMN,
+    length,
+    says_train,
+    span,
+    split_of,
+    text,
+    texts_of,
+)
 
-_SPLIT_NAMES = {
-    "train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
-    "test": "test", "eval": "test",
-}  # fmt: skip
 _CAPTIONS = ("text", "caption", "description")
-_CAPTION = re.compile(rf"^({'|'.join(_CAPTIONS)})(_\d+)?$")
 _TAGS = ("tags", "keywords", "labels", "label")
+_OTHERS = ("file_name", "split", "group", "title", "artist", "genre", "license")
 
 
 class AudioFolder(Catalog):
@@ -42,25 +48,27 @@ class AudioFolder(Catalog):
         return [path for path, _ in self._metadata_files()]
 
     def read(self) -> Iterator[Outcome]:
-        for path, split in self._metadata_files():
-            audio = self.open_audio(path.parent)
-            for row in read_table(path, ("file_name",)):
-                yield self._outcome(row, split, audio, path.parent.relative_to(self.root))
+        found = survey((self._name(row, path), row.values) for path, _, row in self._rows())
+        yield from merge(self._outcomes(found.has_train), found.several)
 
     def text_columns(self) -> str:
-        columns: dict[str, None] = {}
-        for path, _ in self._metadata_files():
-            rows = read_table(path, ("file_name",))
-            first = next((row for row in rows if not row.error), Row("", {}))
-            columns |= dict.fromkeys(first.values)
+        columns = dict.fromkeys(name for first in self._first_rows() for name in first.values)
         return (
             f"columns: {one_line(', '.join(columns))}; text is read from "
             f"{', '.join(_CAPTIONS)} (also caption_1, ...), {', '.join(_TAGS)}"
         )
 
     def _metadata_files(self) -> list[tuple[Path, str]]:
+        """Each list, and the split of its folder."""
         folders = [(self.root, str(self.split))]
-        folders += [(self.root / name, split) for name, split in _SPLIT_NAMES.items()]
+        if os.path.isdir(self.root):
+            names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+            beside_train = any(map(says_train, names))
+            folders += [
+                (self.root / name, split)
+                for name in names
+                if (split := split_of(name, beside_train=beside_train))
+            ]
         found = [
             (folder / name, split)
             for folder, split in folders
@@ -74,46 +82,74 @@ class AudioFolder(Catalog):
             )
         return found
 
-    def _outcome(self, row: Row, split: str, audio: AudioRoot, folder: Path) -> Outcome:
+    def _rows(self) -> Iterator[tuple[Path, str, Row]]:
+        for path, split in self._metadata_files():
+            for row in read_table(path, ("file_name",)):
+                yield path, split, row
+
+    def _first_rows(self) -> Iterator[Row]:
+        """The first good row of each list."""
+        for path, _ in self._metadata_files():
+            rows = read_table(path, ("file_name",))
+            yield next((row for row in rows if not row.error), Row("", {}))
+
+    def _name(self, row: Row, path: Path) -> str:
+        """The file of a row, relative to the root, as the row writes it."""
+        folder = path.parent.relative_to(self.root)
+        return posixpath.join(folder, str(row.values.get("file_name")))
+
+    def _outcomes(self, has_train: bool) -> Iterator[tuple[int, Record | Refusal]]:
+        roots: dict[Path, AudioRoot] = {}
+        for path, split, row in self._rows():
+            if path.parent not in roots:
+                roots[path.parent] = self.open_audio(path.parent)
+            key = clip_key(self._name(row, path), row.values)
+            folder = path.parent.relative_to(self.root)
+            yield key, self._outcome(row, split, roots[path.parent], folder, has_train)
+
+    def _outcome(
+        self, row: Row, split: str, audio: AudioRoot, folder: Path, has_train: bool
+    ) -> Record | Refusal:
         """`folder`: where the list is, relative to the root."""
         values = row.values
-        name = values.get("file_name")
-        group = None if values.get("group") == "" else values.get("group")
+        given = values.get("file_name")
         problem = row.error
-        if not problem and (not isinstance(name, str) or not name):
-            problem = f"file_name: expected a file name, found {name!r}"
-        if isinstance(name, str) and folder == Path():
-            top, _, below = posixpath.normpath(name).partition("/")
-            split = _SPLIT_NAMES.get(top, split) if below else split
-        split = _SPLIT_NAMES.get(str(values.get("split") or split), str(values.get("split")))
-        if not problem and split not in SPLITS:
-            problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r}"
-        if problem:
-            group = "" if group is None else str(group)
-            split = split if split in SPLITS else ""
-            return self.malformed(row.source, name, problem, group_id=group, split=split)
+        if not problem and (not isinstance(given, str) or not given.strip()):
+            problem = f"file_name: expected a file name, found {given!r:.80}"
         # `a.wav` and `./a.wav` are one file, so one clip.
-        native_id = posixpath.normpath(posixpath.join(folder, str(name)))
+        name = posixpath.normpath(audio.spelling(given)) if isinstance(given, str) else ""
+        native_id = posixpath.normpath(posixpath.join(folder, name)) if name else ""
+        top, _, below = name.partition("/")
+        if folder == Path() and below:
+            split = split_of(top, beside_train=has_train) or split
+        group = None
+        try:
+            group = text(values, "group")
+            if said := text(values, "split"):
+                split = split_of(said, beside_train=has_train) or ""
+            if not split:
+                raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {said!r:.80}")
+            start, end = span(values)
+            texts = texts_of(
+                values, filter(CAPTION_COLUMN.fullmatch, values), dict.fromkeys(_TAGS, ";")
+            )
+            more = {key: text(values, key) for key in ("title", "artist", "genre", "license")}
+            problem = problem or texts.problem
+        except ValueError as error:
+            problem = problem or str(error)
+        if problem:
+            group = group or (f"{self.label}:{native_id}" if native_id else "")
+            return self.malformed(row.source, native_id, problem, group_id=group, split=split)
         record = self.record(
             row.source,
             native_id,
-            f"{self.label}:{native_id}" if group is None else str(group),
+            group or f"{self.label}:{native_id}",
             split=split,
-            tags=[tag for key in _TAGS for tag in _tags(values.get(key))],
-            captions=[text for key in values if _CAPTION.match(key) for text in texts(values[key])],
-            title=_field(values.get("title")),
-            artist=_field(values.get("artist")),
-            genre=_field(values.get("genre")),
-            license=_field(values.get("license")),
-            stated_s=length(values.get("duration")),
+            start_s=start,
+            end_s=end,
+            tags=texts.tags,
+            captions=texts.captions,
+            stated_s=length(values.get("duration")) if end is None else end - (start or 0),
+            **more,
         )
-        return locate(record, audio, str(name))
-
-
-def _field(value: Any) -> str | None:
-    """One text: a list is joined by commas; None if there is no text."""
-    return ", ".join(texts(value)) or None
-
-
-def _tags(value: Any) -> list[str]:
-    return texts(value.split(";") if isinstance(value, str) else value)
+        return locate(record, audio, name)

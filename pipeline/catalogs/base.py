@@ -84,6 +84,9 @@ class CatalogEntry(Section):
     (its splits) can share a label."""
 
     dataset: str
+    searches_folders: ClassVar[bool] = False
+    """Whether its lists may name files in folders below the audio folder."""
+
     role: Literal["encode", "hold_out"] = "encode"
     """`hold_out`: no clip of the catalog is encoded and no audio is needed, but its groups stay out
     of training and validation, whatever its split.  For benchmarks without their audio."""
@@ -187,20 +190,28 @@ class Catalog(CatalogEntry):
 
 def locate(record: Record, root: AudioRoot, name: str) -> Record | Refusal:
     """Set the path of the audio file with this name, or refuse the record."""
-    return _place(record, lambda: root.by_name(name), f"no {name!r} in {root}")
+    return _place(record, root, lambda: root.by_name(root.spelling(name)), name, repr(name))
 
 
 def locate_stem(record: Record, root: AudioRoot, *stems: str) -> Record | Refusal:
     """Set the path of the first audio file `STEM.*` that exists, or refuse the record."""
-    return _place(record, lambda: root.by_stem(*stems), f"no {stems[0]}.* in {root}")
+    return _place(record, root, lambda: root.by_stem(*stems), stems[0], f"{stems[0]}.*")
 
 
-def _place(record: Record, find: Callable[[], str | None], missing: str) -> Record | Refusal:
+def _place(
+    record: Record, root: AudioRoot, find: Callable[[], str | None], name: str, shown: str
+) -> Record | Refusal:
     try:
         path = find()
     except ValueError as error:
         return refuse(record, "catalog", "outside_root", str(error))
     if path is None:
-        return refuse(record, "catalog", "missing_audio", missing)
+        return refuse(record, "catalog", "missing_audio", absent(root, name, shown))
     record.audio_uri = path
     return record
+
+
+def absent(root: AudioRoot, name: str, shown: str) -> str:
+    """That there is no such file, and which files are there with a similar name."""
+    there = " and ".join(map(repr, root.similar(name)[:2]))
+    return f"no {shown} in {root}" + (f"; there is {there}" if there else "")

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
-from pipeline.catalogs.values import audio_stem, length, text, texts
+from pipeline.catalogs.values import audio_stem, length, text, texts_of
 
 LICENSE = "RemArc"
 LICENSE_URL = "https://sound-effects.bbcrewind.co.uk/licensing"
@@ -41,17 +41,21 @@ class Bbc(Catalog):
         cd = row.values.get("CDNumber", "").strip()
         group = f"bbc:{cd or stem}"
         clip = f"bbc:{stem}" if stem else ""
-        if row.error or not stem:
-            return self.malformed(
-                row.source, name, row.error or "no location", group_id=group, clip=clip
-            )
+        problem = row.error or ("" if stem else "no location")
+        try:
+            texts = texts_of(row.values, ("description",), {"category": ""})
+            problem = problem or texts.problem
+        except ValueError as error:
+            problem = problem or str(error)
+        if problem:
+            return self.malformed(row.source, name, problem, group_id=group, clip=clip)
         record = self.record(
             row.source,
             name,
             group,
-            tags=texts(row.values.get("category")),
-            captions=texts(row.values["description"]),
-            title=text(row.values.get("CDName")),
+            tags=texts.tags,
+            captions=texts.captions,
+            title=text(row.values, "CDName"),
             license=LICENSE,
             license_url=LICENSE_URL,
             attribution="BBC Sound Effects",

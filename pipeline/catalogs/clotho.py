@@ -18,6 +18,7 @@ from pydantic import model_validator
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
+from pipeline.catalogs.values import texts_of
 
 _CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
 _SPAN = re.compile(r"\[\s*(\d{1,12})\s*,\s*(\d{1,12})\s*\]")
@@ -67,16 +68,22 @@ class Clotho(Catalog):
         name = row.values.get("file_name", "")
         freesound = f"freesound:{sound_id}" if sound_id.isdecimal() else ""
         group = freesound or f"{self.dataset}:{name}"
-        if row.error or not name.strip():
-            return self.malformed(row.source, name, row.error or "no file_name", group_id=group)
+        problem = row.error or ("" if name.strip() else "no file_name")
+        try:
+            texts = texts_of(row.values, _CAPTIONS)
+            problem = problem or texts.problem
+        except ValueError as error:
+            problem = problem or str(error)
+        if problem:
+            return self.malformed(row.source, name, problem, group_id=group)
         link = more.get("sound_link", "").strip()
         span = _SPAN.fullmatch(more.get("start_end_samples", "").strip())
         record = self.record(
             row.source,
             f"{self.split}/{name}",
             group,
-            tags=[word for word in more.get("keywords", "").split(";") if word],
-            captions=[row.values[column] for column in _CAPTIONS if row.values[column].strip()],
+            tags=[*texts.tags, *(word for word in more.get("keywords", "").split(";") if word)],
+            captions=texts.captions,
             title=name.rsplit(".", 1)[0],
             artist=more.get("manufacturer") or None,
             license_url=more.get("license") or None,

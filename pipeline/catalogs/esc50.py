@@ -13,6 +13,7 @@ from typing import Literal
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate
+from pipeline.catalogs.values import texts_of
 
 CLIP_SECONDS = 5.0
 TEST_FOLD = "5"
@@ -33,15 +34,22 @@ class Esc50(Catalog):
 
     def _outcome(self, row: Row, audio: AudioRoot) -> Outcome:
         name, fold = row.values.get("filename", ""), row.values.get("fold", "")
-        if row.error or not name or fold not in ("1", "2", "3", "4", "5"):
-            detail = row.error or f"filename {name!r}, fold {fold!r}"
-            return self.malformed(row.source, name, detail)
+        problem = row.error
+        if not problem and (not name or fold not in ("1", "2", "3", "4", "5")):
+            problem = f"filename {name!r}, fold {fold!r}"
+        try:
+            texts = texts_of(row.values, (), {"category": ""})
+            problem = problem or texts.problem
+        except ValueError as error:
+            problem = problem or str(error)
+        if problem:
+            return self.malformed(row.source, name, problem)
         record = self.record(
             row.source,
             name,
             f"freesound:{row.values['src_file']}",
             split="test" if fold == TEST_FOLD else "train",
-            tags=[row.values["category"].replace("_", " ")],
+            tags=[tag.replace("_", " ") for tag in texts.tags],
             attribution=f"https://freesound.org/s/{row.values['src_file']}/",
             stated_s=CLIP_SECONDS,  # no `clip`: several clips are cut from one recording
         )

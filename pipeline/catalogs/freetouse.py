@@ -18,11 +18,20 @@ from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
 from common.letters import compose
 from common.schema import Record
-from common.tables import Row, read_table
+from common.tables import read_table
 from pipeline.catalogs.audio_root import AudioRoot, is_utf8
-from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate, refuse
+from pipeline.catalogs.base import (
+    Catalog,
+    CatalogPath,
+    Merged,
+    Outcome,
+    Split,
+    absent,
+    locate,
+    refuse,
+)
 from pipeline.catalogs.riff import WavText, read_wav_text
-from pipeline.catalogs.values import text
+from pipeline.catalogs.values import Texts, texts_of
 
 _CAPTIONS = ("caption", "description", "text")
 _TAKE = re.compile(r"(?:[\s_-]+(?:take|tk|version|ver|v|no|#)?[\s_.#-]*\d{1,4})+$", re.IGNORECASE)
@@ -39,38 +48,47 @@ class FreeToUse(Catalog):
         """First the linked folders, which are refused, then each file of the tree, in order.  A row
         of the user's own texts is merged into the row of its file."""
         audio = AudioRoot(self.root)
-        own, merged = self._own_texts()
+        own, merged = self._own_texts(audio)
         names, leading_out = _walk(self.root)
         for name in leading_out:
             record = self._record(name, os.path.join(self.root, name))
             yield refuse(record, "catalog", "outside_root", f"{name!r} links to outside {audio}")
         for name in names:
-            row = own.pop(name, None)
-            yield self._outcome(name, row, audio)
-            if row is not None:
-                yield Merged(row.source)
+            source, texts = own.pop(name, ("", None))
+            yield self._outcome(name, texts, audio)
+            if source:
+                yield Merged(source)
         yield from merged
-        for name, row in own.items():
-            record = self._record(name, row.source)
-            yield refuse(record, "catalog", "missing_audio", f"no {name!r:.200} in {self.root}")
+        for name, (source, _) in own.items():
+            detail = absent(audio, name, f"{name!r:.200}")
+            yield refuse(self._record(name, source), "catalog", "missing_audio", detail)
 
-    def _own_texts(self) -> tuple[dict[str, Row], list[Outcome]]:
-        """The user's rows by file name, and the outcomes of the rows that are not used."""
-        own: dict[str, Row] = {}
+    def _own_texts(self, audio: AudioRoot) -> tuple[dict[str, tuple[str, Texts]], list[Outcome]]:
+        """The sources and texts of the user's rows by file name, and the outcomes of the rows that
+        are not used."""
+        own: dict[str, tuple[str, Texts]] = {}
         others: list[Outcome] = []
         for row in read_table(self.captions, ("file_name",)) if self.captions else ():
             name = row.values.get("file_name")
-            if row.error or not isinstance(name, str) or not name:
-                detail = row.error or f"file_name: expected a file name, found {name!r:.80}"
+            problem = row.error
+            if not problem and (not isinstance(name, str) or not name):
+                problem = f"file_name: expected a file name, found {name!r:.80}"
+            try:
+                texts = next(
+                    filter(None, (texts_of(row.values, (key,)) for key in _CAPTIONS)), None
+                )
+            except ValueError as error:
+                problem = problem or str(error)
+            if problem or not isinstance(name, str):
+                others.append(self.malformed(row.source, name, problem))
+            elif texts is None or texts.problem:
+                detail = texts.problem if texts else f"no text in {', '.join(_CAPTIONS)}"
                 others.append(self.malformed(row.source, name, detail))
-            elif not _own_caption(row):
-                detail = f"no text in {', '.join(_CAPTIONS)}"
-                others.append(self.malformed(row.source, name, detail))
-            elif (key := os.path.normpath(name)) in own:
-                detail = f"the same file as {own[key].source}"
+            elif (key := os.path.normpath(audio.spelling(name))) in own:
+                detail = f"the same file as {own[key][0]}"
                 others.append(refuse(self._record(key, row.source), "catalog", "duplicate", detail))
             else:
-                own[key] = row
+                own[key] = row.source, texts
         return own, others
 
     def _record(self, name: str, source: str) -> Record:
@@ -78,16 +96,16 @@ class FreeToUse(Catalog):
         group = f"{self.label}:{_TAKE.sub('', stem)}"
         return self.record(source, name, group, title=os.path.basename(stem))
 
-    def _outcome(self, name: str, row: Row | None, audio: AudioRoot) -> Outcome:
+    def _outcome(self, name: str, own: Texts | None, audio: AudioRoot) -> Outcome:
         path = os.path.join(self.root, name)
         outcome = locate(self._record(name, path), audio, name)
         if isinstance(outcome, Record):
             inside = read_wav_text(Path(path)) or WavText()
             outcome.stated_s = inside.seconds
             texts = [stem_caption(os.path.basename(name)), inside.description, inside.note]
-            if row is not None:
-                texts = [_own_caption(row)]
             outcome.captions = list(dict.fromkeys(filter(None, texts)))
+            if own:
+                outcome.captions, outcome.tags = own.captions, own.tags
         return outcome
 
 
@@ -96,10 +114,6 @@ def stem_caption(name: str) -> str:
     stem = compose(os.path.splitext(name)[0])  # macOS writes decomposed names
     words = " ".join(re.sub(r"[_-]+", " ", _TAKE.sub("", stem)).split())
     return words if re.search(r"[^\W\d]", words) else ""
-
-
-def _own_caption(row: Row) -> str:
-    return next((found for key in _CAPTIONS if (found := text(row.values.get(key)))), "")
 
 
 def _walk(root: Path) -> tuple[list[str], list[str]]:

@@ -12,15 +12,22 @@ from typing import ClassVar, Literal
 
 from common.schema import Record
 from common.tables import Row, intact, object_row, read_csv, read_json
-from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate_stem
+from pipeline.catalogs.base import (
+    Catalog,
+    CatalogPath,
+    Outcome,
+    Refusal,
+    Split,
+    locate_stem,
+    refuse,
+)
 from pipeline.catalogs.ontology import (
     Ancestors,
     read_ancestors,
     read_names,
 )
-from pipeline.catalogs.values import text
+from pipeline.catalogs.values import split_of, text
 
-_SPLITS = {"train": "train", "val": "valid"}
 _VOCABULARY = ("index", "label", "mid")
 
 
@@ -60,9 +67,14 @@ class Fsd50k(Catalog):
             if isinstance(outcome, Record):
                 more = info.get(outcome.native_id)
                 if isinstance(more, dict):
-                    outcome.title = text(more.get("title"))
-                    outcome.artist = text(more.get("uploader"))
-                    outcome.license_url = text(more.get("license"))
+                    try:
+                        outcome.title = text(more, "title")
+                        outcome.artist = text(more, "uploader")
+                        outcome.license_url = text(more, "license")
+                    except ValueError as error:
+                        detail = f"{outcome.native_id} in {self.clips_info}: {error}"
+                        yield refuse(outcome, "catalog", "malformed_row", detail)
+                        continue
                 outcome = locate_stem(outcome, root, outcome.native_id)
             yield outcome
 
@@ -71,7 +83,10 @@ class Fsd50k(Catalog):
     ) -> Record | Refusal:
         name = row.values.get("fname", "").strip()
         listed = row.values.get("split")  # eval.csv has no such column
-        split = self.split or ("test" if listed is None else _SPLITS.get(listed, ""))
+        # FSD50K's "dev" is the set that train and val are parts of, so it says neither.
+        is_part = listed is None or not listed.strip().lower().startswith("dev")
+        said = "test" if listed is None else split_of(listed) if is_part else None
+        split = self.split or said or ""
         labels = row.values.get("labels", "").split(",")
         mids = row.values.get("mids", "").split(",")
         problem = row.error

@@ -1,22 +1,27 @@
 """Music catalogs as JSON lines, CSV or Parquet, in the fields of audiocraft's MusicInfo.
 
 `path` (relative to `audio`), `title, artist, key, bpm, genre, moods, keywords, description, name,
-instrument`, and optionally `split`, `duration`, `license`, `license_url`, `attribution`.  In CSV,
-moods and keywords are joined by `;` or `,` or are a list literal.  Tracks by one artist share a
-group.
+instrument`, and optionally `split`, `license`, `license_url`, `attribution`, `duration`; `start`
+and `end`, or `offset` and `duration`, for a part of a file.  In CSV, moods and keywords are joined
+by `;` or `,` or are a list literal.  Tracks by one artist share a group.  Rows of one file, or of
+one part, are one track with all their descriptions.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from common.schema import SPLITS
+from common.schema import SPLITS, Record
 from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot
-from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
-from pipeline.catalogs.values import keywords, length, number, text, texts
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate
+from pipeline.catalogs.merging import clip_key, merge, survey
+from pipeline.catalogs.values import length, number, span, split_of, text, texts_of
+
+_TAGS = {"keywords": ";,", "moods": ";,", "instrument": "", "key": ""}
+"""Columns of tags, each with the characters that join them."""
 
 
 class Music(Catalog):
@@ -30,49 +35,64 @@ class Music(Catalog):
 
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
-        for row in read_table(self.catalog, ("path",)):
-            yield self._outcome(row, root)
+        found = survey((row.values.get("path"), row.values) for row in self._rows())
+        outcomes = (
+            (
+                clip_key(row.values.get("path"), row.values),
+                self._outcome(row, root, found.has_train),
+            )
+            for row in self._rows()
+        )
+        yield from merge(outcomes, found.several)
 
-    def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
+    def _rows(self) -> Iterator[Row]:
+        return read_table(self.catalog, ("path",))
+
+    def _outcome(self, row: Row, root: AudioRoot, has_train: bool) -> Record | Refusal:
         values = row.values
         path = values.get("path")
-        # `a.wav` and `./a.wav` are one file, so one track.
-        name = posixpath.normpath(path) if isinstance(path, str) and path else path
-        split = values.get("split") or self.split
         problem = row.error
-        if not problem and (not isinstance(path, str) or not path):
+        if not problem and (not isinstance(path, str) or not path.strip()):
             problem = f"path: expected a file name, found {path!r:.80}"
-        if not problem and split not in SPLITS:
-            problem = f"split: expected one of {', '.join(SPLITS)}, found {split!r:.80}"
-        bpm = values.get("bpm")
-        if not problem and bpm not in (None, "") and number(bpm) is None:
-            problem = f"bpm: expected a number, found {bpm!r:.80}"
-        artist = text(values.get("artist"))
-        group = f"artist:{artist.casefold()}" if artist else f"{self.label}:{name}"
+        # `a.wav` and `./a.wav` are one file, so one track.
+        name = posixpath.normpath(root.spelling(path)) if isinstance(path, str) and path else ""
+        split: str = self.split
+        artist, bpm = None, values.get("bpm")
+        try:
+            artist = text(values, "artist")
+            if said := text(values, "split"):
+                split = split_of(said, beside_train=has_train) or ""
+            if not split:
+                raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {said!r:.80}")
+            if text(values, "bpm") and number(bpm) is None:
+                raise ValueError(f"bpm: expected a number, found {bpm!r:.80}")
+            start, end = span(values)
+            texts = texts_of(values, ("description",), _TAGS)
+            more = {
+                column: text(values, column)
+                for column in ("genre", "license", "license_url", "attribution")
+            }
+            title = text(values, "title") or text(values, "name")
+            problem = problem or (texts.problem if not more["genre"] else "")
+        except ValueError as error:
+            problem = problem or str(error)
+        group = f"{self.label}:{name}" if name else ""
+        group = f"artist:{artist.casefold()}" if artist else group
         if problem:
-            group = group if artist or path else ""
-            split = split if split in SPLITS else ""
-            return self.malformed(row.source, path, problem, group_id=group, split=split)
+            return self.malformed(row.source, name, problem, group_id=group, split=split)
         record = self.record(
             row.source,
-            str(name),
+            name,
             group,
-            split=str(split),
-            tags=_tags(values),
-            captions=texts(text(values.get("description"))),
-            title=text(values.get("title")) or text(values.get("name")),
+            split=split,
+            start_s=start,
+            end_s=end,
+            tags=list(dict.fromkeys(texts.tags)),
+            captions=texts.captions,
+            title=title,
             artist=artist,
-            genre=", ".join(texts(values.get("genre"))) or None,
             bpm=number(bpm),
-            license=text(values.get("license")),
-            license_url=text(values.get("license_url")),
-            attribution=text(values.get("attribution")),
-            stated_s=length(values.get("duration")),
+            stated_s=length(values.get("duration")) if end is None else end - (start or 0),
+            **more,
         )
-        return locate(record, root, str(path))
-
-
-def _tags(values: dict[str, Any]) -> list[str]:
-    words = [word for key in ("keywords", "moods") for word in keywords(values.get(key))]
-    words += [word for key in ("instrument", "key") for word in texts(values.get(key))]
-    return list(dict.fromkeys(words))
+        return locate(record, root, name)

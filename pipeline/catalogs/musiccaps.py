@@ -15,7 +15,7 @@ from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
 from pipeline.catalogs.ontology import read_names
-from pipeline.catalogs.values import literal_list, number, texts
+from pipeline.catalogs.values import literal_list, number, texts_of
 
 _REQUIRED = ("ytid", "start_s", "end_s", "aspect_list", "caption")
 
@@ -55,16 +55,21 @@ class MusicCaps(Catalog):
             problem = f"aspect_list: expected a list, found {row.values['aspect_list']!r:.80}"
         if not problem and unknown and self.class_labels:
             problem = f"label {unknown[0]!r:.80} is not in {self.class_labels.name}"
+        try:
+            texts = texts_of(row.values, ("caption",))
+            problem = problem or ("" if aspects else texts.problem)
+        except ValueError as error:
+            problem = problem or str(error)
         group = f"youtube:{youtube_id}" if youtube_id else ""
         if problem:
             return self.malformed(row.source, youtube_id, problem, group_id=group)
-        tags = [*(aspects or ()), *(names[mid] for mid in mids if mid)]
+        tags = [*(aspects or ()), *texts.tags, *(names[mid] for mid in mids if mid)]
         record = self.record(
             row.source,
             f"{youtube_id}_{int(start)}",
             group,
             tags=list(dict.fromkeys(tags)),
-            captions=texts(row.values["caption"]),
+            captions=texts.captions,
             clip=f"{group}@{int(start)}",
             stated_s=end - start,
         )

@@ -15,7 +15,7 @@ from common.errors import AttuneError
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate_stem
-from pipeline.catalogs.values import whole_seconds
+from pipeline.catalogs.values import split_of, texts_of, whole_seconds
 
 CLIP_SECONDS = 10.0
 _FULL = ("youtube_id", "start", "label", "split")
@@ -54,24 +54,28 @@ class VggSound(Catalog):
         if file:
             match = _FILE.fullmatch(file)
             youtube_id, start = match.groups() if match else ("", None)
-        label = row.values.get("label", "").strip()
-        split = row.values.get("split", "test" if file else "")
+        label = row.values.get("label")
+        split = split_of(row.values.get("split", "test" if file else "")) or ""
         at = whole_seconds(start)
         problem = row.error
         if not problem and (not youtube_id or at is None):
             problem = f"id and start: {list(row.values.values())[:2]!r:.100}"
-        if not problem and (not label or split not in ("train", "test")):
-            problem = f"label {label!r:.80}, split {split!r:.20}"
+        try:
+            texts = texts_of(row.values, (), {"label": ""})
+            if not texts.tags or not split:
+                found = f"label {label!r:.80}, split {row.values.get('split')!r:.20}"
+                problem = problem or texts.problem or found
+        except ValueError as error:
+            problem = problem or str(error)
         if problem or at is None:
             group = f"youtube:{youtube_id}" if youtube_id else ""
-            split = split if split in ("train", "test") else ""
             return self.malformed(row.source, youtube_id, problem, group_id=group, split=split)
         record = self.record(
             row.source,
             f"{youtube_id}_{at}",
             f"youtube:{youtube_id}",
             split=split,
-            tags=[label],
+            tags=texts.tags,
             clip=f"youtube:{youtube_id}@{at}",
             stated_s=CLIP_SECONDS,
         )

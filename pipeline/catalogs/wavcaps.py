@@ -8,12 +8,12 @@ these clips have a group but no `clip`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from common.tables import Row, read_json_entries
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
-from pipeline.catalogs.values import audio_stem, keywords, length, text, texts
+from pipeline.catalogs.values import audio_stem, length, text, texts_of
 
 _YOUTUBE_ID = 11  # characters
 
@@ -34,20 +34,31 @@ class WavCaps(Catalog):
             yield self._outcome(row, root)
 
     def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
-        stem = audio_stem(_text(row.values.get("id")) or "")
+        given = row.values.get("id")
+        stem = audio_stem(str(given).strip()) if isinstance(given, (str, int)) else ""
         group = self._group(stem)
-        if row.error or not group:
-            found = f"id: no {self.source} id: {row.values.get('id')!r:.80}"
-            return self.malformed(row.source, stem, row.error or found)
+        problem = row.error
+        if not problem and not group:
+            problem = f"id: no {self.source} id: {given!r:.80}"
+        try:
+            texts = texts_of(row.values, ("caption",), {"tags": ";,"})
+            problem = problem or texts.problem
+            more = {
+                "title": text(row.values, "title"),
+                "artist": text(row.values, "author"),
+                "attribution": text(row.values, "href") or text(row.values, "download_link"),
+            }
+        except ValueError as error:
+            problem = problem or str(error)
+        if problem:
+            return self.malformed(row.source, stem, problem, group_id=group)
         record = self.record(
             row.source,
             f"{self.source}/{stem}",
             group,
-            tags=keywords(row.values.get("tags")),
-            captions=texts(_text(row.values.get("caption"))),
-            title=_text(row.values.get("title")),
-            artist=_text(row.values.get("author")),
-            attribution=_text(row.values.get("href")) or _text(row.values.get("download_link")),
+            tags=texts.tags,
+            captions=texts.captions,
+            **more,
             clip=group if self.source in ("freesound", "bbc") else "",
             stated_s=length(row.values.get("duration")),
         )
@@ -62,8 +73,3 @@ class WavCaps(Catalog):
         if self.source in ("freesound", "soundbible") and not (stem.isascii() and stem.isdecimal()):
             return ""
         return f"{self.source}:{stem}" if stem else ""
-
-
-def _text(value: Any) -> str | None:
-    """A text or number as text; None for anything else, such as a list."""
-    return text(value) if isinstance(value, (str, int, float)) else None

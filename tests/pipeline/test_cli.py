@@ -70,8 +70,8 @@ def test_what_was_refused_is_listed(pipeline: Call, recipe: str, finished: Path)
         "zero.wav": "empty_file", "page.wav": "unreadable", "cut.wav": "truncated",
     }  # fmt: skip
     assert [(row["native_id"], row["stage"], row["reason"]) for row in rows[6:]] == [
-        ("tone_00.wav", "text", "speech"),
-        ("tone_01.wav", "text", "empty_prompt"),
+        ("talk.wav", "text", "speech"),
+        ("two.wav", "text", "empty_prompt"),
         ("gone.wav", "catalog", "missing_audio"),
         ("../outside.wav", "catalog", "outside_root"),
     ]

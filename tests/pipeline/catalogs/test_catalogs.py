@@ -171,7 +171,7 @@ def test_audiofolder_in_both_forms(tmp_path: Path) -> None:
     (tmp_path / "test" / "metadata.jsonl").write_text(
         '{"file_name": "sub/b.wav", "caption_1": "one", "caption_2": "two", "label": "dog"}\n'
     )
-    first, second = records(read(dataset="audiofolder", root=tmp_path))
+    second, first = records(read(dataset="audiofolder", root=tmp_path))
     assert (first.native_id, first.split, first.captions, first.tags) == (
         "train/a.wav", "train", ["A dog"], ["x", "y"],
     )  # fmt: skip

@@ -14,7 +14,7 @@ FULL = (
     'q7zW-xx_3Zg,30,"bird chirping, tweeting",test',
     "noAudio0000,0,dog barking,test",
     "badStart000,soon,dog barking,test",
-    "badSplit000,10,dog barking,dev",
+    "badSplit000,10,dog barking,fold 1",
     "tooFew00000,10,dog barking",
     "../../etc/x,10,dog barking,train",
 )

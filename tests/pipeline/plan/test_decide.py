@@ -204,7 +204,10 @@ def test_a_file_that_a_list_names_in_two_ways_is_one_clip(tmp_path: Path) -> Non
     )
     tables = plan(AudioFolder(root=tmp_path))
     assert [(r["native_id"], r["split"]) for r in tables.plan.to_pylist()] == [("a.wav", "test")]
-    assert tables.rejects["reason"].to_pylist() == ["duplicate"]
+    (refused,) = tables.rejects.to_pylist()
+    place = f"{tmp_path}/metadata.csv"
+    assert (refused["source"], refused["reason"]) == (f"{place}:3", "malformed_row")
+    assert refused["detail"] == f"split: 'test', but {place}:2 says 'train' for the same clip"
 
 
 def test_a_row_that_makes_no_clip_is_refused_without_an_id(tmp_path: Path) -> None:
