@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -20,12 +21,14 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError, one_line
 from common.text_files import check_file, is_parquet, open_text, open_text_anyhow
 
 MAX_RAW = 2000
 """`raw_rows` cuts longer rows, in characters."""
 _DELIMITERS = (",", ";", "\t", "|")
+_FREE_TEXT = re.compile(r"(text|caption|description|sentence)(_\d+)?")
 _QUOTED = re.compile(r'"[^"]*("|$)')
 
 
@@ -51,7 +54,9 @@ def read_csv(
 ) -> Iterator[Row]:
     """Rows of a CSV file as dictionaries of strings.
 
-    Columns may also be separated by semicolons, tabs or bars if the header row is.
+    Columns may also be separated by semicolons, tabs or bars if the header row is.  If the last
+    column is free text (`caption`, say) and a row's text goes on in the next lines without quotes,
+    as in AudioCaps 2.0, the lines are joined; if it is not sure that it does, the row has an error.
 
     Args:
         required: columns that the file must have.
@@ -66,14 +71,23 @@ def read_csv(
     columns = list(header) if header else None
     with open_text(path, encodings) as file:
         delimiter = "," if header else _delimiter(file, required)
+        lines: list[str] = []  # those of the row
         reader = csv.reader(
-            file, delimiter=delimiter, skipinitialspace=skip_initial_space, strict=True
+            _tee(file, lines),
+            delimiter=delimiter,
+            skipinitialspace=skip_initial_space,
+            strict=True,
         )
         first_line = 1
+        after_blank = False
+        held: Row | None = None  # a row that the next line may go on
         try:
             for fields in reader:
                 line, first_line = first_line, reader.line_num + 1
+                is_quoted = lines[-1].rstrip().endswith('"')
+                lines.clear()
                 if not fields or (header and fields[0].startswith("# ")):
+                    after_blank = True
                     continue
                 if columns is None:
                     columns = [name.strip() for name in fields]
@@ -85,11 +99,47 @@ def read_csv(
                     error = f"expected {len(columns)} fields, found {len(fields)}"
                 elif any("\0" in field for field in fields):
                     error = "has a NUL byte"
-                yield Row(f"{path}:{line}", values, error)
+                if held and len(fields) < len(columns):
+                    goes_on = _goes_on(fields, held.values[columns[0]])
+                    if goes_on and after_blank:
+                        goes_on = None  # perhaps a line below the table
+                    if goes_on:
+                        whole = f"{held.values[columns[-1]]} {delimiter.join(fields)}"
+                        held.values[columns[-1]] = whole.strip()
+                        continue
+                    if goes_on is None:
+                        held.error = f"its text may go on in line {line}; put the text in quotes"
+                if held:
+                    yield held
+                held = Row(f"{path}:{line}", values, error)
+                after_blank = False
+                if error or is_quoted or not _FREE_TEXT.fullmatch(columns[-1]):
+                    yield held
+                    held = None
+            if held:
+                yield held
         except csv.Error as error:
             raise AttuneError(f"{path}:{first_line}: not valid CSV: {_why(error)}") from error
     if columns is None:
         raise AttuneError(f"{path}: empty; expected a CSV with columns {', '.join(required)}")
+
+
+def _goes_on(fields: list[str], first: str) -> bool | None:
+    """Whether a line with too few fields is the rest of the text of the row before it.
+
+    None if that is not sure: it may also be a row that lacks fields.
+
+    Args:
+        fields: of the line.
+        first: the first field of the row before.
+    """
+    if os.path.splitext(fields[0].strip())[1].lower() in AUDIO_EXTENSIONS:
+        return False
+    if len(fields) == 1:
+        return True
+    is_like_row = first.strip().isdecimal() and fields[0].strip().isdecimal()
+    has_words = any(" " in field for field in fields)
+    return None if is_like_row == has_words else has_words
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:

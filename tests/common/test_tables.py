@@ -94,6 +94,47 @@ def test_other_forms_of_the_same_rows_read_right(tmp_path: Path, content: bytes)
     assert [row.source for row in rows] == [f"{path}:2", f"{path}:3"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        (
+            ["1,a,10,a motor hums with faint", "speech in the distance", "2,b,20,rain"],
+            ["a motor hums with faint speech in the distance", "rain"],
+        ),
+        (
+            ["1,a,10,a motor hums", "and, in the distance,", "speech", "2,b,20,rain"],
+            ["a motor hums and, in the distance, speech", "rain"],
+        ),
+        (["1,a,10,rain", "falls"], ["rain falls"]),
+        # A row that lacks fields is none of the text.
+        (["1,a,10,rain", "2,b,20", "3,c,30,hail"], ["rain", "!", "hail"]),
+        (["1,a,10,rain", "b.wav", "3,c,30,hail"], ["rain", "!", "hail"]),
+        (['1,a,10,"rain"', "falls"], ["rain", "!"]),
+        (["1,a,10", "rain"], ["!", "!"]),
+        # Either could be meant: no half text passes.
+        (["1,a,10,rain", "2, or 3 drops", "3,c,30,hail"], ["!", "!", "hail"]),
+        (["1,a,10,rain", "wind,hail"], ["!", "!"]),
+        (["1,a,10,rain", "", "1 row in all"], ["!", "!"]),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_text_over_several_lines_is_joined_or_refused(
+    tmp_path: Path, lines: list[str], rows: list[str], end: str
+) -> None:
+    """`!`: the row has an error."""
+    path = write(
+        tmp_path / "list.csv", "audiocap_id,youtube_id,start_time,caption", *lines, end=end
+    )
+    found = list(read_csv(path, ("youtube_id", "caption")))
+    assert ["!" if row.error else row.values["caption"] for row in found] == rows
+    assert found[0].source == f"{path}:2"
+
+
+def test_lines_are_not_joined_if_the_last_column_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.csv", "file_name,caption,split", "a,rain,train", "falls")
+    assert [bool(row.error) for row in read_csv(path, ("caption",))] == [False, True]
+
+
 def test_a_nul_byte_far_down_only_spoils_its_row(tmp_path: Path) -> None:
     path = write(tmp_path / "list.csv", "file_name,text", *["a.wav,dog"] * 200, "b\0.wav,cat")
     assert Counter(row.error for row in read_csv(path, COLUMNS)) == {"": 200, "has a NUL byte": 1}

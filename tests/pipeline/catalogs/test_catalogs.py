@@ -298,3 +298,18 @@ def test_paths_of_every_catalog_know_the_home_folder_and_are_not_empty(
         for field in fields:
             with pytest.raises(ValidationError, match=r"is empty; give a path"):
                 catalog(**more, **dict.fromkeys(fields, "/x") | {field: ""})
+
+
+def test_a_caption_over_two_lines_is_read_whole(tmp_path: Path) -> None:
+    """As AudioCaps 2.0 has it; what the speech filter looks at is in the second line."""
+    captions = write(
+        tmp_path / "train.csv", "audiocap_id,youtube_id,start_time,caption",
+        "1,AAAAAAAAAA1,10,a motor hums with faint", "speech in the distance",
+        "2,BBBBBBBBBB2,20,rain on a tin roof",
+    )  # fmt: skip
+    outcomes = list(catalog(dataset="audiocaps", captions=captions).without_audio().read())
+    assert [(r.source, r.captions) for r in records(outcomes)] == [
+        (f"{captions}:2", ["a motor hums with faint speech in the distance"]),
+        (f"{captions}:4", ["rain on a tin roof"]),
+    ]
+    assert len(outcomes) == 2
