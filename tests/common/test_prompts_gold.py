@@ -13,8 +13,8 @@ LEMMAS = PromptForm("lemmas")
 
 AUDIOCAPS = {
     "A dog is barking at the park": "dog bark park",
-    "A man gives a speech while a crowd applauds": "man speech crowd applaud",
-    "An engine idles and then revs up loudly": "engine idle rev loudly",
+    "A man gives a speech while a crowd applauds": "man give speech crowd applaud",
+    "An engine idles and then revs up loudly": "engine idle rev up loudly",
     "Two women are talking while a baby cries in the background": "woman talk baby cry background",
     "Several ducks quack as water splashes": "duck quack water splash",
     "A sewing machine hums and clicks": "sewing machine hum click",
@@ -23,7 +23,7 @@ AUDIOCAPS = {
     "A toilet is being flushed": "toilet flush",
     "Birds are chirping and a rooster crows twice": "bird chirp rooster crow",
     "Rain falls on a tin roof with thunder far away": "rain fall tin roof thunder far away",
-    "A train blows its whistle and passes by": "train blow whistle pass",
+    "A train blows its whistle and passes by": "train blow whistle pass by",
     "Food is sizzling in a frying pan": "food sizzle fry pan",
     "Whistling with wind blowing": "whistle wind blow",
     "A cat meows and people are laughing": "cat meow people laugh",
@@ -40,10 +40,10 @@ CLOTHO = {
     "The leaves of a tall tree are rustling in the wind .": "leaf tall tree rustle wind",
     "a heavy door creaks open  and slams shut behind them.": "heavy door creak open slam shut",
     "Water drips into a metal bucket, one drop at a time.": "water drip metal bucket drop time",
-    "Church bells ring out over the city at twelve o'clock.": "church bell ring city o'clock",
+    "Church bells ring out over the city at twelve o'clock.": "church bell ring out city o'clock",
     "A person flips through the pages of a book.": "person flip page book",
     "Heavy rain pours down while a car drives through a puddle.": (
-        "heavy rain pour car drive puddle"
+        "heavy rain pour down car drive puddle"
     ),
     "Crickets chirped constantly during a warm evening.": "cricket chirp constantly warm evening",
     "An old clock is ticking and the wind is howling outside.": "old clock tick wind howl outside",
@@ -54,7 +54,7 @@ CLOTHO = {
     "A seagull calls as waves crash onto the shore.": "seagull call wave crash shore",
     "Traffic is moving along a highway at forty miles per hour.": "traffic move highway mile hour",
     "A glass bottle rolls across the floor, then it breaks.": "glass bottle roll floor break",
-    "Someone is saying something that can't be understood.": "say understand",
+    "Someone is saying something that can't be understood.": "say not understand",
     "A large crowd was cheering inside of a stadium.": "large crowd cheer inside stadium",
     "Electricity is buzzing with static from an untuned radio.": (
         "electricity buzz static untune radio"
@@ -63,7 +63,7 @@ CLOTHO = {
 }
 BBC = {
     "Two-stroke motor mower, start, run, stop.": "stroke motor mower start run stop",
-    "Single-cylinder engine ticking over (1 1/2 h.p.)": "single cylinder engine tick hp",
+    "Single-cylinder engine ticking over (1 1/2 h.p.)": "single cylinder engine tick over hp",
     "Door slammed - 3'45\" of ambience afterwards": "door slam ambience",
     "Cars: Saloon car, 1965 model. Exterior, approach & stop": (
         "car saloon car model exterior approach stop"
@@ -74,15 +74,15 @@ BBC = {
     "Ship's siren: 3 blasts, 2nd one distant": "ship siren blast distant",
     "Applause, audience of 300 people": "applause audience people",
     "B-29 bomber flying past": "bomber fly past",
-    "Wolf howling, close-up.": "wolf howling close",
-    "Tap dripping into full sink": "tap dripping full sink",
+    "Wolf howling, close-up.": "wolf howl close up",
+    "Tap dripping into full sink": "tap drip full sink",
     "Crowd at football match - 1940s recording": "crowd football match recording",
     "50/50 mixture of sand &amp; gravel poured": "mixture sand gravel pour",
-    "Ice-cream van, chimes, drives off.": "ice cream van chime drive",
-    "Men\u2019s shoes on stone stairs, up/down": "man shoe stone stair",
+    "Ice-cream van, chimes, drives off.": "ice cream van chime drive off",
+    "Men\u2019s shoes on stone stairs, up/down": "man shoe stone stair up down",
     "Interior of DC-10, jet engines running at 90% power": "interior dc jet engine run power",
     "Cash register, old-fashioned: drawer opening & closing": (
-        "cash register old fashioned drawer opening closing"
+        "cash register old fashioned drawer open close"
     ),
     "Thirty-five guns fired in salute": "gun fire salute",
     "Breaking glass - large pane, 2 ft x 3 ft": "break glass large pane ft ft",
@@ -113,7 +113,7 @@ MUSICCAPS = {
     "Hi-hats and claps provide the rhythm.": "hi hat clap provide rhythm",
     "A drum & bass track with heavy sub-bass.": "drum bass track heavy sub bass",
     "The tempo is fast, with a groovy bassline.": "tempo fast groovy bassline",
-    "Trumpets blare over a marching snare.": "trumpet blare marching snare",
+    "Trumpets blare over a marching snare.": "trumpet blare march snare",
     "An amateur recording of a man whistling.": "amateur recording man whistle",
     "This rock &amp; roll song has soulful backing vocals.": "rock roll song soulful backing vocal",
     "A flute melody, soothing and calm.": "flute melody soothe calm",

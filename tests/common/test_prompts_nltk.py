@@ -17,7 +17,8 @@ from common.prompts import PromptForm, explain_prompt, normalize_prompts, normal
 WORDS = {
     "noun": "bark bell bit building child dog engine evening fall falls leaf left man men park saw "
     "talk talks wing",
-    "verb": "bark bite build fall hop hope hum leave scrap scrape see sing singe speak talk",
+    "verb": "bark bite build fall go hop hope hum leave scrap scrape see sing singe "
+    "speak talk turn",
     "adj": "out outer talking",
     "adv": "loudly",
 }
@@ -27,7 +28,10 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "adj": {},
     "adv": {},
 }
-STOP_WORDS = ("a", "and", "at", "can", "don't", "in", "is", "the", "while", "s", "t", "don")
+STOP_WORDS = (
+    *("a", "and", "at", "be", "by", "can", "can't", "don", "don't", "down", "in", "is", "no"),
+    *("off", "on", "s", "t", "the", "there", "up", "while"),
+)
 
 CASES = {
     "a dog is barking at the park": "dog bark park",
@@ -36,11 +40,14 @@ CASES = {
     "scraping, hoped; falls of leaves": "scrape hope fall of leaf",
     "The saw bit in; the left wings": "saw bit left wing",
     "twenty-one dogs, 2nd dog, 1 1/2 hundreds, 3'45\"": "dog dog",
-    "the dog's bark; don't": "dog bark",
+    "the dog's bark; don't": "dog bark not",
     "two-stroke engines humming": "stroke engine hum",
     "the outer building in the evening": "outer building evening",
-    "rimshots by hermes": "rimshot by hermes",
-    "The cans": "",
+    "rimshots by hermes": "rimshot hermes",
+    "The cans and a can; it can't be, cannot bark": "can can it not not bark",
+    "dogs can be off; a bell goes by": "dog off bell go by",
+    "down by the dog turning on": "down dog turn on",
+    "no one talks": "nobody talk",
 }
 
 
@@ -83,6 +90,13 @@ def test_captions_become_lemmas_by_wordnet() -> None:
 
 
 @pytest.mark.usefixtures("data")
+def test_a_negation_goes_with_the_other_stop_words_if_it_should() -> None:
+    texts = ["no one talks", "dogs don't bark", "a bell without a dog", "dogs cannot bark"]
+    prompts = ["talk", "dog bark", "bell dog", "dog bark"]
+    assert normalize_prompts(texts, PromptForm("lemmas-nltk", "drop")) == prompts
+
+
+@pytest.mark.usefixtures("data")
 def test_the_steps_end_in_the_prompt() -> None:
     assert explain_prompt("2 dogs ARE barking", PromptForm("lemmas-nltk")) == [
         ("lowercased", "0 dogs are barking"),
@@ -109,7 +123,7 @@ def test_zipped_data_does_as_well(data: Path) -> None:
 
 def test_the_id_names_rules_library_and_content(data: Path) -> None:
     before = normalizer_id("lemmas-nltk")
-    assert before.startswith(f"lemmas-nltk-2+nltk-{nltk.__version__}+data-")
+    assert before.startswith(f"lemmas-nltk-3+nltk-{nltk.__version__}+data-")
     assert before != normalizer_id("lemmas")
     for name in ("wordnet/verb.exc", "stopwords/english"):
         with (data / name).open("a") as file:
