@@ -36,7 +36,7 @@ from common.lemmas import (
     SET_PHRASES,
     THINGS_IN_ING,
 )
-from common.letters import IN_WORD, LETTER, WORD, compose
+from common.letters import IN_WORD, LETTER, MARK, WORD, compose
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -111,6 +111,7 @@ _GLUED = re.compile(rf"(?<={LETTER}{{2}})([.,!?;])(?={LETTER}{{2}})")
 _NOT = re.compile(r"^(?:\w+n't|cannot)$")
 _NO_ONE = re.compile(rf"(?<!{IN_WORD})no[ -]?one(?!{IN_WORD}|-)")
 _NOT_IN_WORDS = re.compile(rf"[/\\|_~*+=<>^;#@\u2010-\u2015]|(?<!{IN_WORD})-|-(?!{IN_WORD})")
+_NOT_IN_TAGS = re.compile(rf"(?:(?!{MARK})[^\w'&/+-])+|_")
 _CLITIC = re.compile(r"'(?:s|d|m|t|ll|re|ve)?$")
 _LETTERS = re.compile(rf"{WORD}(?:'{WORD})*")
 
@@ -178,6 +179,13 @@ def clean_text(text: str) -> str:
     text = _NO_ONE.sub("nobody", _NUMBER.sub(" 0 ", _MARKUP.sub(" ", text)))
     text = _INITIALS.sub(lambda found: found[0].replace(".", ""), text)
     return " ".join(_NOT_IN_WORDS.sub(" ", _GLUED.sub(r"\1 ", text)).split())
+
+
+@lru_cache(maxsize=1 << 14)
+def tag_words(tag: str) -> str:
+    """A tag in lower case, with composed characters (NFC), without punctuation."""
+    words = _NOT_IN_TAGS.sub(" ", compose(html.unescape(tag).lower())).split()
+    return " ".join(word for word in words if any(map(str.isalnum, word)))
 
 
 def _find_words(texts: Iterable[str], form: PromptForm) -> Iterator[Words]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable, Mapping, Set
 from functools import lru_cache
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AttuneError
-from common.letters import MARK, compose
+from common.prompts import tag_words
 from common.tables import intact, read_csv, read_json
 
 Ancestors = Mapping[str, Set[str]]
 """For the `tag_name` of a tag, the `tag_name` of every class above it; see `ancestor_names`."""
 
-_NOT_WORD = re.compile(rf"(?:(?!{MARK})[^\w'&/+-])+|_")
 _AND = re.compile(r"\band\b ?")
 
 
@@ -56,13 +54,6 @@ def ancestor_names(entries: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[
         found = frozenset(names[parent] for parent in seen) - {name}
         above[name] = above.get(name, frozenset()) | found
     return above
-
-
-@lru_cache(maxsize=1 << 14)
-def tag_words(tag: str) -> str:
-    """A tag in lower case, with composed characters (NFC), without punctuation."""
-    words = _NOT_WORD.sub(" ", compose(html.unescape(tag).lower())).split()
-    return " ".join(word for word in words if any(map(str.isalnum, word)))
 
 
 def implied_names(names: Set[str], ancestors: Ancestors) -> set[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from common.errors import AttuneError
-from pipeline.catalogs.ontology import Ancestors, implied_names, tag_name, tag_words
+from common.prompts import tag_words
+from pipeline.catalogs.ontology import Ancestors, implied_names, tag_name
 
 TagPolicy = Literal["all", "unique", "specific"]
 """`all`: tags as listed.  `unique`: repeated tags once.  `specific`: also without the tags that

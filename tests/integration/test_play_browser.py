@@ -68,7 +68,8 @@ def test_a_full_line_leaves_the_page_usable(browser: Any) -> None:
     """There are more orders than a browser has connections to a server, and another tab."""
     model: Any = SimpleNamespace(
         codec=SimpleNamespace(sample_rate=RATE, frame_rate=50), trained_s=1.0,
-        description={"step": 1}, normalize=list,
+        description={"step": 1}, normalize=lambda texts, as_is: texts,
+        unheard=lambda texts: [[] for _ in texts],
     )  # fmt: skip
     server = make_server(build_app(_Held({"one": model}, SamplingConfig()), ["127.0.0.1"]))
     with listening("127.0.0.1", 0) as listener:
@@ -117,6 +118,8 @@ def test_two_tabs(browser: Any, address: str) -> None:
         tab.wait_for_selector("article img")
         _wait(lambda tab=tab: tab.locator("article img").count() == 2)
         assert tab.inner_text("article h2") == prompt
+        heard = "" if prompt == "rain" else "heard as: dog bark"
+        assert tab.inner_text("article .heard") == heard
         assert "x real time" in tab.inner_text("article p")
         assert tab.locator("article progress").count() == 0
         for i in range(2):

@@ -23,6 +23,25 @@ _NEEDED = ("architecture", "codec_id", "text_encoder_id", "prompt_policy", "segm
 """Keys of `model.json` that generation needs."""
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """`model.json` of a checkpoint.
+
+    Raises:
+        AttuneError: it is missing or damaged.
+    """
+    try:
+        description = json.loads((folder / "model.json").read_text())
+        missing = [key for key in _NEEDED if key not in description]
+    except (OSError, ValueError, TypeError) as error:
+        raise AttuneError(f"checkpoint {folder}: cannot be loaded: {one_line(error)}") from error
+    if missing:
+        raise AttuneError(
+            f"checkpoint {folder}: model.json lacks {', '.join(missing)}; it is damaged or "
+            "was written by another version: name another checkpoint, or train again"
+        )
+    return description
+
+
 def load_for_inference(folder: Path, raw: bool = False) -> tuple[LanguageModel, dict[str, Any]]:
     """The EMA model of a checkpoint, on the CPU in eval mode, and its `model.json`.
 
@@ -32,14 +51,8 @@ def load_for_inference(folder: Path, raw: bool = False) -> tuple[LanguageModel, 
     Raises:
         AttuneError: files are missing or damaged.
     """
+    description = read_description(folder)
     try:
-        description = json.loads((folder / "model.json").read_text())
-        missing = [key for key in _NEEDED if key not in description]
-        if missing:
-            raise AttuneError(
-                f"checkpoint {folder}: model.json lacks {', '.join(missing)}; it is damaged or "
-                "was written by another version: name another checkpoint, or train again"
-            )
         model = LanguageModel(Architecture(**description["architecture"]))
         weights = _raw_weights(folder, model) if raw else load_file(folder / "model.safetensors")
         model.load_state_dict(weights)

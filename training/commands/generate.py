@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from common.cli import (
 )
 from common.config import load_recipe
 from common.errors import AttuneError
-from training.commands.options import HostOption
+from training.commands.options import AsIsOption, HostOption
 from training.sampling.outputs import Format, Prompt, read_prompts
 
 
@@ -38,6 +39,7 @@ def generate(
     ] = None,
     n: Annotated[int, Option(min=1, help="Clips per prompt.")] = 1,
     seed: Annotated[int, Option(min=0, help="Seed of each prompt's first clip.")] = 0,
+    as_is: AsIsOption = False,
     continue_from: Annotated[
         Path | None, Option("--continue", help="Audio file that every clip continues.")
     ] = None,
@@ -88,15 +90,25 @@ def generate(
         "continued": None if continue_from is None else str(continue_from),
         "continued_sha256": None if continue_from is None else file_hash(continue_from),
     }
-    orders = [
-        (
-            job.name or f"{i:03d}-{slug(job.text)}-seed{job.seed}",
-            {"prompt": job.text, "normalized_prompt": plain, "seed": job.seed, **shared},
-        )
-        for i, (job, plain) in enumerate(zip(wanted, sampler.normalize(texts), strict=True))
-    ]
-    check_folder(folder)
     say = partial(print, file=sys.stderr)
+    heard = sampler.normalize(texts, as_is=as_is, sources=[job.source for job in wanted])
+    avoided = [text for text in (sampling.negative_prompt,) if text]
+    avoided_heard = sampler.normalize(avoided, as_is=as_is)
+    for text, plain in dict.fromkeys(zip(texts + avoided, heard + avoided_heard, strict=True)):
+        if plain != text:
+            say(f"{text!r} heard as: {plain}")
+    unheard = sampler.unheard(heard + avoided_heard)
+    for warning in dict.fromkeys(chain.from_iterable(unheard)):
+        say(f"warning: {warning}")
+    orders = []
+    for i, (job, plain) in enumerate(zip(wanted, heard, strict=True)):
+        facts = {"prompt": job.text, "normalized_prompt": plain, "seed": job.seed, **shared}
+        if as_is:
+            facts["as_is"] = True
+        if warnings := [*unheard[i], *chain.from_iterable(unheard[len(heard) :])]:
+            facts["warnings"] = warnings
+        orders.append((job.name or f"{i:03d}-{slug(job.text)}-seed{job.seed}", facts))
+    check_folder(folder)
     say(f"{len(wanted)} clips of {seconds:g} s from {sampler.checkpoint} into {folder}")
     if seconds > trained:
         say(
@@ -120,7 +132,13 @@ def generate(
         part = slice(rows.start, rows.stop)
         report = partial(_report, began, total, number, len(batches))
         waves, _ = sampler.generate(
-            texts[part], seconds, seeds[part], sampling, report, continue_from=beginning
+            texts[part],
+            seconds,
+            seeds[part],
+            sampling,
+            report,
+            continue_from=beginning,
+            as_is=as_is,
         )
         for i, wave in zip(rows, waves, strict=True):
             if i in made:
@@ -176,7 +194,7 @@ def _wanted(given: list[str], file: Path | None, n: int, seed: int) -> list[Prom
         first = seed if one.seed is None else one.seed
         for i in range(n):
             name = f"{one.name}-{i}" if one.name and n > 1 else one.name
-            jobs.append(Prompt(one.text, first + i, name))
+            jobs.append(Prompt(one.text, first + i, name, one.source))
     names = Counter(job.name for job in jobs if job.name)
     if twice := [name for name, count in names.items() if count > 1]:
         raise AttuneError(f"prompts {file}: name {twice[0]!r} is used twice")

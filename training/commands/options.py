@@ -17,6 +17,14 @@ WeightsOption = Annotated[
 HostOption = Annotated[
     str, Option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.")
 ]
+AsIsOption = Annotated[
+    bool,
+    Option(
+        "--as-is",
+        help="Take prompts as typed, not in the form of the captions that the model was trained "
+        "on; for prompts like the tags of a model whose model.json has tag_form as_is.",
+    ),
+]
 
 
 def recipe_or_none(config: str, overrides: list[str] | None) -> Recipe | None:

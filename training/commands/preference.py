@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 from common.cli import DeviceOption, JsonOption, OverridesArgument, choose_device, print_json
 from common.errors import AttuneError
-from training.commands.options import HostOption, RecipeOption, recipe_or_none
+from training.commands.options import AsIsOption, HostOption, RecipeOption, recipe_or_none
 
 preference_app = typer.Typer(
     help="A blind study: raters hear two models' clips of a prompt and say which is better.",
@@ -37,6 +37,7 @@ def prepare_command(
     prompts: Annotated[
         Path | None, Option(help="For runs: file of prompts (else --split).")
     ] = None,
+    as_is: AsIsOption = False,
     split: Annotated[str, Option(help="For runs: split of the prompts.")] = "test",
     pairs: Annotated[int, Option(min=1, max=1000, help="Largest number of pairs.")] = 20,
     raters: Annotated[int, Option(min=1, max=1000, help="Number of raters.")] = 8,
@@ -57,10 +58,12 @@ def prepare_command(
     recipe = recipe_or_none(config, overrides)
     check_url(url)
     device = choose_device(device)
+    if as_is and prompts is None:
+        raise AttuneError("--as-is is for the prompts of a file; name it with --prompts FILE")
     if not math.isfinite(loudness):
         raise AttuneError(f"--loudness {loudness}: expected LUFS, e.g. -23")
     drawn = secrets.randbits(32) if seed is None else seed
-    order = Order(a, b, prompts, split, pairs, raters, drawn, clip_seed, loudness, device)
+    order = Order(a, b, prompts, split, pairs, raters, drawn, clip_seed, loudness, device, as_is)
     if dry_run:
         check_free(out)
         facts = draft(order, recipe).describe(pairs) | {"raters": raters, "study": str(out)}
@@ -196,6 +199,7 @@ def _print_draft(facts: dict[str, Any]) -> None:
     print(f"{len(facts['pairs'])} pairs for {facts['raters']} raters into {facts['study']}:")
     for pair in facts["pairs"]:
         seed = "" if pair["seed"] is None else f"  (seed {pair['seed']})"
-        print(f"  {pair['prompt']}{seed}")
+        heard = " / ".join(text for text in pair.get("heard", ()) if text != pair["prompt"])
+        print(f"  {pair['prompt']}{seed}" + (f"  heard as: {heard}" if heard else ""))
     if facts["unmatched"]:
         print(f"{len(facts['unmatched'])} clips without a partner are left out")

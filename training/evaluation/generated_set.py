@@ -33,6 +33,7 @@ def generate_set(
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     longest_s: float = float("inf"),
+    as_is: bool = False,
 ) -> Path:
     """Generate one clip for each prompt of a set; clips that exist already are kept.
 
@@ -43,6 +44,7 @@ def generate_set(
             repeated prompt, get the next seeds.
         seeds: one seed per clip, instead of `seed`.
         longest_s: maximum duration, whatever `sampling` says.
+        as_is: take prompts and the negative prompt as they are, not in the form of training.
 
     Returns:
         The folder with a wav and a JSON file per prompt, and nothing else.
@@ -54,7 +56,7 @@ def generate_set(
         raise AttuneError(
             "the reference has no prompts: name shards, a --preset, or a folder with sidecars"
         )
-    wanted = _wanted(sampler, prompts, seed, seeds)
+    wanted = _wanted(sampler, prompts, seed, seeds, as_is)
     seconds = min(sampling.duration_s, sampler.trained_s, longest_s)
     asked = json.dumps(sorted((name, facts) for name, (_, facts) in wanted.items()))
     folder = out / hashlib.blake2b(asked.encode(), digest_size=6).hexdigest()
@@ -91,7 +93,10 @@ def generate_missing(
             part = names[start : start + step]
             facts = [wanted[name][1] for name in part]
             texts, seeds = [f["prompt"] for f in facts], [f["seed"] for f in facts]
-            waves, _ = sampler.generate(texts, seconds, seeds, sampling, normalized=normalized)
+            as_is = facts[0].get("as_is", False)
+            waves, _ = sampler.generate(
+                texts, seconds, seeds, sampling, normalized=normalized, as_is=as_is
+            )
             for name, wave, about in zip(part, waves, facts, strict=True):
                 write_clip(folder, name, wave, made_by | about, "wav")
             done += len(part)
@@ -99,7 +104,11 @@ def generate_missing(
 
 
 def _wanted(
-    sampler: Sampler, prompts: Sequence[SetClip], seed: int, seeds: Sequence[int] | None
+    sampler: Sampler,
+    prompts: Sequence[SetClip],
+    seed: int,
+    seeds: Sequence[int] | None,
+    as_is: bool,
 ) -> Wanted:
     wanted: Wanted = {}
     taken: set[tuple[str, int]] = set()
@@ -107,7 +116,7 @@ def _wanted(
         # Further prompts of a shard's clip are paraphrases of the first one and are not used.  A
         # benchmark's list names all prompts that it wants.
         asked = clip.prompts[:1] if clip.normalized else clip.prompts
-        plain = asked if clip.normalized else sampler.normalize(asked)
+        plain = asked if clip.normalized else sampler.normalize(asked, as_is=as_is)
         for i, (prompt, heard) in enumerate(zip(asked, plain, strict=True)):
             name = hashlib.blake2b(f"{clip.name}/{i}".encode(), digest_size=8).hexdigest()
             own = first + i
@@ -118,6 +127,8 @@ def _wanted(
             facts: dict[str, Any] = {"prompt": prompt, "seed": own, "reference": clip.name}
             if clip.captions and (caption := sampler.caption_of(prompt, clip.captions)):
                 facts["caption"] = caption
+            if as_is:
+                facts["as_is"] = True
             wanted[name] = clip.normalized, facts
     return wanted
 

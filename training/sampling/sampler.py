@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from common.config import Recipe
 from common.errors import AttuneError
 from common.prompts import PromptForm, normalize_prompts, recorded_form
 from common.streaming import StreamingDecoder
-from common.text_encoder import TextEncoder, load_text_encoder
+from common.text_encoder import TextEncoder, count_tokens, cut_off, load_text_encoder
 from training.checkpoint.load import load_for_inference
 from training.data import check_made_with
 from training.lm.model import LanguageModel
@@ -43,17 +43,23 @@ Report = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
 
 
-def check_prompts(prompts: Sequence[str], form: PromptForm) -> list[str]:
-    """Prompts in a form of prompts.
+def check_prompts(
+    prompts: Sequence[str], form: PromptForm | None, sources: Sequence[str] = ()
+) -> list[str]:
+    """Prompts in a form of prompts; as they are if it is None.
+
+    Args:
+        sources: FILE:LINE of each prompt, for messages.
 
     Raises:
         AttuneError: a prompt has no words left.
     """
-    normalized = normalize_prompts(prompts, form)
-    for prompt, rest in zip(prompts, normalized, strict=True):
-        if not rest:
+    normalized = normalize_prompts(prompts, form) if form else list(prompts)
+    for prompt, rest, source in zip_longest(prompts, normalized, sources):
+        if not rest.strip():
             raise AttuneError(
-                f"prompt {prompt!r}: nothing remains without stop words and numbers; name the sound"
+                f"{f'{source}: ' if source else ''}prompt {prompt!r}: nothing remains without stop "
+                "words and numbers; name the sound"
             )
     return normalized
 
@@ -136,13 +142,36 @@ class Sampler:
             "licence": LICENCE,
         }
 
-    def normalize(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts in the form that the model was trained on.
+    def normalize(
+        self, prompts: Sequence[str], *, as_is: bool = False, sources: Sequence[str] = ()
+    ) -> list[str]:
+        """Prompts as the model hears them: in the form of its training, or unchanged if `as_is`.
+
+        Args:
+            sources: FILE:LINE of each prompt, for messages.
 
         Raises:
             AttuneError: a prompt has no words left.
         """
-        return check_prompts(prompts, recorded_form(self.description))
+        return check_prompts(prompts, None if as_is else recorded_form(self.description), sources)
+
+    def unheard(self, heard: Sequence[str]) -> list[list[str]]:
+        """What the text encoder does not take in of each prompt (from `normalize`), in words."""
+        tokenizer, longest = self.encoder.tokenizer, self.encoder.max_length
+        counts = count_tokens(tokenizer, heard)
+        found: list[list[str]] = [[] for _ in heard]
+        for i, text in enumerate(heard):
+            if counts.tokens[i] > longest:
+                found[i].append(
+                    f"the text encoder takes {longest} of the {counts.tokens[i]} tokens of "
+                    f"{text!r}; cut off: {cut_off(tokenizer, text, longest)}"
+                )
+            if counts.mostly_unknown[i]:
+                found[i].append(
+                    f"the text encoder does not know {counts.unknown[i]} of the "
+                    f"{counts.tokens[i] - counts.special} tokens of {text!r}"
+                )
+        return found
 
     def caption_of(self, prompt: str, captions: Sequence[str]) -> str | None:
         """The caption from which a prompt in training form was made; None if there is none."""
@@ -158,6 +187,7 @@ class Sampler:
         report: Report | None = None,
         normalized: bool = False,
         continue_from: NDArray[np.float32] | None = None,
+        as_is: bool = False,
     ) -> tuple[list[NDArray[np.float32]], NDArray[np.int16]]:
         """Generate a clip per prompt.
 
@@ -171,6 +201,7 @@ class Sampler:
             normalized: take the prompts as they are, for example prompts out of the shards, where
                 pseudo-sentences of tags are not lemmatized.
             continue_from: waveform float32 `[S]` at the codec's rate that every clip begins with.
+            as_is: take the prompts and the negative prompt as they are.
 
         Returns:
             Waveforms float32 `[S]` at the codec's rate, and codes int16 `[N, K, T]`.
@@ -180,7 +211,7 @@ class Sampler:
         """
         sampling = sampling or SamplingConfig()
         sampling = self.settled(sampling, min(len(prompts), sampling.batch_size))
-        clips = self._clips(prompts, duration_s, seeds, sampling, normalized, continue_from)
+        clips = self._clips(prompts, duration_s, seeds, sampling, normalized, continue_from, as_is)
         known = 0 if clips["prefix"] is None else clips["prefix"].shape[-1]
         steps = delayed_steps(clips["frames"], self.codec.n_codebooks) - known
         starts = range(0, len(prompts), sampling.batch_size)
@@ -205,6 +236,7 @@ class Sampler:
         normalized: bool = False,
         continue_from: NDArray[np.float32] | None = None,
         chunk_s: float = 0.5,
+        as_is: bool = False,
     ) -> Iterator[NDArray[np.float32]]:
         """Generate clips, and yield their sound while they are made; arguments as for `generate`.
 
@@ -217,7 +249,7 @@ class Sampler:
             (`common.streaming`).
         """
         sampling = self.settled(sampling or SamplingConfig(), len(prompts))
-        clips = self._clips(prompts, duration_s, seeds, sampling, normalized, continue_from)
+        clips = self._clips(prompts, duration_s, seeds, sampling, normalized, continue_from, as_is)
         frames, given = clips["frames"], 0
         decoder = StreamingDecoder(self.codec)
         every = max(1, round(chunk_s * self.codec.frame_rate))
@@ -238,6 +270,7 @@ class Sampler:
         sampling: SamplingConfig,
         normalized: bool,
         continue_from: NDArray[np.float32] | None,
+        as_is: bool,
     ) -> dict[str, Any]:
         """Arguments of `stream_codes` for these clips."""
         if len(seeds) != len(prompts):
@@ -255,10 +288,11 @@ class Sampler:
                     f"the clip to continue is {prefix.shape[-1] / rate:g} s long and the duration "
                     f"{duration_s:g} s, which includes that clip; raise the duration"
                 )
-        texts = list(prompts) if normalized else self.normalize(prompts)
+        texts = list(prompts) if normalized else self.normalize(prompts, as_is=as_is)
         negative = None
         if sampling.negative_prompt:
-            negative = self.encoder.encode(self.normalize([sampling.negative_prompt]))[0]
+            heard = self.normalize([sampling.negative_prompt], as_is=as_is)
+            negative = self.encoder.encode(heard)[0]
         return {
             "weights": self._weights(sampling.weights),
             "states": self.encoder.encode(texts),

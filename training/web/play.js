@@ -33,7 +33,7 @@ async function order(event) {
   say("");
   const runs = [...document.querySelectorAll("input[name=run]:checked")].map((box) => box.value);
   if (runs.length < 1 || runs.length > 2) return say("Choose one model, or two to compare.");
-  const wanted = { prompt: byId("prompt").value, negative_prompt: byId("negative_prompt").value, runs };
+  const wanted = { prompt: byId("prompt").value, negative_prompt: byId("negative_prompt").value, as_is: byId("as_is").checked, runs };
   for (const name of NUMBERS) {
     if (byId(name).value === "" || !byId(name).checkValidity()) return say(`${name}: not a number that will do`);
     wanted[name] = Number(byId(name).value);
@@ -61,8 +61,18 @@ function follow(job, wanted) {
   });
   const boxes = element("div", { className: "takes" }, ...takes.map((take) => take.box));
   const title = element("h2", { textContent: wanted.prompt });
-  byId("jobs").prepend(element("article", {}, title, status, boxes));
-  watch(job, status, (now) => show(job, wanted, now, status, takes));
+  const heard = element("div", { className: "heard" });
+  byId("jobs").prepend(element("article", {}, title, heard, status, boxes));
+  watch(job, status, (now) => {
+    heard.textContent = hearing(wanted.prompt, now.takes);
+    show(job, wanted, now, status, takes);
+  });
+}
+
+// The prompt in the form of the models' training, if it is another, and what they do not take in.
+function hearing(prompt, takes) {
+  const lines = takes.flatMap((take) => [...(take.heard === prompt ? [] : [`heard as: ${take.heard}`]), ...take.warnings]);
+  return [...new Set(lines)].join("; ");
 }
 
 // A browser has six connections to a server, and a stream holds one for as long as it lasts: only

@@ -51,6 +51,8 @@ class Order(BaseModel):
     runs: list[str] = Field(min_length=1, max_length=2)
     duration_s: float = Field(gt=0, le=LONGEST_S, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0, lt=2**53)
+    as_is: bool = False
+    """Take the prompts as typed, not in the form of the model's training."""
     cfg: float = Field(default=3.0, ge=0, le=20, allow_inf_nan=False)
     top_k: int = Field(default=250, ge=1, le=100_000)
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -66,6 +68,10 @@ class Take:
     total_s: float
     trained_s: float
     """Length that the model was trained on; a longer clip is made in windows of this length."""
+    heard: str
+    """The prompt as the model hears it."""
+    warnings: list[str]
+    """What the text encoder does not take in of the prompts."""
     chunks: list[NDArray[np.float32]] = field(default_factory=list)
     spectrogram: str = ""
 
@@ -122,11 +128,15 @@ class Studio:
         takes = []
         for run in order.runs:
             sampler = self.samplers[run]
-            sampler.normalize([text for text in (order.prompt, order.negative_prompt) if text])
+            asked = [text for text in (order.prompt, order.negative_prompt) if text]
+            heard = sampler.normalize(asked, as_is=order.as_is)
+            unheard = [warning for found in sampler.unheard(heard) for warning in found]
             codec = sampler.codec
             frames = max(1, round(order.duration_s * codec.frame_rate))
             seconds = frames / codec.frame_rate
-            takes.append(Take(run, codec.sample_rate, seconds, sampler.trained_s))
+            takes.append(
+                Take(run, codec.sample_rate, seconds, sampler.trained_s, heard[0], unheard)
+            )
         with self._lock:
             if sum(not job.over for job in self._jobs.values()) >= WAITING:
                 raise AttuneError(f"{WAITING} clips are waiting already; try again in a while")
@@ -156,6 +166,8 @@ class Studio:
                     "made_s": round(take.made_s, 3),
                     "total_s": round(take.total_s, 3),
                     "trained_s": take.trained_s,
+                    "heard": take.heard,
+                    "warnings": take.warnings,
                     "spectrogram": take.spectrogram,
                 }
                 for take in job.takes
@@ -185,9 +197,11 @@ class Studio:
             job.tell()
 
     def _stream(self, run: str, order: Order) -> Iterator[NDArray[np.float32]]:
-        wanted = order.model_dump(exclude={"prompt", "runs", "duration_s", "seed"})
+        wanted = order.model_dump(exclude={"prompt", "runs", "duration_s", "seed", "as_is"})
         sampling = SamplingConfig.model_validate(self.sampling.model_dump() | wanted)
-        stream = self.samplers[run].stream([order.prompt], order.duration_s, [order.seed], sampling)
+        stream = self.samplers[run].stream(
+            [order.prompt], order.duration_s, [order.seed], sampling, as_is=order.as_is
+        )
         for chunk in stream:
             yield chunk[0]
 

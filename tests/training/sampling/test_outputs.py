@@ -233,6 +233,36 @@ def test_the_command_with_a_file_of_prompts(
     assert contents(tmp_path / "out") == first
 
 
+def test_what_the_model_hears_is_said(tiny_root: Path, tiny_run: Path, tmp_path: Path) -> None:
+    def made(*arguments: object) -> tuple[list[dict[str, Any]], list[str]]:
+        command = ["generate", "--config", tiny_root / "recipe.yaml", "--out", tmp_path, "--json"]
+        result = run_command(*command, "--duration", 0.1, *arguments)
+        said = result.stderr.split("\n")
+        return json.loads(result.stdout), [
+            line for line in said if "heard as" in line or line.startswith("warning")
+        ]
+
+    prompts = ["--prompt", "The dogs bark", "--prompt", "rain", "--n", 2]
+    clips, said = made(*prompts, "sampling.negative_prompt=Songs #2")
+    assert [clip["normalized_prompt"] for clip in clips] == ["dog bark"] * 2 + ["rain"] * 2
+    assert said == ["'The dogs bark' heard as: dog bark", "'Songs #2' heard as: song"]
+    assert not any("warnings" in clip or "as_is" in clip for clip in clips)
+    clips, said = made(*prompts, "--as-is", "sampling.negative_prompt=Songs #2")
+    assert [clip["normalized_prompt"] for clip in clips[::2]] == ["The dogs bark", "rain"]
+    assert said == [] and all(clip["as_is"] for clip in clips)
+    assert len(list(tmp_path.glob("*.wav"))) == 8, "a clip of another form was taken for this one"
+
+    dogs = "\U0001f415 bark"
+    clips, said = made("--as-is", "--prompt", dogs, "--prompt", "rain " * 14 + "falls far away")
+    unknown, long = (clip["warnings"] for clip in clips)
+    assert unknown == [f"the text encoder does not know 1 of the 2 tokens of {dogs!r}"]
+    assert long[0].startswith("the text encoder takes 16 of the 19 tokens of 'rain rain")
+    assert long[0].endswith("cut off: falls far away")
+    assert said == [f"warning: {text}" for text in unknown + long]
+    sidecar = json.loads(Path(clips[0]["wav"]).with_suffix(".json").read_text())
+    assert sidecar["warnings"] == unknown
+
+
 def test_two_clips_of_one_name_are_refused(tiny_root: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "dog", "name": "a"}\n{"prompt": "rain", "name": "a"}\n')

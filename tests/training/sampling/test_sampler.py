@@ -105,6 +105,16 @@ def test_prompts_in_training_form_are_taken_as_they_are(
     sampler.generate(["Barking dogs"], 0.1, [0])
     sampler.generate(["Barking dogs"], 0.1, [0], normalized=True)
     assert asked == ["bark dog", "Barking dogs"]
+    asked.clear()
+    away = SamplingConfig(negative_prompt="Songs")
+    sampler.generate(["The dogs"], 0.1, [0], away)
+    sampler.generate(["The dogs"], 0.1, [0], away, normalized=True)
+    sampler.generate(["The dogs"], 0.1, [0], away, as_is=True)
+    assert asked == ["song", "dog", "song", "The dogs", "Songs", "The dogs"]
+    with pytest.raises(AttuneError, match=r"list.txt:3: prompt 'the': nothing remains"):
+        sampler.normalize(["rain", "the"], sources=["list.txt:1", "list.txt:3"])
+    with pytest.raises(AttuneError, match="nothing remains"):
+        sampler.normalize([" "], as_is=True)
 
 
 def test_prompt_and_seed_decide_the_draws(tiny_recipe: Recipe, tiny_run: Path) -> None:

@@ -54,11 +54,23 @@ def test_an_order_becomes_the_clip_that_the_command_makes(
     expected, _ = sampler.generate(["a dog barks"], 0.4, [3], EXACT)
     for index, take in enumerate(told[-1]["takes"]):
         assert take["made_s"] == take["total_s"] == 0.4
+        assert (take["heard"], take["warnings"]) == ("dog bark", [])
         assert take["spectrogram"].startswith("data:image/png;base64,iVBOR")
         answer = client.get(f"/api/jobs/{job}/{index}.wav")
         wave, rate = soundfile.read(io.BytesIO(answer.content), dtype="float32")
         assert rate == 16000 and len(wave) == 6400
         np.testing.assert_allclose(wave, expected[0], atol=1e-3)
+
+
+def test_prompts_as_typed_and_what_is_not_heard(client: TestClient, sampler: Sampler) -> None:
+    asked = {"prompt": "Dogs", "negative_prompt": "\U0001f415", "as_is": True}
+    job = _order(client, **asked)["job"]
+    (take,) = _follow(client, job)[-1]["takes"]
+    assert take["heard"] == "Dogs" and "does not know 1 of the 1 tokens" in take["warnings"][0]
+    wave, _ = soundfile.read(io.BytesIO(client.get(f"/api/jobs/{job}/0.wav").content))
+    exact = EXACT.model_copy(update={"negative_prompt": "\U0001f415"})
+    expected, _ = sampler.generate(["Dogs"], 0.4, [3], exact, as_is=True)
+    np.testing.assert_allclose(wave, expected[0], atol=1e-3)
 
 
 def test_sound_comes_while_it_is_made(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from training.evaluation.preference.sources import (
     find_origin,
     make_clips,
     match,
+    recorded_forms,
     shared_facts,
     wanted_pairs,
 )
@@ -42,7 +43,7 @@ from training.evaluation.preference.study import (
     write_study,
 )
 from training.sampling.config import SamplingConfig
-from training.sampling.sampler import Sampler
+from training.sampling.sampler import Sampler, check_prompts
 
 _TOKEN_BYTES = 24
 _NAME_BYTES = 16
@@ -67,6 +68,8 @@ class Order:
     loudness: float
     """LUFS."""
     device: str = "cpu"
+    as_is: bool = False
+    """Take the prompts of the file as they are, not in the form of the models' training."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,33 @@ class Draft:
     a: Origin
     b: Origin
     wanted: Wanted
+    as_is: bool = False
 
     def describe(self, pairs: int) -> dict[str, Any]:
-        """What a dry run prints: the sides, and the prompts in the order of the pairs."""
-        keys: list[Key] = [(shown, seed) for (_, seed), (shown, _) in self.wanted.items()]
+        """What a dry run prints: the sides, and the prompts in the order of the pairs, each with
+        the forms in which the runs hear it.
+
+        Raises:
+            AttuneError: nothing remains of a prompt, or a checkpoint is damaged.
+        """
         unmatched: list[Key] = []
-        if not keys:
+        rows: list[dict[str, Any]] = []
+        if self.wanted:
+            texts = [text for text, _ in self.wanted]
+            taken = self.as_is or all(normalized for _, normalized in self.wanted.values())
+            forms = [None] if taken else recorded_forms(self.a, self.b)
+            heard = zip(*(check_prompts(texts, form) for form in forms), strict=True)
+            for (_, seed), (shown, _), all_heard in zip(
+                self.wanted, self.wanted.values(), heard, strict=True
+            ):
+                rows.append({"prompt": shown, "seed": seed, "heard": sorted(set(all_heard))})
+        else:
             found, unmatched = match(self.a.clips, self.b.clips, {}, pairs)
-            keys = [(pair.prompt, pair.seed) for pair in found]
+            rows = [{"prompt": pair.prompt, "seed": pair.seed} for pair in found]
         return {
             "a": {"name": self.a.name, "run": self.a.run and str(self.a.run)},
             "b": {"name": self.b.name, "run": self.b.run and str(self.b.run)},
-            "pairs": [{"prompt": prompt, "seed": seed} for prompt, seed in keys],
+            "pairs": rows,
             "unmatched": [{"prompt": prompt, "seed": seed} for prompt, seed in unmatched],
         }
 
@@ -105,7 +123,7 @@ def draft(order: Order, recipe: Recipe | None) -> Draft:
     if a.name == b.name:
         a, b = replace(a, name=order.a), replace(b, name=order.b)
     about = data_dir, order.prompts, order.split, order.pairs, order.clip_seed
-    return Draft(a, b, wanted_pairs(a, b, *about))
+    return Draft(a, b, wanted_pairs(a, b, *about), order.as_is)
 
 
 def prepare(
@@ -126,7 +144,7 @@ def prepare(
     sides = []
     for origin in (plan.a, plan.b):
         sampler = Sampler.load(recipe, origin.run, order.device) if recipe and origin.run else None
-        sides.append(make_clips(origin, plan.wanted, sampler, sampling, console))
+        sides.append(make_clips(origin, plan.wanted, sampler, sampling, console, order.as_is))
     found, unmatched = match(sides[0][0], sides[1][0], plan.wanted, order.pairs)
     notes = []
     if unmatched:

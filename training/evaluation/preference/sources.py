@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from common.errors import AttuneError
-from common.prompts import normalize_prompts, recorded_form
+from common.prompts import PromptForm, normalize_prompts, recorded_form, tag_words
 from common.shards import ShardDataset
+from training.checkpoint.load import read_description
 from training.evaluation.clip_sets import SetClip, read_folder, rows_of_split
 from training.evaluation.generated_set import generate_set
 from training.run.folder import latest_checkpoint
@@ -134,8 +135,8 @@ def wanted_pairs(
 def split_prompts(data_dir: str, split: str) -> dict[str, str]:
     """First prompts of a split's clips: {prompt in training form: prompt as a person wrote it}.
 
-    The latter is the caption that the prompt was made of.  Prompts made of tags or music fields
-    have no caption and are shown as they are.
+    The latter is the caption that the prompt was made of, or the tags.  Prompts made of music
+    fields are shown as they are.
 
     Raises:
         AttuneError: no shards, or no clips of that split.
@@ -144,13 +145,43 @@ def split_prompts(data_dir: str, split: str) -> dict[str, str]:
     rows = rows_of_split(data_dir, dataset, split)
     form = recorded_form(dataset.summary)
     shown: dict[str, str] = {}
-    for row in rows.select(["prompts", "captions"]).to_pylist():
+    for row in rows.select(["prompts", "captions", "tags"]).to_pylist():
         prompt = row["prompts"][0]
-        captions = row["captions"] or []
+        captions, tags = row["captions"] or [], row["tags"] or []
         made = normalize_prompts(captions, form)
         written = next((c for c, plain in zip(captions, made, strict=True) if plain == prompt), "")
+        if not written and tags:
+            words = [tag_words(tag) for tag in tags]
+            if dataset.summary.get("tag_form") == "policy":
+                words = normalize_prompts(words, form)
+            written = ", ".join(_tags_of(prompt, tags, words) or ())
         shown[prompt] = shown.get(prompt) or written
     return {prompt: written or prompt for prompt, written in shown.items()}
+
+
+def _tags_of(prompt: str, tags: Sequence[str], words: Sequence[str]) -> list[str] | None:
+    """The tags whose words follow each other in the prompt; None if it is not made of tags alone.
+
+    Not all of them: the text stage leaves out repeated tags and tags that others imply.
+    """
+    if not prompt:
+        return []
+    for i, part in enumerate(words):
+        if part and f"{prompt} ".startswith(f"{part} "):
+            rest = _tags_of(prompt[len(part) + 1 :], tags[i + 1 :], words[i + 1 :])
+            if rest is not None:
+                return [tags[i], *rest]
+    return None
+
+
+def recorded_forms(a: Origin, b: Origin) -> list[PromptForm]:
+    """The forms of prompts that the sides which are runs were trained in.
+
+    Raises:
+        AttuneError: a checkpoint's `model.json` is damaged.
+    """
+    checkpoints = [latest_checkpoint(side.run) for side in (a, b) if side.run is not None]
+    return [recorded_form(read_description(path)) for path in checkpoints if path is not None]
 
 
 def make_clips(
@@ -159,11 +190,13 @@ def make_clips(
     sampler: Sampler | None,
     sampling: SamplingConfig,
     console: Console,
+    as_is: bool = False,
 ) -> tuple[dict[Key, SetClip], str]:
     """The clips of a side by prompt and seed, and their folder; a run generates missing clips.
 
     Args:
         sampler: sampler of the run; None for a folder.
+        as_is: take prompts that are not in training form as they are.
     """
     if origin.run is None or sampler is None:
         return origin.clips, origin.folder
@@ -173,7 +206,7 @@ def make_clips(
     ]
     made = origin.run.parent / "evaluated" / origin.run.name
     seeds = [seed for _, seed in wanted if seed is not None]
-    folder = generate_set(sampler, sampling, asked, made, console, seeds=seeds)
+    folder = generate_set(sampler, sampling, asked, made, console, seeds=seeds, as_is=as_is)
     return {_key(clip, folder): clip for clip in read_folder(folder).clips}, str(folder)
 
 

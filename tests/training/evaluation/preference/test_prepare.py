@@ -17,6 +17,7 @@ from two_models import RATE, a_is_higher, make_study, prompt, write, write_model
 
 from common.config import Recipe
 from common.errors import AttuneError
+from common.text_encoder import TextEncoder
 from training.evaluation.preference.prepare import invite
 from training.evaluation.preference.sources import split_prompts
 from training.evaluation.preference.study import clip_path, read_study
@@ -276,6 +277,11 @@ def test_prompts_of_a_file(two_runs: tuple[list[str], Path], tmp_path: Path) -> 
     facts = _prepare(*arguments, "--dry-run", "--json")
     asked = [(pair["prompt"], pair["seed"]) for pair in facts["pairs"]]
     assert asked == [("A dog barks", 7), ("Rain falls", 0)]
+    assert [pair["heard"] for pair in facts["pairs"]] == [["dog bark"], ["rain fall"]]
+    assert "  A dog barks  (seed 7)  heard as: dog bark\n" in _prepare(*arguments, "--dry-run")
+    as_typed = _prepare(*arguments, "--as-is", "--dry-run", "--json")
+    assert as_typed["pairs"][0]["heard"] == ["A dog barks"]
+    assert "heard as" not in _prepare(*arguments, "--as-is", "--dry-run")
     _prepare(*arguments)
     pairs = read_study(tmp_path / "study").pairs
     assert [pair.prompt for pair in pairs] == ["A dog barks", "Rain falls"]
@@ -284,6 +290,51 @@ def test_prompts_of_a_file(two_runs: tuple[list[str], Path], tmp_path: Path) -> 
         _prepare("one", "two", tmp_path / "other", *options, "--prompts", file)
     with pytest.raises(AttuneError, match="no clips in split 'test'; its splits are train, valid"):
         _prepare("one", "two", tmp_path / "other", *options)
+
+
+def test_prompts_as_typed_are_other_clips(
+    two_runs: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, runs = two_runs
+    heard: list[str] = []
+    encode = TextEncoder.encode
+
+    def listen(self: TextEncoder, texts: list[str]) -> list[np.ndarray]:
+        heard.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(TextEncoder, "encode", listen)
+    file = tmp_path / "prompts.txt"
+    file.write_text("Dogs\n")
+    options = [*options, "sampling.negative_prompt=Songs", "--prompts", file]
+    _prepare("one", "two", tmp_path / "study", *options)
+    assert heard == ["song", "dog"] * 2
+    _prepare("one", "two", tmp_path / "other", *options, "--as-is")
+    assert heard[4:] == ["Songs", "Dogs"] * 2
+    assert len(list((runs / "evaluated").rglob("*.wav"))) == 4
+    with pytest.raises(AttuneError, match="name it with --prompts FILE"):
+        _prepare("one", "two", tmp_path / "third", *options[:2], "--as-is")
+
+
+def test_raters_read_the_tags_that_a_prompt_was_made_of(tiny_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_root / "data", tmp_path / "data")
+    data, table = str(tmp_path / "data"), tmp_path / "data" / "manifest.parquet"
+    summary = tmp_path / "data" / "summary.json"
+
+    def shown(prompt: str, tags: list[str], form: str) -> str:
+        rows = len(pq.read_table(table))
+        set_column(tmp_path / "data", "prompts", [[prompt]] * rows)
+        set_column(tmp_path / "data", "tags", [tags] * rows)
+        facts = json.loads(summary.read_text()) | {"tag_form": form, "negation": "keep"}
+        summary.write_text(json.dumps(facts))
+        return split_prompts(data, "train")[prompt]
+
+    booing = ["Booing", "People, booing", "Dogs"]
+    assert shown("people boo dog", booing, "policy") == "People, booing, Dogs"
+    assert shown("people booing dogs", booing, "as_is") == "People, booing, Dogs"
+    assert shown("dog", ["Dog", "Dogs"], "policy") == "Dog"  # a repeated tag counts once
+    assert shown("dog genre rock", ["Dog"], "policy") == "dog genre rock"
+    assert shown("people booing", booing, "policy") == "people booing"
 
 
 def test_raters_read_the_caption_that_a_prompt_was_made_of(tiny_root: Path, tmp_path: Path) -> None:
