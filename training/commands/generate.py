@@ -103,6 +103,8 @@ def generate(
     orders = []
     for i, (job, plain) in enumerate(zip(wanted, heard, strict=True)):
         facts = {"prompt": job.text, "normalized_prompt": plain, "seed": job.seed, **shared}
+        if avoided:
+            facts["normalized_negative_prompt"] = avoided_heard[0]
         if as_is:
             facts["as_is"] = True
         if warnings := [*unheard[i], *chain.from_iterable(unheard[len(heard) :])]:

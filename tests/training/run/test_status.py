@@ -20,8 +20,10 @@ from common.config import load_recipe
 from common.errors import AttuneError
 from training.run import log as progress
 from training.run import profiling
+from training.run.folder import as_recorded, recorded_recipe
 from training.run.log import MEASURED, Meter, read_log
 from training.run.status import read_status, status_lines, write_curves
+from training.sampling.config import SamplingConfig
 from training.train import train
 
 
@@ -202,3 +204,11 @@ def test_a_profile_that_cannot_be_written_is_reported(
     train(again, profile=tmp_path / "none.json", fresh=True)
     assert "before anything was recorded" in capsys.readouterr().err
     assert not (tmp_path / "none.json").exists()
+
+
+def test_a_run_keeps_text_of_the_command_line_as_typed(tiny_root: Path, tmp_path: Path) -> None:
+    given = ["sampling.negative_prompt=no", "sampling.cfg=2", "lm.run=2024"]
+    recipe = load_recipe(tiny_root / "recipe.yaml", given)
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": as_recorded(recipe)}))
+    kept = recorded_recipe(tmp_path).section("sampling", SamplingConfig)
+    assert (kept.negative_prompt, kept.cfg) == ("no", 2.0)

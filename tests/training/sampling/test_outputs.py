@@ -246,6 +246,7 @@ def test_what_the_model_hears_is_said(tiny_root: Path, tiny_run: Path, tmp_path:
     clips, said = made(*prompts, "sampling.negative_prompt=Songs #2")
     assert [clip["normalized_prompt"] for clip in clips] == ["dog bark"] * 2 + ["rain"] * 2
     assert said == ["'The dogs bark' heard as: dog bark", "'Songs #2' heard as: song"]
+    assert all(clip["normalized_negative_prompt"] == "song" for clip in clips)
     assert not any("warnings" in clip or "as_is" in clip for clip in clips)
     clips, said = made(*prompts, "--as-is", "sampling.negative_prompt=Songs #2")
     assert [clip["normalized_prompt"] for clip in clips[::2]] == ["The dogs bark", "rain"]
