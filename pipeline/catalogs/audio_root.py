@@ -6,7 +6,7 @@ import html
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,11 +51,12 @@ class AudioRoot:
         # then only the real path is right.
         normal = os.path.normpath(given)
         self.folder = Path(normal if os.path.realpath(normal) == self._real else self._real)
-        self._place = os.path.join(self.folder, "")
+        self.place = os.path.join(self.folder, "")
+        """What paths of its files begin with."""
         if is_blind:
             return
         try:
-            os.stat(self._place)
+            os.stat(self.place)
         except (FileNotFoundError, NotADirectoryError):
             raise AttuneError(f"audio folder {folder}: no such folder") from None
         except OSError as error:
@@ -99,10 +100,9 @@ class AudioRoot:
         plain = plain_name(name).casefold()
         return self._by_folded_name.get(plain) or self._by_folded_stem.get(plain, [])
 
-    def audio_files(self, *, deep: bool) -> Iterator[str]:
-        """Paths of the audio files in the folder and, if `deep`, in the folders below it."""
-        for name in self._tree() if deep else self._stems.values():
-            yield self._place + name
+    def audio_files(self, *, deep: bool) -> Iterable[str]:
+        """Names of the audio files in the folder and, if `deep`, in the folders below it."""
+        return self._tree() if deep else self._stems.values()
 
     def by_stems(self, *candidates: pa.Array) -> FoundFiles:
         """`by_stem` for columns: each candidate is a string array with the same N rows."""
@@ -118,13 +118,13 @@ class AudioRoot:
         names = list(self._stems.values())
         # Only links can lead out; asking the file system about every file is slow.
         leads_out = [
-            name in self._links and not _is_inside(os.path.realpath(self._place + name), self._real)
+            name in self._links and not _is_inside(os.path.realpath(self.place + name), self._real)
             for name in names
         ]
         outside = (found >= 0) & np.array([*leads_out, False])[found]
         there = (found >= 0) & ~outside
         chosen = pa.array(names, pa.string()).take(pa.array(found, mask=~there))
-        paths = pc.binary_join_element_wise(self._place, chosen, "")
+        paths = pc.binary_join_element_wise(self.place, chosen, "")
         return FoundFiles(paths, found < 0, outside)
 
     def by_name(self, name: str) -> str | None:
@@ -152,15 +152,11 @@ class AudioRoot:
     def _tree(self) -> Iterable[str]:
         """Names of all audio files below the folder, relative to it.  Links are not followed."""
         for folder, folders, names in os.walk(self.folder):
-            folders[:] = sorted(name for name in folders if name != "__MACOSX")
+            folders.sort()
             for name in sorted(names):
-                # macOS leaves `._x.wav` beside x.wav on other file systems.
-                if (
-                    is_utf8(name)
-                    and _has_audio_extension(name.strip())
-                    and not name.startswith("._")
-                ):
-                    yield os.path.relpath(os.path.join(folder, name), self.folder)
+                path = os.path.relpath(os.path.join(folder, name), self.folder)
+                if is_utf8(path) and _is_audio(path):
+                    yield path
 
     @cached_property
     def _by_plain_name(self) -> dict[str, list[str]]:
@@ -202,7 +198,7 @@ class BucketRoot(AudioRoot):
         super().__init__(".", is_blind=True)
         self.is_blind = False
         self.uri = uri.rstrip("/")
-        self._place = f"{self.uri}/"
+        self.place = f"{self.uri}/"
         self._names = {key for key, _ in open_store(self.uri).list()}
         if not self._names:
             raise AttuneError(f"audio folder {uri}: no such folder")
@@ -213,14 +209,14 @@ class BucketRoot(AudioRoot):
         # An object can really be named `a//./b`; on a disk this name means `a/b`.
         for key in (name, posixpath.normpath(name)):
             if key in self._names:
-                return self._place + key
+                return self.place + key
         return None
 
     def _is_there(self, name: str) -> bool:
         return name in self._names or posixpath.normpath(name) in self._names
 
     def _tree(self) -> Iterable[str]:
-        return sorted(name for name in self._names if _has_audio_extension(name.strip()))
+        return sorted(filter(_is_audio, self._names))
 
     @cached_property
     def _stems(self) -> dict[str, str]:
@@ -252,6 +248,13 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_audio(path: str) -> bool:
+    """Whether a file in a tree is audio by its name, also with a blank after its extension."""
+    # macOS leaves `._x.wav` beside x.wav on other file systems, and `__MACOSX/` in archives.
+    is_rest = posixpath.basename(path).startswith("._") or "__MACOSX" in path.split("/")
+    return _has_audio_extension(path.strip()) and not is_rest
 
 
 def _has_audio_extension(name: str) -> bool:

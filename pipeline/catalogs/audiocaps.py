@@ -12,10 +12,19 @@ from typing import ClassVar, Literal
 
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
-from pipeline.catalogs.base import Catalog, CatalogPath, Merged, Outcome, Split, locate_stem
+from pipeline.catalogs.base import (
+    Catalog,
+    CatalogPath,
+    Merged,
+    Outcome,
+    Split,
+    columns_of,
+    locate_stem,
+)
 from pipeline.catalogs.values import Texts, texts_of, whole_seconds
 
 CLIP_SECONDS = 10.0
+_COLUMNS = ("youtube_id", "start_time", "caption")
 
 
 class AudioCaps(Catalog):
@@ -29,7 +38,7 @@ class AudioCaps(Catalog):
     def read(self) -> Iterator[Outcome]:
         root = self.open_audio(self.audio)
         clips: dict[tuple[str, int], list[tuple[Row, Texts]]] = {}
-        for row in read_csv(self.captions, ("youtube_id", "start_time", "caption")):
+        for row in read_csv(self.captions, _COLUMNS):
             youtube_id = row.values.get("youtube_id", "")
             start = whole_seconds(row.values.get("start_time"))
             problem = row.error
@@ -48,6 +57,10 @@ class AudioCaps(Catalog):
         for (youtube_id, start), rows in clips.items():
             yield self._outcome(youtube_id, start, rows, root)
             yield from (Merged(row.source) for row, _ in rows[1:])
+
+    def unread_columns(self) -> list[str]:
+        known = {*_COLUMNS, "audiocap_id"}
+        return [n for n in columns_of(read_csv(self.captions, _COLUMNS)) if n not in known]
 
     def _outcome(
         self, youtube_id: str, start: int, rows: list[tuple[Row, Texts]], root: AudioRoot

@@ -14,17 +14,27 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from common.errors import AttuneError, one_line
 from common.schema import SPLITS, Record
 from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot
-from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate
+from pipeline.catalogs.base import (
+    Catalog,
+    CatalogPath,
+    Outcome,
+    Refusal,
+    Split,
+    columns_of,
+    locate,
+)
 from pipeline.catalogs.merging import clip_key, merge, survey
 from pipeline.catalogs.values import (
     CAPTION_COLUMN,
+    SPAN_COLUMNS,
     length,
     says_train,
     span,
@@ -39,6 +49,7 @@ _OTHERS = ("file_name", "split", "group", "title", "artist", "genre", "license")
 
 
 class AudioFolder(Catalog):
+    searches_folders: ClassVar[bool] = True
     dataset: Literal["audiofolder"] = "audiofolder"
     root: CatalogPath
     split: Split = "train"
@@ -47,14 +58,20 @@ class AudioFolder(Catalog):
     def sources(self) -> list[Path]:
         return [path for path, _ in self._metadata_files()]
 
+    def audio_folder(self) -> Path:
+        return self.root
+
     def read(self) -> Iterator[Outcome]:
         found = survey((self._name(row, path), row.values) for path, _, row in self._rows())
         yield from merge(self._outcomes(found.has_train), found.several)
 
+    def unread_columns(self) -> list[str]:
+        known = {*_TAGS, *_OTHERS, *SPAN_COLUMNS}
+        return [n for n in self._columns() if n not in known and not CAPTION_COLUMN.fullmatch(n)]
+
     def text_columns(self) -> str:
-        columns = dict.fromkeys(name for first in self._first_rows() for name in first.values)
         return (
-            f"columns: {one_line(', '.join(columns))}; text is read from "
+            f"columns: {one_line(', '.join(self._columns()))}; text is read from "
             f"{', '.join(_CAPTIONS)} (also caption_1, ...), {', '.join(_TAGS)}"
         )
 
@@ -87,11 +104,9 @@ class AudioFolder(Catalog):
             for row in read_table(path, ("file_name",)):
                 yield path, split, row
 
-    def _first_rows(self) -> Iterator[Row]:
-        """The first good row of each list."""
-        for path, _ in self._metadata_files():
-            rows = read_table(path, ("file_name",))
-            yield next((row for row in rows if not row.error), Row("", {}))
+    def _columns(self) -> dict[str, None]:
+        lists = (columns_of(read_table(path, ("file_name",))) for path in self.sources())
+        return dict.fromkeys(chain.from_iterable(lists))
 
     def _name(self, row: Row, path: Path) -> str:
         """The file of a row, relative to the root, as the row writes it."""

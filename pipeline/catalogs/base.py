@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -14,8 +15,11 @@ from pydantic import BeforeValidator, PrivateAttr
 from common.config import Section
 from common.errors import AttuneError
 from common.schema import Record
+from common.tables import Row
 from common.uris import local_copy, remote_uri
 from pipeline.catalogs.audio_root import AudioRoot, BucketRoot
+
+_FIRST_ROWS = 1000
 
 Split = Literal["train", "valid", "test"]
 
@@ -118,6 +122,10 @@ class CatalogEntry(Section):
         uri = remote_uri(folder)
         return AudioRoot(folder) if uri is None else BucketRoot(uri)
 
+    def audio_folder(self) -> Path | None:
+        """The folder with the audio files that the lists name; None if there is none."""
+        return getattr(self, "audio", None)
+
     def fetched(self) -> Self:
         """A copy of this catalog, with local copies of the files that are in a bucket.
 
@@ -166,6 +174,14 @@ class CatalogEntry(Section):
         words; None if they belong to an ontology that the recipe does not name."""
         return {}
 
+    def unread_columns(self) -> list[str]:
+        """Columns that the lists have and the reader does not know.
+
+        Raises:
+            AttuneError: as `read`.
+        """
+        return []
+
     def text_columns(self) -> str:
         """Which columns the lists have and which are read as text, for the refusal of rows without
         text.  Empty if all copies of a list have the same columns.
@@ -186,6 +202,11 @@ class Catalog(CatalogEntry):
         Raises:
             AttuneError: a file is missing or is another kind of file.
         """
+
+
+def columns_of(rows: Iterable[Row]) -> dict[str, None]:
+    """The columns of a list, in order; in JSON lines, the keys in the first rows."""
+    return dict.fromkeys(name for row in islice(rows, _FIRST_ROWS) for name in row.values)
 
 
 def locate(record: Record, root: AudioRoot, name: str) -> Record | Refusal:

@@ -17,10 +17,11 @@ from pydantic import model_validator
 
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
-from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, columns_of, locate
 from pipeline.catalogs.values import texts_of
 
 _CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
+_COLUMNS = ("file_name", *_CAPTIONS)
 _SPAN = re.compile(r"\[\s*(\d{1,12})\s*,\s*(\d{1,12})\s*\]")
 _SPAN_RATE = 44100
 
@@ -56,11 +57,16 @@ class Clotho(Catalog):
             rows = read_csv(self.metadata, columns, encodings=("utf-8-sig", "latin-1"))
             metadata = {row.values["file_name"]: row.values for row in rows if not row.error}
         excerpts = Counter(more.get("sound_id", "").strip() for more in metadata.values())
-        required = ("file_name", *_CAPTIONS)
-        for row in read_csv(self.captions, required, encodings=(self.encoding,)):
+        for row in self._rows():
             more = metadata.get(row.values.get("file_name", ""), {})
             sound_id = more.get("sound_id", "").strip()
             yield self._outcome(row, more, sound_id, excerpts[sound_id] == 1, root)
+
+    def _rows(self) -> Iterator[Row]:
+        return read_csv(self.captions, _COLUMNS, encodings=(self.encoding,))
+
+    def unread_columns(self) -> list[str]:
+        return [name for name in columns_of(self._rows()) if name not in _COLUMNS]
 
     def _outcome(
         self, row: Row, more: Mapping[str, str], sound_id: str, is_single: bool, root: AudioRoot

@@ -27,8 +27,11 @@ class Esc50(Catalog):
     def sources(self) -> list[Path]:
         return [self.root / "meta" / "esc50.csv"]
 
+    def audio_folder(self) -> Path:
+        return self.root / "audio"
+
     def read(self) -> Iterator[Outcome]:
-        audio = self.open_audio(self.root / "audio")
+        audio = self.open_audio(self.audio_folder())
         for row in read_csv(self.sources()[0], ("filename", "fold", "category", "src_file")):
             yield self._outcome(row, audio)
 

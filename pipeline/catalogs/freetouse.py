@@ -27,6 +27,7 @@ from pipeline.catalogs.base import (
     Outcome,
     Split,
     absent,
+    columns_of,
     locate,
     refuse,
 )
@@ -62,6 +63,10 @@ class FreeToUse(Catalog):
         for name, (source, _) in own.items():
             detail = absent(audio, name, f"{name!r:.200}")
             yield refuse(self._record(name, source), "catalog", "missing_audio", detail)
+
+    def unread_columns(self) -> list[str]:
+        rows = read_table(self.captions, ("file_name",)) if self.captions else ()
+        return [name for name in columns_of(rows) if name not in ("file_name", *_CAPTIONS)]
 
     def _own_texts(self, audio: AudioRoot) -> tuple[dict[str, tuple[str, Texts]], list[Outcome]]:
         """The sources and texts of the user's rows by file name, and the outcomes of the rows that

@@ -16,16 +16,21 @@ from typing import ClassVar, Literal
 from common.schema import SPLITS, Record
 from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot
-from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, locate
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, columns_of, locate
 from pipeline.catalogs.merging import clip_key, merge, survey
-from pipeline.catalogs.values import length, number, span, split_of, text, texts_of
+from pipeline.catalogs.values import SPAN_COLUMNS, length, number, span, split_of, text, texts_of
 
 _TAGS = {"keywords": ";,", "moods": ";,", "instrument": "", "key": ""}
 """Columns of tags, each with the characters that join them."""
+_OTHERS = (
+    "path", "title", "artist", "bpm", "genre", "description", "name", "split", "license",
+    "license_url", "attribution",
+)  # fmt: skip
 
 
 class Music(Catalog):
     text_kind: ClassVar[Literal["sound", "music"]] = "music"
+    searches_folders: ClassVar[bool] = True
     dataset: Literal["music"] = "music"
     catalog: CatalogPath
     """A row per track: `.csv`, `.parquet`, else JSON lines."""
@@ -44,6 +49,10 @@ class Music(Catalog):
             for row in self._rows()
         )
         yield from merge(outcomes, found.several)
+
+    def unread_columns(self) -> list[str]:
+        known = {*_TAGS, *_OTHERS, *SPAN_COLUMNS}
+        return [name for name in columns_of(self._rows()) if name not in known]
 
     def _rows(self) -> Iterator[Row]:
         return read_table(self.catalog, ("path",))

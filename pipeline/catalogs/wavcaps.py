@@ -12,9 +12,12 @@ from typing import ClassVar, Literal
 
 from common.tables import Row, read_json_entries
 from pipeline.catalogs.audio_root import AudioRoot
-from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
+from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, columns_of, locate_stem
 from pipeline.catalogs.values import audio_stem, length, text, texts_of
 
+_COLUMNS = (
+    "id", "caption", "tags", "title", "author", "href", "download_link", "duration", "audio",
+)  # fmt: skip
 _YOUTUBE_ID = 11  # characters
 
 
@@ -32,6 +35,9 @@ class WavCaps(Catalog):
         root = self.open_audio(self.audio)
         for row in read_json_entries(self.captions):
             yield self._outcome(row, root)
+
+    def unread_columns(self) -> list[str]:
+        return [n for n in columns_of(read_json_entries(self.captions)) if n not in _COLUMNS]
 
     def _outcome(self, row: Row, root: AudioRoot) -> Outcome:
         given = row.values.get("id")

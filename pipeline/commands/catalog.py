@@ -35,12 +35,14 @@ def check(
 ) -> None:
     """Report on every row: accepted or refused and why; hours, prompts, licences, leakage."""
     from pipeline.inspect.catalogs import check_catalogs
+    from pipeline.inspect.left_out import left_out
     from pipeline.plan.decide import decide
 
     recipe, catalogs, settings = _load(config, overrides, no_audio)
     rules = settings.text_rules(recipe.seed)
     decision = decide(catalogs, rules=rules, overlap=settings.overlap)
     found = check_catalogs(decision) | {"look_for_audio": not no_audio}
+    found |= left_out(catalogs, decision.rows)
     if json:
         print_json(found)
         return
@@ -120,10 +122,17 @@ def _print_check(console: Console, found: dict[str, Any]) -> None:
             console.print(f"  licences  {licences}", markup=False)
         speech = ", ".join(f"{policy} {n:,}" for policy, n in entry["speech"].items())
         console.print(f"  speech policies would drop  {speech}", markup=False)
+        if columns := found["unread_columns"].get(label):
+            console.print(f"  columns not read  {', '.join(columns)}", markup=False)
         for reason, n in sorted(entry["refused"].items(), key=lambda item: -item[1]):
             example = entry["examples"][reason][0]
             console.print(f"  {reason} {n:,}  e.g. {example['source']}: {example['detail']}",
                           markup=False, soft_wrap=True)  # fmt: skip
+    if found["unlisted_files"]:
+        console.print("\n[bold]audio files that no row names[/bold]")
+        for folder, entry in found["unlisted_files"].items():
+            examples = ", ".join(entry["examples"])
+            console.print(f"  {folder}  {entry['files']:,}, e.g. {examples}", markup=False)
     for title, key in (("shared clips", "overlaps"), ("kept out of training", "leakage")):
         if found[key]:
             console.print(f"\n[bold]{title}[/bold]")

@@ -38,7 +38,9 @@ def test_held_out_without_knowing_what_is_refused(tmp_path: Path) -> None:
 
 def test_two_excerpts_of_a_recording_share_a_group_and_are_two_clips(tmp_path: Path) -> None:
     header = "file_name," + ",".join(f"caption_{k}" for k in range(1, 6))
-    path = write(tmp_path / "captions.csv", header, *(f"{n}.wav,a,b,c,d,e" for n in "xyz"), "bad")
+    path = write(
+        tmp_path / "captions.csv", header, *(f"{n}.wav,a,b,c,d,e" for n in "xyz"), "bad.wav"
+    )
     metadata = write(
         tmp_path / "metadata.csv", "file_name,keywords,sound_id,start_end_samples,license",
         'x.wav,,7,"[0, 661500]",', 'y.wav,,7,"[661500, 1543500]",', "z.wav,,8,,",

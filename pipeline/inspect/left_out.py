@@ -1,0 +1,67 @@
+"""What catalogs have and no reader uses: columns that are not read, and files that no row names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.audio import AUDIO_EXTENSIONS
+from pipeline.catalogs import CatalogEntry
+from pipeline.rows import plain
+
+_EXAMPLES = 3
+_EXTENSION = rf"(?i)({'|'.join(ending.replace('.', '[.]') for ending in AUDIO_EXTENSIONS)})$"
+
+
+def left_out(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any]:
+    """Columns and audio files that are there and not used.
+
+    Args:
+        rows: all rows of the catalogs (`Decision.rows`).
+
+    Returns:
+        unread_columns: names by the catalog's label; unlisted_files: by audio folder, `files` (the
+        number of audio files in it that no row of any catalog names) and `examples` of them.
+
+    Raises:
+        AttuneError: a list or an audio folder cannot be read.
+    """
+    columns: dict[str, dict[str, None]] = {}
+    for catalog in catalogs:
+        for column in catalog.fetched().unread_columns():
+            columns.setdefault(catalog.label, {})[column] = None
+    return {
+        "unread_columns": {label: list(names) for label, names in columns.items()},
+        "unlisted_files": _unlisted(catalogs, rows),
+    }
+
+
+def _unlisted(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any]:
+    """Files are compared without their extensions: of a.flac and a.wav one is enough."""
+    # Rows that were refused before their file was looked for, or whose catalog needs no audio, only
+    # have a name.
+    named = pa.concat_arrays([plain(rows["audio_uri"]), plain(rows["native_id"])]).drop_null()
+    named = _without_extension(pc.unique(named))
+    found = {}
+    searched = [catalog for catalog in catalogs if catalog.audio_folder() is not None]
+    deep = {str(c.audio_folder()): False for c in searched}
+    deep |= {str(c.audio_folder()): True for c in searched if c.searches_folders}
+    for catalog in searched:
+        folder = str(catalog.audio_folder())
+        root = catalog.open_audio(folder)
+        if root.is_blind or folder in found:
+            continue
+        names = pa.array(sorted(root.audio_files(deep=deep[folder])), pa.string())
+        stems = _without_extension(names)
+        paths = pc.binary_join_element_wise(root.place, stems, "")
+        is_named = pc.or_(pc.is_in(stems, value_set=named), pc.is_in(paths, value_set=named))
+        left = names.filter(pc.invert(is_named))
+        found[folder] = {"files": len(left), "examples": left[:_EXAMPLES].to_pylist()}
+    return {folder: entry for folder, entry in found.items() if entry["files"]}
+
+
+def _without_extension(names: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(names, _EXTENSION, "")
