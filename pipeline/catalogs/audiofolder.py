@@ -31,7 +31,7 @@ from pipeline.catalogs.base import (
     columns_of,
     locate,
 )
-from pipeline.catalogs.merging import clip_key, merge, survey
+from pipeline.catalogs.merging import Survey, merge, survey
 from pipeline.catalogs.values import (
     CAPTION_COLUMN,
     SPAN_COLUMNS,
@@ -63,7 +63,7 @@ class AudioFolder(Catalog):
 
     def read(self) -> Iterator[Outcome]:
         found = survey((self._name(row, path), row.values) for path, _, row in self._rows())
-        yield from merge(self._outcomes(found.has_train), found.several)
+        yield from merge(self._outcomes(found))
 
     def unread_columns(self) -> list[str]:
         known = {*_TAGS, *_OTHERS, *SPAN_COLUMNS}
@@ -113,14 +113,15 @@ class AudioFolder(Catalog):
         folder = path.parent.relative_to(self.root)
         return posixpath.join(folder, str(row.values.get("file_name")))
 
-    def _outcomes(self, has_train: bool) -> Iterator[tuple[int, Record | Refusal]]:
+    def _outcomes(self, found: Survey) -> Iterator[tuple[bool, Record | Refusal]]:
         roots: dict[Path, AudioRoot] = {}
         for path, split, row in self._rows():
             if path.parent not in roots:
                 roots[path.parent] = self.open_audio(path.parent)
-            key = clip_key(self._name(row, path), row.values)
+            has_several = found.has_several(self._name(row, path), row.values)
             folder = path.parent.relative_to(self.root)
-            yield key, self._outcome(row, split, roots[path.parent], folder, has_train)
+            audio = roots[path.parent]
+            yield has_several, self._outcome(row, split, audio, folder, found.has_train)
 
     def _outcome(
         self, row: Row, split: str, audio: AudioRoot, folder: Path, has_train: bool

@@ -6,6 +6,7 @@ that the second time only holds the records of these clips in memory (`merge`).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
@@ -27,23 +28,27 @@ class Survey:
     """What must be known about all rows of a list before the first one is read."""
 
     several: Set[int]
-    """`clip_key` of the clips that have more than one row."""
+    """`_key` of the clips that have more than one row."""
     has_train: bool
     """Whether a row says that its split is train; see `split_of`."""
+
+    def has_several(self, name: object, values: Mapping[str, Any]) -> bool:
+        """Whether the clip of a row (the file's name and the row's values) has other rows too."""
+        return bool(self.several) and _key(name, values) in self.several
 
 
 def survey(rows: Iterable[tuple[object, Mapping[str, Any]]]) -> Survey:
     """Survey rows, each given as the file's name and the row's values."""
-    found = []
+    found = array("q")  # of millions of rows
     has_train = False
     for name, values in rows:
         has_train = has_train or says_train(values.get("split"))
-        found.append(clip_key(name, values))
+        found.append(_key(name, values))
     keys = np.sort(np.array(found, np.int64))
     return Survey(set(keys[1:][keys[1:] == keys[:-1]].tolist()), has_train)
 
 
-def clip_key(name: object, values: Mapping[str, Any]) -> int:
+def _key(name: object, values: Mapping[str, Any]) -> int:
     """A number that rows of one clip share: of the file's name and the part of the file."""
     try:
         return hash((plain_name(str(name)), span(values)))
@@ -51,19 +56,18 @@ def clip_key(name: object, values: Mapping[str, Any]) -> int:
         return 0  # the row is refused
 
 
-def merge(outcomes: Iterable[tuple[int, Record | Refusal]], several: Set[int]) -> Iterator[Outcome]:
+def merge(outcomes: Iterable[tuple[bool, Record | Refusal]]) -> Iterator[Outcome]:
     """Merge the records of a clip into the first of them, which comes after all other outcomes.
 
     A row that says another split or another group than the clip's first row is refused.  The clip
     is then in the stricter split of both.
 
     Args:
-        outcomes: each with its `clip_key`.
-        several: as in `Survey`.
+        outcomes: each with the result of `Survey.has_several` for its row.
     """
     held: dict[str, Record] = {}
-    for key, outcome in outcomes:
-        if isinstance(outcome, Refusal) or key not in several:
+    for has_several, outcome in outcomes:
+        if isinstance(outcome, Refusal) or not has_several:
             yield outcome
         elif (first := held.setdefault(outcome.sample_id, outcome)) is not outcome:
             yield _merged(first, outcome)

@@ -17,7 +17,7 @@ from common.schema import SPLITS, Record
 from common.tables import Row, read_table
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, columns_of, locate
-from pipeline.catalogs.merging import clip_key, merge, survey
+from pipeline.catalogs.merging import merge, survey
 from pipeline.catalogs.values import SPAN_COLUMNS, length, number, span, split_of, text, texts_of
 
 _TAGS = {"keywords": ";,", "moods": ";,", "instrument": "", "key": ""}
@@ -43,12 +43,12 @@ class Music(Catalog):
         found = survey((row.values.get("path"), row.values) for row in self._rows())
         outcomes = (
             (
-                clip_key(row.values.get("path"), row.values),
+                found.has_several(row.values.get("path"), row.values),
                 self._outcome(row, root, found.has_train),
             )
             for row in self._rows()
         )
-        yield from merge(outcomes, found.several)
+        yield from merge(outcomes)
 
     def unread_columns(self) -> list[str]:
         known = {*_TAGS, *_OTHERS, *SPAN_COLUMNS}

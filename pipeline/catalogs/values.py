@@ -145,7 +145,8 @@ def text(values: Mapping[str, Any], column: str) -> str | None:
     Raises:
         ValueError: it is a mapping or another value that is no text.
     """
-    value = values.get(column)
+    if (value := values.get(column)) is None:
+        return None
     items = value if isinstance(value, (list, tuple)) else [value]
     return ", ".join(found for item in items if (found := _text(item, column))) or None
 
@@ -184,6 +185,8 @@ def texts_of(
 
 def _several(value: object, column: str, found: Texts, joined: str = "") -> list[str]:
     """The texts in a value; if there are none although it has a value, notes why in `found`."""
+    if value is None:
+        return []
     items = value if isinstance(value, (list, tuple)) else [value]
     if isinstance(value, str) and joined:
         items = re.split(f"[{joined}]", value)
