@@ -338,8 +338,8 @@ def _action(
 
     "loud splashing", "a dripping tap", "a toilet flushed" (tagged as adjective) get the lemmas of
     "water splashes", "a tap drips", "a toilet is flushed". The verb of a sound is nearly always a
-    noun too (a drip, a squeak), and verbs of moods are not (excite, relax): adjectives change
-    only if the verb is also a noun.
+    noun too (a drip, a squeak), and verbs of moods are not (excite, relax): adjectives in -ing
+    change only if the verb is also a noun.
     """
     if word in MOODS or (word in THINGS_IN_ING and tag != "V") or word in lexicon["verb"]:
         return word
@@ -349,7 +349,8 @@ def _action(
     if verb is None:
         is_known = any(word in known for known in lexicon.values())
         return word if is_known else _stem(word, lexicon)
-    return verb if tag != "J" or verb in lexicon["noun"] else word
+    is_mood = tag == "J" and word.endswith("ing") and verb not in lexicon["noun"]
+    return word if is_mood else verb
 
 
 def _stem(word: str, lexicon: Mapping[str, Set[str]]) -> str:

@@ -24,6 +24,7 @@ WORDS_SPELLED_LIKE_STOP_WORDS = {
     "The alarm goes off and the light is turned on": "alarm go off light turn on",
     "A glass is put on the table by a man": "glass put table man",
     "An engine is ticking over and over": "engine tick over",
+    "Hands are rubbed together": "hand rub together",
     "A man is using a saw, a saw is used": "man use saw saw use",
 }
 LEMMAS_FOR_SOUNDS = {
@@ -40,6 +41,7 @@ LEMMAS_FOR_SOUNDS = {
     "A sewing machine; a woman is sewing a dress": "sewing machine woman sew dress",
     "a recording in a building in the evening, a wedding": "recording building evening wedding",
     "clothing, ceiling, spring, string, morning": "clothing ceiling spring string morning",
+    "A warning bell rings, the bridge lowers": "warning bell ring bridge lower",
     "A train passes from left to right": "train pass left right",
 }
 
