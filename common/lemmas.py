@@ -76,7 +76,7 @@ OWN_LEMMAS = {
     "parking": "parking", "ping": "ping", "railing": "railing", "recording": "recording",
     "ring": "ring", "shilling": "shilling", "shopping": "shopping", "sing": "sing",
     "singing": "sing", "spring": "spring", "string": "string", "swing": "swing",
-    "vending": "vending", "warning": "warning", "wedding": "wedding",
+    "tocking": "tock", "vending": "vending", "warning": "warning", "wedding": "wedding",
     # Words in -ed that say how something is: "a crowded room" has no crowd in its sound.
     "aged": "aged", "armoured": "armoured", "bodied": "bodied", "crowded": "crowded",
     "distressed": "distressed", "engined": "engine", "excited": "excited", "fashioned": "fashioned",
