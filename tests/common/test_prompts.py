@@ -48,7 +48,7 @@ def test_a_normalized_prompt_stays_as_it_is() -> None:
 def test_the_plain_policy_only_collapses_white_space() -> None:
     assert normalize_prompts(["A  calm\npiano, 90 BPM "], PLAIN) == ["A calm piano, 90 BPM"]
     assert normalizer_id("plain") == "plain-2"
-    assert normalizer_id("lemmas").startswith("lemmas-4+spacy-")
+    assert normalizer_id("lemmas").startswith("lemmas-5+spacy-")
 
 
 def test_the_steps_end_in_the_prompt() -> None:
