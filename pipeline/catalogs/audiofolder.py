@@ -6,7 +6,8 @@ in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license
 `start` and `end`, or `offset` and `duration`, for a part of a file.  Rows of one file, or of one
 part, are one clip with all their captions.  The metadata is in the root, or in each split folder
 (`train/`, `validation/`, `test/`).  Files in a split folder belong to that split, also if the list
-in the root names them.
+in the root names them.  Without any metadata, text is in a file beside each sound or in the name of
+its folder, see `unlisted`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pipeline.catalogs.base import (
     locate,
 )
 from pipeline.catalogs.merging import Survey, merge, survey
+from pipeline.catalogs.unlisted import sidecars, unlisted_rows
 from pipeline.catalogs.values import (
     CAPTION_COLUMN,
     SPAN_COLUMNS,
@@ -56,7 +58,7 @@ class AudioFolder(Catalog):
     """For files whose folder and row do not name a split."""
 
     def sources(self) -> list[Path]:
-        return [path for path, _ in self._metadata_files()]
+        return [path for path, _ in self._metadata_files()] or sidecars(self.root)
 
     def audio_folder(self) -> Path:
         return self.root
@@ -86,26 +88,36 @@ class AudioFolder(Catalog):
                 for name in names
                 if (split := split_of(name, beside_train=beside_train))
             ]
-        found = [
+        return [
             (folder / name, split)
             for folder, split in folders
             for name in ("metadata.csv", "metadata.jsonl")
             if os.path.isfile(folder / name)
         ]
-        if not found:
-            raise AttuneError(
-                f"{self.root}: no metadata.csv or metadata.jsonl in it or in train/, validation/, "
-                "test/; expected a folder in AudioFolder form"
-            )
-        return found
 
     def _rows(self) -> Iterator[tuple[Path, str, Row]]:
-        for path, split in self._metadata_files():
+        """Each row with its list and the split of the list's folder."""
+        lists = self._metadata_files()
+        for path, split in lists:
             for row in read_table(path, ("file_name",)):
                 yield path, split, row
+        if not lists:
+            rows = unlisted_rows(self.root) if os.path.isdir(self.root) else iter(())
+            first = next(rows, None)
+            if first is None:
+                raise AttuneError(
+                    f"{self.root}: no metadata.csv or metadata.jsonl in it or in train/, "
+                    "validation/, test/, no NAME.txt or NAME.json beside its audio files, and no "
+                    "folders named for what is heard; expected a folder in AudioFolder form"
+                )
+            for row in chain([first], rows):
+                yield self.root / "metadata.csv", str(self.split), row
 
     def _columns(self) -> dict[str, None]:
-        lists = (columns_of(read_table(path, ("file_name",))) for path in self.sources())
+        paths = [path for path, _ in self._metadata_files()]
+        if not paths:
+            return columns_of(row for _, _, row in self._rows())
+        lists = (columns_of(read_table(path, ("file_name",))) for path in paths)
         return dict.fromkeys(chain.from_iterable(lists))
 
     def _name(self, row: Row, path: Path) -> str:

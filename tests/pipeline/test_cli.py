@@ -15,7 +15,7 @@ from calls import Call
     ("overrides", "message"),
     [
         (["pipeline.clips_per_shrad=3"], "did you mean 'clips_per_shard'"),
-        (["pipeline.catalogs=[{dataset: audiofolder, root: /nowhere}]"], "no metadata.csv"),
+        (["pipeline.catalogs=[{dataset: audiofolder, root: /nowhere}]"], "no such folder"),
         (["pipeline.catalogs=[{dataset: audioste, root: /nowhere}]"], "audioste"),
         (["codec.path=/nowhere/codec"], "codec '/nowhere/codec'"),
         (["text_encoder.path=/nowhere/encoder"], "text encoder /nowhere/encoder"),
