@@ -83,7 +83,9 @@ class AudioRoot:
 
         Another Unicode form, `\\` for `/`, blanks around a name, `%20` or an HTML entity is another
         way, if exactly one file fits; upper and lower case is not.  Else the name unchanged.
+        Absolute paths into the folder become names.
         """
+        name = self._relative(name)
         if self.is_blind or self._is_there(name):
             return name
         found = self._by_plain_name.get(plain_name(name), [])
@@ -145,6 +147,14 @@ class AudioRoot:
         if not _is_inside(os.path.realpath(path), self._real):
             raise ValueError(f"{name!r} links to outside {self.folder}")
         return path
+
+    def _relative(self, name: str) -> str:
+        if os.path.isabs(name):
+            path = os.path.normpath(name)
+            for folder in (str(self.folder), self._real):
+                if _is_inside(path, folder):
+                    return os.path.relpath(path, folder)
+        return name
 
     def _is_there(self, name: str) -> bool:
         return os.path.isfile(os.path.join(self.folder, name))
@@ -211,6 +221,9 @@ class BucketRoot(AudioRoot):
             if key in self._names:
                 return self.place + key
         return None
+
+    def _relative(self, name: str) -> str:
+        return name.removeprefix(self.place)
 
     def _is_there(self, name: str) -> bool:
         return name in self._names or posixpath.normpath(name) in self._names

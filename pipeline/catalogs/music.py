@@ -5,16 +5,23 @@ instrument`, and optionally `split`, `license`, `license_url`, `attribution`, `d
 and `end`, or `offset` and `duration`, for a part of a file.  In CSV, moods and keywords are joined
 by `;` or `,` or are a list literal.  Tracks by one artist share a group.  Rows of one file, or of
 one part, are one track with all their descriptions.
+
+audiocraft's own `data.jsonl` has none of these fields, but `info_path`: they are in that JSON file,
+or, if it is null, in NAME.json beside the audio.  Its absolute paths must lead into `audio`.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar, Literal
 
+from common.errors import AttuneError
 from common.schema import SPLITS, Record
-from common.tables import Row, read_table
+from common.tables import Row, object_row, read_json, read_table
+from common.uris import remote_uri
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, columns_of, locate
 from pipeline.catalogs.merging import merge, survey
@@ -24,7 +31,7 @@ _TAGS = {"keywords": ";,", "moods": ";,", "instrument": "", "key": ""}
 """Columns of tags, each with the characters that join them."""
 _OTHERS = (
     "path", "title", "artist", "bpm", "genre", "description", "name", "split", "license",
-    "license_url", "attribution",
+    "license_url", "attribution", "info_path", "sample_rate", "amplitude", "weight",
 )  # fmt: skip
 
 
@@ -55,7 +62,25 @@ class Music(Catalog):
         return [name for name in columns_of(self._rows()) if name not in known]
 
     def _rows(self) -> Iterator[Row]:
-        return read_table(self.catalog, ("path",))
+        for row in read_table(self.catalog, ("path",)):
+            yield self._with_info(row) if "info_path" in row.values else row
+
+    def _with_info(self, row: Row) -> Row:
+        """A row of audiocraft's list, with the fields of the JSON file about its track."""
+        path = row.values.get("info_path") or row.values.get("path")
+        if row.error or not isinstance(path, str) or self.audio is None or remote_uri(self.audio):
+            return row
+        root = AudioRoot(self.audio, is_blind=True)
+        file = root.folder / (os.path.splitext(root.spelling(path))[0] + ".json")
+        if not file.resolve().is_relative_to(root.folder.resolve()) or not file.is_file():
+            return row
+        try:
+            info = object_row(str(file), read_json(file))
+        except AttuneError as problem:
+            return replace(row, error=str(problem))
+        said = {name: value for name, value in row.values.items() if value is not None}
+        error = f"{file}: {info.error}" if info.error else ""
+        return replace(row, values=info.values | said, error=error)
 
     def _outcome(self, row: Row, root: AudioRoot, has_train: bool) -> Record | Refusal:
         values = row.values

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import catalog, held_out, merged, records, refusals, write
+from reading import catalog, held_out, merged, records, refusals, touch, write
 
 from common.errors import AttuneError
 
@@ -65,6 +65,39 @@ def test_one_file_is_one_track_however_its_name_is_written(tmp_path: Path) -> No
     (found,) = records(outcomes)
     assert (found.native_id, found.group_id) == ("a/b.wav", "music:a/b.wav")
     assert merged(outcomes) == ["3", "4"]
+
+
+def test_the_list_of_audiocraft(tmp_path: Path) -> None:
+    """Absolute paths, and the fields in a file beside each track."""
+    audio = touch(tmp_path / "audio", "a.wav", "sub/b.wav", "c.wav", "d.wav", "e.wav")
+    write(
+        audio / "a.json", json.dumps({"description": "A tune", "bpm": 120, "title": "", "key": "C"})
+    )
+    write(audio / "other.json", json.dumps({"description": "Another tune", "genre": "house"}))
+    write(audio / "c.json", "{broken")
+    outside = write(tmp_path / "outside.json", json.dumps({"description": "A secret"}))
+    infos = {"a.wav": None, "sub/b.wav": audio / "other.json", "c.wav": None, "d.wav": outside}
+    path = write(tmp_path / "data.jsonl", *(
+        json.dumps({
+            "path": str(audio / name), "duration": 2.0, "sample_rate": 16000, "amplitude": None,
+            "weight": None, "info_path": info and str(info),
+        })
+        for name, info in infos.items()
+    ), json.dumps({"path": "/elsewhere/x.wav", "info_path": None}))  # fmt: skip
+    made = catalog(dataset="music", catalog=path, audio=audio)
+    outcomes = list(made.read())
+    first, second, fourth = records(outcomes)
+    assert (first.native_id, first.captions, first.bpm, first.stated_s, first.tags) == (
+        "a.wav", ["A tune"], 120.0, 2.0, ["C"],
+    )  # fmt: skip
+    assert (second.native_id, second.captions, second.genre) == (
+        "sub/b.wav", ["Another tune"], "house",
+    )  # fmt: skip
+    assert fourth.captions == []
+    assert refusals(outcomes) == [("3", "malformed_row"), ("5", "outside_root")]
+    assert made.unread_columns() == []
+    blind = records(list(made.without_audio().read()))
+    assert [r.sample_id for r in blind] == [r.sample_id for r in (first, second, fourth)]
 
 
 def test_half_a_parquet_file_is_an_error(tmp_path: Path) -> None:
