@@ -33,6 +33,8 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+_OFFSET_TYPES = {"roberta", "xlm-roberta", "camembert", "mpnet", "clap_text_model"}
+"""Encoders whose positions are counted from after the padding token."""
 _PAD_MULTIPLE = 8
 PROMPTS_PER_BATCH = 64
 _COUNTED_AT_ONCE = 8192
@@ -138,7 +140,8 @@ class TextEncoder:
 
     def _forward(self, tokens: list[list[int]]) -> list[np.ndarray]:
         lengths = [len(row) for row in tokens]
-        padded = -(-max(lengths) // _PAD_MULTIPLE) * _PAD_MULTIPLE
+        # Not beyond `max_length`: CLIP has no more than 77 positions.
+        padded = min(-(-max(lengths) // _PAD_MULTIPLE) * _PAD_MULTIPLE, self.max_length)
         pad_id = self.tokenizer.pad_token_id or 0
         device = next(self._model.parameters()).device
         ids = torch.full((len(tokens), padded), pad_id, dtype=torch.long)
@@ -235,6 +238,45 @@ def text_encoder_identity(config: TextEncoderConfig) -> str:
         digest.update(f"{path.name}:{_file_digest(path, path.stat().st_mtime_ns)}\n".encode())
     digest.update(f"max_length:{config.max_length}".encode())
     return digest.hexdigest()
+
+
+def check_max_length(config: TextEncoderConfig) -> None:
+    """Refuse a `max_length` for which the encoder has too few positions.
+
+    Raises:
+        AttuneError: it has fewer, or as `load_text_encoder`.
+    """
+    from transformers import AutoConfig
+
+    folder = resolve_text_encoder(config.path)
+    with loading(f"text encoder {config.path}: {folder}"):
+        found = AutoConfig.from_pretrained(folder, local_files_only=True)
+    found = getattr(found, "text_config", found)  # CLIP, CLAP
+    positions = getattr(found, "max_position_embeddings", None)
+    # T5 has no such limit, and neither have encoders with rotary or only relative positions.
+    is_relative = "rope_" in str(found) or getattr(found, "relative_attention", False)
+    if positions is None or is_relative:
+        return
+    if found.model_type in _OFFSET_TYPES:
+        positions -= (found.pad_token_id or 0) + 1
+    if config.max_length > positions:
+        raise AttuneError(
+            f"text_encoder.max_length is {config.max_length}, but text encoder {config.path} has "
+            f"only {positions} positions; set text_encoder.max_length={positions}"
+        )
+
+
+def is_fetched(path: str) -> bool:
+    """Whether a text encoder is on this machine, as far as `resolve_text_encoder` needs no hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if path.startswith((_PACKAGE_SCHEME, "/", ".", "~")) or Path(path).is_dir():
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(path, "config.json"), str)
+    except HFValidationError:
+        return True  # no hub id: another error will say so
 
 
 def resolve_text_encoder(path: str) -> Path:

@@ -66,6 +66,7 @@ def plan(
     """Read the catalogs and freeze the plan: what is encoded, what is refused and why."""
     from pipeline.inspect.status import account, aligned
     from pipeline.run import make_plan
+    from pipeline.text.tokens import token_lines
 
     recipe, settings = _load(config, overrides)
     say = _say(json)
@@ -81,6 +82,8 @@ def plan(
         f"{frozen.n_planned} clips in {frozen.n_shards} shards, "
         f"{frozen.info['n_unique_prompts']} unique prompts"
     )
+    for line in token_lines(frozen.info.get("text_encoder")):
+        say(line)
 
 
 @app.command()

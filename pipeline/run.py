@@ -35,6 +35,7 @@ from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_
 from pipeline.plan.mapping import map_here, map_on_ray
 from pipeline.progress import EncodeProgress, Progress
 from pipeline.repair.retry import choose_shards, outcome, unmake_shards
+from pipeline.text.tokens import token_lines
 
 ATTEMPTS = 3
 """Number of failures after which a shard is marked as failed ("poison"), or embedding ends."""
@@ -68,6 +69,8 @@ def run_pipeline(
         f"{plan.n_shards} shards, {plan.info['n_refused']} rows refused, "
         f"{plan.info['n_unique_prompts']} unique prompts"
     )
+    for line in token_lines(plan.info.get("text_encoder")):
+        say(line)
     summary = finished_summary(plan)
     if summary is not None:
         say("every shard is committed and the manifest is written: nothing to do")
@@ -119,7 +122,8 @@ def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[Fro
                 mapper=map_on_ray if on_cluster else map_here,
             )
 
-    return ensure_plan(store, plan_inputs(recipe, config), build, config.recorded_form())
+    inputs = plan_inputs(recipe, config)
+    return ensure_plan(store, inputs, build, config.recorded_form(), recipe.text_encoder)
 
 
 def on_nodes(path: str) -> str:

@@ -34,21 +34,23 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Report on every row: accepted or refused and why; hours, prompts, licences, leakage."""
-    from pipeline.inspect.catalogs import check_catalogs
+    from pipeline.inspect.catalogs import check_catalogs, check_prompts
     from pipeline.inspect.left_out import left_out
     from pipeline.plan.decide import decide
+    from pipeline.text.tokens import token_lines
 
     recipe, catalogs, settings = _load(config, overrides, no_audio)
     rules = settings.text_rules(recipe.seed)
     decision = decide(catalogs, rules=rules, overlap=settings.overlap)
     found = check_catalogs(decision) | {"look_for_audio": not no_audio}
     found |= left_out(catalogs, decision.rows)
+    found["text_encoder"] = check_prompts(decision, recipe.text_encoder)
     if json:
         print_json(found)
         return
     # A pipe has no width, and the default of 80 columns would fold the table.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    _print_check(console, found)
+    _print_check(console, found, token_lines(found["text_encoder"]))
 
 
 @catalog_app.command("show")
@@ -100,7 +102,7 @@ def _load(
     return recipe, catalogs, settings
 
 
-def _print_check(console: Console, found: dict[str, Any]) -> None:
+def _print_check(console: Console, found: dict[str, Any], lines: Sequence[str]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("dataset")
     numbers = ("rows", "accepted", "merged", "held out", "refused", "hours", "prompts", "unique")
@@ -138,5 +140,9 @@ def _print_check(console: Console, found: dict[str, Any]) -> None:
             console.print(f"\n[bold]{title}[/bold]")
             for name, n in found[key].items():
                 console.print(f"  {name}  {n:,}", markup=False)
+    if lines:
+        console.print("\n[bold]text encoder[/bold]")
+        for line in lines:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
     if not found["look_for_audio"]:
         console.print("\n--no-audio: did not look for audio files")

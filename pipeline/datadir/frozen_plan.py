@@ -25,16 +25,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.codec import codec_identity, resolve_codec
-from common.config import Recipe
+from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError, one_line
 from common.prompts import normalizer_id
 from common.storage import Store
-from common.text_encoder import text_encoder_identity
+from common.text_encoder import check_max_length, text_encoder_identity
 from common.uris import remote_uri
 from pipeline.config import EXECUTION_ONLY, PipelineConfig
 from pipeline.datadir.commit import check_account, commit_key, committed_shards, read_commit
 from pipeline.datadir.text_cache import TextCache
 from pipeline.plan.decide import PlanTables, differing_inputs, hash_inputs
+from pipeline.text.tokens import count_prompts
 
 PLAN_VERSION = 6
 """Increase it when the same inputs would make other shards."""
@@ -242,6 +243,7 @@ def ensure_plan(
     inputs: dict[str, Any],
     build: Callable[[], PlanTables],
     form: Mapping[str, str],
+    encoder: TextEncoderConfig,
 ) -> tuple[FrozenPlan, bool]:
     """The frozen plan of these inputs (`plan_inputs`), and whether it was made now.
 
@@ -249,11 +251,13 @@ def ensure_plan(
 
     Args:
         build: computes the tables; called only if there is no such plan.
+        encoder: the text encoder; `plan.json` counts the prompts that it cuts or does not know.
         form: the entries `PROMPT_FORM` of `common.prompts`, which readers of shards must know.
 
     Raises:
         AttuneError: there are shards of a plan with other inputs (names both hashes and what
-            differs), or of a plan that is gone and had other inputs or other audio files.
+            differs), or of a plan that is gone and had other inputs or other audio files; or the
+            encoder has too few positions.
     """
     plan_hash = hash_inputs(inputs)
     found = load_plan(store)
@@ -268,15 +272,20 @@ def ensure_plan(
                 f"{plan_hash}; differs: {'; '.join(differing[:6])}. Set another data_dir, restore "
                 "what differs, or delete commits/ and shards/ there to encode everything again"
             )
+    check_max_length(encoder)
     tables = build()
     if found is not None:
         # Until the new plan.json is written there is no plan, so a killed replacement leaves none.
         store.delete("plan/plan.json")
-    return _freeze(store, tables, inputs, form)
+    return _freeze(store, tables, inputs, form, encoder)
 
 
 def _freeze(
-    store: Store, tables: PlanTables, inputs: dict[str, Any], form: Mapping[str, str]
+    store: Store,
+    tables: PlanTables,
+    inputs: dict[str, Any],
+    form: Mapping[str, str],
+    encoder: TextEncoderConfig,
 ) -> tuple[FrozenPlan, bool]:
     """Write the plan's files, `plan.json` last; False if another run was first.
 
@@ -312,6 +321,7 @@ def _freeze(
         "n_unique_prompts": len(prompts),
         "clips_per_shard": clips_per_shard,
         **form,
+        "text_encoder": count_prompts(prompts["prompt"].combine_chunks(), encoder),
         "catalogs": {label: count.as_dict() for label, count in tables.counts.items()},
         "overlaps": tables.overlaps,
         "leakage": tables.leakage,

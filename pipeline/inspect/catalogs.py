@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.config import TextEncoderConfig
 from common.errors import AttuneError
 from common.schema import Record
 from common.storage import open_store
+from common.text_encoder import is_fetched
 from pipeline.catalogs import CatalogEntry
 from pipeline.catalogs.as_rows import raw_of
 from pipeline.datadir.frozen_plan import load_plan
@@ -22,6 +24,7 @@ from pipeline.inspect.status import refused_while_encoding
 from pipeline.plan.decide import Decision
 from pipeline.rows import hex_ids, is_in, plain, sources_of
 from pipeline.text.captions import TextRules, explain
+from pipeline.text.tokens import count_prompts
 
 _EXAMPLES = 3
 
@@ -41,6 +44,18 @@ def check_catalogs(decision: Decision) -> dict[str, Any]:
         datasets[label] = count.as_dict() | _contents(own.filter(is_in(own)))
         datasets[label]["examples"] = _examples(own)
     return {"datasets": datasets, "overlaps": decision.overlaps, "leakage": decision.leakage}
+
+
+def check_prompts(decision: Decision, encoder: TextEncoderConfig) -> dict[str, Any]:
+    """`count_prompts` of all accepted rows, or `not_counted` with the reason."""
+    lists = decision.rows["prompts"].filter(is_in(decision.rows))
+    prompts = pc.unique(pc.list_flatten(lists))
+    if not is_fetched(encoder.path):
+        return {"not_counted": f"{encoder.path} is not on this machine yet"}
+    try:
+        return count_prompts(prompts, encoder)
+    except AttuneError as error:
+        return {"not_counted": str(error)}
 
 
 def find_rows(
