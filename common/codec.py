@@ -6,14 +6,11 @@ different codecs are never mixed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.bfloat16 import check_bfloat16
+from common.codec_files import codec_identity as codec_identity
+from common.codec_files import readable
+from common.codec_files import resolve_codec as resolve_codec
+from common.config import Precision
 from common.errors import AttuneError
-from common.hub import check_complete, hub_snapshot, loading
+from common.hub import check_complete, loading
 from common.seanet import FastEncoder, supports
-
-BUILTIN = Path(__file__).parent / "assets" / "codecs"
-"""Codecs that ship with the package, named `builtin:FOLDER`."""
 
 WINDOW_S = 30.0
 """Longer clips are encoded in windows; each window contributes this many seconds of codes."""
@@ -35,50 +33,7 @@ LEFT_CONTEXT_S = 4.0
 RIGHT_CONTEXT_FRAMES = 50
 """Encoded after each window and discarded: the convolutions look ahead."""
 
-Precision = Literal["float32", "bfloat16"]
-"""Precision of the encoder; codewords are always searched in float32. bfloat16 takes about half the
-time and changes a few percent of the codes (`make bench` reports both). It is refused where a
-processor computes it wrongly (`common.bfloat16`)."""
-
-_FILES = ("config.json", "model.safetensors")
 _TRAINING_ONLY = ("codebook.cluster_size", "codebook.embed_avg", "codebook.inited")
-
-
-def resolve_codec(path: str) -> Path:
-    """The folder of a codec: `builtin:NAME`, a folder, or a hub id (fetched if necessary).
-
-    Raises:
-        AttuneError: no such codec, or its folder is no `EncodecModel` folder.
-    """
-    if path.startswith("builtin:"):
-        folder = BUILTIN / path.removeprefix("builtin:")
-        if not folder.is_dir():
-            known = ", ".join(sorted(p.name for p in BUILTIN.glob("*") if p.is_dir())) or "none"
-            raise AttuneError(f"codec {path!r}: no such built-in codec; choose from: {known}")
-    else:
-        folder = Path(path) if Path(path).is_dir() else _from_hub(path)
-    for name in _FILES:
-        with _readable(path, folder / name):
-            if not (folder / name).is_file():
-                raise AttuneError(
-                    f"codec {path!r}: {folder} has no {name}; expected a Hugging Face EncodecModel "
-                    "folder, as `python -m training codec --config RECIPE` writes it"
-                )
-    return folder
-
-
-def codec_identity(path: str) -> str:
-    """Hash of the codec's two files, 16 hex digits; loads no model.
-
-    Raises:
-        AttuneError: no such codec, or no permission to read it.
-    """
-    folder = resolve_codec(path)
-    digest = hashlib.blake2b(digest_size=8)
-    for name in _FILES:
-        with _readable(path, folder / name):
-            digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
 
 
 def load_codec(
@@ -96,7 +51,7 @@ def load_codec(
 
     exact_float32(torch.device(device))
     folder = resolve_codec(path)
-    with _readable(path, folder / "config.json"):
+    with readable(path, folder / "config.json"):
         text = (folder / "config.json").read_bytes()
     try:
         settings = json.loads(text)
@@ -285,18 +240,6 @@ def exact_float32(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
-@contextmanager
-def _readable(path: str, file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        remedy = "its owner can let others read it (chmod a+rX)"
-        remedy = f"; {remedy}" if isinstance(error, PermissionError) else ""
-        raise AttuneError(
-            f"codec {path!r}: {file} cannot be read: {error.strerror}{remedy}"
-        ) from error
-
-
 def keep_numbers_on_host(model: nn.Module) -> None:
     """Keep an `EncodecModel`'s strides and paddings, which its layers hold as tensors, on the CPU.
     On a GPU each layer would wait for the device to read them: 72 times per pass of an encoder."""
@@ -305,14 +248,3 @@ def keep_numbers_on_host(model: nn.Module) -> None:
             value = module._buffers.pop(name, None)
             if value is not None:
                 setattr(module, name, torch.tensor(int(value)))
-
-
-def _from_hub(path: str) -> Path:
-    try:
-        return hub_snapshot(path, _FILES)
-    except Exception as error:
-        raise AttuneError(
-            f"codec {path!r}: no such folder, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}); train a codec (python -m training codec --config RECIPE), "
-            "or set codec.path=builtin:sfx-small"
-        ) from error

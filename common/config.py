@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -39,6 +39,12 @@ class CodecRef(Section):
 
     path: str = "builtin:sfx-small"
     """A Hugging Face `EncodecModel` folder, a hub id, or `builtin:NAME` for a shipped codec."""
+
+
+Precision = Literal["float32", "bfloat16"]
+"""Precision of the encoder; codewords are always searched in float32. bfloat16 takes about half the
+time and changes a few percent of the codes (`make bench` reports both). It is refused where a
+processor computes it wrongly (`common.bfloat16`)."""
 
 
 class TextEncoderConfig(Section):

@@ -5,6 +5,7 @@
 - The states of special tokens are kept, because the encoder was trained with them.
 - A prompt's states do not depend on its batch (padding is masked, and batches are padded to
   multiples of 8 tokens), so cached and fresh states agree.
+- Torch is imported with the weights: planning counts tokens, and has no memory for it.
 - `text_encoder_id` hashes everything that determines the states. Shards and checkpoints store it,
   and are refused if they differ.
 """
@@ -17,15 +18,17 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from common.config import TextEncoderConfig
 from common.errors import AttuneError
 from common.hub import check_complete, hub_snapshot, loading
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGE_SCHEME = "package:"
 _T5_TYPES = {"t5", "mt5", "umt5", "longt5"}
@@ -106,7 +109,6 @@ class TextEncoder:
         self.text_encoder_id = identity
         self.max_length = config.max_length
 
-    @torch.inference_mode()
     def encode(self, prompts: list[str]) -> list[np.ndarray]:
         """Encode prompts into unpadded states.
 
@@ -139,6 +141,8 @@ class TextEncoder:
         return [states[i] for i in range(len(prompts))]
 
     def _forward(self, tokens: list[list[int]]) -> list[np.ndarray]:
+        import torch
+
         lengths = [len(row) for row in tokens]
         # Not beyond `max_length`: CLIP has no more than 77 positions.
         padded = min(-(-max(lengths) // _PAD_MULTIPLE) * _PAD_MULTIPLE, self.max_length)
@@ -149,9 +153,10 @@ class TextEncoder:
         for i, row in enumerate(tokens):
             ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
             mask[i, : len(row)] = 1
-        hidden = self._model(
-            input_ids=ids.to(device), attention_mask=mask.to(device)
-        ).last_hidden_state
+        with torch.inference_mode():
+            hidden = self._model(
+                input_ids=ids.to(device), attention_mask=mask.to(device)
+            ).last_hidden_state
         hidden = hidden.float().cpu().numpy().astype(np.float16)
         return [hidden[i, :length].copy() for i, length in enumerate(lengths)]
 
@@ -162,6 +167,8 @@ def load_text_encoder(config: TextEncoderConfig, device: str | torch.device = "c
     Raises:
         AttuneError: the folder, package or hub id cannot be found or is no text encoder.
     """
+    import torch
+
     model, tokenizer = load_encoder_parts(config.path)
     model.to(torch.device(device))
     dim = getattr(model.config, "d_model", None) or getattr(model.config, "hidden_size", None)
@@ -196,6 +203,7 @@ def load_encoder_parts(path: str, **tokenizer_settings: Any) -> tuple[Any, Any]:
     Raises:
         AttuneError: as `load_text_encoder`.
     """
+    import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
 
     folder = resolve_text_encoder(path)
@@ -221,6 +229,8 @@ def complete_encoder(model: Any, missing: Iterable[str], where: str) -> None:
     Raises:
         AttuneError: any other weights are missing.
     """
+    import torch
+
     check_complete((key for key in missing if "pooler." not in key), where)
     for key in missing:
         torch.nn.init.zeros_(model.get_parameter(key))

@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from common.codec import Precision
-from common.config import Section
+from common.config import Precision, Section
 from common.prompts import PROMPT_FORM, Negation, PromptForm, PromptPolicy, TagForm
 from pipeline.catalogs import AnyCatalog
 from pipeline.text.captions import TextRules

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.codec import codec_identity, resolve_codec
+from common.codec_files import codec_identity, resolve_codec
 from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError, one_line
 from common.prompts import normalizer_id

@@ -27,7 +27,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from common.audio import Audio, AudioError, check_audio, check_notes, read_audio, resample
-from common.codec import Codec, Precision, load_codec
+from common.codec import Codec, load_codec
+from common.config import Precision
 from common.errors import AttuneError
 from common.schema import RECORD
 from common.storage import StorageError, open_store
