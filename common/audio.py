@@ -119,6 +119,8 @@ class Audio(NamedTuple):
     sample_rate: int
     sha256: str
     notes: AudioNotes
+    wave_sha256: str
+    """Hash of the rate and of `wav`: equal for two files of the same samples, a wav and a flac."""
 
 
 def read_audio(
@@ -150,7 +152,8 @@ def read_audio(
             digest = _sha256(file, path, os.fstat(file.fileno()))
             clip = _decode_whole(file, str(path), found.st_size, part)
     wav = clip.wav()
-    return Audio(wav, clip.rate, digest, clip.notes(wav))
+    samples = hashlib.sha256(f"{clip.rate} Hz ".encode() + wav.astype("<f4").tobytes()).hexdigest()
+    return Audio(wav, clip.rate, digest, clip.notes(wav), samples)
 
 
 @contextmanager

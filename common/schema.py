@@ -102,6 +102,11 @@ class Record:
     clip: str = ""
     """Identifies this piece of sound in all datasets: `youtube:ID@START` (whole seconds) or
     `freesound:ID`; empty if it is not compared. Only for planning, not in `RECORD`."""
+    also: str = ""
+    """Another name of the group, by which lists that know less name the clip. Only for planning."""
+    real_uri: str = ""
+    """The file behind `audio_uri`, if links lead to it or `audio_uri` is only a name; it has no
+    extension if the file was not looked for. Only for planning."""
     stated_s: float | None = None
     """Length in seconds as the catalog states it. Only for planning, not in `RECORD`."""
 

@@ -17,6 +17,7 @@ from common.storage import open_store
 from pipeline.commands.catalog import catalog_app
 from pipeline.commands.shards import shards_app
 from pipeline.config import PipelineConfig
+from pipeline.datadir.copies import SAME_SOUND
 from pipeline.progress import format_duration
 
 app = typer.Typer(
@@ -193,9 +194,10 @@ def _list_refused(rows: Iterable[dict[str, Any]], json: bool) -> None:
         return
     stages: Counter[str] = Counter()
     for row in rows:
-        stages[row["stage"]] += 1
+        stages["copy" if (row["detail"] or "").startswith(SAME_SOUND) else row["stage"]] += 1
         detail = " ".join((row["detail"] or "").split())
         clip = row["native_id"] or row["source"]
         print(f"{row['dataset']}  {clip}  {row['stage']}: {row['reason']}  {detail}")
-    encoding = stages.pop("audio", 0)
-    print(f"{encoding} refused while encoding, {stages.total()} while planning")
+    encoding, copies = stages.pop("audio", 0), stages.pop("copy", 0)
+    left_out = f", {copies} copies left out after encoding" if copies else ""
+    print(f"{encoding} refused while encoding, {stages.total()} while planning{left_out}")

@@ -35,6 +35,8 @@ ROWS = pa.schema(
         ("file", _NAME),
         ("line", pa.int32()),
         ("clip", pa.string()),
+        ("also", pa.string()),
+        ("real_uri", pa.string()),
         ("stated_s", pa.float32()),
         ("stage", _NAME),
         ("reason", _NAME),

@@ -16,7 +16,7 @@ from common.schema import Record
 from common.tables import raw_rows
 from common.uris import local_copy, remote_uri
 from pipeline.catalogs.audio_root import AudioRoot, FoundFiles
-from pipeline.catalogs.base import Outcome, Refusal
+from pipeline.catalogs.base import Merged, Outcome, Refusal
 from pipeline.catalogs.columnar import has_plain_lines, raw_lines
 from pipeline.rows import MERGED, ROWS, plain, refuse_where
 
@@ -35,15 +35,16 @@ def _as_row(outcome: Outcome, label: str) -> dict[str, Any]:
     file, line = split_source(outcome.source)
     row: dict[str, Any]
     if isinstance(outcome, Record):
-        row = outcome.as_row() | {"clip": outcome.clip or None, "stated_s": outcome.stated_s}
+        row = outcome.as_row() | {"stated_s": outcome.stated_s}
         row["sample_id"] = bytes.fromhex(outcome.sample_id)
     elif isinstance(outcome, Refusal):
         names = ("native_id", "dataset", "group_id", "split", "stage", "reason", "detail")
         row = {name: getattr(outcome, name) for name in names}
         row["sample_id"] = bytes.fromhex(outcome.sample_id) if outcome.sample_id else None
-        row["clip"] = outcome.clip or None
     else:
         row = {"dataset": label, "stage": "catalog", "reason": MERGED}
+    if not isinstance(outcome, Merged):
+        row |= {name: getattr(outcome, name) or None for name in ("clip", "also", "real_uri")}
     return row | {"file": file, "line": line}
 
 
@@ -59,9 +60,9 @@ def place(
     """Set the paths found for the stems of these rows (row numbers), or refuse the rows."""
     chosen = np.zeros(len(table), bool)
     chosen[rows] = True
-    at = table.schema.get_field_index("audio_uri")
-    uris = pc.replace_with_mask(pa.nulls(len(table), pa.string()), pa.array(chosen), found.paths)
-    table = table.set_column(at, ROWS.field("audio_uri"), uris)
+    for name, paths in (("audio_uri", found.paths), ("real_uri", found.real)):
+        column = pc.replace_with_mask(pa.nulls(len(table), pa.string()), pa.array(chosen), paths)
+        table = table.set_column(table.schema.get_field_index(name), ROWS.field(name), column)
     for mask, reason, form in (
         (found.outside, "outside_root", f"{{!r}} links to outside {root}"),
         (found.missing, "missing_audio", f"no {{}}.* in {root}"),

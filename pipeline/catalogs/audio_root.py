@@ -8,7 +8,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
 from common.storage import open_store
+from common.uris import remote_uri
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,28 @@ class FoundFiles:
     missing: NDArray[np.bool_]
     outside: NDArray[np.bool_]
     """True if the file is a link to a place outside the folder."""
+    real: pa.Array
+    """Real paths, as `AudioRoot.real_path`; null where they are the same as `paths`."""
 
 
 class AudioRoot:
     """The folder with a catalog's audio, listed once.
 
-    With `is_blind` the folder is not looked at, and every file is taken to exist.
+    With `is_blind` no audio is needed: every file is taken to exist, and is called by its name.
+    Then the folder may also be in a bucket, or not known (None).
 
     Raises:
         AttuneError: the folder is missing or cannot be read.
     """
 
-    def __init__(self, folder: str | Path, *, is_blind: bool = False) -> None:
+    def __init__(self, folder: str | Path | None, *, is_blind: bool = False) -> None:
         self.is_blind = is_blind
+        self.is_known = folder is not None
+        remote = remote_uri(folder) if folder is not None else None
+        self._bucket = remote and remote.rstrip("/")
         self._links: set[str] = set()
-        given = Path(folder).absolute()
+        self._real_folder = lru_cache(maxsize=1024)(os.path.realpath)
+        given = Path(folder or ".").absolute()
         self._real = os.path.realpath(given)
         # Normalized, as `by_name` writes paths.  After a link, `..` leads elsewhere than it reads:
         # then only the real path is right.
@@ -63,7 +71,7 @@ class AudioRoot:
             raise AttuneError(f"audio folder {folder}: {error.strerror}") from error
 
     def __str__(self) -> str:
-        return str(self.folder)
+        return self._bucket or (str(self.folder) if self.is_known else "the audio folder")
 
     def by_stem(self, *stems: str) -> str | None:
         """Path of the first `STEM.*` that exists, with any extension of audio files.
@@ -110,7 +118,10 @@ class AudioRoot:
         """`by_stem` for columns: each candidate is a string array with the same N rows."""
         n = len(candidates[0])
         if self.is_blind:
-            return FoundFiles(candidates[0], np.zeros(n, bool), np.zeros(n, bool))
+            real = pa.nulls(n, pa.string())
+            if self.is_known:
+                real = pc.binary_join_element_wise(self.real_path(""), candidates[0], "/")
+            return FoundFiles(candidates[0], np.zeros(n, bool), np.zeros(n, bool), real)
         stems = pa.array(self._stems.keys(), pa.string())
         found = np.full(n, -1, np.int64)
         for candidate in candidates:
@@ -125,9 +136,18 @@ class AudioRoot:
         ]
         outside = (found >= 0) & np.array([*leads_out, False])[found]
         there = (found >= 0) & ~outside
-        chosen = pa.array(names, pa.string()).take(pa.array(found, mask=~there))
-        paths = pc.binary_join_element_wise(self.place, chosen, "")
-        return FoundFiles(paths, found < 0, outside)
+        order = pa.array(found, mask=~there)
+        paths = [self.place + name for name in names]
+        is_plain = self._bucket is not None or self._real == str(self.folder)
+        real = [
+            None if is_plain and name not in self._links else self.real_path(name) for name in names
+        ]
+        return FoundFiles(
+            pa.array(paths, pa.string()).take(order),
+            found < 0,
+            outside,
+            pa.array(real, pa.string()).take(order),
+        )
 
     def by_name(self, name: str) -> str | None:
         """Path of the file with this name (subfolders allowed), or None if there is no such file.
@@ -135,16 +155,16 @@ class AudioRoot:
         Raises:
             ValueError: the name leads outside the folder (absolute, `..`, or a link).
         """
-        if self.is_blind:
-            if os.path.isabs(name) or ".." in Path(name).parts:
-                raise ValueError(f"{name!r} leads outside the audio folder")
+        if self.is_blind and not self.is_known and os.path.isabs(name):
             return name
         path = os.path.normpath(os.path.join(self.folder, name))
         if not _is_inside(path, str(self.folder)):
-            raise ValueError(f"{name!r} leads outside {self.folder}")
+            raise ValueError(f"{name!r} leads outside {self}")
+        if self.is_blind:
+            return name
         if not os.path.isfile(path):
             return None
-        if not _is_inside(os.path.realpath(path), self._real):
+        if not _is_inside(self.real_path(name), self._real):
             raise ValueError(f"{name!r} links to outside {self.folder}")
         return path
 
@@ -155,6 +175,21 @@ class AudioRoot:
                 if _is_inside(path, folder):
                     return os.path.relpath(path, folder)
         return name
+
+    def real_path(self, name: str) -> str:
+        """The file that a name or path leads to, behind links, also if the file is not there.
+
+        Lists that write a name in different ways, or start from different folders, mean the same
+        file if this is the same.  Empty if the folder is not known.
+        """
+        if self._bucket is not None:
+            return name if remote_uri(name) else f"{self._bucket}/{posixpath.normpath(name)}"
+        if "\0" in name or not (self.is_known or os.path.isabs(name)):
+            return ""
+        folder, base = os.path.split(os.path.normpath(os.path.join(self.folder, name)))
+        # The folder's path is the same for many files: asked once.
+        path = os.path.join(self._real_folder(folder), base)
+        return os.path.realpath(path) if os.path.islink(path) else path
 
     def _is_there(self, name: str) -> bool:
         return os.path.isfile(os.path.join(self.folder, name))
@@ -205,7 +240,7 @@ class BucketRoot(AudioRoot):
     """
 
     def __init__(self, uri: str) -> None:
-        super().__init__(".", is_blind=True)
+        super().__init__(uri, is_blind=True)
         self.is_blind = False
         self.uri = uri.rstrip("/")
         self.place = f"{self.uri}/"

@@ -21,7 +21,7 @@ from pipeline.catalogs.base import (
     columns_of,
     locate_stem,
 )
-from pipeline.catalogs.values import Texts, texts_of, whole_seconds
+from pipeline.catalogs.values import Texts, damaged_id, texts_of, whole_seconds
 
 CLIP_SECONDS = 10.0
 _COLUMNS = ("youtube_id", "start_time", "caption")
@@ -41,8 +41,9 @@ class AudioCaps(Catalog):
         for row in read_csv(self.captions, _COLUMNS):
             youtube_id = row.values.get("youtube_id", "")
             start = whole_seconds(row.values.get("start_time"))
-            problem = row.error
-            if not problem and (not youtube_id or start is None):
+            damage = damaged_id(youtube_id)
+            problem = damage or row.error
+            if not problem and start is None:
                 problem = f"youtube_id {youtube_id!r}, start_time {row.values.get('start_time')!r}"
             try:
                 texts = texts_of(row.values, ("caption",))
@@ -50,7 +51,7 @@ class AudioCaps(Catalog):
             except ValueError as error:
                 problem = problem or str(error)
             if problem or start is None:
-                group = f"youtube:{youtube_id}" if youtube_id else ""
+                group = "" if damage else f"youtube:{youtube_id}"
                 yield self.malformed(row.source, youtube_id, problem, group_id=group)
             else:
                 clips.setdefault((youtube_id, start), []).append((row, texts))

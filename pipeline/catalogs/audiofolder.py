@@ -37,6 +37,7 @@ from pipeline.catalogs.unlisted import sidecars, unlisted_rows
 from pipeline.catalogs.values import (
     CAPTION_COLUMN,
     SPAN_COLUMNS,
+    damaged_name,
     length,
     says_train,
     span,
@@ -141,11 +142,13 @@ class AudioFolder(Catalog):
         """`folder`: where the list is, relative to the root."""
         values = row.values
         given = values.get("file_name")
-        problem = row.error
+        damage = damaged_name(given)
+        problem = damage or row.error
         if not problem and (not isinstance(given, str) or not given.strip()):
             problem = f"file_name: expected a file name, found {given!r:.80}"
         # `a.wav` and `./a.wav` are one file, so one clip.
-        name = posixpath.normpath(audio.spelling(given)) if isinstance(given, str) else ""
+        is_name = isinstance(given, str) and given.strip() and not damage
+        name = posixpath.normpath(audio.spelling(str(given))) if is_name else ""
         native_id = posixpath.normpath(posixpath.join(folder, name)) if name else ""
         top, _, below = name.partition("/")
         if folder == Path() and below:
@@ -167,7 +170,10 @@ class AudioFolder(Catalog):
             problem = problem or str(error)
         if problem:
             group = group or (f"{self.label}:{native_id}" if native_id else "")
-            return self.malformed(row.source, native_id, problem, group_id=group, split=split)
+            real = audio.real_path(name) if name else ""
+            return self.malformed(
+                row.source, native_id or given, problem, group_id=group, split=split, real_uri=real
+            )
         record = self.record(
             row.source,
             native_id,

@@ -31,6 +31,7 @@ from pipeline.catalogs.columnar import (
     piece_lines,
 )
 from pipeline.catalogs.ontology import Ancestors, read_ancestors, read_names
+from pipeline.catalogs.values import NO_ID, damaged_id
 from pipeline.rows import ROWS, constant, is_in, plain, refuse_where
 
 _HEADER = ("ytid", "start_seconds", "end_seconds", "positive_labels")
@@ -83,12 +84,13 @@ class AudioSet(ColumnarCatalog):
         start, end = _seconds(start_text), _seconds(end_text)
         bad = ~((start >= 0) & (start < end) & (end < _LONGEST_S))  # NaN is bad too
         bad |= np.asarray(unknown.take(labels.indices)) | np.asarray(pc.is_valid(fields["error"]))
-        bad |= np.asarray(pc.match_substring_regex(youtube_id, "^(#NAME|$)"))
+        no_id = pc.match_substring_regex(youtube_id, NO_ID)
+        bad |= np.asarray(no_id)
         problems = [self._problem(row, names) for row in fields.filter(pa.array(bad)).to_pylist()]
         start, end, good = np.where(bad, 0, start), np.where(bad, 0, end), pa.array(~bad)
         n, join = len(fields), pc.binary_join_element_wise
         native = join(youtube_id, _text(np.rint(start * 1000)), _text(np.rint(end * 1000)), "_")
-        group = join("youtube:", youtube_id, "")
+        group = pc.if_else(no_id, None, join("youtube:", youtube_id, ""))
         of_good = {
             "sample_id": sample_digests(self.label, native),
             "tags": tags.take(labels.indices),
@@ -141,14 +143,18 @@ class AudioSet(ColumnarCatalog):
 
     def _problem(self, row: Mapping[str, str], names: Mapping[str, str]) -> str:
         """Why a row (`_FIELDS`) is refused."""
-        if not row["ytid"] or row["ytid"].startswith("#NAME"):
-            return f"id {row['ytid']!r}: a spreadsheet saved this file; take the original list"
+        if problem := damaged_id(row["ytid"]):
+            return problem
         unknown = [mid for mid in row["positive_labels"].split(",") if mid and mid not in names]
+        if any('"' in mid for mid in unknown):
+            return f"label {unknown[0]!r} has changed quotes: a spreadsheet saved this file"
         start, end = _seconds(pa.array([row["start_seconds"], row["end_seconds"]]))
         if unknown and 0 <= start < end < _LONGEST_S:
             listed = self.class_labels or self.ontology
             assert listed is not None
             return row["error"] or f"label {unknown[0]!r} is not in {listed.name}"
+        if row["error"] and 0 <= start < end:
+            return f"{row['error']}: perhaps a spreadsheet spread the labels over columns"
         return row["error"] or f"times {row['start_seconds']!r}, {row['end_seconds']!r}"
 
     def locate(self, table: pa.Table) -> pa.Table:

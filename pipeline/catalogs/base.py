@@ -55,6 +55,8 @@ class Refusal:
     group_id: str = ""
     split: str = ""
     clip: str = ""
+    also: str = ""
+    real_uri: str = ""
 
 
 @dataclass(slots=True)
@@ -72,7 +74,7 @@ def refuse(record: Record, stage: str, reason: str, detail: str) -> Refusal:
     """Refuse a clip that was read."""
     return Refusal(
         record.dataset, record.native_id, record.source, stage, reason, detail,
-        record.sample_id, record.group_id, record.split, record.clip,
+        record.sample_id, record.group_id, record.split, record.clip, record.also, record.real_uri,
     )  # fmt: skip
 
 
@@ -116,7 +118,7 @@ class CatalogEntry(Section):
             AttuneError: the folder is missing or cannot be read, or the recipe names none.
         """
         if self._without_audio or self.role == "hold_out":
-            return AudioRoot(folder or ".", is_blind=True)
+            return AudioRoot(folder, is_blind=True)
         if folder is None:
             raise AttuneError(f"catalog {self.label}: needs audio: (the folder of its audio files)")
         uri = remote_uri(folder)
@@ -163,7 +165,8 @@ class CatalogEntry(Section):
     def malformed(
         self, source: str, native_id: object, detail: str, *, split: str | None = None, **known: str
     ) -> Refusal:
-        """Refuse a row that is not a clip; `known`: group_id and clip, which are still held out."""
+        """Refuse a row that is not a clip; `known`: group_id, clip, also and real_uri, which are
+        still held out."""
         return Refusal(
             self.label, str(native_id or ""), source, "catalog", "malformed_row", detail,
             split=self._own_split if split is None else split, **known,
@@ -222,13 +225,15 @@ def locate_stem(record: Record, root: AudioRoot, *stems: str) -> Record | Refusa
 def _place(
     record: Record, root: AudioRoot, find: Callable[[], str | None], name: str, shown: str
 ) -> Record | Refusal:
+    record.real_uri = root.real_path(name)  # a refused clip is still held out
     try:
         path = find()
     except ValueError as error:
         return refuse(record, "catalog", "outside_root", str(error))
     if path is None:
         return refuse(record, "catalog", "missing_audio", absent(root, name, shown))
-    record.audio_uri = path
+    real = root.real_path(path)
+    record.audio_uri, record.real_uri = path, "" if real == path else real
     return record
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
-from pipeline.catalogs.values import audio_stem, length, text, texts_of
+from pipeline.catalogs.values import audio_stem, damaged_name, length, text, texts_of
 
 LICENSE = "RemArc"
 LICENSE_URL = "https://sound-effects.bbcrewind.co.uk/licensing"
@@ -39,9 +39,10 @@ class Bbc(Catalog):
         name = row.values.get("location", "").strip()
         stem = audio_stem(name)
         cd = row.values.get("CDNumber", "").strip()
-        group = f"bbc:{cd or stem}"
-        clip = f"bbc:{stem}" if stem else ""
-        problem = row.error or ("" if stem else "no location")
+        damage = damaged_name(name) if stem else "no location"
+        clip = "" if damage else f"bbc:{stem}"
+        group = f"bbc:{cd}" if cd else clip
+        problem = damage or row.error
         try:
             texts = texts_of(row.values, ("description",), {"category": ""})
             problem = problem or texts.problem

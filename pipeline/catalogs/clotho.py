@@ -18,7 +18,7 @@ from pydantic import model_validator
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, columns_of, locate
-from pipeline.catalogs.values import texts_of
+from pipeline.catalogs.values import damaged_name, texts_of
 
 _CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
 _COLUMNS = ("file_name", *_CAPTIONS)
@@ -73,15 +73,18 @@ class Clotho(Catalog):
     ) -> Outcome:
         name = row.values.get("file_name", "")
         freesound = f"freesound:{sound_id}" if sound_id.isdecimal() else ""
-        group = freesound or f"{self.dataset}:{name}"
-        problem = row.error or ("" if name.strip() else "no file_name")
+        damage = damaged_name(name) or damaged_name(sound_id)
+        # A list without metadata knows the recording only by its file name.
+        by_name = f"{self.dataset}:{name}" if name.strip() and not damage else ""
+        group = freesound or by_name
+        problem = damage or row.error or ("" if by_name else "no file_name")
         try:
             texts = texts_of(row.values, _CAPTIONS)
             problem = problem or texts.problem
         except ValueError as error:
             problem = problem or str(error)
         if problem:
-            return self.malformed(row.source, name, problem, group_id=group)
+            return self.malformed(row.source, name, problem, group_id=group, also=by_name)
         link = more.get("sound_link", "").strip()
         span = _SPAN.fullmatch(more.get("start_end_samples", "").strip())
         record = self.record(
@@ -95,6 +98,7 @@ class Clotho(Catalog):
             license_url=more.get("license") or None,
             attribution=link if link.startswith("http") else None,
             clip=freesound if is_single else "",
+            also=by_name,
             stated_s=(int(span[2]) - int(span[1])) / _SPAN_RATE if span else None,
         )
         return locate(record, root, name)

@@ -13,7 +13,7 @@ from typing import Literal
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate
-from pipeline.catalogs.values import texts_of
+from pipeline.catalogs.values import damaged_id, damaged_name, texts_of
 
 CLIP_SECONDS = 5.0
 TEST_FOLD = "5"
@@ -37,7 +37,9 @@ class Esc50(Catalog):
 
     def _outcome(self, row: Row, audio: AudioRoot) -> Outcome:
         name, fold = row.values.get("filename", ""), row.values.get("fold", "")
-        problem = row.error
+        recording = row.values.get("src_file", "")
+        group = "" if damaged_id(recording) else f"freesound:{recording}"
+        problem = damaged_id(recording) or damaged_name(name) or row.error
         if not problem and (not name or fold not in ("1", "2", "3", "4", "5")):
             problem = f"filename {name!r}, fold {fold!r}"
         try:
@@ -46,14 +48,14 @@ class Esc50(Catalog):
         except ValueError as error:
             problem = problem or str(error)
         if problem:
-            return self.malformed(row.source, name, problem)
+            return self.malformed(row.source, name, problem, group_id=group)
         record = self.record(
             row.source,
             name,
-            f"freesound:{row.values['src_file']}",
+            group,
             split="test" if fold == TEST_FOLD else "train",
             tags=[tag.replace("_", " ") for tag in texts.tags],
-            attribution=f"https://freesound.org/s/{row.values['src_file']}/",
+            attribution=f"https://freesound.org/s/{recording}/",
             stated_s=CLIP_SECONDS,  # no `clip`: several clips are cut from one recording
         )
         return locate(record, audio, name)

@@ -85,10 +85,13 @@ class FreeToUse(Catalog):
             except ValueError as error:
                 problem = problem or str(error)
             if problem or not isinstance(name, str):
-                others.append(self.malformed(row.source, name, problem))
+                # The list of clips is the tree: no clip is lost with a row of texts.
+                tree = os.path.realpath(self.root)
+                others.append(self.malformed(row.source, name, problem, real_uri=tree))
             elif texts is None or texts.problem:
                 detail = texts.problem if texts else f"no text in {', '.join(_CAPTIONS)}"
-                others.append(self.malformed(row.source, name, detail))
+                real = audio.real_path(name)
+                others.append(self.malformed(row.source, name, detail, real_uri=real))
             elif (key := os.path.normpath(audio.spelling(name))) in own:
                 detail = f"the same file as {own[key][0]}"
                 others.append(refuse(self._record(key, row.source), "catalog", "duplicate", detail))

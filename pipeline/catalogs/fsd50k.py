@@ -26,7 +26,7 @@ from pipeline.catalogs.ontology import (
     read_ancestors,
     read_names,
 )
-from pipeline.catalogs.values import split_of, text
+from pipeline.catalogs.values import damaged_name, split_of, text
 
 _VOCABULARY = ("index", "label", "mid")
 
@@ -89,7 +89,7 @@ class Fsd50k(Catalog):
         split = self.split or said or ""
         labels = row.values.get("labels", "").split(",")
         mids = row.values.get("mids", "").split(",")
-        problem = row.error
+        problem = damaged_name(name) or row.error
         if not problem and not (name.isascii() and name.isdecimal()):
             problem = f"fname: expected a Freesound id, found {name!r:.80}"
         if not problem and not split:

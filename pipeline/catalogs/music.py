@@ -25,7 +25,16 @@ from common.uris import remote_uri
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, columns_of, locate
 from pipeline.catalogs.merging import merge, survey
-from pipeline.catalogs.values import SPAN_COLUMNS, length, number, span, split_of, text, texts_of
+from pipeline.catalogs.values import (
+    SPAN_COLUMNS,
+    damaged_name,
+    length,
+    number,
+    span,
+    split_of,
+    text,
+    texts_of,
+)
 
 _TAGS = {"keywords": ";,", "moods": ";,", "instrument": "", "key": ""}
 """Columns of tags, each with the characters that join them."""
@@ -85,11 +94,14 @@ class Music(Catalog):
     def _outcome(self, row: Row, root: AudioRoot, has_train: bool) -> Record | Refusal:
         values = row.values
         path = values.get("path")
-        problem = row.error
+        damage = damaged_name(path)
+        problem = damage or row.error
         if not problem and (not isinstance(path, str) or not path.strip()):
             problem = f"path: expected a file name, found {path!r:.80}"
         # `a.wav` and `./a.wav` are one file, so one track.
-        name = posixpath.normpath(root.spelling(path)) if isinstance(path, str) and path else ""
+        is_name = isinstance(path, str) and path and not damage
+        name = posixpath.normpath(root.spelling(str(path))) if is_name else ""
+        real = root.real_path(name) if name else ""
         split: str = self.split
         artist, bpm = None, values.get("bpm")
         try:
@@ -112,8 +124,16 @@ class Music(Catalog):
             problem = problem or str(error)
         group = f"{self.label}:{name}" if name else ""
         group = f"artist:{artist.casefold()}" if artist else group
+        if name and self.role == "hold_out" and not (artist or real):
+            group = ""
+            problem = problem or (
+                f"{name!r:.80} has no artist and its folder is not known; add audio: (the folder "
+                "that paths start from; its files need not be there)"
+            )
         if problem:
-            return self.malformed(row.source, name, problem, group_id=group, split=split)
+            return self.malformed(
+                row.source, name or path, problem, group_id=group, split=split, real_uri=real
+            )
         record = self.record(
             row.source,
             name,

@@ -15,7 +15,7 @@ from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
 from pipeline.catalogs.ontology import read_names
-from pipeline.catalogs.values import literal_list, number, texts_of
+from pipeline.catalogs.values import damaged_id, literal_list, number, texts_of
 
 _REQUIRED = ("ytid", "start_s", "end_s", "aspect_list", "caption")
 
@@ -44,9 +44,8 @@ class MusicCaps(Catalog):
         aspects = literal_list(row.values.get("aspect_list", ""))
         mids = row.values.get("audioset_positive_labels", "").split(",") if names else []
         unknown = [mid for mid in mids if mid and mid not in names]
-        problem = row.error
-        if not problem and not youtube_id:
-            problem = "no ytid"
+        damage = damaged_id(youtube_id)
+        problem = damage or row.error
         if start is None or end is None or start >= end:
             found = (row.values.get("start_s"), row.values.get("end_s"))
             problem = problem or f"times {found[0]!r:.40}, {found[1]!r:.40}"
@@ -60,7 +59,7 @@ class MusicCaps(Catalog):
             problem = problem or ("" if aspects else texts.problem)
         except ValueError as error:
             problem = problem or str(error)
-        group = f"youtube:{youtube_id}" if youtube_id else ""
+        group = "" if damage else f"youtube:{youtube_id}"
         if problem:
             return self.malformed(row.source, youtube_id, problem, group_id=group)
         tags = [*(aspects or ()), *texts.tags, *(names[mid] for mid in mids if mid)]

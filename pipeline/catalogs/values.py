@@ -24,6 +24,16 @@ END_COLUMNS = ("end", "end_time", "end_s")
 SPAN_COLUMNS = (*START_COLUMNS, *END_COLUMNS, "offset", "duration")
 
 _NO_TAGS: Mapping[str, str] = {}
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_SPREADSHEET = {
+    "a failed formula, made of an id that begins with - or =": r"#[A-Z/0]+[?!A]",
+    "a rounded number": r"[+-]?\d+([.,]\d+)?E[+-]?\d+",
+    "a date": rf"\d{{1,4}}([/.-])\d{{1,2}}[/.-]\d{{1,4}}|(?i:\d{{1,2}}-({_MONTHS})(-\d{{2,4}})?)"
+    rf"|(?i:({_MONTHS})-\d{{2,4}})",
+    "a whole row in one field, or changed quotes": r"(?s).*[\s,;\"].*",
+}
+NO_ID = rf"^({'|'.join(_SPREADSHEET.values())}|)$"
+"""Pattern of texts that are no ids, for Arrow."""
 _MAX_LIST = 20_000  # characters; a longer text is not parsed as a list literal
 _NO_VALUE = {"", "nan", "none", "null", "<na>"}
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
@@ -246,6 +256,23 @@ def literal_list(value: str) -> list[str] | None:
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         return None
     return [item.strip() for item in found if not _is_empty(item)]
+
+
+def damaged_id(value: object) -> str:
+    """Why a text cannot be an id of YouTube or Freesound: what a spreadsheet made of it.  Empty if
+    it can be one."""
+    if not isinstance(value, str) or not value:
+        return "no id"
+    for what, pattern in _SPREADSHEET.items():
+        if re.fullmatch(pattern, value):
+            return f"id {value!r:.80} is {what}: a spreadsheet saved this file"
+    return ""
+
+
+def damaged_name(value: object) -> str:
+    """As `damaged_id`, for file names, which may hold blanks, commas and quotes."""
+    is_name = isinstance(value, str) and re.search(r"[\s,;\"]", value)
+    return "" if is_name or not isinstance(value, str) or not value else damaged_id(value)
 
 
 def audio_stem(name: str) -> str:

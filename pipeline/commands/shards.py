@@ -79,6 +79,8 @@ def stats(
             f"{name:<12} {row['clips']:>7} clips  {row['hours']:>8.3f} h  {row['prompts']:>7} "
             f"prompts ({row['unique_prompts']} unique)  {splits}"
         )
+        if row["duplicates"]:
+            print(f"  copies     {row['duplicates']} clips repeat a sound of their own split")
         print(f"  duration   {_spread(row['duration_s'], 's', '.2f')}")
         print(f"  tokens     {_spread(row['prompt_tokens'], 'per prompt', 'g')}")
         for k, usage in enumerate(row["codebooks"]):

@@ -41,7 +41,7 @@ COMMIT_VERSION = 1
 _COMMIT_FIELDS = {"shard", "plan_hash", "shard_key", "sha256", "bytes", "samples", "refused"}
 _SAMPLE_FIELDS = {
     "sample_id", "offset", "length", "frames", "duration_s", "prompt_tokens",
-    "source_sample_rate", "source_sha256",
+    "source_sample_rate", "source_sha256", "wave_sha256",
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from pipeline.datadir.text_cache import TextCache
 from pipeline.plan.decide import PlanTables, differing_inputs, hash_inputs
 from pipeline.text.tokens import count_prompts
 
-PLAN_VERSION = 6
+PLAN_VERSION = 7
 """Increase it when the same inputs would make other shards."""
 CLIPS_PER_ROW_GROUP = 8192
 PROMPTS_PER_CHUNK = 1024

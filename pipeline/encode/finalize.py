@@ -17,6 +17,7 @@ from common.errors import AttuneError
 from common.schema import MANIFEST, REJECTS
 from common.shards import parse_sample
 from pipeline.datadir.commit import check_account, commit_key, read_commit
+from pipeline.datadir.copies import CopyFinder
 from pipeline.datadir.frozen_plan import FrozenPlan, codec_settings
 from pipeline.datadir.results import Results
 
@@ -31,7 +32,11 @@ def finalize(plan: FrozenPlan, name: str, codec: str) -> dict[str, Any]:
     Raises:
         AttuneError: a shard has no commit, or its commit does not account for its plan rows.
     """
-    store, results = plan.store, Results(plan)
+    # The commits are read twice: a sample's twin may be in any shard.
+    finder = CopyFinder()
+    for account in _accounts(plan):
+        finder.add(*account)
+    store, results = plan.store, Results(plan, finder.find())
     with tempfile.TemporaryDirectory() as scratch:
         files = {key: Path(scratch) / key for key in ("manifest.parquet", "quarantine.parquet")}
         with (

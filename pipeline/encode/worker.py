@@ -183,6 +183,7 @@ class EncodeWorker:
                 "prompt_tokens": [len(state) for state in text],
                 "source_sample_rate": outcome.sample_rate,
                 "source_sha256": outcome.sha256,
+                "wave_sha256": outcome.wave_sha256,
             }
             samples.append({"sample_id": row["sample_id"], **found})
             record = {name: row[name] for name in RECORD.names} | {"prompts": row["prompts"]}

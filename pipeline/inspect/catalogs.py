@@ -107,7 +107,8 @@ def add_encoding_refusals(rows: Sequence[dict[str, Any]], data_dir: str) -> None
     for refusal in refused_while_encoding(plan) if plan else ():
         if row := accepted.get(refusal["sample_id"]):
             row["outcome"] = f"{refusal['stage']}: {refusal['reason']}"
-            row["detail"] = f"refused while encoding: {refusal['detail']}"
+            when = "while" if refusal["stage"] == "audio" else "after"
+            row["detail"] = f"refused {when} encoding: {refusal['detail']}"
 
 
 def _contents(rows: pa.Table) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def build_report(
             "prompts": f"{whole['prompts']:,}",
             "different prompts": f"{whole['unique_prompts']:,}",
             "shards": f"{summary['n_shards']:,}",
+            "copies within a split": f"{summary.get('n_duplicates', 0):,}",
             "rows refused": f"{sum(reasons.total() for reasons in refusals.values()):,}",
         },
         datasets=[(_cut(name, 60), tallies[name]) for name in by_hours[:_DATASETS]],

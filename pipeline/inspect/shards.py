@@ -111,9 +111,12 @@ def shard_stats(
     codes = count_codes(store, summary, sample, seed, tell)
     total = np.sum([*codes.counts.values()], axis=0)
     return {
-        "all": tally(manifest) | {"codebooks": codebook_usage(total)},
+        "all": tally(manifest)
+        | {"codebooks": codebook_usage(total), "duplicates": summary.get("n_duplicates", 0)},
         "datasets": {
-            name: tally(rows) | {"codebooks": codebook_usage(codes.counts.get(name, ()))}
+            name: tally(rows)
+            | {"codebooks": codebook_usage(codes.counts.get(name, ()))}
+            | {"duplicates": summary["datasets"].get(name, {}).get("duplicates", 0)}
             for name, rows in sorted(by_dataset(manifest).items())
         },
         "codebook_size": summary["codebook_size"],

@@ -70,7 +70,9 @@ def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
     embed = _embed_stage(plan)
     shards = _read_commits(plan, _sums_of)
     encode = _encode_stage(plan, shards, now or datetime.now(UTC))
-    finished = finished_summary(plan) is not None
+    summary = finished_summary(plan)
+    finished = summary is not None
+    left_out = summary.get("n_left_out", 0) if summary else 0
     if finished:
         state = "finished"
     elif len(shards) == plan.n_shards:
@@ -85,7 +87,7 @@ def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
         "planned": plan.n_planned,
         "prompts": {"unique": embed["prompts"], "embedded": embed["prompts_done"]},
         "shards": {"planned": plan.n_shards, "committed": len(shards)},
-        "clips": sum(shard.clips for shard in shards.values()),
+        "clips": sum(shard.clips for shard in shards.values()) - left_out,
         "hours": encode["hours"],
         "refused_while_encoding": sum(encode["refused"].values()),
         "poison": _read_poison(store, poison_shards(store) - shards.keys()),
@@ -93,7 +95,7 @@ def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
             "plan": _plan_stage(plan),
             "embed": embed,
             "encode": encode,
-            "finalize": {"done": finished},
+            "finalize": {"done": finished, "left_out": left_out},
         },
     }
 
@@ -101,7 +103,8 @@ def read_status(store: Store, now: datetime | None = None) -> dict[str, Any]:
 def read_refused(store: Store) -> Iterator[dict[str, Any]]:
     """Every refused row, in the columns of `REJECTS` without `raw`.
 
-    First the rows refused while encoding (stage `audio`) in the shards committed so far, by shard;
+    First the rows refused while encoding (stage `audio`) in the shards committed so far, by shard
+    (once the run is finished, also the copies that it left out: stage `split`);
     then the rows refused while planning, in reading order.
 
     Raises:
@@ -128,7 +131,9 @@ def refused_while_encoding(plan: FrozenPlan) -> Iterator[dict[str, Any]]:
 
 def status_lines(found: dict[str, Any]) -> list[str]:
     """The result of `read_status` for a person: a line per catalog, stage and failed shard."""
-    plan, embed, encode = (found["stages"][stage] for stage in ("plan", "embed", "encode"))
+    plan, embed, encode, finalize = (
+        found["stages"][stage] for stage in ("plan", "embed", "encode", "finalize")
+    )
     age, committed = encode["last_commit_age_s"], found["shards"]
     stages = {
         "plan": [account(plan), f"{plan['shards']} shards", f"{plan['prompts']} prompts"],
@@ -149,7 +154,10 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         ],
         "finalize": [
             f"{committed['committed']}/{committed['planned']} committed",
-            f"manifest {'written' if found['stages']['finalize']['done'] else 'not written yet'}",
+            f"manifest {'written' if finalize['done'] else 'not written yet'}",
+            f"{finalize['left_out']} copies of held-out clips left out"
+            if finalize["left_out"]
+            else "",
         ],
     }
     rows = {label: account(count) for label, count in found["catalogs"].items()}

@@ -13,6 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -26,13 +27,16 @@ from common.schema import MANIFEST, RECORD, REJECTS
 from common.shards import parquet_table, parse_sample, read_summary
 from common.storage import StorageError, Store
 from pipeline.datadir.commit import check_account, commit_key, committed_shards, read_commit
-from pipeline.datadir.frozen_plan import plan_to_read
+from pipeline.datadir.copies import Copies, CopyFinder
+from pipeline.datadir.frozen_plan import FrozenPlan, plan_to_read
 from pipeline.datadir.results import FROM_ELSEWHERE, Results
 from pipeline.datadir.text_cache import TextCache
 
 _ROWS_AT_ONCE = 8192
 _PLANNED = (*RECORD.names, "prompts")
-_ENCODED = ("frames", "duration_s", "prompt_tokens", "source_sample_rate", "source_sha256")
+_ENCODED = (
+    "frames", "duration_s", "prompt_tokens", "source_sample_rate", "source_sha256", "wave_sha256",
+)  # fmt: skip
 """Fields of a sample's record that come from its plan row, and from its commit."""
 
 
@@ -96,7 +100,7 @@ def verify_shards(
             else:
                 yield planned, commit
 
-    results = Results(plan)
+    results = Results(plan, _find_copies(plan))
     parts = [(MANIFEST.empty_table(), REJECTS.empty_table())]
     try:
         parts += (results.add(planned, commit) for planned, commit in accounts())
@@ -122,6 +126,16 @@ def verify_shards(
         "problems": [problem._asdict() for problem in problems],
         "orphans": sorted(orphans),
     }
+
+
+def _find_copies(plan: FrozenPlan) -> Copies:
+    """The copies among all samples; shards that cannot be read are reported elsewhere."""
+    finder = CopyFinder()
+    with suppress(AttuneError):  # a damaged plan
+        for shard, rows in plan.shards():
+            with suppress(AttuneError):
+                finder.add(rows.to_pylist(), read_commit(plan.store, shard) or {"samples": []})
+    return finder.find()
 
 
 def _tar(

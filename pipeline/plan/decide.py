@@ -30,7 +30,7 @@ from pipeline.catalogs import Catalog, CatalogEntry
 from pipeline.catalogs.as_rows import raw_of, rename_files, tables
 from pipeline.catalogs.columnar import ColumnarCatalog, Piece
 from pipeline.config import OverlapPolicy
-from pipeline.plan.leakage import refuse_leaks, strictness
+from pipeline.plan.leakage import check_held_out, refuse_leaks, strictness
 from pipeline.plan.mapping import Mapper, map_here
 from pipeline.plan.overlap import resolve_overlaps
 from pipeline.rows import (
@@ -144,7 +144,8 @@ def decide(
     """Accept or refuse every catalog row, with a reason for each refusal.
 
     Raises:
-        AttuneError: a catalog cannot be read.
+        AttuneError: a catalog cannot be read, or a damaged row leaves it open which clip is held
+            out (`check_held_out`).
     """
     ordered = [replace(rules, ancestors=catalog.fetched().ancestors()) for catalog in catalogs]
     work = [
@@ -179,6 +180,7 @@ def decide(
     prompts |= made
     rows = pa.concat_tables([_NO_ROWS, *(assign(table, prompts, rules) for table in parts)])
     del parts, located
+    check_held_out(rows, held_out)
     rows = _refuse_duplicates(rows)
     rows, leakage = refuse_leaks(rows, held_out)
     rows, overlaps = resolve_overlaps(rows, [c.label for c in catalogs], overlap)

@@ -1,7 +1,8 @@
 """Leakage: the same sound must not be in two splits.
 
 A row that shares its group, its clip or its audio file with a row of a stricter split is refused,
-also through other rows.  `plan/overlap.py` is about clips in two datasets, not in two splits.
+also through other rows.  `plan/overlap.py` is about clips in two datasets, not in two splits, and
+`datadir/copies.py` about equal sounds under two names, which are only known once they are decoded.
 """
 
 from __future__ import annotations
@@ -13,16 +14,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from common.audio import AUDIO_EXTENSIONS
+from common.errors import AttuneError
 from common.schema import SPLITS
-from pipeline.rows import is_in, plain, refuse_where
+from pipeline.rows import MERGED, is_in, plain, refuse_where, sources_of
 
 _TEST, _VALID = SPLITS.index("test"), SPLITS.index("valid")
+_EXTENSION = rf"(?i)\.({'|'.join(sorted(name[1:] for name in AUDIO_EXTENSIONS))})$"
 
 
 def strictness(rows: pa.Table) -> NDArray[np.int64]:
     """Strictness of each row's split: 0 train, 1 valid, 2 test.  No split counts as train."""
     return np.asarray(
         pc.index_in(plain(rows["split"]), value_set=pa.array(SPLITS)).fill_null(0), np.int64
+    )
+
+
+def sound_keys(rows: pa.Table) -> dict[str, pa.Array]:
+    """What a row's sound is known by: group, clip, file; null where it is not known.
+
+    The file is the one behind links.  Its extension does not count: a catalog that only has the
+    stem of its files must find them, and `a.wav` beside `a.flac` is hardly another sound.  In a
+    folder that is not known, a file's name says nothing.
+    """
+    uri = plain(rows["audio_uri"])
+    is_path = pc.match_substring_regex(uri, "^(/|s3:)")
+    file = pc.coalesce(plain(rows["real_uri"]), pc.if_else(is_path, uri, None))
+    names = ("group_id", "also", "clip")
+    keys = {name: plain(rows[name]) for name in names}
+    keys["file"] = pc.replace_substring_regex(file, _EXTENSION, "")
+    return {name: pc.if_else(pc.equal(key, ""), None, key) for name, key in keys.items()}
+
+
+def check_held_out(rows: pa.Table, held_out: NDArray[np.bool_]) -> None:
+    """Check that every row that keeps clips out of training says which.
+
+    Args:
+        held_out: bool [N], the rows of hold-out catalogs.
+
+    Raises:
+        AttuneError: rows of hold-out catalogs, or of the splits valid or test, have no usable id.
+    """
+    protects = held_out | (strictness(rows) > 0)
+    protects &= ~np.asarray(pc.fill_null(pc.equal(plain(rows["reason"]), MERGED), False))
+    for key in sound_keys(rows).values() if protects.any() else ():
+        protects &= np.asarray(pc.is_null(key))
+    lost = rows.filter(pa.array(protects))
+    if not len(lost):
+        return
+    (place, *_), (detail, *_) = sources_of(lost["file"], lost["line"]).to_pylist(), lost["detail"]
+    counts = Counter(plain(lost["file"]).to_pylist())
+    numbers = ", ".join(f"{n} rows of {file}" for file, n in counts.items())
+    raise AttuneError(
+        f"{place}: {detail}; {numbers} have no usable id, so the clips that they hold out would "
+        "stay in training; take the original list, or correct these rows"
     )
 
 
@@ -53,6 +98,7 @@ def refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table,
     """
     strict = np.where(held_out, _TEST, strictness(rows))
     found: Counter[str] = Counter()
+    keys = sound_keys(rows) if strict.any() else {}
     # Test before valid: a row that is linked to both is reported as linked to test.
     for level in (_TEST, _VALID):
         # For each row: the number of the stricter row that excludes it, or -1 if there is none.
@@ -61,26 +107,26 @@ def refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table,
         grows = bool((holder >= 0).any())
         while grows:
             grows = False
-            for name in ("group_id", "clip", "audio_uri"):
+            for name, key in keys.items():
                 there = np.flatnonzero(holder >= 0)
-                keys = plain(rows[name].take(pa.array(there)))
-                if name == "audio_uri":
-                    # In a catalog without audio this is only a file name, which says nothing.
-                    keys = pc.if_else(pc.match_substring_regex(keys, "^(/|s3:)"), keys, None)
-                reached = np.asarray(pc.is_in(rows[name], value_set=pc.unique(keys.drop_null())))
+                held = key.take(pa.array(there))
+                reached = np.asarray(pc.is_in(key, value_set=pc.unique(held.drop_null())))
                 reached &= (strict < level) & (holder < 0)  # each row once, so the search ends
                 if not reached.any():
                     continue
                 grows = True
-                at = pc.index_in(rows[name].filter(pa.array(reached)), value_set=keys)
+                at = pc.index_in(key.filter(pa.array(reached)), value_set=held)
                 holder[reached] = holder[there[np.asarray(at)]]
                 leaks = reached & np.asarray(is_in(rows))
                 by = _holders(rows, holder[leaks], held_out)
                 mask = pa.array(leaks)
                 losers = plain(rows["dataset"].filter(mask)).to_pylist()
                 found.update(map("{} <- {}".format, losers, by))
-                shared = rows[name].filter(mask).to_pylist()
-                details = list(map("{} is linked to a clip in {}".format, shared, by))
+                shared = (rows["audio_uri"] if name == "file" else key).filter(mask).to_pylist()
+                order = pa.array(holder[leaks])
+                places = sources_of(rows["file"].take(order), rows["line"].take(order)).to_pylist()
+                form = "{} is linked to a clip in {} ({})".format
+                details = list(map(form, shared, by, places))
                 rows = refuse_where(rows, leaks, "split", "leakage", details)
     return rows, dict(sorted(found.items()))
 

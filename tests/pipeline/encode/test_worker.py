@@ -49,7 +49,8 @@ def sample(key: str) -> dict[str, Any]:
     """A sample as a commit lists it."""
     counts = dict.fromkeys(("offset", "length", "frames", "source_sample_rate"), 1)
     return {
-        "sample_id": key, "duration_s": 0.1, "prompt_tokens": [1], "source_sha256": "0", **counts
+        "sample_id": key, "duration_s": 0.1, "prompt_tokens": [1], "source_sha256": "0",
+        "wave_sha256": "0", **counts
     }  # fmt: skip
 
 

@@ -76,6 +76,7 @@ def commit(data: Path, shard: int, at_s: float, refused: Sequence[str] = ()) -> 
             {
                 "sample_id": f"{i}", "offset": 0, "length": 1, "frames": 500, "duration_s": 10.0,
                 "prompt_tokens": [3], "source_sample_rate": 44100, "source_sha256": "0",
+                "wave_sha256": "0",
             }
             for i in range(len(refused), CLIPS)
         ],
@@ -124,7 +125,7 @@ def test_a_plan_without_results(data: Path) -> None:
             "hours_left": None, "refused": {}, "times_real_time": None, "clips_per_s": None,
             "eta_s": None, "last_commit_age_s": None,
         },
-        "finalize": {"done": False},
+        "finalize": {"done": False, "left_out": 0},
     }  # fmt: skip
 
 
@@ -182,7 +183,10 @@ def test_no_eta_at_the_end(data: Path) -> None:
     summary = {"plan_hash": found["plan_hash"]}
     (data / "summary.json").write_text(json.dumps(summary))
     found = status(data)
-    assert (found["state"], found["stages"]["finalize"]) == ("finished", {"done": True})
+    assert (found["state"], found["stages"]["finalize"]) == (
+        "finished",
+        {"done": True, "left_out": 0},
+    )
 
 
 def test_the_speed_of_embedding_is_that_of_text_chunks(data: Path) -> None:

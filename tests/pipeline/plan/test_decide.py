@@ -112,7 +112,7 @@ def test_a_catalog_of_held_out_groups_adds_nothing_but_their_names() -> None:
     assert tables.plan["native_id"].to_pylist() == ["clip2"]
     assert tables.leakage == {"listed <- h test": 1}
     assert tables.counts["h"].as_dict()["held_out"] == 1
-    assert tables.rejects["detail"].to_pylist() == ["yt:x is linked to a clip in h test"]
+    assert tables.rejects["detail"].to_pylist() == ["yt:x is linked to a clip in h test (f:3)"]
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
@@ -159,8 +159,9 @@ def test_one_recording_under_two_groups_stays_in_its_strictest_split() -> None:
     assert tables.leakage == {"b <- c test": 2, "b <- c valid": 1}
     rejects = tables.rejects.to_pylist()
     assert [row["detail"] for row in rejects if row["reason"] == "leakage"] == [
-        "youtube:1@30 is linked to a clip in c test", "cd1 is linked to a clip in c test",
-        "youtube:3@30 is linked to a clip in c valid",
+        "youtube:1@30 is linked to a clip in c test (c.csv:1)",
+        "cd1 is linked to a clip in c test (c.csv:1)",
+        "youtube:3@30 is linked to a clip in c valid (c.csv:3)",
     ]  # fmt: skip
 
 
@@ -184,7 +185,8 @@ def test_one_file_in_two_lists_stays_in_its_strictest_split() -> None:
     assert sorted(kept) == [("b", "n0"), ("b", "n1"), ("b", "n3"), ("b", "n4"), ("c", "n0")]
     assert tables.leakage == {"b <- c test": 1, "d <- b valid": 1}
     assert sorted(tables.rejects["detail"].to_pylist()) == [
-        "/y.wav is linked to a clip in c test", "s3://bucket/x.wav is linked to a clip in b valid",
+        "/y.wav is linked to a clip in c test (f)",
+        "s3://bucket/x.wav is linked to a clip in b valid (f:4)",
     ]  # fmt: skip
 
 
