@@ -65,6 +65,7 @@ def plan(
     config: ConfigOption, overrides: OverridesArgument = None, json: JsonOption = False
 ) -> None:
     """Read the catalogs and freeze the plan: what is encoded, what is refused and why."""
+    from pipeline.datadir.frozen_plan import NO_TRAINING
     from pipeline.inspect.status import account, aligned
     from pipeline.run import make_plan
     from pipeline.text.tokens import token_lines
@@ -85,6 +86,8 @@ def plan(
     )
     for line in token_lines(frozen.info.get("text_encoder")):
         say(line)
+    if not frozen.n_train:
+        say(f"note: {NO_TRAINING}")
 
 
 @app.command()

@@ -23,7 +23,13 @@ from common.uris import remote_uri
 from pipeline.catalogs import CatalogEntry
 from pipeline.config import Device, PipelineConfig
 from pipeline.datadir.commit import committed_shards, poison_key
-from pipeline.datadir.frozen_plan import FrozenPlan, ensure_plan, plan_inputs, plan_to_read
+from pipeline.datadir.frozen_plan import (
+    NO_TRAINING,
+    FrozenPlan,
+    ensure_plan,
+    plan_inputs,
+    plan_to_read,
+)
 from pipeline.datadir.results import remove_results
 from pipeline.encode.dispatch import Dispatch, Task
 from pipeline.encode.embed import embed_chunks
@@ -71,6 +77,8 @@ def run_pipeline(
     )
     for line in token_lines(plan.info.get("text_encoder")):
         say(line)
+    if not plan.n_train:
+        say(f"note: {NO_TRAINING}")
     summary = finished_summary(plan)
     if summary is not None:
         say("every shard is committed and the manifest is written: nothing to do")

@@ -14,9 +14,11 @@ from typer import Option
 from common.cli import JsonOption, OverridesArgument, print_json
 from common.config import Recipe, load_recipe
 from common.errors import AttuneError
+from common.schema import SPLITS
 from common.storage import StorageError
 from pipeline.catalogs import CatalogEntry
 from pipeline.config import PipelineConfig
+from pipeline.datadir.frozen_plan import NO_TRAINING
 
 catalog_app = typer.Typer(
     help="Look into catalogs before anything is encoded.", no_args_is_help=True
@@ -33,7 +35,10 @@ def check(
     no_audio: NoAudioOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Report on every row: accepted or refused and why; hours, prompts, licences, leakage."""
+    """Report on every row: accepted or refused and why; splits, hours, prompts, licences, leakage.
+
+    Exits with 1 if nothing is accepted: no row of a catalog that is not held out, or no row at all.
+    """
     from pipeline.inspect.catalogs import check_catalogs, check_prompts
     from pipeline.inspect.left_out import left_out
     from pipeline.plan.decide import decide
@@ -47,10 +52,16 @@ def check(
     found["text_encoder"] = check_prompts(decision, recipe.text_encoder)
     if json:
         print_json(found)
-        return
-    # A pipe has no width, and the default of 80 columns would fold the table.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    _print_check(console, found, token_lines(found["text_encoder"]))
+    else:
+        # A pipe has no width, and the default of 80 columns would fold the table.
+        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+        _print_check(console, found, token_lines(found["text_encoder"]))
+    datasets = found["datasets"]
+    nothing = [name for name, n in datasets.items() if 0 < n["read"] == sum(n["refused"].values())]
+    if nothing or not any(entry["accepted"] for entry in datasets.values()):
+        what = f"all rows of {', '.join(nothing)} are refused" if nothing else "nothing is accepted"
+        print(f"error: {what}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @catalog_app.command("show")
@@ -105,11 +116,12 @@ def _load(
 def _print_check(console: Console, found: dict[str, Any], lines: Sequence[str]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("dataset")
-    numbers = ("rows", "accepted", "merged", "held out", "refused", "hours", "prompts", "unique")
-    for name in numbers:
+    fates = ("rows", "accepted", *SPLITS, "merged", "held out", "refused")
+    for name in (*fates, "hours", "prompts", "unique"):
         table.add_column(name, justify="right")
     for label, entry in found["datasets"].items():
-        counts = [entry[fate] for fate in ("read", "accepted", "merged", "held_out")]
+        counts = [entry["read"], entry["accepted"], *(entry["splits"][name] for name in SPLITS)]
+        counts += [entry["merged"], entry["held_out"]]
         counts.append(sum(entry["refused"].values()))
         hours = "-"
         if entry["hours"] is not None:  # "+": the catalog states no duration for some rows
@@ -117,6 +129,12 @@ def _print_check(console: Console, found: dict[str, Any], lines: Sequence[str]) 
         prompts = [entry["prompts"], entry["unique_prompts"]]
         table.add_row(label, *(f"{n:,}" for n in counts), hours, *(f"{n:,}" for n in prompts))
     console.print(table)
+    entries = found["datasets"].values()
+    accepted, train = (
+        sum(n) for n in zip(*((e["accepted"], e["splits"]["train"]) for e in entries), strict=True)
+    )
+    if accepted and not train:
+        console.print(NO_TRAINING)
     for label, entry in found["datasets"].items():
         console.print(f"\n[bold]{label}[/bold]", highlight=False)
         if entry["licenses"]:
@@ -124,6 +142,11 @@ def _print_check(console: Console, found: dict[str, Any], lines: Sequence[str]) 
             console.print(f"  licences  {licences}", markup=False)
         speech = ", ".join(f"{policy} {n:,}" for policy, n in entry["speech"].items())
         console.print(f"  speech policies would drop  {speech}", markup=False)
+        negations = entry["negations"]
+        no_speech = ", ".join(f"{policy} {n:,}" for policy, n in negations["no_speech"].items())
+        said = f"{negations['captions']:,} captions (no, without, ...)"
+        console.print(f"  negations  {said}; dropped for saying 'no speech': {no_speech}",
+                      markup=False)  # fmt: skip
         if columns := found["unread_columns"].get(label):
             console.print(f"  columns not read  {', '.join(columns)}", markup=False)
         for reason, n in sorted(entry["refused"].items(), key=lambda item: -item[1]):

@@ -43,6 +43,7 @@ CLIPS_PER_ROW_GROUP = 8192
 PROMPTS_PER_CHUNK = 1024
 """Number of prompts that are embedded and stored together in the text cache.  Part of the plan's
 inputs, because an encoder's rounding depends on which prompts share its batches."""
+NO_TRAINING = "no row is left for train: every accepted clip is in the splits valid and test"
 _HASH_KEY = b"attune.plan_hash"
 _PLAN_AGAIN = (
     "delete the folder plan/ and run again: the same recipe over the same audio files makes the "
@@ -82,6 +83,11 @@ class FrozenPlan:
     @property
     def n_planned(self) -> int:
         return int(self.info["n_planned"])
+
+    @property
+    def n_train(self) -> int:
+        """Number of clips planned for the split that is trained on."""
+        return sum(int(count["splits"]["train"]) for count in self.info["catalogs"].values())
 
     @property
     def shards_per_row_group(self) -> int:

@@ -24,6 +24,7 @@ from pipeline.inspect.status import refused_while_encoding
 from pipeline.plan.decide import Decision
 from pipeline.rows import hex_ids, is_in, plain, sources_of
 from pipeline.text.captions import TextRules, explain
+from pipeline.text.speech import NEGATION, SpeechPolicy, says_no_speech
 from pipeline.text.tokens import count_prompts
 
 _EXAMPLES = 3
@@ -36,13 +37,15 @@ def check_catalogs(decision: Decision) -> dict[str, Any]:
         datasets: by label `read`, `accepted`, `merged`, `held_out`, `refused` (by reason), `speech`
         (rows that each policy would drop), `hours` (of accepted rows, as the catalog states them;
         None if it states none), `prompts`, `unique_prompts`, `licenses`, `examples` (of refusals,
-        by reason); and `overlaps`, `leakage`.
+        by reason), `splits` (accepted rows), `negations` (`captions` with a negation, and
+        `no_speech`: rows that each narrow speech policy would refuse because they say that there is
+        no speech); and `overlaps`, `leakage`.
     """
     datasets = {}
     for label, count in decision.counts.items():
         own = decision.rows.filter(pc.equal(plain(decision.rows["dataset"]), label))
         datasets[label] = count.as_dict() | _contents(own.filter(is_in(own)))
-        datasets[label]["examples"] = _examples(own)
+        datasets[label] |= {"examples": _examples(own), "negations": _negations(own)}
     return {"datasets": datasets, "overlaps": decision.overlaps, "leakage": decision.leakage}
 
 
@@ -124,6 +127,16 @@ def _contents(rows: pa.Table) -> dict[str, Any]:
         "unique_prompts": len(pc.unique(prompts)),
         "licenses": dict(licenses.most_common()),
     }
+
+
+def _negations(rows: pa.Table) -> dict[str, Any]:
+    captions = pc.list_flatten(rows["captions"])
+    said = pc.sum(pc.match_substring_regex(captions, NEGATION)).as_py() or 0
+    spoken = rows.filter(pc.greater(rows["speech"].fill_null(0), 0)).select(["tags", "captions"])
+    texts = [[*(row["tags"] or ()), *(row["captions"] or ())] for row in spoken.to_pylist()]
+    narrow: tuple[SpeechPolicy, ...] = ("word", "term")
+    no_speech = {policy: sum(says_no_speech(row, policy) for row in texts) for policy in narrow}
+    return {"captions": said, "no_speech": no_speech}
 
 
 def _examples(rows: pa.Table) -> dict[str, list[dict[str, Any]]]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from common.errors import AttuneError
 from common.prompts import PromptForm
-from common.schema import PLAN, REJECTS
+from common.schema import PLAN, REJECTS, SPLITS
 from common.uris import remote_uri
 from pipeline.catalogs import Catalog, CatalogEntry
 from pipeline.catalogs.as_rows import raw_of, rename_files, tables
@@ -64,6 +64,8 @@ class CatalogCount:
     accepted: int
     merged: int
     held_out: int
+    splits: dict[str, int]
+    """Number of accepted rows, by split (`SPLITS`)."""
     refused: dict[str, int]
     """Number of refused rows, by reason."""
     speech: dict[str, int]
@@ -271,13 +273,15 @@ def _count(rows: pa.Table, labels: Sequence[str]) -> dict[str, CatalogCount]:
     counts = {}
     dataset = plain(rows["dataset"])
     for label in labels:
-        own = rows.select(["reason", "speech"]).filter(pc.equal(dataset, label))
+        own = rows.select(["reason", "split", "speech"]).filter(pc.equal(dataset, label))
         by_reason = plain(own["reason"]).value_counts().to_pylist()
         numbers = {entry["values"]: entry["counts"] for entry in by_reason}
         accepted, merged, held_out = (numbers.pop(key, 0) for key in (None, MERGED, HELD_OUT))
         refused = dict(sorted(numbers.items()))
+        split = plain(own["split"].filter(is_in(own)))
+        splits = {name: pc.sum(pc.equal(split, name)).as_py() or 0 for name in SPLITS}
         counts[label] = CatalogCount(
-            len(own), accepted, merged, held_out, refused, speech_counts(own)
+            len(own), accepted, merged, held_out, splits, refused, speech_counts(own)
         )
     counted = sum(count.read for count in counts.values())
     assert counted == len(rows), f"{len(rows)} rows read, but {counted} rows counted"

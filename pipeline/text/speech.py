@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Literal
 
 from common.letters import IN_WORD, compose
+from common.prompts import NEGATIONS
 
 SpeechPolicy = Literal["keep", "word", "term", "wide"]
 """`keep`: nothing is refused.  `word`: the word "speech".  `term`: "speech", also inside a word
@@ -34,6 +35,10 @@ SPEECH_TERMS = (
 Left out: words for animals and brooks too (call, chatter, babble, cry, scream), singing, laughter.
 """
 
+_APOSTROPHES = "'\u2019"
+NEGATION = rf"(?i)(?:\b(?:{'|'.join(sorted(NEGATIONS))})|n[{_APOSTROPHES}]t)\b"
+"""Pattern of a word that negates, for Arrow."""
+_NO_SPEECH = re.compile(rf"{NEGATION}\s+(?:[\w-]+\s+){{0,2}}speech")
 _BY_POLICY: Mapping[SpeechPolicy, tuple[str, ...]] = {
     "keep": (),
     "word": ("speech",),
@@ -56,6 +61,17 @@ def find_speech(
         return None
     pattern = _pattern((*_BY_POLICY[policy], *extra_terms))
     return next((text for text in texts if pattern.search(_folded(text))), None)
+
+
+def says_no_speech(texts: Iterable[str], policy: SpeechPolicy) -> bool:
+    """Whether a policy finds speech in the texts only where they say that there is none.
+
+    "A factory. (No distinct speech)", but not "speech (Slovak), no traffic": the negation is before
+    the word, at most two words away, without punctuation between.
+    """
+    texts = list(texts)
+    rest = (_NO_SPEECH.sub("", text) for text in texts)
+    return find_speech(texts, policy) is not None and find_speech(rest, policy) is None
 
 
 @lru_cache(maxsize=256)

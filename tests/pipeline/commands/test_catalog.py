@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from calls import Call
 from typer.testing import CliRunner
 
 from common.errors import AttuneError
@@ -93,10 +94,12 @@ def test_show_works_while_the_store_is_out_of_reach(
     assert result.stderr.startswith("note: what encoding refused is not shown: ")
 
 
-def test_columns_that_are_not_read_are_reported_once(recipe: str, tmp_path: Path) -> None:
+def test_columns_that_are_not_read_are_reported_once(
+    recipe: str, tmp_path: Path, pipeline: Call
+) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,sentence\na.wav,A dog barks\nb.wav,Rain\n")
     folder = f"pipeline.catalogs=[{{dataset: audiofolder, root: {tmp_path}, name: own}}]"
-    text = run("check", recipe, folder, "--no-audio")
+    _, text, _ = pipeline("catalog", "check", recipe, folder, "--no-audio")
     assert "no_text 2" in text
     assert text.count("columns: file_name, sentence; text is read from text, caption") == 1
 
@@ -108,3 +111,38 @@ def test_mistakes_are_one_line(recipe: str) -> None:
         run("check", "pipeline.text.speech=keep")
     with pytest.raises(AttuneError, match="speech"):
         run("check", recipe, "pipeline.text.speech=loud")
+
+
+def test_check_fails_if_nothing_is_accepted_and_says_if_nothing_is_trained_on(
+    recipe: str, tmp_path: Path, pipeline: Call
+) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text,split\na.wav,A dog,test\n")
+    folder = f"pipeline.catalogs=[{{dataset: audiofolder, root: {tmp_path}, name: own}}]"
+    code, out, err = pipeline("catalog", "check", recipe, folder)
+    assert (code, err) == (1, "error: all rows of own are refused\n") and "missing_audio 1" in out
+    (tmp_path / "a.wav").touch()
+    code, out, _ = pipeline("catalog", "check", recipe, folder)
+    assert code == 0 and "no row is left for train" in out
+    found = json.loads(run("check", recipe, folder, "--json"))["datasets"]["own"]
+    assert found["splits"] == {"train": 0, "valid": 0, "test": 1}
+    code, out, _ = pipeline("plan", "--config", recipe, folder, f"data_dir={tmp_path}/other")
+    assert code == 0 and "note: no row is left for train" in out
+    assert "no row is left" not in run("check", recipe)
+
+
+def test_check_counts_negations_and_refusals_for_no_speech(recipe: str, tmp_path: Path) -> None:
+    texts = (
+        "A hall (no distinct speech)",
+        "Speech, no traffic",
+        "It doesn't bark",
+        "A note, a knot",
+    )
+    rows = (f'{i}.wav,"{text}"' for i, text in enumerate(texts))
+    (tmp_path / "metadata.csv").write_text("\n".join(("file_name,text", *rows)))
+    folder = f"pipeline.catalogs=[{{dataset: audiofolder, root: {tmp_path}, name: own}}]"
+    found = json.loads(run("check", recipe, folder, "--no-audio", "--json"))["datasets"]["own"]
+    assert found["negations"] == {"captions": 3, "no_speech": {"word": 1, "term": 1}}
+    text = run("check", recipe, folder, "--no-audio")
+    assert (
+        "negations  3 captions (no, without, ...); dropped for saying 'no speech': word 1" in text
+    )

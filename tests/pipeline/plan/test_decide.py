@@ -72,6 +72,7 @@ def test_every_row_is_accounted_for() -> None:
         "accepted": 20,
         "merged": 1,
         "held_out": 0,
+        "splits": {"train": 20, "valid": 0, "test": 0},
         "refused": {"duplicate": 1, "missing_audio": 1, "speech": 1},
         "speech": {"word": 1, "term": 1, "wide": 1},
     }
@@ -127,6 +128,7 @@ def test_a_held_out_catalog_holds_whatever_its_split(split: str) -> None:
     assert tables.counts["listed"].as_dict()["refused"] == {"leakage": 3}
     assert tables.counts["h"].as_dict() | {"speech": {}} == {
         "read": 2, "accepted": 0, "merged": 0, "held_out": 1,
+        "splits": {"train": 0, "valid": 0, "test": 0},
         "refused": {"malformed_row": 1}, "speech": {},
     }  # fmt: skip
     assert sum(tables.leakage.values()) == 3
