@@ -49,8 +49,8 @@ AFTER_CAN = frozenset({
     "also", "barely", "be", "clearly", "conclude", "faintly", "go", "have", "hear", "just", "not",
     "notice", "only", "really", "see", "sound", "still", "then",
 })  # fmt: skip
-"""After these words "can" is an auxiliary; 97% of them are "be" and "hear". Taggers take nearly
-every "can" for an auxiliary, even in "tin can"."""
+"""Before these words "can" is an auxiliary; "be" and "hear" are 95% of the cases. Taggers take
+nearly every "can" for an auxiliary, even in "tin can"."""
 
 OWN_LEMMAS = {
     # One of a thing and several, where a rule makes another word of it ("specie", "good").
