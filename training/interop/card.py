@@ -36,9 +36,9 @@ def model_card(
         facts: parameters, weights, sample_rate, frame_rate, frames, encoder, max_length, sampling,
             codec_card.
     """
-    policy = description["prompt_policy"]
+    policy, form = description["prompt_policy"], recorded_form(description)
     try:
-        prompt = normalize_prompts([_EXAMPLE], recorded_form(description))[0]
+        prompt = normalize_prompts([_EXAMPLE], form)[0]
     except AttuneError:  # the library of that policy is not installed here
         prompt = "dog bark park"
     notes = left_behind(facts["sampling"])
@@ -52,6 +52,7 @@ def model_card(
         metrics=metrics,
         example=_EXAMPLE,
         prompt=prompt,
+        form=form,
         form_of_prompts=_POLICIES.get(policy),
         notes=[_cell(note[:1].upper() + note[1:]) for note in notes],
         **facts,
