@@ -41,10 +41,7 @@ def left_out(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any]
 
 def _unlisted(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any]:
     """Files are compared without their extensions: of a.flac and a.wav one is enough."""
-    # Rows that were refused before their file was looked for, or whose catalog needs no audio, only
-    # have a name.
-    named = pa.concat_arrays([plain(rows["audio_uri"]), plain(rows["native_id"])]).drop_null()
-    named = _without_extension(pc.unique(named))
+    named = _without_extension(_names(rows))
     found = {}
     searched = [catalog for catalog in catalogs if catalog.audio_folder() is not None]
     deep = {str(c.audio_folder()): False for c in searched}
@@ -61,6 +58,21 @@ def _unlisted(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any
         left = names.filter(pc.invert(is_named))
         found[folder] = {"files": len(left), "examples": left[:_EXAMPLES].to_pylist()}
     return {folder: entry for folder, entry in found.items() if entry["files"]}
+
+
+def _names(rows: pa.Table) -> pa.Array:
+    """The paths of the rows' files.  Of rows whose file was not looked for, because they were
+    refused before or their catalog needs no audio: the names that their file may have."""
+    rows = rows.select(["audio_uri", "native_id", "group_id", "clip"])
+    uri, join = plain(rows["audio_uri"]), pc.binary_join_element_wise
+    unseen = pc.invert(pc.fill_null(pc.match_substring_regex(uri, "^(/|s3:)"), False))
+    native, group, clip = (plain(rows[name].filter(unseen)) for name in rows.column_names[1:])
+    youtube_id = pc.replace_substring_regex(group, "^[a-z]+:", "")
+    segment = pc.replace_substring(pc.replace_substring_regex(clip, "^[a-z]+:", ""), "@", "_")
+    candidates = (
+        uri, native, youtube_id, join("Y", youtube_id, ""), segment, join(segment, "000", ""),
+    )  # fmt: skip
+    return pc.unique(pa.concat_arrays([names.drop_null() for names in candidates]))
 
 
 def _without_extension(names: pa.Array) -> pa.Array:

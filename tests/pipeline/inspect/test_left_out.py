@@ -42,7 +42,16 @@ def test_files_of_a_folder_that_lists_share(tmp_path: Path) -> None:
     assert found_in(*blind)["unlisted_files"] == {}
     held_out = lists[1].model_copy(update={"role": "hold_out"})
     (entry,) = found_in(lists[0], held_out)["unlisted_files"].values()
-    assert entry["files"] == 2  # the list without audio names ef_3
+    assert entry["files"] == 1
+
+
+def test_files_of_refused_segments_are_named(tmp_path: Path) -> None:
+    audio = touch(tmp_path / "audio", "a-b.wav", "Yc.wav", "d_30.wav", "e_30000.wav", "f.wav")
+    segments = write(tmp_path / "s.csv", *(f'{i}, 30.000, 40.000, "/m/1"' for i in ("a-b", *"cde")))
+    labels = write(tmp_path / "labels.csv", "index,mid,display_name", "0,/m/1,Speech")
+    made = catalog(dataset="audioset", segments=segments, class_labels=labels, audio=audio)
+    (entry,) = found_in(made)["unlisted_files"].values()
+    assert entry == {"files": 1, "examples": ["f.wav"]}
 
 
 @pytest.mark.parametrize("place", ["disk", "bucket"])
