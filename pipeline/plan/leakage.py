@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
 from common.schema import SPLITS
+from pipeline.catalogs.audio_root import plain_name
 from pipeline.rows import MERGED, is_in, plain, refuse_where, sources_of
 
 _TEST, _VALID = SPLITS.index("test"), SPLITS.index("valid")
@@ -42,8 +43,16 @@ def sound_keys(rows: pa.Table) -> dict[str, pa.Array]:
     file = pc.coalesce(plain(rows["real_uri"]), pc.if_else(is_path, uri, None))
     names = ("group_id", "also", "clip")
     keys = {name: plain(rows[name]) for name in names}
-    keys["file"] = pc.replace_substring_regex(file, _EXTENSION, "")
+    keys["file"] = pc.replace_substring_regex(_plain_names(file), _EXTENSION, "")
     return {name: pc.if_else(pc.equal(key, ""), None, key) for name, key in keys.items()}
+
+
+def _plain_names(paths: pa.Array) -> pa.Array:
+    """Paths as every list would spell them: a list whose files are not looked for is taken as it
+    is written.  Most paths have no other spelling."""
+    odd = pc.fill_null(pc.match_substring_regex(paths, r"[^ -~]|[%&\\]|\s(/|\.|$)|/\s"), False)
+    plain_ones = [plain_name(path) for path in paths.filter(odd).to_pylist()]
+    return pc.replace_with_mask(paths, odd, pa.array(plain_ones, pa.string()))
 
 
 def check_held_out(rows: pa.Table, held_out: NDArray[np.bool_]) -> None:

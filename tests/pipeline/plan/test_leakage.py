@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
         ("x/../a.wav", "audio"),
         ("a.wav", "linked"),
         ("link.wav", "audio"),
+        ("x\\..\\a.wav ", "audio"),
         ("{root}/audio/a.wav", "audio"),
         ("{root}/linked/a.wav", None),
         ("audio/a.wav", ""),
