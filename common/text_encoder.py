@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,19 +257,17 @@ def check_max_length(config: TextEncoderConfig) -> None:
     Raises:
         AttuneError: it has fewer, or as `load_text_encoder`.
     """
-    from transformers import AutoConfig
-
     folder = resolve_text_encoder(config.path)
     with loading(f"text encoder {config.path}: {folder}"):
-        found = AutoConfig.from_pretrained(folder, local_files_only=True)
-    found = getattr(found, "text_config", found)  # CLIP, CLAP
-    positions = getattr(found, "max_position_embeddings", None)
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = found.get("text_config", found)  # CLIP, CLAP
+        positions = found.get("max_position_embeddings")
     # T5 has no such limit, and neither have encoders with rotary or only relative positions.
-    is_relative = "rope_" in str(found) or getattr(found, "relative_attention", False)
-    if positions is None or is_relative:
+    is_rotary = any(name.startswith(("rope_", "rotary_", "global_rope_")) for name in found)
+    if positions is None or is_rotary or found.get("relative_attention"):
         return
-    if found.model_type in _OFFSET_TYPES:
-        positions -= (found.pad_token_id or 0) + 1
+    if found.get("model_type") in _OFFSET_TYPES:
+        positions -= found.get("pad_token_id", 1) + 1
     if config.max_length > positions:
         raise AttuneError(
             f"text_encoder.max_length is {config.max_length}, but text encoder {config.path} has "

@@ -44,6 +44,8 @@ ROWS = pa.schema(
     ]
 )
 
+_HEX = np.array([f"{byte:02x}" for byte in range(256)], "S2")
+
 MERGED = "merged"
 """`reason` of a row whose text was added to another row's clip."""
 HELD_OUT = "held_out"
@@ -114,10 +116,11 @@ def id_words(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 def hex_ids(ids: pa.ChunkedArray) -> pa.Array:
     """Sample ids (binary(16), no nulls) as 32 hex digits, as in the tables on disk."""
-    text = _bytes(ids).hex().encode()
-    offsets = np.arange(len(ids) + 1, dtype=np.int64) * 32
-    large = pa.LargeStringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(text))
-    return large.cast(pa.string()) if offsets[-1] < 2**31 else large
+    text = _HEX[np.frombuffer(_bytes(ids), np.uint8)]  # the only copy: these may be 2 million ids
+    is_large = 32 * len(ids) >= 2**31
+    offsets = np.arange(len(ids) + 1, dtype=np.int64 if is_large else np.int32) * 32
+    kind = pa.LargeStringArray if is_large else pa.StringArray
+    return kind.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def _bytes(ids: pa.ChunkedArray) -> memoryview:

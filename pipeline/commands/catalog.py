@@ -39,7 +39,7 @@ def check(
 
     Exits with 1 if nothing is accepted: no row of a catalog that is not held out, or no row at all.
     """
-    from pipeline.inspect.catalogs import check_catalogs, check_prompts
+    from pipeline.inspect.catalogs import accepted_prompts, check_catalogs, check_prompts
     from pipeline.inspect.left_out import left_out
     from pipeline.plan.decide import decide
     from pipeline.text.tokens import token_lines
@@ -49,7 +49,9 @@ def check(
     decision = decide(catalogs, rules=rules, overlap=settings.overlap)
     found = check_catalogs(decision) | {"look_for_audio": not no_audio}
     found |= left_out(catalogs, decision.rows)
-    found["text_encoder"] = check_prompts(decision, recipe.text_encoder)
+    prompts = accepted_prompts(decision)
+    del decision  # the tokenizer's library needs memory too
+    found["text_encoder"] = check_prompts(prompts, recipe.text_encoder)
     if json:
         print_json(found)
     else:
