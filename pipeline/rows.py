@@ -97,6 +97,11 @@ def sources_of(file: pa.ChunkedArray, line: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.greater(line, 0), lined, file)
 
 
+def release_memory() -> None:
+    """Give the memory of freed tables back: 100 MB and more for two million rows."""
+    pa.default_memory_pool().release_unused()
+
+
 def constant(value: str, n: int) -> pa.DictionaryArray:
     """A column with the same value in every row."""
     return pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([value]))

@@ -42,6 +42,7 @@ def check(
     from pipeline.inspect.catalogs import accepted_prompts, check_catalogs, check_prompts
     from pipeline.inspect.left_out import left_out
     from pipeline.plan.decide import decide
+    from pipeline.rows import release_memory
     from pipeline.text.tokens import token_lines
 
     recipe, catalogs, settings = _load(config, overrides, no_audio)
@@ -51,6 +52,7 @@ def check(
     found |= left_out(catalogs, decision.rows)
     prompts = accepted_prompts(decision)
     del decision  # the tokenizer's library needs memory too
+    release_memory()
     found["text_encoder"] = check_prompts(prompts, recipe.text_encoder)
     if json:
         print_json(found)

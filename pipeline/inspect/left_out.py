@@ -41,7 +41,7 @@ def left_out(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any]
 
 def _unlisted(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any]:
     """Files are compared without their extensions: of a.flac and a.wav one is enough."""
-    named = _without_extension(_names(rows))
+    named: pa.Array | None = None
     found = {}
     searched = [catalog for catalog in catalogs if catalog.audio_folder() is not None]
     deep = {str(c.audio_folder()): False for c in searched}
@@ -51,6 +51,8 @@ def _unlisted(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any
         root = catalog.open_audio(folder)
         if root.is_blind or folder in found:
             continue
+        if named is None:  # not before it is needed: of two million rows it takes 1.4 GB
+            named = _without_extension(_names(rows))
         names = pa.array(sorted(root.audio_files(deep=deep[folder])), pa.string())
         stems = _without_extension(names)
         paths = pc.binary_join_element_wise(root.place, stems, "")

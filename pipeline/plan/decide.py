@@ -42,6 +42,7 @@ from pipeline.rows import (
     is_in,
     plain,
     refuse_where,
+    release_memory,
     sources_of,
 )
 from pipeline.text.captions import TextRules
@@ -132,7 +133,7 @@ def build_plan(
     # Column by column, so that `_plan_table` can free each after use.
     columns = dict(zip(decision.rows.column_names, decision.rows.columns, strict=True))
     decision.rows = _NO_ROWS
-    pa.default_memory_pool().release_unused()
+    release_memory()
     plan = _plan_table(columns, clips_per_shard, seed)
     return PlanTables(plan, rejects, decision.counts, decision.overlaps, decision.leakage)
 
@@ -167,7 +168,7 @@ def decide(
         for catalog, part in zip(catalogs, by_catalog, strict=True)
     ]
     del by_catalog
-    pa.default_memory_pool().release_unused()  # 100 MB for two million rows
+    release_memory()
     held_out = np.repeat(
         [catalog.role == "hold_out" for catalog in catalogs],
         [sum(map(len, part)) for part in located],
