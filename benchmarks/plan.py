@@ -29,8 +29,7 @@ LABEL_SETS = 150_000
 """Different label sets to draw from, with weights 1 / (rank + 300)**1.5. The first 22,160 rows
 then hold 5,507 different sets; the balanced list holds 5,561."""
 MERGED_SHARE = 0.05
-"""Share of rows that get the labels of two sets. So the list has some 150,000 different sets: more
-than AudioSet has, because each costs memory."""
+"""Share of rows that get the labels of two sets. So the list has some 195,000 different sets."""
 
 
 def write_segments(folder: Path, rows: int) -> None:

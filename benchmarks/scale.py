@@ -122,7 +122,7 @@ def plan_recipe(recipe_file: str) -> dict[str, Any]:
     # Imported here and below in the measured child process, so that its memory is its own.
     from common.storage import open_store
     from pipeline.config import PipelineConfig
-    from pipeline.run import make_plan
+    from pipeline.planning import make_plan
 
     recipe = load_recipe(recipe_file)
     config = recipe.section("pipeline", PipelineConfig)

@@ -36,7 +36,7 @@ from pipeline.config import PipelineConfig
 from pipeline.corpus.layout import write_corpus
 from pipeline.datadir.text_cache import TextCache
 from pipeline.encode.worker import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
-from pipeline.run import make_plan
+from pipeline.planning import make_plan
 
 _SUFFIXES = {".wav", ".ogg", ".flac", ".mp3"}
 

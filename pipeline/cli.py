@@ -67,7 +67,7 @@ def plan(
     """Read the catalogs and freeze the plan: what is encoded, what is refused and why."""
     from pipeline.datadir.frozen_plan import NO_TRAINING
     from pipeline.inspect.status import account, aligned
-    from pipeline.run import make_plan
+    from pipeline.planning import make_plan
     from pipeline.text.tokens import token_lines
 
     recipe, settings = _load(config, overrides)

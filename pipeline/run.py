@@ -8,17 +8,14 @@ number of workers change nothing in the result.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cluster import ray_session
 from common.config import Recipe, TextEncoderConfig
 from common.errors import AttuneError
 from common.shards import open_store_to_read
-from common.storage import Store, open_store
+from common.storage import open_store
 from common.uris import remote_uri
 from pipeline.catalogs import CatalogEntry
 from pipeline.config import Device, PipelineConfig
@@ -26,7 +23,6 @@ from pipeline.datadir.commit import committed_shards, poison_key
 from pipeline.datadir.frozen_plan import (
     NO_TRAINING,
     FrozenPlan,
-    ensure_plan,
     plan_inputs,
     plan_to_read,
 )
@@ -37,8 +33,8 @@ from pipeline.encode.finalize import finalize
 from pipeline.encode.resources import Resources, share_out
 from pipeline.encode.worker import SHARDS_AT_ONCE, EncodeSettings, EncodeWorker
 from pipeline.inspect.status import finished_summary
-from pipeline.plan.decide import PlanTables, build_plan, differing_inputs, hash_inputs
-from pipeline.plan.mapping import map_here, map_on_ray
+from pipeline.plan.decide import differing_inputs, hash_inputs
+from pipeline.planning import make_plan, pipeline_session
 from pipeline.progress import EncodeProgress, Progress
 from pipeline.repair.retry import choose_shards, outcome, unmake_shards
 from pipeline.text.tokens import token_lines
@@ -48,8 +44,6 @@ ATTEMPTS = 3
 _ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """Environment of workers.  All threads share one heap, so a thread can reuse memory that another
 thread freed.  Otherwise each thread would keep the most memory that it ever used."""
-_OBJECT_STORE_BYTES = 200 * 2**20
-"""Size of Ray's object store; small, because only plan rows pass through it."""
 
 
 def run_pipeline(
@@ -110,28 +104,6 @@ def run_pipeline(
         + (" (python -m pipeline status --refused names them)" if summary["n_rejected"] else "")
     )
     return summary, True
-
-
-def make_plan(store: Store, recipe: Recipe, config: PipelineConfig) -> tuple[FrozenPlan, bool]:
-    """The frozen plan of a recipe, and whether it is new (see `ensure_plan`).
-
-    The plan is computed on the cluster at `RAY_ADDRESS` if that is set, otherwise in this process.
-    """
-
-    def build() -> PlanTables:
-        on_cluster = bool(os.environ.get("RAY_ADDRESS"))
-        with pipeline_session(store) if on_cluster else nullcontext():
-            return build_plan(
-                config.catalogs,
-                rules=config.text_rules(recipe.seed),
-                clips_per_shard=config.clips_per_shard,
-                seed=recipe.seed,
-                overlap=config.overlap,
-                mapper=map_on_ray if on_cluster else map_here,
-            )
-
-    inputs = plan_inputs(recipe, config)
-    return ensure_plan(store, inputs, build, config.recorded_form(), recipe.text_encoder)
 
 
 def on_nodes(path: str) -> str:
@@ -234,31 +206,6 @@ def plan_resources(
             f"with {resources.cpus} CPUs each: using {resources.workers}"
         )
     return resources
-
-
-@contextmanager
-def pipeline_session(store: Store) -> Iterator[str]:
-    """The cluster at `RAY_ADDRESS`, or a local Ray that ends with this process; yields its name.
-
-    Raises:
-        AttuneError: there is no cluster at that address, or Ray does not start.
-    """
-    import ray
-    from ray.data import DataContext
-
-    address = os.environ.get("RAY_ADDRESS")
-    root = Path(__file__).resolve().parent.parent
-    # The cluster's nodes get our code from here; all other packages must be installed there.
-    code = {"py_modules": [str(root / "common"), str(root / "pipeline")]}
-    options = {"runtime_env": code} if address else {"object_store_memory": _OBJECT_STORE_BYTES}
-    # Without an address, "local": else Ray would join any cluster that it finds on this machine.
-    with ray_session(address or "local", "RAY_ADDRESS=" if address else "", **options):
-        DataContext.get_current().enable_progress_bars = False
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        if address and nodes > 1 and "://" not in store.uri:
-            note = f"note: {nodes} nodes write to {store.uri}: it must be a shared folder"
-            print(note, file=sys.stderr)
-        yield f"cluster at {address}, {nodes} nodes" if address else "local"
 
 
 def retry_pipeline(

@@ -149,7 +149,8 @@ def _print_check(console: Console, found: dict[str, Any], lines: Sequence[str]) 
         negations = entry["negations"]
         no_speech = ", ".join(f"{policy} {n:,}" for policy, n in negations["no_speech"].items())
         said = f"{negations['captions']:,} captions (no, without, ...)"
-        console.print(f"  negations  {said}; dropped for saying 'no speech': {no_speech}",
+        if negations["captions"]:
+            console.print(f"  negations  {said}; dropped for saying 'no speech': {no_speech}",
                       markup=False)  # fmt: skip
         if columns := found["unread_columns"].get(label):
             console.print(f"  columns not read  {', '.join(columns)}", markup=False)

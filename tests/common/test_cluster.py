@@ -11,7 +11,7 @@ import pytest
 from common.cluster import check_address
 from common.errors import AttuneError
 from common.storage import open_store
-from pipeline.run import pipeline_session
+from pipeline.planning import pipeline_session
 from training.evaluation.ablation.run import _on_ray
 
 

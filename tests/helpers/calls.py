@@ -8,7 +8,7 @@ from common.config import Recipe
 from common.storage import open_store
 from pipeline.config import PipelineConfig
 from pipeline.datadir.frozen_plan import FrozenPlan
-from pipeline.run import make_plan
+from pipeline.planning import make_plan
 
 Call = Callable[..., tuple[int, str, str]]
 """Runs a command with these arguments: exit status, stdout, stderr."""

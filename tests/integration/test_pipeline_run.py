@@ -25,7 +25,8 @@ from pipeline import run as run_module
 from pipeline.config import PipelineConfig
 from pipeline.encode.worker import EncodeWorker
 from pipeline.inspect.status import read_status
-from pipeline.run import pipeline_session, run_pipeline
+from pipeline.planning import pipeline_session
+from pipeline.run import run_pipeline
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ from pipeline.datadir.commit import committed_shards
 from pipeline.datadir.frozen_plan import load_plan
 from pipeline.inspect.status import read_status
 from pipeline.inspect.verify import verify_shards
+from pipeline.planning import make_plan
 from pipeline.repair.gc import collect_garbage
 from pipeline.repair.retry import unmake_shards
-from pipeline.run import make_plan, retry_pipeline, run_pipeline
+from pipeline.run import retry_pipeline, run_pipeline
 
 LOST = ("tone_03.wav", "tone_17.wav")
 RESULTS = ("manifest.parquet", "quarantine.parquet", "shards.json", "summary.json")
