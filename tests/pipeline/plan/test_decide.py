@@ -20,7 +20,7 @@ from common.errors import AttuneError
 from common.prompts import PromptForm
 from common.schema import Record
 from common.storage import open_store
-from pipeline import run
+from pipeline import planning
 from pipeline.catalogs.audiocaps import AudioCaps
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.catalogs.audioset import AudioSet
@@ -476,7 +476,7 @@ def test_of_two_runs_that_plan_at_once_the_first_wins(
 
     def race(mine: list[str], other: list[str], moment: str) -> tuple[FrozenPlan, bool]:
         store.delete("plan/plan.json")
-        module = run if moment == "build_plan" else planfile
+        module = planning if moment == "build_plan" else planfile
         true = getattr(module, moment)
         raced = False
 
