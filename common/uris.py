@@ -1,8 +1,9 @@
-"""Source audio and catalogs on a disk or in a bucket."""
+"""Source audio and catalogs on a disk, in a bucket, or inside other files (`common.sources`)."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ from typing import BinaryIO
 
 from common.audio import AudioError, Wave, file_faults, read_part
 from common.errors import AttuneError
+from common.sources import parse, read_bytes
 from common.storage import AccessDenied, StorageError, open_store
 
 
 def read_source(
     uri: str, start_s: float | None = None, end_s: float | None = None
 ) -> tuple[Wave, int]:
-    """Decode a file or an object, or its part from `start_s` to `end_s` seconds.
+    """Decode a file, an object or an address, or its part from `start_s` to `end_s` seconds.
 
     Returns:
         Mono float32 [S] and its rate in Hz.
@@ -34,12 +36,16 @@ def read_source(
 
 @contextmanager
 def opened(uri: str) -> Iterator[tuple[BinaryIO, int]]:
-    """A file or an object, and its size in bytes.
+    """A file, an object or what an address leads to, and its size in bytes.
 
     Raises:
         AudioError: missing, not_a_file or unreadable.
         StorageError: the disk or the store failed, not the file.
     """
+    if source := parse(uri):
+        data = read_bytes(source)
+        yield io.BytesIO(data), len(data)
+        return
     try:
         with _refusals(uri):
             if "://" in uri:
@@ -71,20 +77,25 @@ def _refusals(uri: str) -> Iterator[None]:
 
 @contextmanager
 def on_disk(uri: str) -> Iterator[Path]:
-    """An audio file on a local disk: the file itself, or a temporary copy of an object.
+    """An audio file on a local disk: the file itself, or a temporary copy of an object or of what
+    an address leads to.
 
     Raises:
         AudioError: there is no such object, or these credentials may not read it.
         StorageError: the store cannot be reached, or these credentials may read nothing there.
     """
-    if remote_uri(uri) is None:
+    source = parse(uri)
+    if source is None and remote_uri(uri) is None:
         yield Path(uri)
         return
-    folder, _, name = uri.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / f"audio{Path(name).suffix}"
-        with _refusals(uri):
-            data = _store(folder).read(name)
+        copy = Path(scratch) / "audio"  # decoders look at its content only
+        if source is not None:
+            data, uri = read_bytes(source), source.shown
+        else:
+            folder, _, name = uri.rpartition("/")
+            with _refusals(uri):
+                data = _store(folder).read(name)
         copy.write_bytes(data)
         try:
             yield copy
