@@ -19,6 +19,8 @@ from typing import Literal
 from common.audio import AudioError
 from common.storage import StorageError, open_store
 
+Format = Literal["zip", "tar"]
+
 _ADDRESS = re.compile(r"(?is)member:(\d+):(\d+):(zip|tar):(.+?\.\3)!/(.+)")
 _LOCAL = struct.Struct("<4s2xHH4xL8xHH")
 """A member's header in a zip: signature, flags, method, CRC, lengths of name and extra field."""
@@ -45,7 +47,7 @@ class Member:
     """First byte of the member's header (in a tar, of its first header)."""
     length: int
     """Zip: bytes of the compressed content.  Tar: bytes of headers and content together."""
-    format: Literal["zip", "tar"]
+    format: Format
     archive: str
     """Absolute path or `s3://` URI; ends with the format's extension."""
     name: str

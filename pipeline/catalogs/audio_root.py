@@ -1,4 +1,4 @@
-"""A catalog's audio: a folder on a disk or a prefix in a bucket, listed once."""
+"""A catalog's audio: a folder on a disk, a prefix in a bucket or archives, listed once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import html
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -17,10 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError
+from common.sources import Member, parse
 from common.storage import open_store
 from common.uris import remote_uri
+from pipeline.catalogs.archives import Listing, find_archives, list_archives
+from pipeline.catalogs.file_names import has_audio_extension, is_audio, is_utf8
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,9 @@ class AudioRoot:
             hits = pc.index_in(candidate.take(pa.array(left)), value_set=stems)
             found[left] = np.asarray(hits.fill_null(-1))
         names = list(self._stems.values())
+        there = found >= 0
+        used, found[there] = np.unique(found[there], return_inverse=True)
+        names = [names[i] for i in used]
         # Only links can lead out; asking the file system about every file is slow.
         leads_out = [
             name in self._links and not _is_inside(os.path.realpath(self.place + name), self._real)
@@ -137,11 +144,8 @@ class AudioRoot:
         outside = (found >= 0) & np.array([*leads_out, False])[found]
         there = (found >= 0) & ~outside
         order = pa.array(found, mask=~there)
-        paths = [self.place + name for name in names]
-        is_plain = self._bucket is not None or self._real == str(self.folder)
-        real = [
-            None if is_plain and name not in self._links else self.real_path(name) for name in names
-        ]
+        paths = [self._path(name) for name in names]
+        real = [self._behind(name) for name in names]
         return FoundFiles(
             pa.array(paths, pa.string()).take(order),
             found < 0,
@@ -191,6 +195,14 @@ class AudioRoot:
         path = os.path.join(self._real_folder(folder), base)
         return os.path.realpath(path) if os.path.islink(path) else path
 
+    def _path(self, name: str) -> str:
+        return self.place + name
+
+    def _behind(self, name: str) -> str | None:
+        """As `real_path`; None if it is the same as `_path`."""
+        is_plain = self._bucket is not None or self._real == str(self.folder)
+        return None if is_plain and name not in self._links else self.real_path(name)
+
     def _is_there(self, name: str) -> bool:
         return os.path.isfile(os.path.join(self.folder, name))
 
@@ -200,7 +212,7 @@ class AudioRoot:
             folders.sort()
             for name in sorted(names):
                 path = os.path.relpath(os.path.join(folder, name), self.folder)
-                if is_utf8(path) and _is_audio(path):
+                if is_utf8(path) and is_audio(path):
                     yield path
 
     @cached_property
@@ -223,7 +235,7 @@ class AudioRoot:
                 found = [
                     (e.name, e.is_symlink())
                     for e in entries
-                    if is_utf8(e.name) and _has_audio_extension(e.name) and e.is_file()
+                    if is_utf8(e.name) and has_audio_extension(e.name) and e.is_file()
                 ]
         except OSError as error:
             raise AttuneError(f"audio folder {self.folder}: {error.strerror}") from error
@@ -264,15 +276,170 @@ class BucketRoot(AudioRoot):
         return name in self._names or posixpath.normpath(name) in self._names
 
     def _tree(self) -> Iterable[str]:
-        return sorted(filter(_is_audio, self._names))
+        return sorted(filter(is_audio, self._names))
 
     @cached_property
     def _stems(self) -> dict[str, str]:
-        audio = (name for name in self._names if "/" not in name and _has_audio_extension(name))
+        audio = (name for name in self._names if "/" not in name and has_audio_extension(name))
         return {os.path.splitext(name)[0]: name for name in sorted(audio, reverse=True)}
 
     def __str__(self) -> str:
         return self.uri
+
+
+class ArchiveRoot(AudioRoot):
+    """The audio in zip and tar archives: the directory of each is read once, nothing is unpacked.
+
+    A name is that of a file in an archive.  It may leave out the folders that all files of the
+    archive are in (`FSD50K.dev_audio/`), or begin with a folder of the archive's own name, as if
+    the archive was unpacked there.  A name that two files could have is not found.
+
+    With `is_blind` the archives need not be there.
+
+    Args:
+        pattern: a path or URI, which may have `*`.
+
+    Raises:
+        AttuneError: there are no such archives, or one cannot be read.
+    """
+
+    def __init__(self, pattern: str | Path, *, is_blind: bool = False) -> None:
+        super().__init__(None, is_blind=True)
+        self.is_blind, self.is_known = is_blind, True
+        self.pattern = remote_uri(pattern) or os.path.abspath(pattern)
+        self.place = ""
+        self._listings: list[Listing] = []
+        try:
+            self._listings = list_archives(find_archives(self.pattern))
+        except AttuneError:
+            if not is_blind:
+                raise
+        self._starts = [0, *accumulate(len(listing.names) for listing in self._listings)]
+        self._numbers = cache(self._named)
+        self._problems = {
+            name: f"in {listing.archive} {problem}"
+            for listing in self._listings
+            for name, problem in listing.problems.items()
+        }
+
+    def by_name(self, name: str) -> str | None:
+        if self.is_blind:
+            return name
+        normal = posixpath.normpath(name)
+        if problem := self._problems.get(normal):
+            raise ValueError(f"{name!r} {problem}")
+        if posixpath.isabs(normal) or normal.split("/")[0] == "..":
+            raise ValueError(f"{name!r} leads outside {self}")
+        number = self._number(normal)
+        return None if number is None else str(self._member(number))
+
+    def spelling(self, name: str) -> str:
+        if self._number(posixpath.normpath(name)) is not None:
+            return name
+        found = self._by_plain_name.get(plain_name(name), [])
+        return found[0] if len(found) == 1 else name
+
+    def real_path(self, name: str) -> str:
+        member = parse(name)
+        if member is None:
+            number = self._number(posixpath.normpath(name))
+            if number is None:
+                return f"{self.pattern}!/{posixpath.normpath(name)}"
+            member = self._member(number)
+        return f"{_real_archive(member.archive)}!/{posixpath.normpath(member.name)}"
+
+    def audio_files(self, *, deep: bool) -> Iterable[str]:
+        """`ARCHIVE!/NAME` of all audio files, whatever folder they are in."""
+        for listing in self._listings:
+            place = _real_archive(listing.archive)
+            yield from (f"{place}!/{name}" for name in listing.names if is_audio(name))
+
+    def by_stems(self, *candidates: pa.Array) -> FoundFiles:
+        if not self.is_blind:
+            return super().by_stems(*candidates)
+        stems = candidates[0].to_pylist()
+        n = len(stems)
+        real = [self.real_path(self._stems.get(stem, stem)) for stem in stems]
+        none = np.zeros(n, bool)
+        return FoundFiles(candidates[0], none, none, pa.array(real, pa.string()))
+
+    def _number(self, name: str) -> int | None:
+        """The number of the one file that a normalized name can mean.
+
+        First the name as it is in an archive counts, then the shorter, then the longer one.
+        """
+        for form in range(3):
+            if (found := self._numbers(form).get(name)) is not None:
+                return None if found < 0 else found
+        return None
+
+    def _named(self, form: int) -> dict[str, int]:
+        """Numbers of the files by name, -1 for names that several files have.
+
+        Args:
+            form: 0 for names as in the archive, 1 without the folders that all files are in, 2 with
+                the archive's own name instead of them.
+        """
+        found: dict[str, int] = {}
+        for listing, start in zip(self._listings, self._starts, strict=False):
+            folder = listing.folder if form else ""
+            top = f"{_archive_stem(listing.archive)}/" if form == 2 else ""
+            if form != 1 or folder:
+                for number, name in enumerate(listing.names, start):
+                    key = top + name.removeprefix(folder)
+                    found[key] = -1 if key in found else number
+        return found
+
+    def _audio(self) -> Iterator[tuple[int, Listing, str]]:
+        """Number, archive and name of each audio file."""
+        for listing, start in zip(self._listings, self._starts, strict=False):
+            for number, name in enumerate(listing.names, start):
+                if is_audio(name):
+                    yield number, listing, name
+
+    def _labels(self) -> Iterator[tuple[str, str]]:
+        """Each name that an audio file can be given, and how to show the file."""
+        for number, listing, name in self._audio():
+            is_only = self._numbers(0)[name] == number
+            label = name if is_only else f"{posixpath.basename(listing.archive)}!/{name}"
+            yield from ((key, label) for key in {name, name.removeprefix(listing.folder)})
+
+    def _member(self, number: int) -> Member:
+        i = bisect_right(self._starts, number) - 1
+        return self._listings[i].member(number - self._starts[i])
+
+    def _path(self, name: str) -> str:
+        return str(self._member(self._numbers(0)[name]))
+
+    def _behind(self, name: str) -> str | None:
+        return self.real_path(name)
+
+    @cached_property
+    def _by_plain_name(self) -> dict[str, list[str]]:
+        return _grouped((plain_name(name), label) for name, label in self._labels())
+
+    @cached_property
+    def _by_folded_name(self) -> dict[str, list[str]]:
+        return _grouped((plain_name(name).casefold(), label) for name, label in self._labels())
+
+    @cached_property
+    def _by_folded_stem(self) -> dict[str, list[str]]:
+        stems = ((_stem(label), label) for label in dict(self._labels()).values())
+        return _grouped((plain_name(stem).casefold(), label) for stem, label in stems)
+
+    @cached_property
+    def _stems(self) -> dict[str, str]:
+        """Of `a.flac` and `a.wav` in one folder the first in order; none if in two folders."""
+        found: dict[str, tuple[str, str, str] | None] = {}
+        for _, listing, name in self._audio():
+            stem, here = _stem(name), (listing.archive, posixpath.dirname(name), name)
+            other = found.setdefault(stem, here)
+            if other is not None:
+                found[stem] = min(other, here) if other[:2] == here[:2] else None
+        return {stem: place[2] for stem, place in found.items() if place}
+
+    def __str__(self) -> str:
+        return self.pattern
 
 
 def plain_name(name: str) -> str:
@@ -289,24 +456,16 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a file name can be stored in a table; Python keeps other bytes as surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _archive_stem(archive: str) -> str:
+    return os.path.splitext(posixpath.basename(archive))[0]
 
 
-def _is_audio(path: str) -> bool:
-    """Whether a file in a tree is audio by its name, also with a blank after its extension."""
-    # macOS leaves `._x.wav` beside x.wav on other file systems, and `__MACOSX/` in archives.
-    is_rest = posixpath.basename(path).startswith("._") or "__MACOSX" in path.split("/")
-    return _has_audio_extension(path.strip()) and not is_rest
+def _real_archive(archive: str) -> str:
+    return archive if "://" in archive else os.path.realpath(archive)
 
 
-def _has_audio_extension(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS
+def _stem(name: str) -> str:
+    return os.path.splitext(posixpath.basename(name))[0]
 
 
 def _is_inside(path: str, folder: str) -> bool:

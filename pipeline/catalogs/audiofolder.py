@@ -8,6 +8,9 @@ part, are one clip with all their captions.  The metadata is in the root, or in 
 (`train/`, `validation/`, `test/`).  Files in a split folder belong to that split, also if the list
 in the root names them.  Without any metadata, text is in a file beside each sound or in the name of
 its folder, see `unlisted`.
+
+The audio may also be in archives: those that `audio` names, or, if there is no audio file beside a
+list, the zips and tars beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from typing import ClassVar, Literal
 from common.errors import AttuneError, one_line
 from common.schema import SPLITS, Record
 from common.tables import Row, read_table
-from pipeline.catalogs.audio_root import AudioRoot
+from pipeline.catalogs.archives import has_archives
+from pipeline.catalogs.audio_root import ArchiveRoot, AudioRoot
 from pipeline.catalogs.base import (
     Catalog,
     CatalogPath,
@@ -55,6 +59,8 @@ class AudioFolder(Catalog):
     searches_folders: ClassVar[bool] = True
     dataset: Literal["audiofolder"] = "audiofolder"
     root: CatalogPath
+    audio: CatalogPath | None = None
+    """A folder or archives with the files that the lists name, if they are not beside the lists."""
     split: Split = "train"
     """For files whose folder and row do not name a split."""
 
@@ -62,7 +68,15 @@ class AudioFolder(Catalog):
         return [path for path, _ in self._metadata_files()] or sidecars(self.root)
 
     def audio_folder(self) -> Path:
-        return self.root
+        return self.audio or self.root
+
+    def open_audio(self, folder: str | Path | None) -> AudioRoot:
+        found = super().open_audio(folder)
+        # Archives beside a list are read only if no file is there: then it is clear what is meant.
+        beside = self.audio is None and folder is not None and has_archives(folder)
+        if beside and next(iter(found.audio_files(deep=True)), None) is None:
+            return ArchiveRoot(folder or "", is_blind=found.is_blind)
+        return found
 
     def read(self) -> Iterator[Outcome]:
         found = survey((self._name(row, path), row.values) for path, _, row in self._rows())
@@ -130,7 +144,7 @@ class AudioFolder(Catalog):
         roots: dict[Path, AudioRoot] = {}
         for path, split, row in self._rows():
             if path.parent not in roots:
-                roots[path.parent] = self.open_audio(path.parent)
+                roots[path.parent] = self.open_audio(self.audio or path.parent)
             has_several = found.has_several(self._name(row, path), row.values)
             folder = path.parent.relative_to(self.root)
             audio = roots[path.parent]

@@ -17,7 +17,8 @@ from common.errors import AttuneError
 from common.schema import Record
 from common.tables import Row
 from common.uris import local_copy, remote_uri
-from pipeline.catalogs.audio_root import AudioRoot, BucketRoot
+from pipeline.catalogs.archives import is_archive
+from pipeline.catalogs.audio_root import ArchiveRoot, AudioRoot, BucketRoot
 
 _FIRST_ROWS = 1000
 
@@ -112,15 +113,21 @@ class CatalogEntry(Section):
         return blind
 
     def open_audio(self, folder: str | Path | None) -> AudioRoot:
-        """Open the catalog's audio folder, for `locate` and `locate_stem`.
+        """Open the catalog's audio folder or archives, for `locate` and `locate_stem`.
 
         Raises:
-            AttuneError: the folder is missing or cannot be read, or the recipe names none.
+            AttuneError: the folder or an archive is missing or cannot be read, or the recipe names
+                none.
         """
-        if self._without_audio or self.role == "hold_out":
+        is_blind = self._without_audio or self.role == "hold_out"
+        if folder is not None and is_archive(folder):
+            return ArchiveRoot(folder, is_blind=is_blind)
+        if is_blind:
             return AudioRoot(folder, is_blind=True)
         if folder is None:
-            raise AttuneError(f"catalog {self.label}: needs audio: (the folder of its audio files)")
+            raise AttuneError(
+                f"catalog {self.label}: needs audio: (the folder or archives of its audio files)"
+            )
         uri = remote_uri(folder)
         return AudioRoot(folder) if uri is None else BucketRoot(uri)
 

@@ -19,7 +19,7 @@ from common.errors import AttuneError
 from common.letters import compose
 from common.schema import Record
 from common.tables import read_table
-from pipeline.catalogs.audio_root import AudioRoot, is_utf8
+from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import (
     Catalog,
     CatalogPath,
@@ -31,6 +31,7 @@ from pipeline.catalogs.base import (
     locate,
     refuse,
 )
+from pipeline.catalogs.file_names import is_utf8
 from pipeline.catalogs.riff import WavText, read_wav_text
 from pipeline.catalogs.values import Texts, texts_of
 

@@ -65,14 +65,15 @@ def _unlisted(catalogs: Sequence[CatalogEntry], rows: pa.Table) -> dict[str, Any
 def _names(rows: pa.Table) -> pa.Array:
     """The paths of the rows' files.  Of rows whose file was not looked for, because they were
     refused before or their catalog needs no audio: the names that their file may have."""
-    rows = rows.select(["audio_uri", "native_id", "group_id", "clip"])
+    rows = rows.select(["audio_uri", "real_uri", "native_id", "group_id", "clip"])
     uri, join = plain(rows["audio_uri"]), pc.binary_join_element_wise
-    unseen = pc.invert(pc.fill_null(pc.match_substring_regex(uri, "^(/|s3:)"), False))
-    native, group, clip = (plain(rows[name].filter(unseen)) for name in rows.column_names[1:])
+    real = plain(rows["real_uri"])  # of a file in an archive
+    unseen = pc.invert(pc.fill_null(pc.match_substring_regex(uri, "^(/|s3:|member:)"), False))
+    native, group, clip = (plain(rows[name].filter(unseen)) for name in rows.column_names[2:])
     youtube_id = pc.replace_substring_regex(group, "^[a-z]+:", "")
     segment = pc.replace_substring(pc.replace_substring_regex(clip, "^[a-z]+:", ""), "@", "_")
     candidates = (
-        uri, native, youtube_id, join("Y", youtube_id, ""), segment, join(segment, "000", ""),
+        uri, real, native, youtube_id, join("Y", youtube_id, ""), segment, join(segment, "000", ""),
     )  # fmt: skip
     return pc.unique(pa.concat_arrays([names.drop_null() for names in candidates]))
 

@@ -108,6 +108,8 @@ def refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table,
     strict = np.where(held_out, _TEST, strictness(rows))
     found: Counter[str] = Counter()
     keys = sound_keys(rows) if strict.any() else {}
+    uri, real = (plain(rows[name]) for name in ("audio_uri", "real_uri"))
+    shown = pc.if_else(pc.fill_null(pc.starts_with(uri, "member:"), False), real, uri)
     # Test before valid: a row that is linked to both is reported as linked to test.
     for level in (_TEST, _VALID):
         # For each row: the number of the stricter row that excludes it, or -1 if there is none.
@@ -131,7 +133,7 @@ def refuse_leaks(rows: pa.Table, held_out: NDArray[np.bool_]) -> tuple[pa.Table,
                 mask = pa.array(leaks)
                 losers = plain(rows["dataset"].filter(mask)).to_pylist()
                 found.update(map("{} <- {}".format, losers, by))
-                shared = (rows["audio_uri"] if name == "file" else key).filter(mask).to_pylist()
+                shared = (shown if name == "file" else key).filter(mask).to_pylist()
                 order = pa.array(holder[leaks])
                 places = sources_of(rows["file"].take(order), rows["line"].take(order)).to_pylist()
                 form = "{} is linked to a clip in {} ({})".format

@@ -33,6 +33,7 @@ from typing import Any
 
 from common.audio import REASONS
 from common.errors import AttuneError
+from common.sources import parse
 from common.storage import AccessDenied, open_store
 from common.uris import remote_uri
 from pipeline.datadir.commit import commit_key, poison_shards, read_commit
@@ -142,7 +143,10 @@ def _without_audio(uris: Iterable[str]) -> list[bool]:
 
 
 def _size(uri: str) -> int:
-    """Bytes of an audio file on a disk or in a bucket; 0 if it is missing or not readable."""
+    """Bytes of an audio file, or of the archive with it, on a disk or in a bucket; 0 if it is
+    missing or not readable."""
+    if source := parse(uri):
+        uri = source.archive
     if remote := remote_uri(uri):
         folder, _, name = remote.rpartition("/")
         store = open_store(folder)

@@ -144,7 +144,7 @@ def test_another_archive_in_its_place_is_noticed(tmp_path: Path) -> None:
 def test_members_of_a_bucket_are_read_by_one_range(
     s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = open_store(f"{s3_bucket}/data")
+    store = open_store(f"{s3_bucket}/sources")
     members = [
         *tar_of(tmp_path / "a.tar", ["x.wav", "y.wav"]),
         *zip_of(tmp_path / "a.zip", ["x.wav", "y.wav"]),

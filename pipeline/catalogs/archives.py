@@ -1,0 +1,280 @@
+"""Zip and tar archives: which files they hold, and where; nothing is unpacked.
+
+A zip has a directory at its end.  A tar has a header before each file, so its headers are read and
+its contents are skipped.  Archives are on a disk or at `s3://`.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+import re
+import shlex
+import stat
+import struct
+import tarfile
+import zipfile
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from common.errors import AttuneError, one_line
+from common.sources import Format, Member, zip_name
+from common.storage import open_store
+from common.uris import remote_uri
+from pipeline.catalogs.file_names import is_audio, is_utf8
+
+_ENDING = re.compile(r"(?i)\.(zip|tar|t(ar\.)?(gz|bz2|xz|zst))$")
+_READABLE = re.compile(r"(?i)\.(zip|tar)$")
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip -dk",
+    b"BZh": "bzip2 -dk",
+    b"\xfd7zXZ": "xz -dk",
+    b"\x28\xb5\x2f\xfd": "zstd -d",
+}
+"""How compressed files begin, and what decompresses them."""
+_END_RECORD = b"PK\5\6"
+_END_BYTES = 22 + 65535  # with the longest comment
+_UTF8 = 0x800
+_ENCRYPTED = 0x1
+_READERS = 8
+"""Archives that are indexed at the same time: in a store, each header is a request."""
+
+
+@dataclass
+class Listing:
+    """The readable files of an archive, some hundred bytes each: an archive may have millions."""
+
+    archive: str
+    names: list[str] = field(default_factory=list)
+    """Normalized: `a.wav` for `./a.wav`."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """The files that cannot be read, each with the reason."""
+    _offsets: array[int] = field(default_factory=lambda: array("q"))
+    _lengths: array[int] = field(default_factory=lambda: array("q"))
+    _written: dict[int, str] = field(default_factory=dict)
+
+    def add(self, name: str, member: Member) -> None:
+        if member.name != name:
+            self._written[len(self.names)] = member.name
+        self.names.append(name)
+        self._offsets.append(member.offset)
+        self._lengths.append(member.length)
+
+    def member(self, i: int) -> Member:
+        name = self._written.get(i, self.names[i])
+        kind: Format = "zip" if self.archive.lower().endswith(".zip") else "tar"
+        return Member(self._offsets[i], self._lengths[i], kind, self.archive, name)
+
+    @cached_property
+    def folder(self) -> str:
+        """The folders that all audio files are in, `a/b/`; empty if there are none."""
+        folders = {posixpath.dirname(name) for name in self.names if is_audio(name)}
+        common = posixpath.commonpath(folders) if folders else ""
+        return f"{common}/" if common else ""
+
+
+class Entry(NamedTuple):
+    """A file in an archive."""
+
+    member: Member
+    problem: str
+    """Why it cannot be read (it is a link, say); empty if it can."""
+
+
+def is_archive(path: Path | str) -> bool:
+    """Whether a path or a pattern means archives, by its ending; a folder is none."""
+    return bool(_ENDING.search(str(path))) and not os.path.isdir(path)
+
+
+def has_archives(folder: Path | str) -> bool:
+    """Whether a folder on a disk has archives in it."""
+    return os.path.isdir(folder) and any(map(_READABLE.search, os.listdir(folder)))
+
+
+def find_archives(pattern: Path | str) -> list[str]:
+    """Absolute paths or URIs of the archives that a path, URI or pattern means, sorted; of a folder
+    on a disk the archives in it.
+
+    Raises:
+        AttuneError: there is none, or one is neither a zip nor a tar by its ending.
+    """
+    uri = remote_uri(pattern)
+    if uri is None:
+        path = os.path.abspath(pattern)
+        if os.path.isdir(path):
+            found = [os.path.join(path, n) for n in sorted(os.listdir(path)) if _READABLE.search(n)]
+        else:
+            found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+    else:
+        found = _objects(uri)
+    if not found:
+        raise AttuneError(f"audio {uri or path}: no such archive")
+    for name in found:
+        if not _READABLE.search(name):
+            with _opened(name) as file:
+                _check_compression(name, file)
+            raise AttuneError(f"audio {name}: expected .zip or .tar; unpack it, or repack it")
+    return found
+
+
+def list_archives(archives: list[str]) -> list[Listing]:
+    """What each archive holds.
+
+    Raises:
+        AttuneError: an archive is damaged, encrypted, compressed as a whole, or one part of
+            several.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(_listing, archives, map(_version, archives)))
+
+
+def _objects(uri: str) -> list[str]:
+    head, _, rest = uri.partition("://")[2].partition("/")
+    parts = rest.split("/")
+    plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    folder, left = "/".join([f"s3://{head}", *parts[:plain]]), parts[plain:]
+    keys = [key for key, _ in open_store(folder).list()]
+    return [
+        f"{folder}/{key}"
+        for key in keys
+        if len(names := key.split("/")) == len(left) and all(map(fnmatchcase, names, left))
+    ]
+
+
+@contextmanager
+def _opened(archive: str) -> Iterator[BinaryIO]:
+    try:
+        if "://" in archive:
+            folder, _, name = archive.rpartition("/")
+            with open_store(folder).open(name) as file:
+                yield file
+        else:
+            # A small buffer: between two headers of a tar lies a sound.
+            with open(archive, "rb", buffering=1024) as file:
+                yield file
+    except OSError as error:
+        raise AttuneError(f"archive {archive}: {error.strerror or error}") from error
+
+
+def _version(archive: str) -> str:
+    if "://" in archive:
+        folder, _, name = archive.rpartition("/")
+        return open_store(folder).version(name) or ""
+    try:
+        found = os.stat(archive)
+    except OSError as error:
+        raise AttuneError(f"archive {archive}: {error.strerror}") from error
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+
+
+@lru_cache(maxsize=10_000)
+def _listing(archive: str, version: str) -> Listing:
+    """What an archive holds; it is read once while `version` is the same."""
+    listing = Listing(archive)
+    with _opened(archive) as file:
+        _check_compression(archive, file)
+        file.seek(0)
+        is_zip = archive.lower().endswith(".zip")
+        last: dict[str, tuple[Member, str]] = {}
+        for member, problem in (_zip_entries if is_zip else tar_entries)(archive, file):
+            name = posixpath.normpath(member.name)
+            if is_utf8(name):
+                last[name] = member, problem  # of two files with one name, as if unpacked
+    for name, (member, problem) in last.items():
+        if not problem and (posixpath.isabs(name) or name.split("/")[0] == ".."):
+            problem = "leads outside"
+        if problem:
+            listing.problems[name] = problem
+        else:
+            listing.add(name, member)
+    return listing
+
+
+def _check_compression(archive: str, file: BinaryIO) -> None:
+    file.seek(0)
+    start = file.read(6)
+    for magic, command in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise AttuneError(
+                f"archive {archive}: is compressed as a whole, so its files cannot be read one by "
+                f"one; decompress it ({command} {shlex.quote(archive)}) and name the .tar"
+            )
+
+
+def _zip_entries(archive: str, file: BinaryIO) -> Iterator[Entry]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _END_BYTES))
+    tail = file.read(_END_BYTES)
+    disk = tail[(end := tail.rfind(_END_RECORD)) + 4 : end + 6] if _END_RECORD in tail else b""
+    if disk not in (b"", b"\0\0", b"\xff\xff"):
+        whole = re.sub(r"(?i)\.zip$", ".whole.zip", archive)
+        raise AttuneError(
+            f"archive {archive}: is one part of several; join them: zip -s 0 "
+            f"{shlex.quote(archive)} --out {shlex.quote(whole)}"
+        )
+    try:
+        with zipfile.ZipFile(file) as found:
+            infos = found.infolist()
+    except (zipfile.BadZipFile, struct.error, ValueError) as error:
+        raise AttuneError(
+            f"archive {archive}: not a whole zip: {one_line(error)}; it may be cut: fetch it again"
+        ) from error
+    yield from (_zip_entry(archive, info) for info in infos if not info.is_dir())
+
+
+def _zip_entry(archive: str, info: zipfile.ZipInfo) -> Entry:
+    if info.flag_bits & _ENCRYPTED:
+        raise AttuneError(
+            f"archive {archive}: {info.orig_filename} is encrypted; unpack it (unzip "
+            f"{shlex.quote(archive)}) and name the folder"
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise AttuneError(
+            f"archive {archive}: {info.orig_filename} is compressed by method "
+            f"{info.compress_type}; only stored and deflated files can be read: repack it (zip -0)"
+        )
+    # zipfile decodes names without the flag for UTF-8 as cp437, whatever they are.
+    raw = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437", "replace")
+    name = zip_name(raw, info.flag_bits)
+    is_link = stat.S_ISLNK(info.external_attr >> 16)
+    member = Member(info.header_offset, info.compress_size, "zip", archive, name)
+    return Entry(member, "is a link" if is_link else "")
+
+
+def tar_entries(archive: str, file: BinaryIO) -> Iterator[Entry]:
+    """The files of an open tar; contents are skipped.
+
+    Raises:
+        AttuneError: the tar is cut or damaged.
+    """
+    problem = "it has no end mark"
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
+                if not info.isdir():
+                    yield _tar_entry(archive, info)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
+                return
+    except tarfile.TarError as error:
+        problem = one_line(error)
+    raise AttuneError(f"archive {archive}: not a whole tar: {problem}; fetch it again")
+
+
+def _tar_entry(archive: str, info: tarfile.TarInfo) -> Entry:
+    length = info.offset_data + info.size - info.offset
+    problem = ""
+    if info.issparse():
+        problem = "has holes (a sparse file)"
+    elif not info.isreg():
+        problem = "is a link" if info.issym() or info.islnk() else "is no file"
+    return Entry(Member(info.offset, length, "tar", archive, info.name), problem)
