@@ -325,6 +325,14 @@ def object_row(source: str, value: Any, has_escapes: bool = True) -> Row:
     return Row(source, value)
 
 
+def json_row(source: str, data: bytes) -> Row:
+    """A row from the JSON text of an object; NaN is None."""
+    try:
+        return object_row(source, json.loads(data, parse_constant=_constant))
+    except (ValueError, RecursionError) as error:
+        return Row(source, {}, f"not valid JSON: {one_line(error)}")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; NaN is None.
 

@@ -23,6 +23,7 @@ from pipeline.catalogs.music import Music
 from pipeline.catalogs.musiccaps import MusicCaps
 from pipeline.catalogs.vggsound import VggSound
 from pipeline.catalogs.wavcaps import WavCaps
+from pipeline.catalogs.webdataset import WebDataset
 
 AnyCatalog = Annotated[
     AudioSet
@@ -36,7 +37,8 @@ AnyCatalog = Annotated[
     | Esc50
     | Music
     | MusicCaps
-    | AudioFolder,
+    | AudioFolder
+    | WebDataset,
     Field(discriminator="dataset"),
 ]
 """A catalog entry of a recipe; its `dataset` key says which."""

@@ -16,7 +16,7 @@ import struct
 import tarfile
 import zipfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,11 +87,34 @@ class Entry(NamedTuple):
     member: Member
     problem: str
     """Why it cannot be read (it is a link, say); empty if it can."""
+    size: int
+    """Bytes of its content."""
 
 
 def is_archive(path: Path | str) -> bool:
     """Whether a path or a pattern means archives, by its ending; a folder is none."""
     return bool(_ENDING.search(str(path))) and not os.path.isdir(path)
+
+
+def read_tar(
+    archive: str, is_wanted: Callable[[str], bool], most_bytes: int
+) -> Iterator[tuple[Entry, bytes]]:
+    """The files of a tar in one pass, with the content of those whose names are wanted.
+
+    Other contents, and those of more than `most_bytes`, are skipped and empty here.
+
+    Raises:
+        AttuneError: the tar is missing, cut, damaged or compressed as a whole.
+    """
+    with _opened(archive) as file:
+        _check_compression(archive, file)
+        file.seek(0)
+        for entry in _tar_entries(archive, file):
+            content, member = b"", entry.member
+            if is_wanted(member.name) and not entry.problem and entry.size <= most_bytes:
+                file.seek(member.offset + member.length - entry.size)
+                content = file.read(entry.size)
+            yield entry, content
 
 
 def has_archives(folder: Path | str) -> bool:
@@ -136,15 +159,20 @@ def list_archives(archives: list[str]) -> list[Listing]:
         return list(pool.map(_listing, archives, map(_version, archives)))
 
 
-def _objects(uri: str) -> list[str]:
-    head, _, rest = uri.partition("://")[2].partition("/")
-    parts = rest.split("/")
+def fixed_folder(pattern: Path | str) -> str:
+    """The folder of a path or URI; of a pattern, the folders before its first `*`."""
+    place = remote_uri(pattern) or os.path.abspath(pattern)
+    parts = place.split("/")
     plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    folder, left = "/".join([f"s3://{head}", *parts[:plain]]), parts[plain:]
-    keys = [key for key, _ in open_store(folder).list()]
+    return "/".join(parts[:plain])
+
+
+def _objects(uri: str) -> list[str]:
+    folder = fixed_folder(uri)
+    left = uri.removeprefix(f"{folder}/").split("/")
     return [
         f"{folder}/{key}"
-        for key in keys
+        for key, _ in open_store(folder).list()
         if len(names := key.split("/")) == len(left) and all(map(fnmatchcase, names, left))
     ]
 
@@ -184,13 +212,11 @@ def _listing(archive: str, version: str) -> Listing:
         file.seek(0)
         is_zip = archive.lower().endswith(".zip")
         last: dict[str, tuple[Member, str]] = {}
-        for member, problem in (_zip_entries if is_zip else tar_entries)(archive, file):
+        for member, problem, _ in (_zip_entries if is_zip else _tar_entries)(archive, file):
             name = posixpath.normpath(member.name)
             if is_utf8(name):
                 last[name] = member, problem  # of two files with one name, as if unpacked
     for name, (member, problem) in last.items():
-        if not problem and (posixpath.isabs(name) or name.split("/")[0] == ".."):
-            problem = "leads outside"
         if problem:
             listing.problems[name] = problem
         else:
@@ -244,12 +270,12 @@ def _zip_entry(archive: str, info: zipfile.ZipInfo) -> Entry:
     # zipfile decodes names without the flag for UTF-8 as cp437, whatever they are.
     raw = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437", "replace")
     name = zip_name(raw, info.flag_bits)
-    is_link = stat.S_ISLNK(info.external_attr >> 16)
+    problem = "is a link" if stat.S_ISLNK(info.external_attr >> 16) else _leaving(name)
     member = Member(info.header_offset, info.compress_size, "zip", archive, name)
-    return Entry(member, "is a link" if is_link else "")
+    return Entry(member, problem, info.file_size)
 
 
-def tar_entries(archive: str, file: BinaryIO) -> Iterator[Entry]:
+def _tar_entries(archive: str, file: BinaryIO) -> Iterator[Entry]:
     """The files of an open tar; contents are skipped.
 
     Raises:
@@ -272,9 +298,14 @@ def tar_entries(archive: str, file: BinaryIO) -> Iterator[Entry]:
 
 def _tar_entry(archive: str, info: tarfile.TarInfo) -> Entry:
     length = info.offset_data + info.size - info.offset
-    problem = ""
+    problem = _leaving(info.name)
     if info.issparse():
         problem = "has holes (a sparse file)"
     elif not info.isreg():
         problem = "is a link" if info.issym() or info.islnk() else "is no file"
-    return Entry(Member(info.offset, length, "tar", archive, info.name), problem)
+    return Entry(Member(info.offset, length, "tar", archive, info.name), problem, info.size)
+
+
+def _leaving(name: str) -> str:
+    leads_out = posixpath.isabs(name) or posixpath.normpath(name).split("/")[0] == ".."
+    return "leads outside" if leads_out else ""

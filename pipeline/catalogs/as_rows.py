@@ -78,11 +78,12 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
     """The texts of the rows at `order`; their files are read again."""
     file, line = (plain(table[name].take(order)) for name in ("file", "line"))
     raw = pa.nulls(len(order), pa.string())
-    for name in pc.unique(file).drop_null().to_pylist():
-        chosen = np.asarray(pc.fill_null(pc.equal(file, name), False)) & (np.asarray(line) > 0)
+    has_line = pc.fill_null(pc.greater(line, 0), False)
+    for name in pc.unique(file.filter(has_line)).drop_null().to_pylist():
+        chosen = np.asarray(pc.fill_null(pc.equal(file, name), False)) & np.asarray(has_line)
         uri = remote_uri(name)
         path = Path(name) if uri is None else local_copy(uri)
-        if chosen.any() and path.is_file():
+        if path.is_file():
             lines = line.filter(pa.array(chosen))
             # So long a list (AudioSet's) has no rows of several lines.  In JSON, a number is an
             # entry's, not a line's.

@@ -10,9 +10,13 @@ from common.audio import AUDIO_EXTENSIONS
 
 def is_audio(path: str) -> bool:
     """Whether a file in a tree is audio by its name, also with a blank after its extension."""
-    # macOS leaves `._x.wav` beside x.wav on other file systems, and `__MACOSX/` in archives.
-    is_rest = posixpath.basename(path).startswith("._") or "__MACOSX" in path.split("/")
-    return has_audio_extension(path.strip()) and not is_rest
+    return has_audio_extension(path.strip()) and not is_rest(path)
+
+
+def is_rest(path: str) -> bool:
+    """Whether macOS made the file: `._x.wav` beside x.wav on other file systems, `__MACOSX/` in
+    archives."""
+    return posixpath.basename(path).startswith("._") or "__MACOSX" in path.split("/")
 
 
 def has_audio_extension(name: str) -> bool:
