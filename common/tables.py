@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from common.audio import AUDIO_EXTENSIONS
 from common.errors import AttuneError, one_line
+from common.parquet_values import numbered_rows, without_nan
 from common.text_files import check_file, is_parquet, open_text, open_text_anyhow
 
 MAX_RAW = 2000
@@ -174,10 +174,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
         for batch in pq.ParquetFile(path).iter_batches(1024):
             for values in batch.to_pylist():
                 number += 1
-                for key, value in values.items():
-                    if isinstance(value, float) and math.isnan(value):
-                        values[key] = None  # as in JSON
-                yield Row(f"{path}:{number}", values)
+                yield Row(f"{path}:{number}", without_nan(values))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise AttuneError(f"{path}: damaged Parquet: {one_line(error)}") from error
 
@@ -219,11 +216,15 @@ def read_json_entries(path: Path) -> Iterator[Row]:
         yield object_row(f"{path}:{number}", entry)
 
 
-def raw_rows(path: Path, lines: Collection[int]) -> dict[int, str]:
+def raw_rows(path: Path | str, lines: Collection[int]) -> dict[int, str]:
     """The text of rows in the file, keyed by the number in their `Row.source`.
 
     At most `MAX_RAW` characters each.  A quoted record over several lines is one text; Parquet
-    rows and JSON entries are given as JSON.  Numbers that the file does not have are left out.
+    rows and JSON entries are given as JSON, Parquet rows without their bytes.  Numbers that the
+    file does not have are left out.
+
+    Args:
+        path: a file, or the `s3://` URI of a Parquet file.
 
     Raises:
         AttuneError: the file is missing or is not a catalog file.
@@ -231,18 +232,18 @@ def raw_rows(path: Path, lines: Collection[int]) -> dict[int, str]:
     wanted = dict.fromkeys(sorted(number for number in lines if number > 0))
     if not wanted:
         return {}
-    entries: Iterable[Any]
-    if is_parquet(path):
-        entries = (row.values for row in read_parquet(path))
+    numbered: Iterable[tuple[int, Any]]
+    if isinstance(path, str) or is_parquet(path):
+        numbered = numbered_rows(str(path), wanted)
     elif path.suffix.lower() == ".json":
-        entries = _json_list(path)
+        numbered = enumerate(_json_list(path), start=1)
     else:
         check_file(path)
         with open_text_anyhow(path) as file:
             return dict(_raw_lines(file, wanted))
     texts = {
         number: json.dumps(entry, ensure_ascii=False, default=str)
-        for number, entry in enumerate(entries, start=1)
+        for number, entry in numbered
         if number in wanted
     }
     # Half a character cannot be shown or stored.

@@ -21,6 +21,7 @@ from pipeline.catalogs.freetouse import FreeToUse
 from pipeline.catalogs.fsd50k import Fsd50k
 from pipeline.catalogs.music import Music
 from pipeline.catalogs.musiccaps import MusicCaps
+from pipeline.catalogs.parquet import Parquet
 from pipeline.catalogs.vggsound import VggSound
 from pipeline.catalogs.wavcaps import WavCaps
 from pipeline.catalogs.webdataset import WebDataset
@@ -38,7 +39,8 @@ AnyCatalog = Annotated[
     | Music
     | MusicCaps
     | AudioFolder
-    | WebDataset,
+    | WebDataset
+    | Parquet,
     Field(discriminator="dataset"),
 ]
 """A catalog entry of a recipe; its `dataset` key says which."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from common.schema import Record
 from common.tables import raw_rows
+from common.text_files import is_parquet
 from common.uris import local_copy, remote_uri
 from pipeline.catalogs.audio_root import AudioRoot, FoundFiles
 from pipeline.catalogs.base import Merged, Outcome, Refusal
@@ -82,12 +83,19 @@ def raw_of(table: pa.Table, order: pa.Array) -> pa.Array:
     for name in pc.unique(file.filter(has_line)).drop_null().to_pylist():
         chosen = np.asarray(pc.fill_null(pc.equal(file, name), False)) & np.asarray(has_line)
         uri = remote_uri(name)
+        if uri is not None and uri.endswith(".parquet"):  # may hold gigabytes of audio
+            lines = line.filter(pa.array(chosen)).to_pylist()
+            found = raw_rows(uri, lines)
+            texts = pa.array([found.get(number) for number in lines], pa.string())
+            raw = pc.replace_with_mask(raw, pa.array(chosen), texts)
+            continue
         path = Path(name) if uri is None else local_copy(uri)
         if path.is_file():
             lines = line.filter(pa.array(chosen))
-            # So long a list (AudioSet's) has no rows of several lines.  In JSON, a number is an
-            # entry's, not a line's.
-            is_listed = path.suffix.lower() != ".json" and len(lines) > _MANY
+            # So long a list (AudioSet's) has no rows of several lines.  In JSON and Parquet, a
+            # number is an entry's, not a line's.
+            is_lines = path.suffix.lower() != ".json" and not is_parquet(path)
+            is_listed = is_lines and len(lines) > _MANY
             if is_listed and has_plain_lines(path):
                 ascending = pc.sort_indices(lines)
                 texts = raw_lines(path, lines.take(ascending)).take(pc.sort_indices(ascending))

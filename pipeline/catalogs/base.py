@@ -158,6 +158,14 @@ class CatalogEntry(Section):
         """The catalog's list files.  Their content is part of the plan's hash."""
         return [path for name, path in self._paths() if name != "root"]
 
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of list files that are not in `sources`, because they hold the audio too.
+
+        Raises:
+            AttuneError: as `read`.
+        """
+        return {}
+
     def record(
         self, source: str, native_id: str, group_id: str, *, split: str | None = None, **more: Any
     ) -> Record:

@@ -209,7 +209,8 @@ def plan_inputs(recipe: Recipe, config: PipelineConfig) -> dict[str, Any]:
         "normalizer": normalizer_id(config.prompt_form.policy),
         "pipeline": config.model_dump(mode="json", exclude=set(EXECUTION_ONLY))
         | {"prompts_per_chunk": PROMPTS_PER_CHUNK},
-        "sources": {name: _file_sha256(copy) for name, copy in sorted(sources.items())},
+        "sources": {name: _file_sha256(copy) for name, copy in sorted(sources.items())}
+        | {k: v for catalog in config.catalogs for k, v in catalog.fingerprints().items()},
     }
 
 
