@@ -31,6 +31,8 @@ from common.storage import StorageError, open_store
 from common.text_files import check_file
 
 _ADDRESS = re.compile(r"(?s)value:(\d+):(\d+):([^:]*):(.+)")
+ROW_IN_GROUP = r"^(value:\d+:)\d+:"
+"""Pattern for Arrow: with only its first group left, the addresses of a row group are equal."""
 _KEPT = 3
 """Row groups that a process keeps: a worker encodes two shards at once, and one of them may already
 read ahead into its next row group."""

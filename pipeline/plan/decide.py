@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.errors import AttuneError
+from common.parquet_values import ROW_IN_GROUP
 from common.prompts import PromptForm
 from common.schema import PLAN, REJECTS, SPLITS
 from common.uris import remote_uri
@@ -315,10 +316,14 @@ def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: in
     sample of all datasets, which training needs, and the order of catalogs and rows does not
     matter.  If a clip is added, at most one clip moves across each shard border after it.
 
-    Rows that are read together are stored together.  Inside a shard, clips are sorted by id, as in
-    the shard's tar.  A row group of plan.parquet holds whole shards (`frozen_plan`).  New chunks of
-    the text cache are cut in the order of the plan, so a shard's prompts are in few chunks
-    (`text_cache`).
+    Clips in one row group of a Parquet file are read together, so they form a block, which has the
+    rank of its clip with the smallest id.  Any other clip is a block of its own.  So a shard reads
+    few row groups, and is a sample of row groups where it would be a sample of clips.
+
+    Rows that are read together are stored together.  Inside a shard, clips are sorted by id, and
+    the clips of a block come after its first one.  The shard's tar has the same order.  A row group
+    of plan.parquet holds whole shards (`frozen_plan`).  New chunks of the text cache are cut in the
+    order of the plan, so a shard's prompts are in few chunks (`text_cache`).
     """
     here = np.flatnonzero(pc.is_null(rows["reason"]))
     for name in rows.keys() - {*PLAN.names, "file", "line"}:
@@ -326,10 +331,14 @@ def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: in
     words = id_words(rows["sample_id"].take(pa.array(here)))
     # The sample id is already a hash.  XOR with the seed gives another order for each seed.
     salt = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
-    rank = np.empty(len(here), np.int64)
-    rank[_argsort(_mix(words[:, 0] ^ np.uint64(salt)), words)] = np.arange(len(here))
-    # Sort by id first, then stably by shard: inside a shard, clips stay sorted by id.
+    rank = _inverse(_argsort(_mix(words[:, 0] ^ np.uint64(salt)), words))
     by_id = _argsort(words[:, 0], words)
+    if len(members := _in_row_groups(rows["audio_uri"], here)):
+        uris = rows["audio_uri"].take(pa.array(here[members]))
+        leaders = _leaders(uris, members, by_id)
+        rank = _inverse(_side_by_side(_inverse(rank), members, leaders))
+        by_id = _side_by_side(by_id, members, leaders)
+    # Sort by id first, then stably by shard: inside a shard, clips stay in this order.
     order = by_id[np.argsort(rank[by_id] // clips_per_shard, kind="stable")]
     number = np.arange(len(here))
     done = {
@@ -344,6 +353,47 @@ def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: in
         if name not in done:
             done[name] = plain(rows.pop(name).take(order))
     return pa.table([done[name] for name in PLAN.names], schema=PLAN)
+
+
+def _in_row_groups(uris: pa.ChunkedArray, here: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of the rows `here` have their audio in a row group of a Parquet file."""
+    is_value = np.asarray(pc.fill_null(pc.starts_with(uris, "value:"), False))
+    return np.flatnonzero(is_value[here])
+
+
+def _leaders(
+    uris: pa.ChunkedArray, members: NDArray[np.int64], by_id: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each member of a block, the member of the same block with the smallest sample id.
+
+    Args:
+        uris: the addresses of the members; a block is a row group.
+        members: numbers of the rows.
+        by_id: numbers of all rows, by sample id.
+    """
+    groups = pc.replace_substring_regex(plain(uris), ROW_IN_GROUP, r"\1")
+    block = np.asarray(groups.dictionary_encode().indices)
+    place = _inverse(by_id)[members]
+    smallest = np.full(block.max() + 1, len(by_id))
+    np.minimum.at(smallest, block, place)
+    return by_id[smallest[block]]
+
+
+def _side_by_side(
+    order: NDArray[np.int64], members: NDArray[np.int64], leaders: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The order (row numbers) with each block's members together, where their leader is."""
+    place = _inverse(order)
+    block_place = place.copy()
+    block_place[members] = place[leaders]
+    return np.lexsort((place, block_place))
+
+
+def _inverse(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each row in an order of row numbers."""
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return place
 
 
 def _argsort(keys: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.int64]:
