@@ -1,7 +1,8 @@
 """Audio inside other files: its address, which a plan keeps like a path, and its bytes.
 
-An address is `member:OFFSET:LENGTH:FORMAT:ARCHIVE!/NAME`, a file in a zip or tar archive.  It says
-where the bytes are, so a worker reads one range and needs no index of the archive.  Paths are
+An address is `member:OFFSET:LENGTH:FORMAT:ARCHIVE!/NAME`, a file in a zip or tar archive, or
+`value:ROW_GROUP:ROW:COLUMN:FILE`, a value in a Parquet file (`common.parquet_values`).  It says
+where the bytes are, so a worker reads one range (one row group) and needs no index.  Paths are
 absolute and URIs begin with `s3://`, so neither can be taken for an address.
 """
 
@@ -17,6 +18,7 @@ from functools import lru_cache
 from typing import Literal
 
 from common.audio import AudioError
+from common.parquet_values import Value, parse_value, read_value
 from common.storage import StorageError, open_store
 
 Format = Literal["zip", "tar"]
@@ -62,8 +64,13 @@ class Member:
         return f"{self.archive}!/{self.name}"
 
 
-def parse(uri: str) -> Member | None:
+Source = Member | Value
+
+
+def parse(uri: str) -> Source | None:
     """The address in a record's `audio_uri`; None for a path or the URI of an object."""
+    if uri.startswith("value:"):
+        return parse_value(uri)
     found = _ADDRESS.fullmatch(uri) if uri.startswith("member:") else None
     if found is None:
         return None
@@ -71,14 +78,25 @@ def parse(uri: str) -> Member | None:
     return Member(int(offset), int(length), "zip" if kind == "zip" else "tar", archive, name)
 
 
-def read_bytes(source: Member) -> bytes:
-    """The content of a member, decompressed.
+def file_of(uri: str) -> str:
+    """The path or URI of the file that a record's audio is in; for a plain file, itself."""
+    source = parse(uri)
+    if source is None:
+        return uri
+    return source.archive if isinstance(source, Member) else source.file
+
+
+def read_bytes(source: Source) -> bytes:
+    """The content of a member, decompressed, or of a value.
 
     Raises:
-        AudioError: unreadable: the member is damaged, or larger than the limits.
-        StorageError: the archive is gone, has changed since the address was made, or cannot be
-            read.
+        AudioError: unreadable: the content is damaged, or larger than the limits; empty_file: a
+            value without bytes.
+        StorageError: the archive or file is gone, has changed since the address was made, or
+            cannot be read.
     """
+    if isinstance(source, Value):
+        return read_value(source)
     if source.length > _MOST_BYTES:
         raise AudioError("unreadable", f"{source.shown}: over 2 GiB; unpack it to read it")
     return _read_zip(source) if source.format == "zip" else _read_tar(source)

@@ -33,7 +33,7 @@ from typing import Any
 
 from common.audio import REASONS
 from common.errors import AttuneError
-from common.sources import parse
+from common.sources import file_of
 from common.storage import AccessDenied, open_store
 from common.uris import remote_uri
 from pipeline.datadir.commit import commit_key, poison_shards, read_commit
@@ -143,10 +143,8 @@ def _without_audio(uris: Iterable[str]) -> list[bool]:
 
 
 def _size(uri: str) -> int:
-    """Bytes of an audio file, or of the archive with it, on a disk or in a bucket; 0 if it is
-    missing or not readable."""
-    if source := parse(uri):
-        uri = source.archive
+    """Bytes of an audio file, or of the file that it is in; 0 if it is missing or not readable."""
+    uri = file_of(uri)
     if remote := remote_uri(uri):
         folder, _, name = remote.rpartition("/")
         store = open_store(folder)
