@@ -179,9 +179,11 @@ _reading = Lock()
 @lru_cache(maxsize=_KEPT)
 def _row_group(file: str, row_group: int, column: str) -> pa.ChunkedArray:
     """The bytes in a column of a row group."""
+    is_open = False
     try:
         with _opened(file) as source:
             parquet = pq.ParquetFile(source, buffer_size=_BUFFER)
+            is_open = True
             if row_group >= parquet.num_row_groups or column not in parquet.schema_arrow.names:
                 raise _changed(file)
             is_struct = pa.types.is_struct(parquet.schema_arrow.field(column).type)
@@ -198,8 +200,9 @@ def _row_group(file: str, row_group: int, column: str) -> pa.ChunkedArray:
             f"{file}: no such file; it was there when the plan was made: is it mounted?"
         ) from None
     except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk, not the content
-            raise StorageError(f"{file}: {error}; run again") from error
+        # A failing disk has an error number.  A file without its end is not what was planned.
+        if not is_open or (isinstance(error, OSError) and error.errno is not None):
+            raise StorageError(f"{file}: cannot be read: {one_line(error)}") from error
         detail = f"{file}: row group {row_group} is damaged ({one_line(error)})"
         raise AudioError("unreadable", detail) from error
 

@@ -426,13 +426,10 @@ def _no_audio(file: str, schema: pa.Schema) -> AttuneError:
 
 
 def _words(file: str) -> list[str]:
-    """The words in a file's name, then those in the name of its folder."""
+    """The words in a file's name, and the last one in the name of its folder (`bal_train`)."""
     folder, name = posixpath.split(file)
-    return [
-        word
-        for part in (name, posixpath.basename(folder))
-        for word in re.split(r"[^A-Za-z]+", part)
-    ]
+    words = re.compile("[A-Za-z]+")
+    return [*words.findall(name), *words.findall(posixpath.basename(folder))[-1:]]
 
 
 def _split_of_file(file: str, has_train: bool) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from common.config import load_recipe
 from common.errors import AttuneError
+from common.parquet_values import Value
 from common.prompts import PromptForm
 from common.schema import Record
 from common.storage import open_store
@@ -90,6 +92,44 @@ def test_membership_does_not_depend_on_the_order_of_rows_or_catalogs() -> None:
     in_first = one["sample_id"].to_pylist()[:8]
     assert in_first == sorted(in_first)
     assert one["position"].to_pylist()[:9] == [*range(8), 0]
+
+
+def value(i: int, file: str = "/a.parquet", rows_per_group: int = 16) -> Record:
+    record = clip(i)
+    record.audio_uri = str(Value(i // rows_per_group, i % rows_per_group, "audio", file))
+    return record
+
+
+def test_clips_of_a_row_group_are_side_by_side_and_the_others_in_their_own_order() -> None:
+    files, values = [*map(clip, range(200, 280))], [*map(value, range(160))]
+    rows = plan(Listed(outcomes=[*values, *files]), size=6).plan.to_pylist()
+    groups: dict[str, set[int]] = {}
+    for row in rows:
+        if row["audio_uri"].startswith("value:"):
+            groups.setdefault(row["audio_uri"].split(":")[1], set()).add(row["shard"])
+    assert len(groups) == 10
+    for shards in groups.values():  # 16 clips in shards of 6
+        assert len(shards) <= 4 and max(shards) - min(shards) == len(shards) - 1
+    for shard in range(40):  # within a shard, too
+        uris = [row["audio_uri"] for row in rows if row["shard"] == shard]
+        here = [uri.split(":")[1] if ":" in uri else uri for uri in uris]
+        runs = [a for a, b in pairwise([*here, ""]) if a != b]
+        assert len(runs) == len(set(runs))
+    order = [row["native_id"] for row in plan(Listed(outcomes=files), size=1).plan.to_pylist()]
+    shard = {row["native_id"]: row["shard"] for row in rows}
+    assert [shard[name] for name in order] == sorted(shard[name] for name in order)
+    first = sum(min(shards) < 20 for shards in groups.values())
+    assert 0 < first < 10  # row groups are spread among the files
+
+
+def test_the_order_of_row_groups_depends_only_on_their_clips_and_the_seed() -> None:
+    values = [*map(value, range(160))]
+    moved = [value(i, "s3://b/c.parquet") for i in reversed(range(160))]
+    one, other = (plan(Listed(outcomes=rows)).plan for rows in (values, moved))
+    names = ["sample_id", "shard", "position"]
+    assert one.select(names).equals(other.select(names))
+    seeded = plan(Listed(outcomes=values), seed=1).plan
+    assert not one.select(names).equals(seeded.select(names))
 
 
 def test_groups_held_out_by_any_dataset_stay_out_of_training() -> None:
