@@ -4,7 +4,7 @@ Workers and drivers can be killed at any moment, and two attempts at one shard c
 time (a worker that was taken for dead may still be writing).  The order of operations makes both
 harmless:
 
-1. Build the tar on local scratch, byte-deterministic: members sorted, mtime 0, ASCII keys.
+1. Build the tar on local scratch, byte-deterministic: clips in the plan's order, mtime 0, ASCII keys.
 2. Read it back and parse every sample, so that a bad disk is noticed before anything is published.
 3. Publish the tar as `shards/NNNNNN-<sha12>.tar`.  The tar comes first because a commit must never
    name bytes that are not there.  Its name contains its hash, so two attempts can only overwrite
@@ -59,7 +59,7 @@ class EncodedClip:
 
 
 def build_tar(path: Path, clips: Iterable[EncodedClip]) -> list[tuple[str, int, int]]:
-    """Write a shard's tar; clips come in the plan's order.
+    """Write a shard's tar; clips come in the plan's order, each once.
 
     Returns:
         `(sample_id, offset, length)` per clip: the byte range of its members, with headers and
@@ -70,10 +70,14 @@ def build_tar(path: Path, clips: Iterable[EncodedClip]) -> list[tuple[str, int, 
     from webdataset.writer import TarWriter
 
     spans: list[tuple[str, int, int]] = []
+    names: set[str] = set()
     # Without user names and times, the same clips give the same bytes on every machine.
     plain = {"user": "", "group": "", "mode": 0o644, "mtime": 0, "encoder": False}
     with path.open("wb") as file, TarWriter(file, **plain) as tar:
         for clip in clips:
+            if clip.sample_id in names:
+                raise ValueError(f"{clip.sample_id}: two clips of this name")
+            names.add(clip.sample_id)
             codes, text = _npy_bytes(clip.codes, "<i2"), _npy_bytes(clip.text, "<f2")
             members = zip(MEMBERS, (codes, canonical_json(clip.record), text), strict=True)
             start = tar.tarstream.offset
