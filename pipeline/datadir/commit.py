@@ -4,7 +4,7 @@ Workers and drivers can be killed at any moment, and two attempts at one shard c
 time (a worker that was taken for dead may still be writing).  The order of operations makes both
 harmless:
 
-1. Build the tar on local scratch, byte-deterministic: clips in the plan's order, mtime 0, ASCII keys.
+1. Build the tar on local scratch, byte-deterministic: the plan's order, mtime 0, ASCII keys.
 2. Read it back and parse every sample, so that a bad disk is noticed before anything is published.
 3. Publish the tar as `shards/NNNNNN-<sha12>.tar`.  The tar comes first because a commit must never
    name bytes that are not there.  Its name contains its hash, so two attempts can only overwrite
