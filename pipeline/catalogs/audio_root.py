@@ -341,7 +341,7 @@ class ArchiveRoot(AudioRoot):
 
     def real_path(self, name: str) -> str:
         member = parse(name)
-        if member is None:
+        if not isinstance(member, Member):
             number = self._number(posixpath.normpath(name))
             if number is None:
                 return f"{self.pattern}!/{posixpath.normpath(name)}"
