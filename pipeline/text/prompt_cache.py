@@ -28,6 +28,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import common.lemmas
 import common.letters
 import common.prompts
 from common.prompts import PromptForm, normalizer_id
@@ -37,6 +38,7 @@ MOST_TEXTS = 1_000_000
 """Number of texts that a file keeps (about 100 MB in memory); the last ones that were added."""
 MOST_FILES = 8
 """Number of files that the folder keeps, the last used ones: one for each KEY."""
+_COLUMNS = pa.schema([("text", pa.string()), ("prompt", pa.string())])
 
 
 def known_prompts(texts: Collection[str], form: PromptForm) -> dict[str, str]:
@@ -62,7 +64,7 @@ def keep_prompts(made: Mapping[str, str], form: PromptForm) -> None:
         return
     others = (pair for pair in _read(form) if pair[0] not in made)
     texts, prompts = zip(*islice(chain(made.items(), others), MOST_TEXTS), strict=True)
-    table = pa.table({"text": pa.array(texts, "str"), "prompt": pa.array(prompts, "str")})
+    table = pa.table([texts, prompts], schema=_COLUMNS)
     with suppress(OSError, RuntimeError):  # a full or read-only disk, no home folder
         path = _path(form)
         # A private folder: whoever can write there could replace prompts.
@@ -80,18 +82,20 @@ def _path(form: PromptForm) -> Path:
     python = [*sys.version_info[:2], unicodedata.unidata_version]
     key = [asdict(form), normalizer_id(form.policy), python]
     digest.update(json.dumps(key, sort_keys=True).encode())
-    for module in (common.prompts, common.letters):
+    for module in (common.prompts, common.lemmas, common.letters):
         digest.update(Path(str(module.__file__)).read_bytes())
     return cache_folder() / "prompts" / f"{digest.hexdigest()}.parquet"
 
 
 def _read(form: PromptForm) -> Iterator[tuple[str, str]]:
     """Texts and prompts of the file, as far as it is intact."""
-    with suppress(OSError, RuntimeError, pa.ArrowException):
+    with suppress(OSError, RuntimeError, ValueError, pa.ArrowException):
         path = _path(form)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             os.utime(path)  # for `_tidy`
-            for batch in file.iter_batches(columns=["text", "prompt"]):
+            if not file.schema_arrow.equals(_COLUMNS):  # the schema has no checksum
+                return
+            for batch in file.iter_batches():
                 yield from zip(batch["text"].to_pylist(), batch["prompt"].to_pylist(), strict=True)
 
 

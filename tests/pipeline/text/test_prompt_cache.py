@@ -9,6 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+import common.lemmas
+import common.letters
+import common.prompts
 from common.prompts import PromptForm
 from pipeline.catalogs.audiofolder import AudioFolder
 from pipeline.plan.decide import decide
@@ -54,8 +57,13 @@ def test_prompts_are_kept_for_their_form_and_versions(monkeypatch: pytest.Monkey
     keep_prompts({"b": "2"}, FORM)
     assert known_prompts(["a", "b", "c"], FORM) == {"a": "1", "b": "2"}
     assert known_prompts(["a"], PromptForm("lemmas", "drop")) == {}
-    monkeypatch.setattr(prompt_cache, "normalizer_id", lambda policy: f"{policy}-other")
-    assert known_prompts(["a"], FORM) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt_cache, "normalizer_id", lambda policy: f"{policy}-other")
+        assert known_prompts(["a"], FORM) == {}
+    for module in (common.prompts, common.lemmas, common.letters):  # with another rule or table
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__file__", __file__)
+            assert known_prompts(["a"], FORM) == {}
 
 
 def test_damage_is_made_good(cache: Path) -> None:
@@ -63,7 +71,8 @@ def test_damage_is_made_good(cache: Path) -> None:
     keep_prompts(made, FORM)
     (file,) = cache.iterdir()
     whole = file.read_bytes()
-    for at in range(0, len(whole), 97):
+    footer = range(len(whole) - int.from_bytes(whole[-8:-4], "little") - 8, len(whole))
+    for at in (*range(0, len(whole), 97), *footer):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         assert known_prompts(made, FORM).items() <= made.items()
     for size in (0, 100, len(whole) - 1):
