@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 from common.errors import AttuneError
+from common.letters import compose
 from common.schema import SPLITS, Record
 from common.tables import Row, object_row, read_json, read_table
 from common.uris import remote_uri
@@ -81,7 +82,8 @@ class Music(Catalog):
             return row
         root = AudioRoot(self.audio, is_blind=True)
         file = root.folder / (os.path.splitext(root.spelling(path))[0] + ".json")
-        if not file.resolve().is_relative_to(root.folder.resolve()) or not file.is_file():
+        # `isfile` also answers for names that no disk can have.
+        if not os.path.isfile(file) or not file.resolve().is_relative_to(root.folder.resolve()):
             return row
         try:
             info = object_row(str(file), read_json(file))
@@ -123,7 +125,8 @@ class Music(Catalog):
         except ValueError as error:
             problem = problem or str(error)
         group = f"{self.label}:{name}" if name else ""
-        group = f"artist:{artist.casefold()}" if artist else group
+        # Two lists may write one name in two Unicode forms, or with other blanks.
+        group = f"artist:{' '.join(compose(artist).casefold().split())}" if artist else group
         if name and self.role == "hold_out" and not (artist or real):
             group = ""
             problem = problem or (

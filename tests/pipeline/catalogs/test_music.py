@@ -100,6 +100,21 @@ def test_the_list_of_audiocraft(tmp_path: Path) -> None:
     assert [r.sample_id for r in blind] == [r.sample_id for r in (first, second, fourth)]
 
 
+def test_names_of_audiocrafts_list_that_no_disk_can_have(tmp_path: Path) -> None:
+    rows = (json.dumps({"path": name, "info_path": None}) for name in ("a\0.wav", "a" * 300))
+    path = write(tmp_path / "data.jsonl", *rows)
+    audio = touch(tmp_path / "audio", "b.wav")
+    outcomes = list(catalog(dataset="music", catalog=path, audio=audio).read())
+    assert refusals(outcomes) == [("1", "missing_audio"), ("2", "missing_audio")]
+
+
+def test_an_artist_is_one_however_the_name_is_typed(tmp_path: Path) -> None:
+    names = "Beyonc\u00e9 X", "BEYONCE\u0301  x", "beyonc\u00e9\u00a0x"
+    path = write(tmp_path / "c.csv", "path,artist", *(f"{i}.wav,{n}" for i, n in enumerate(names)))
+    found = records(list(catalog(dataset="music", catalog=path).without_audio().read()))
+    assert [record.group_id for record in found] == ["artist:beyonc\u00e9 x"] * 3
+
+
 def test_half_a_parquet_file_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([TRACK]), tmp_path / "c.parquet")
     whole = (tmp_path / "c.parquet").read_bytes()
