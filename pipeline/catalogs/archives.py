@@ -7,6 +7,7 @@ its contents are skipped.  Archives are on a disk or at `s3://`.
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import posixpath
 import re
@@ -14,21 +15,25 @@ import shlex
 import stat
 import struct
 import tarfile
+import tempfile
 import zipfile
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from common.errors import AttuneError, one_line
 from common.sources import Format, Member, zip_name
 from common.storage import open_store
-from common.uris import remote_uri
+from common.uris import cache_folder, remote_uri
 from pipeline.catalogs.file_names import is_audio, is_utf8
 
 _ENDING = re.compile(r"(?i)\.(zip|tar|t(ar\.)?(gz|bz2|xz|zst))$")
@@ -44,6 +49,15 @@ _END_RECORD = b"PK\5\6"
 _END_BYTES = 22 + 65535  # with the longest comment
 _UTF8 = 0x800
 _ENCRYPTED = 0x1
+_INDEX = pa.schema(
+    [
+        ("name", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("problem", pa.string()),
+        ("size", pa.int64()),
+    ]
+)
 _READERS = 8
 """Archives that are indexed at the same time: in a store, each header is a request."""
 
@@ -207,21 +221,63 @@ def _version(archive: str) -> str:
 def _listing(archive: str, version: str) -> Listing:
     """What an archive holds; it is read once while `version` is the same."""
     listing = Listing(archive)
-    with _opened(archive) as file:
-        _check_compression(archive, file)
-        file.seek(0)
-        is_zip = archive.lower().endswith(".zip")
-        last: dict[str, tuple[Member, str]] = {}
-        for member, problem, _ in (_zip_entries if is_zip else _tar_entries)(archive, file):
-            name = posixpath.normpath(member.name)
-            if is_utf8(name):
-                last[name] = member, problem  # of two files with one name, as if unpacked
-    for name, (member, problem) in last.items():
+    is_zip = archive.lower().endswith(".zip")
+    # In a store, each header of a tar costs a request.
+    index = None if is_zip or "://" not in archive else _index_file(archive, version)
+    entries = _read_index(index, archive) if index else []
+    if not entries:
+        with _opened(archive) as file:
+            _check_compression(archive, file)
+            file.seek(0)
+            found = (_zip_entries if is_zip else _tar_entries)(archive, file)
+            # Of two files with one name the last counts, as if unpacked.
+            last = {posixpath.normpath(entry.member.name): entry for entry in found}
+        entries = [entry for name, entry in last.items() if is_utf8(name)]
+        if index:
+            _keep_index(index, entries)
+    for member, problem, _ in entries:
+        name = posixpath.normpath(member.name)
         if problem:
             listing.problems[name] = problem
         else:
             listing.add(name, member)
     return listing
+
+
+def _index_file(archive: str, version: str) -> Path | None:
+    """The file that keeps what an archive holds; None if this user has no cache folder."""
+    key = hashlib.blake2b(f"1\n{archive}\n{version}".encode(), digest_size=12).hexdigest()
+    with suppress(RuntimeError):
+        return cache_folder() / "archives" / f"{key}.parquet"
+    return None
+
+
+def _read_index(file: Path, archive: str) -> list[Entry]:
+    """The files of a tar as `_keep_index` kept them; none if they are not there or damaged."""
+    with suppress(OSError, pa.ArrowException):
+        table = pq.read_table(file, page_checksum_verification=True)
+        return [
+            Entry(Member(offset, length, "tar", archive, name), problem, size)
+            for name, offset, length, problem, size in zip(
+                *(column.to_pylist() for column in table.columns), strict=True
+            )
+        ]
+    return []
+
+
+def _keep_index(file: Path, entries: list[Entry]) -> None:
+    """Keep the files of an archive for later commands, if the disk allows."""
+    rows = [(e.member.name, e.member.offset, e.member.length, e.problem, e.size) for e in entries]
+    table = pa.Table.from_pylist(
+        [dict(zip(_INDEX.names, row, strict=True)) for row in rows], schema=_INDEX
+    )
+    with suppress(OSError):  # a full or read-only disk
+        # A private folder: whoever can write there could replace an index.
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+            partial = Path(scratch) / file.name
+            pq.write_table(table, partial, write_page_checksum=True)
+            os.replace(partial, file)
 
 
 def _check_compression(archive: str, file: BinaryIO) -> None:

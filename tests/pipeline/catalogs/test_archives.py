@@ -36,6 +36,11 @@ from pipeline.text.captions import TextRules
 RULES = TextRules(PromptForm("plain"))
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTUNE_CACHE", str(tmp_path / "cache"))
+
+
 def content(address: str | None) -> str:
     source = parse(address or "")
     assert source is not None, address
@@ -184,6 +189,32 @@ def test_only_directories_and_headers_are_read(
         assert 0 < asked < 150_000  # of 5 MB
         ArchiveRoot(tmp_path / name)  # an unchanged archive is not read again
         assert asked < 150_000
+
+
+def test_the_headers_of_a_tar_in_a_bucket_are_read_once(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"{s3_bucket}/index")
+    store.write("x.tar", pack_names(tmp_path / "x.tar", "top/a.wav", "./top/b.wav", "../c.wav"))
+    asked = []
+    read_range = type(store).read_range
+    monkeypatch.setattr(
+        type(store), "read_range", lambda *args: asked.append(args) or read_range(*args)
+    )
+    roots = []
+    for kept in (False, True, False):
+        if not kept:  # no index, or a damaged one
+            for file in (tmp_path / "cache/archives").glob("*"):
+                file.write_bytes(b"PAR1")
+        archives._listing.cache_clear()
+        asked.clear()
+        roots.append(ArchiveRoot(f"{store.uri}/*.tar"))
+        assert bool(asked) is not kept
+    assert roots[0]._listings == roots[1]._listings == roots[2]._listings
+    assert content(roots[1].by_name("b.wav")) == "./top/b.wav"
+    store.write("x.tar", pack_names(tmp_path / "x.tar", "top/other.wav"))
+    files = ArchiveRoot(f"{store.uri}/x.tar").audio_files(deep=True)
+    assert list(files) == [f"{store.uri}/x.tar!/top/other.wav"]
 
 
 def test_audiofolder_reads_the_archive_beside_its_list(tmp_path: Path) -> None:
