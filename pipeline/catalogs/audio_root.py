@@ -342,6 +342,7 @@ class ArchiveRoot(AudioRoot):
     def real_path(self, name: str) -> str:
         member = parse(name)
         if not isinstance(member, Member):
+            name = self._stems.get(name, name)  # of a list that only has stems
             number = self._number(posixpath.normpath(name))
             if number is None:
                 return f"{self.pattern}!/{posixpath.normpath(name)}"
@@ -357,10 +358,12 @@ class ArchiveRoot(AudioRoot):
     def by_stems(self, *candidates: pa.Array) -> FoundFiles:
         if not self.is_blind:
             return super().by_stems(*candidates)
-        stems = candidates[0].to_pylist()
-        n = len(stems)
-        real = [self.real_path(self._stems.get(stem, stem)) for stem in stems]
-        none = np.zeros(n, bool)
+        rows = zip(*(candidate.to_pylist() for candidate in candidates), strict=True)
+        real = [
+            self.real_path(next((stem for stem in stems if stem in self._stems), stems[0]))
+            for stems in rows
+        ]
+        none = np.zeros(len(real), bool)
         return FoundFiles(candidates[0], none, none, pa.array(real, pa.string()))
 
     def _number(self, name: str) -> int | None:

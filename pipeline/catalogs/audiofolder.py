@@ -119,6 +119,12 @@ class AudioFolder(Catalog):
         if not lists:
             rows = unlisted_rows(self.root) if os.path.isdir(self.root) else iter(())
             first = next(rows, None)
+            if first is None and has_archives(self.root):
+                raise AttuneError(
+                    f"{self.root}: has archives, but no metadata.csv or metadata.jsonl that names "
+                    "their files; for tars with .json or .txt beside the sounds, set dataset: "
+                    f"webdataset and audio: {self.root}/*.tar"
+                )
             if first is None:
                 raise AttuneError(
                     f"{self.root}: no metadata.csv or metadata.jsonl in it or in train/, "

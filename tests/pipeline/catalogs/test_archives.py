@@ -237,13 +237,27 @@ def test_audiofolder_reads_the_archive_beside_its_list(tmp_path: Path) -> None:
     assert len(records(outcomes)) == 3
 
 
+def test_archives_without_a_list_are_one_line(tmp_path: Path) -> None:
+    pack_names(tmp_path / "0.tar", "0.wav", "0.txt")
+    with pytest.raises(AttuneError, match=r"dataset: webdataset and audio: /.*/\*\.tar$"):
+        read(dataset="audiofolder", root=tmp_path)
+
+
 def test_stems_are_looked_up_in_archives(tmp_path: Path) -> None:
-    pack_names(tmp_path / "FSD50K.dev_audio.zip", "FSD50K.dev_audio/64760.wav")
+    root = "FSD50K.dev_audio"
+    pack_names(tmp_path / f"{root}.zip", f"{root}/64760.wav")
     clips = write(tmp_path / "dev.csv", "fname,labels,mids,split", "64760,Bark,/m/05tny_,train")
     vocabulary = write(tmp_path / "vocabulary.csv", "0,Bark,/m/05tny_")
     common = {"dataset": "fsd50k", "clips": clips, "vocabulary": vocabulary}
     (record,) = records(read(**common, audio=tmp_path / "*.zip"))
     assert content(record.audio_uri) == "FSD50K.dev_audio/64760.wav"
+    # A list that needs no audio means the same file.
+    (blind,) = records(list(catalog(**common, audio=tmp_path / "*.zip").without_audio().read()))
+    assert blind.real_uri == record.real_uri == f"{tmp_path}/{root}.zip!/{root}/64760.wav"
+    found = ArchiveRoot(tmp_path / "*.zip", is_blind=True).by_stems(
+        pa.array(["none", "-"]), pa.array(["64760", "-"])
+    )
+    assert found.real.to_pylist() == [record.real_uri, f"{tmp_path}/*.zip!/-"]
 
 
 @pytest.mark.parametrize("is_there", [True, False])
