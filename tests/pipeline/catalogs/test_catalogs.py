@@ -26,7 +26,9 @@ from pipeline.catalogs import CATALOGS
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Refusal
 
-PATHS = ("root", "audio", "captions", "segments", "class_labels", "catalog", "clips", "sounds")
+PATHS = (
+    "root", "audio", "captions", "segments", "class_labels", "catalog", "clips", "sounds", "files",
+)  # fmt: skip
 NEEDED = {"audioset": {"class_labels": "/x"}, "wavcaps": {"source": "bbc"}}
 """What a catalog needs beside its required paths."""
 
