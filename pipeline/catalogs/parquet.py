@@ -13,7 +13,7 @@ import os
 import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
@@ -242,9 +242,8 @@ class Parquet(Catalog):
                     if not isinstance(record, Record):
                         yield record
                     elif row not in lacking:
-                        value = Value(group, row, layout.audio, file)
-                        record.audio_uri = str(value)
-                        record.real_uri = str(replace(value, file=real))
+                        record.audio_uri = str(Value(group, row, layout.audio, file))
+                        record.real_uri = str(Value(group, row, layout.audio, real))
                         yield record
                     elif path:
                         root = root or self.open_audio(posixpath.dirname(file))

@@ -68,7 +68,9 @@ def _names(rows: pa.Table) -> pa.Array:
     rows = rows.select(["audio_uri", "real_uri", "native_id", "group_id", "clip"])
     uri, join = plain(rows["audio_uri"]), pc.binary_join_element_wise
     real = plain(rows["real_uri"])  # of a file in an archive
-    unseen = pc.invert(pc.fill_null(pc.match_substring_regex(uri, "^(/|s3:|member:)"), False))
+    unseen = pc.invert(
+        pc.fill_null(pc.match_substring_regex(uri, "^(/|s3:|member:|value:)"), False)
+    )
     native, group, clip = (plain(rows[name].filter(unseen)) for name in rows.column_names[2:])
     youtube_id = pc.replace_substring_regex(group, "^[a-z]+:", "")
     segment = pc.replace_substring(pc.replace_substring_regex(clip, "^[a-z]+:", ""), "@", "_")

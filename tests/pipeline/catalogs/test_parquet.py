@@ -288,3 +288,14 @@ def test_a_folder_and_a_parquet_file_of_it_give_the_same_codes(
     assert (parquet, len(parquet)) == (folder, 16)
     assert sorted(refused) == [("empty.wav", "empty_file"), ("page.wav", "unreadable")]
     assert sorted(groups) == [(str(path), group) for group in range(9)]
+
+
+def test_a_held_out_file_holds_its_rows_under_any_name(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", sounds("a", "b"), text=["a dog", "a cat"])
+    (tmp_path / "link.parquet").symlink_to(path)
+    own = catalog(dataset="parquet", files=path, name="own")
+    link = tmp_path / "link.parquet"
+    held = catalog(dataset="parquet", files=link, name="held", role="hold_out")
+    rules = TextRules(PromptForm("plain"))
+    with pytest.raises(AttuneError, match="leakage 2"):
+        build_plan([own, held], rules=rules, clips_per_shard=4, seed=0)
