@@ -187,7 +187,8 @@ class Parquet(Catalog):
         return folder, found
 
     def _layout(self, file: str) -> _Layout:
-        """
+        """What the columns of a file hold, by the recipe, the schema and its description.
+
         Raises:
             AttuneError: the file cannot be read, has no audio, or lacks a column of the recipe.
         """
@@ -223,7 +224,7 @@ class Parquet(Catalog):
         )  # fmt: skip
 
     def _outcomes(self, file: str, name: str, layout: _Layout, found: Survey) -> Iterator[Outcome]:
-        """`name`: of the file, in native ids."""
+        """The outcomes of a file's rows; native ids of rows without a path begin with `name`."""
         split = _split_of_file(file, found.has_train) or str(self.split)
         real = file if remote_uri(file) else os.path.realpath(file)
         root: AudioRoot | None = None
@@ -239,23 +240,32 @@ class Parquet(Catalog):
                         native_id = path
                     record = self._record(f"{file}:{number}", native_id, split, layout, values,
                                           path if row in lacking else native_id, found)  # fmt: skip
-                    if not isinstance(record, Record):
-                        yield record
-                    elif row not in lacking:
-                        record.audio_uri = str(Value(group, row, layout.audio, file))
+                    if row not in lacking:
                         record.real_uri = str(Value(group, row, layout.audio, real))
+                        if isinstance(record, Record):
+                            record.audio_uri = str(Value(group, row, layout.audio, file))
                         yield record
                     elif path:
                         root = root or self.open_audio(posixpath.dirname(file))
-                        yield locate(record, root, path)
-                    else:
+                        record.real_uri = root.real_path(path)  # a refused clip is still held out
+                        if isinstance(record, Record):
+                            yield locate(record, root, path)
+                        else:
+                            yield record
+                    elif isinstance(record, Record):
                         yield refuse(record, "catalog", "missing_audio", "no bytes and no path")
+                    else:
+                        yield record
 
     def _record(
         self, source: str, native_id: str, split: str, layout: _Layout,
         row: Mapping[str, Any], sound: str, found: Survey,
     ) -> Record | Refusal:  # fmt: skip
-        """`sound`: what the clips of one sound share."""
+        """A row's clip, its audio not located yet.
+
+        Args:
+            sound: names the sound for the group: clips with the same one share a group.
+        """
         group = f"{self.label}:{sound}"
         youtube, clip = _youtube(row, layout.roles)
         try:
@@ -394,7 +404,8 @@ def _is_text(type_: pa.DataType) -> bool:
 
 
 def _audio_column(file: str, schema: pa.Schema, features: Mapping[str, Any]) -> str:
-    """
+    """The one column of audio.
+
     Raises:
         AttuneError: there is none, or several.
     """

@@ -290,12 +290,18 @@ def test_a_folder_and_a_parquet_file_of_it_give_the_same_codes(
     assert sorted(groups) == [(str(path), group) for group in range(9)]
 
 
-def test_a_held_out_file_holds_its_rows_under_any_name(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", sounds("a", "b"), text=["a dog", "a cat"])
+@pytest.mark.parametrize("column", ["text", "number"])
+def test_a_held_out_file_holds_its_rows_under_any_name(tmp_path: Path, column: str) -> None:
+    """Also the rows that are refused, because a number is no text."""
+    path = write_parquet(
+        tmp_path / "a.parquet", sounds("a", "b"), text=["a dog", "a cat"], number=[1, 2]
+    )
     (tmp_path / "link.parquet").symlink_to(path)
     own = catalog(dataset="parquet", files=path, name="own")
-    link = tmp_path / "link.parquet"
-    held = catalog(dataset="parquet", files=link, name="held", role="hold_out")
+    held = catalog(
+        dataset="parquet", files=tmp_path / "link.parquet", name="held", role="hold_out",
+        columns={"text": column},
+    )  # fmt: skip
     rules = TextRules(PromptForm("plain"))
     with pytest.raises(AttuneError, match="leakage 2"):
         build_plan([own, held], rules=rules, clips_per_shard=4, seed=0)
