@@ -35,15 +35,18 @@ def sound_keys(rows: pa.Table) -> dict[str, pa.Array]:
     """What a row's sound is known by: group, clip, file; null where it is not known.
 
     The file is the one behind links.  Its extension does not count: a catalog that only has the
-    stem of its files must find them, and `a.wav` beside `a.flac` is hardly another sound.  In a
-    folder that is not known, a file's name says nothing.
+    stem of its files must find them, and `a.wav` beside `a.flac` is hardly another sound.  Upper
+    and lower case do not count either: a hold-out list, whose files are not looked for, may write
+    them in another way than the disk, and on some disks both are one file.  In a folder that is
+    not known, a file's name says nothing.
     """
     uri = plain(rows["audio_uri"])
     is_path = pc.match_substring_regex(uri, "^(/|s3:)")
     file = pc.coalesce(plain(rows["real_uri"]), pc.if_else(is_path, uri, None))
     names = ("group_id", "also", "clip")
     keys = {name: plain(rows[name]) for name in names}
-    keys["file"] = pc.replace_substring_regex(_plain_names(file), _EXTENSION, "")
+    keys["group_id"] = pc.utf8_normalize(keys["group_id"], "NFC")
+    keys["file"] = pc.utf8_lower(pc.replace_substring_regex(_plain_names(file), _EXTENSION, ""))
     return {name: pc.if_else(pc.equal(key, ""), None, key) for name, key in keys.items()}
 
 

@@ -54,6 +54,7 @@ def folder(tmp_path: Path) -> Path:
         ("a.wav", "linked"),
         ("link.wav", "audio"),
         ("x\\..\\a.wav ", "audio"),
+        ("A.WAV", "audio"),
         ("{root}/audio/a.wav", "audio"),
         ("{root}/linked/a.wav", None),
         ("audio/a.wav", ""),
@@ -72,6 +73,17 @@ def test_a_held_out_list_without_groups_holds_its_files_out(
     assert found.leakage == {"music <- held hold_out": 1}
     (detail,) = filter(None, found.rows["detail"].to_pylist())
     assert detail.endswith(f"a.wav is linked to a clip in held hold_out ({folder}/test.jsonl:1)")
+
+
+def test_a_group_is_one_in_every_unicode_form(folder: Path) -> None:
+    rows = {"train": ("a.wav", "Zo\u00eb"), "test": ("b.wav", "Zoe\u0308")}
+    made = []
+    for split, (name, group) in rows.items():
+        (folder / split).mkdir()
+        (folder / split / name).touch()
+        write(folder / split / "metadata.csv", "file_name,group,text", f"{name},{group},A pluck")
+        made.append(catalog(dataset="audiofolder", root=folder / split, split=split, name=split))
+    assert fates(decided(*made)) == {"a.wav": "leakage", "b.wav": ""}
 
 
 @pytest.mark.parametrize("looks", [True, False], ids=["audio", "no-audio"])
