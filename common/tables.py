@@ -300,7 +300,7 @@ def _check_columns(path: Path, columns: list[str], required: Sequence[str]) -> N
             f"{path}: no column {', '.join(missing)}; the first line must name them, found "
             f"{one_line(', '.join(columns))}"
         )
-    twice = [name for name in required if columns.count(name) > 1]
+    twice = [name for name in columns if name and columns.count(name) > 1]
     if twice:
         raise AttuneError(f"{path}: the header names column {twice[0]} twice")
 

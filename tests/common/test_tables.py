@@ -48,6 +48,7 @@ def parquet_bytes() -> bytes:
         (b'file_name,text\na.wav,"' + b"x" * 140_000, "a quote is not closed"),
         (b"a.wav,A dog\nb.wav,A cat\n", "no column file_name, text; the first line must name"),
         (b"file_name,text,text\n", "names column text twice"),
+        (b"file_name,text,caption,caption,,\n", "names column caption twice"),
         (b"file_name,text\n" + b"x" * (17 << 20), "a line of over 16777216 characters"),
     ],
 )
