@@ -105,7 +105,7 @@ class Recipe(Section):
                 for key in path:
                     place = place[key]
                 # A later override may have replaced the value.
-                if isinstance(typed, str) and place[last] == override.read:
+                if place[last] == override.read:
                     place[last] = typed
         return values[name]
 

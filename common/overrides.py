@@ -5,6 +5,7 @@ Text arrives as typed (`name=2024`, `root=/x/takes #2`); everything else is YAML
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,6 +17,7 @@ from yaml import YAMLError
 
 _NOTHING = ("", "null", "~")
 _QUOTES = ("'", '"')
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 def types_at(annotation: Any, keys: Sequence[str]) -> list[Any]:
@@ -39,6 +41,8 @@ def typed_value(types: Sequence[Any], text: str) -> Any:
     Raises:
         YAMLError: the field takes no text, and this is not valid YAML.
     """
+    if int in types and _WHOLE.fullmatch(text):  # YAML would read "010" as 8
+        return int(text)
     literals = [value for one in types if get_origin(one) is Literal for value in get_args(one)]
     if text in literals:
         return text

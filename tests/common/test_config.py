@@ -86,6 +86,7 @@ class Free(Section):
         ("maybe=no", "no"),
         ("number=null", None),
         ("number=0x10", 16),
+        ("number=010", 10),
         ("share=0.5", 0.5),
         ("share=auto", "auto"),
         ("share=off", "off"),
