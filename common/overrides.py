@@ -41,7 +41,7 @@ def typed_value(types: Sequence[Any], text: str) -> Any:
     Raises:
         YAMLError: the field takes no text, and this is not valid YAML.
     """
-    if int in types and _WHOLE.fullmatch(text):  # YAML would read "010" as 8
+    if (int in types or float in types) and _WHOLE.fullmatch(text):  # YAML would read "010" as 8
         return int(text)
     literals = [value for one in types if get_origin(one) is Literal for value in get_args(one)]
     if text in literals:

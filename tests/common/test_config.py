@@ -88,6 +88,7 @@ class Free(Section):
         ("number=0x10", 16),
         ("number=010", 10),
         ("share=0.5", 0.5),
+        ("share=010", 10.0),
         ("share=auto", "auto"),
         ("share=off", "off"),
         ("either=7", 7),
