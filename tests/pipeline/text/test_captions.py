@@ -48,6 +48,10 @@ def test_music_variants_are_seeded_and_merge_the_fields() -> None:
     assert len(set(variants)) == len(variants) > 4
     for part in ("genre: jazz", "bpm: 90", "tags: piano"):
         assert any(part in text for text in variants)
+    several = record(captions=["A calm tune.", "A piano"], genre="jazz").as_row()
+    assert music_prompts(several, 1, seed=0) == ["A calm tune", "A piano"]
+    mixed = {text for text in music_prompts(several, 64, seed=0) if ". genre: jazz" in text}
+    assert mixed == {"A calm tune. genre: jazz", "A piano. genre: jazz"}
     assert music_prompts(record(genre="jazz").as_row(), 4, seed=0)[0] == "genre: jazz"
     assert music_prompts(record().as_row(), 4, seed=0) == []
 
