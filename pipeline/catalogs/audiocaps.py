@@ -21,7 +21,7 @@ from pipeline.catalogs.base import (
     columns_of,
     locate_stem,
 )
-from pipeline.catalogs.values import Texts, damaged_id, texts_of, whole_seconds
+from pipeline.catalogs.values import Texts, no_youtube_id, texts_of, whole_seconds
 
 CLIP_SECONDS = 10.0
 _COLUMNS = ("youtube_id", "start_time", "caption")
@@ -41,7 +41,7 @@ class AudioCaps(Catalog):
         for row in read_csv(self.captions, _COLUMNS):
             youtube_id = row.values.get("youtube_id", "")
             start = whole_seconds(row.values.get("start_time"))
-            damage = damaged_id(youtube_id)
+            damage = no_youtube_id(youtube_id)
             problem = damage or row.error
             if not problem and start is None:
                 problem = f"youtube_id {youtube_id!r}, start_time {row.values.get('start_time')!r}"

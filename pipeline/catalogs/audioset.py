@@ -31,7 +31,7 @@ from pipeline.catalogs.columnar import (
     piece_lines,
 )
 from pipeline.catalogs.ontology import Ancestors, read_ancestors, read_names
-from pipeline.catalogs.values import NO_ID, damaged_id
+from pipeline.catalogs.values import NO_ID, no_youtube_id
 from pipeline.rows import ROWS, constant, is_in, plain, refuse_where
 
 _HEADER = ("ytid", "start_seconds", "end_seconds", "positive_labels")
@@ -143,7 +143,7 @@ class AudioSet(ColumnarCatalog):
 
     def _problem(self, row: Mapping[str, str], names: Mapping[str, str]) -> str:
         """Why a row (`_FIELDS`) is refused."""
-        if problem := damaged_id(row["ytid"]):
+        if problem := no_youtube_id(row["ytid"]):
             return problem
         unknown = [mid for mid in row["positive_labels"].split(",") if mid and mid not in names]
         if any('"' in mid for mid in unknown):

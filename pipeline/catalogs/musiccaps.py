@@ -15,7 +15,7 @@ from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, locate_stem
 from pipeline.catalogs.ontology import read_names
-from pipeline.catalogs.values import damaged_id, literal_list, number, texts_of
+from pipeline.catalogs.values import literal_list, no_youtube_id, number, texts_of
 
 _REQUIRED = ("ytid", "start_s", "end_s", "aspect_list", "caption")
 
@@ -44,7 +44,7 @@ class MusicCaps(Catalog):
         aspects = literal_list(row.values.get("aspect_list", ""))
         mids = row.values.get("audioset_positive_labels", "").split(",") if names else []
         unknown = [mid for mid in mids if mid and mid not in names]
-        damage = damaged_id(youtube_id)
+        damage = no_youtube_id(youtube_id)
         problem = damage or row.error
         if start is None or end is None or start >= end:
             found = (row.values.get("start_s"), row.values.get("end_s"))

@@ -32,8 +32,10 @@ _SPREADSHEET = {
     rf"|(?i:({_MONTHS})-\d{{2,4}})",
     "a whole row in one field, or changed quotes": r"(?s).*[\s,;\"].*",
 }
-NO_ID = rf"^({'|'.join(_SPREADSHEET.values())}|)$"
-"""Pattern of texts that are no ids, for Arrow."""
+YOUTUBE_ID = 11
+"""Characters of an id of YouTube."""
+NO_ID = rf"^({'|'.join(_SPREADSHEET.values())}|.{{{YOUTUBE_ID + 1},}}|)$"
+"""Pattern of texts that `no_youtube_id` refuses, for Arrow."""
 _MAX_LIST = 20_000  # characters; a longer text is not parsed as a list literal
 _NO_VALUE = {"", "nan", "none", "null", "<na>"}
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
@@ -267,6 +269,17 @@ def damaged_id(value: object) -> str:
         if re.fullmatch(pattern, value):
             return f"id {value!r:.80} is {what}: a spreadsheet saved this file"
     return ""
+
+
+def no_youtube_id(value: object) -> str:
+    """As `damaged_id`, and for texts that are too long: an address, or a file's name `YID.wav`.
+
+    Such a row would hold no clip out.
+    """
+    is_long = len(str(value)) > YOUTUBE_ID
+    return damaged_id(value) or (
+        f"id {value!r:.80} is no YouTube id, which has {YOUTUBE_ID} characters" if is_long else ""
+    )
 
 
 def damaged_name(value: object) -> str:

@@ -15,7 +15,7 @@ from common.errors import AttuneError
 from common.tables import Row, read_csv
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, locate_stem
-from pipeline.catalogs.values import damaged_id, split_of, texts_of, whole_seconds
+from pipeline.catalogs.values import no_youtube_id, split_of, texts_of, whole_seconds
 
 CLIP_SECONDS = 10.0
 _FULL = ("youtube_id", "start", "label", "split")
@@ -57,7 +57,7 @@ class VggSound(Catalog):
         label = row.values.get("label")
         split = split_of(row.values.get("split", "test" if file else "")) or ""
         at = whole_seconds(start)
-        damage = damaged_id(youtube_id)
+        damage = no_youtube_id(youtube_id)
         problem = (damage if youtube_id else "") or row.error
         if not problem and (not youtube_id or at is None):
             problem = f"id and start: {list(row.values.values())[:2]!r:.100}"
