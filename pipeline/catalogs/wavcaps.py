@@ -13,12 +13,11 @@ from typing import ClassVar, Literal
 from common.tables import Row, read_json_entries
 from pipeline.catalogs.audio_root import AudioRoot
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Split, columns_of, locate_stem
-from pipeline.catalogs.values import audio_stem, length, text, texts_of
+from pipeline.catalogs.values import YOUTUBE_ID, audio_stem, length, text, texts_of
 
 _COLUMNS = (
     "id", "caption", "tags", "title", "author", "href", "download_link", "duration", "audio",
 )  # fmt: skip
-_YOUTUBE_ID = 11  # characters
 
 
 class WavCaps(Catalog):
@@ -74,7 +73,7 @@ class WavCaps(Catalog):
         """The group of a file; empty if the id is not one of this source."""
         if self.source == "audioset":
             youtube_id = stem[1:]
-            whole = stem.startswith("Y") and len(youtube_id) == _YOUTUBE_ID
+            whole = stem.startswith("Y") and len(youtube_id) == YOUTUBE_ID
             return f"youtube:{youtube_id}" if whole else ""
         if self.source in ("freesound", "soundbible") and not (stem.isascii() and stem.isdecimal()):
             return ""
