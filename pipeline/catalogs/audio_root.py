@@ -118,6 +118,11 @@ class AudioRoot:
         """Names of the audio files in the folder and, if `deep`, in the folders below it."""
         return self._tree() if deep else self._stems.values()
 
+    @property
+    def knows_names(self) -> bool:
+        """Whether any names of files are known; else only the first stem of a file counts."""
+        return not self.is_blind
+
     def by_stems(self, *candidates: pa.Array) -> FoundFiles:
         """`by_stem` for columns: each candidate is a string array with the same N rows."""
         n = len(candidates[0])
@@ -354,6 +359,10 @@ class ArchiveRoot(AudioRoot):
         for listing in self._listings:
             place = _real_archive(listing.archive)
             yield from (f"{place}!/{name}" for name in listing.names if is_audio(name))
+
+    @property
+    def knows_names(self) -> bool:
+        return True
 
     def by_stems(self, *candidates: pa.Array) -> FoundFiles:
         if not self.is_blind:

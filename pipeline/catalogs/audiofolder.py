@@ -3,11 +3,11 @@
 The metadata has `file_name` (relative to its own folder) and any of: `text`, `caption`,
 `description` or `caption_1..` (captions); `tags`, `keywords`, `labels` or `label` (tags; `;`-joined
 in CSV, a list in JSONL); `split`, `group`, `title`, `artist`, `genre`, `license`, `duration`; and
-`start` and `end`, or `offset` and `duration`, for a part of a file.  Rows of one file, or of one
+`start` (or `offset`) and `end` (or `duration`) for a part of a file.  Rows of one file, or of one
 part, are one clip with all their captions.  The metadata is in the root, or in each split folder
-(`train/`, `validation/`, `test/`).  Files in a split folder belong to that split, also if the list
-in the root names them.  Without any metadata, text is in a file beside each sound or in the name of
-its folder, see `unlisted`.
+(`train/`, `validation/`, `test/`).  Files in a split folder, at any depth, belong to that split,
+unless their row says another one.  Without any metadata, text is in a file beside each sound or in
+the name of its folder, see `unlisted`.
 
 The audio may also be in archives: those that `audio` names, or, if there is no audio file beside a
 list, the zips and tars beside it.
@@ -170,16 +170,17 @@ class AudioFolder(Catalog):
         is_name = isinstance(given, str) and given.strip() and not damage
         name = posixpath.normpath(audio.spelling(str(given))) if is_name else ""
         native_id = posixpath.normpath(posixpath.join(folder, name)) if name else ""
-        top, _, below = name.partition("/")
-        if folder == Path() and below:
-            split = split_of(top, beside_train=has_train) or split
+        if folder == Path():
+            folders = name.split("/")[:-1]
+            said = (split_of(one, beside_train=has_train) for one in folders)
+            split = next(filter(None, said), split)
         group = None
         try:
             group = text(values, "group")
-            if said := text(values, "split"):
-                split = split_of(said, beside_train=has_train) or ""
+            if word := text(values, "split"):
+                split = split_of(word, beside_train=has_train) or ""
             if not split:
-                raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {said!r:.80}")
+                raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {word!r:.80}")
             start, end = span(values)
             texts = texts_of(
                 values, filter(CAPTION_COLUMN.fullmatch, values), dict.fromkeys(_TAGS, ";")

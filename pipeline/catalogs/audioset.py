@@ -78,9 +78,12 @@ class AudioSet(ColumnarCatalog):
         youtube_id, start_text, end_text, labels = (plain(fields[name]) for name in _HEADER)
         # Two million rows have a hundred thousand different combinations of labels.
         labels = labels.dictionary_encode()
-        mids = [[mid for mid in text.split(",") if mid] for text in labels.dictionary.to_pylist()]
-        tags = pa.array([[names.get(mid) for mid in row] for row in mids], pa.list_(pa.string()))
-        unknown = pa.array([not names.keys() >= set(row) for row in mids], pa.bool_())
+        named = [
+            [names.get(mid) for mid in text.split(",") if mid]
+            for text in labels.dictionary.to_pylist()
+        ]
+        unknown = pa.array([None in tags for tags in named], pa.bool_())
+        tags = pa.array(named, pa.list_(pa.string()))
         start, end = _seconds(start_text), _seconds(end_text)
         bad = ~((start >= 0) & (start < end) & (end < _LONGEST_S))  # NaN is bad too
         bad |= np.asarray(unknown.take(labels.indices)) | np.asarray(pc.is_valid(fields["error"]))
@@ -105,7 +108,10 @@ class AudioSet(ColumnarCatalog):
             "split": constant(self.split, n),
             "file": constant(str(self.segments), n),
             "line": plain(fields["line"]),
-            **{name: pc.if_else(good, column, None) for name, column in of_good.items()},
+            **{
+                name: pc.if_else(good, column, None) if bad.any() else column
+                for name, column in of_good.items()
+            },
         }
         rows = pa.table(
             {field.name: columns.get(field.name, pa.nulls(n, field.type)) for field in ROWS},
@@ -122,10 +128,14 @@ class AudioSet(ColumnarCatalog):
         numbers = pa.array(np.arange(len(lines), dtype=np.int32) + piece.first_line)
         parsed = pc.extract_regex(lines, _LINE)
         usual = pc.is_valid(parsed)
-        found = parsed.filter(usual).flatten()
+        odd_lines = pc.invert(usual)
+        is_usual = not pc.any(odd_lines).as_py()
+        found = (parsed if is_usual else parsed.filter(usual)).flatten()
         no_error = pa.nulls(len(found[0]), pa.string())
+        if is_usual:
+            return pa.table([*found, numbers, no_error], schema=_FIELDS)
         table = pa.table([*found, numbers.filter(usual), no_error], schema=_FIELDS)
-        odd = (column.filter(pc.invert(usual)).to_pylist() for column in (lines, numbers))
+        odd = (column.filter(odd_lines).to_pylist() for column in (lines, numbers))
         rows = (row for line, number in zip(*odd, strict=True) for row in self._row(line, number))
         return pa.concat_tables([table, _as_fields(rows)]).sort_by("line")
 
@@ -160,16 +170,17 @@ class AudioSet(ColumnarCatalog):
     def locate(self, table: pa.Table) -> pa.Table:
         root = self.open_audio(self.audio)
         here = np.flatnonzero(is_in(table))
-        youtube_id, clip = (
-            pc.utf8_slice_codeunits(plain(table[name].take(here)), len("youtube:"))
-            for name in ("group_id", "clip")
-        )
-        in_seconds = pc.replace_substring(clip, "@", "_")
-        join = pc.binary_join_element_wise
-        found = root.by_stems(
-            youtube_id, join("Y", youtube_id, ""), in_seconds, join(in_seconds, "000", "")
-        )
-        return place(table, here, found, youtube_id, root)
+
+        def without_prefix(name: str) -> pa.Array:
+            return pc.utf8_slice_codeunits(plain(table[name].take(here)), len("youtube:"))
+
+        youtube_id = without_prefix("group_id")
+        stems = [youtube_id]
+        if root.knows_names:
+            in_seconds = pc.replace_substring(without_prefix("clip"), "@", "_")
+            join = pc.binary_join_element_wise
+            stems += [join("Y", youtube_id, ""), in_seconds, join(in_seconds, "000", "")]
+        return place(table, here, root.by_stems(*stems), youtube_id, root)
 
 
 def _as_fields(rows: Iterable[Row]) -> pa.Table:
@@ -187,6 +198,8 @@ def _as_fields(rows: Iterable[Row]) -> pa.Table:
 
 def _seconds(texts: pa.Array) -> np.ndarray:
     """Texts as float64; NaN if a text is not a number."""
+    with suppress(pa.ArrowInvalid):
+        return np.asarray(pc.cast(texts, pa.float64()))
     usual = pc.match_substring_regex(texts, r"^[0-9]+(\.[0-9]+)?$")
     seconds = np.array(pc.cast(pc.if_else(usual, texts, "nan"), pa.float64()))
     for i in np.flatnonzero(~np.asarray(usual)):

@@ -43,9 +43,9 @@ def _beside(root: Path, name: str) -> list[Path]:
 
 
 def _class_of(name: str) -> str:
-    """The folder of a sound in words; empty if it is none or the folder of a split."""
-    folder = os.path.basename(os.path.dirname(name))
-    return "" if split_of(folder) else folder.replace("_", " ").strip()
+    """The innermost folder of a sound that is not the folder of a split, in words."""
+    folders = [one for one in os.path.dirname(name).split("/") if not split_of(one)]
+    return folders[-1].replace("_", " ").strip() if folders else ""
 
 
 def _row_of_sidecars(root: Path, name: str) -> Row:

@@ -96,20 +96,20 @@ def seconds(value: object) -> float | None:
 def span(values: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Start and end of a row's part of its file, in seconds; None, None if it is the whole file.
 
-    Read from the columns `start` and `end` (also `start_time`, `start_s`, ...), or `offset` and
-    `duration`.  A `duration` without `offset` is only the length of the file.
+    Read from the columns `start` (also `start_time`, `start_s`, `offset`) and `end` (also
+    `end_time`, `end_s`) or `duration`.  A `duration` alone is only the length of the file.
 
     Raises:
         ValueError: a time is no time, one of a pair is missing, or the end is not after the start.
     """
-    start_name, start = _time(values, START_COLUMNS)
+    start_name, start = _time(values, (*START_COLUMNS, "offset"))
     end_name, end = _time(values, END_COLUMNS)
     if start is None and end is None:
-        start_name, start = _time(values, ("offset",))
-        if start is None:
-            return None, None
-        end_name, end = _time(values, ("duration",))
-        end = None if end is None else start + end
+        return None, None
+    if start is not None and end is None:
+        name, seconds_long = _time(values, ("duration",))
+        if seconds_long is not None or start_name == "offset":
+            end_name, end = name, None if seconds_long is None else start + seconds_long
     if start is None or end is None:
         missing, there, found = (start_name, end_name, end) if start is None else (
             end_name, start_name, start)  # fmt: skip

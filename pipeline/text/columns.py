@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +60,11 @@ def collect(table: pa.Table, kind: Kind, rules: TextRules, columns_read: str = "
     combinations.append([])
     chosen = [chosen_tags(tags, rules.tags, rules.ancestors) for tags in combinations]
     tag_texts = [_BETWEEN_TAGS.join(tags) for tags in chosen]
-    spoken = [_speech_bits(tags, rules) for tags in combinations]
+    bits_of = {
+        tag: _bits_of(tag, rules.speech, rules.speech_terms)
+        for tag in set(chain.from_iterable(combinations))
+    }
+    spoken = [_together(tags, bits_of) for tags in combinations]
     speech = np.array([bits for bits, _ in spoken], np.uint8)[which]
     culprits: dict[int, str] = {}
 
@@ -71,7 +76,8 @@ def collect(table: pa.Table, kind: Kind, rules: TextRules, columns_read: str = "
             track = {name: table[name][i].as_py() for name in ("captions", "tags", "genre", "bpm")}
             track["sample_id"] = table["sample_id"][i].as_py().hex()
             texts[i] = music_prompts(track, rules.music_variants, rules.seed)
-        bits, culprit = _speech_bits(captions, rules)
+        found = {text: _bits_of(text, rules.speech, rules.speech_terms) for text in captions}
+        bits, culprit = _together(captions, found)
         speech[i] |= bits
         if culprit is not None:
             culprits[int(i)] = culprit
@@ -168,14 +174,14 @@ def speech_counts(table: pa.Table) -> dict[str, int]:
     return {policy: int(((bits >> i) & 1).sum()) for i, policy in enumerate(SPEECH_POLICIES)}
 
 
-def _speech_bits(texts: Sequence[str], rules: TextRules) -> tuple[int, str | None]:
+def _together(texts: Sequence[str], bits_of: Mapping[str, int]) -> tuple[int, str | None]:
     """The bits of all texts (see `_bits_of`), and the first text that the rules refuse."""
     bits, culprit = 0, None
     for text in texts:
-        found = _bits_of(text, rules.speech, rules.speech_terms)
-        if culprit is None and found & _CHOSEN:
-            culprit = text
-        bits |= found
+        if found := bits_of[text]:
+            bits |= found
+            if culprit is None and found & _CHOSEN:
+                culprit = text
     return bits, culprit
 
 

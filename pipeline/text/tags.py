@@ -26,6 +26,8 @@ def chosen_tags(
     """
     if policy == "all":
         return [words for tag in tags if (words := tag_words(tag))]
+    if policy == "unique":
+        return [words for words in dict.fromkeys(map(tag_words, tags)) if words]
     named = {words: tag_name(tag) for tag in tags if (words := tag_words(tag))}
     if policy == "specific":
         if ancestors is None:

@@ -123,7 +123,7 @@ def test_zipped_data_does_as_well(data: Path) -> None:
 
 def test_the_id_names_rules_library_and_content(data: Path) -> None:
     before = normalizer_id("lemmas-nltk")
-    assert before.startswith(f"lemmas-nltk-5+nltk-{nltk.__version__}+data-")
+    assert before.startswith(f"lemmas-nltk-6+nltk-{nltk.__version__}+data-")
     assert before != normalizer_id("lemmas")
     for name in ("wordnet/verb.exc", "stopwords/english"):
         with (data / name).open("a") as file:

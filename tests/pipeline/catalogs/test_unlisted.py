@@ -50,12 +50,13 @@ def test_text_beside_each_sound(tmp_path: Path) -> None:
 
 
 def test_the_name_of_the_folder_is_the_tag(tmp_path: Path) -> None:
-    touch(tmp_path, "dog_bark/0.wav", "test/church bell/0.wav", "train/dog_bark/1.wav", "top.wav")
+    touch(tmp_path, "dog_bark/0.wav", "test/church bell/0.wav", "train/dog_bark/1.wav", "top.wav",
+          "rain/test/2.wav")  # fmt: skip
     outcomes = read(dataset="audiofolder", root=tmp_path)
     assert {r.native_id: (r.tags, r.split) for r in records(outcomes)} == {
         "dog_bark/0.wav": (["dog bark"], "train"), "top.wav": ([], "train"),
         "test/church bell/0.wav": (["church bell"], "test"),
-        "train/dog_bark/1.wav": (["dog bark"], "train"),
+        "train/dog_bark/1.wav": (["dog bark"], "train"), "rain/test/2.wav": (["rain"], "test"),
     }  # fmt: skip
     assert refusals(outcomes) == []
     assert catalog(dataset="audiofolder", root=tmp_path).sources() == []

@@ -156,6 +156,7 @@ def test_times(value: object, found: float | None) -> None:
         ({"start_time": "0:04", "end_time": "1:00:00"}, (4.0, 3600.0)),
         ({"start_s": 0, "end_s": 2.5}, (0.0, 2.5)),
         ({"offset": 4, "duration": 2}, (4.0, 6.0)),
+        ({"start": 4, "duration": 2, "end": ""}, (4.0, 6.0)),
         ({"duration": 2}, (None, None)),
         ({"start": "", "end": None, "duration": 9}, (None, None)),
         ({"start": 1, "end": 3, "duration": 9}, (1.0, 3.0)),
