@@ -41,7 +41,8 @@ def kill_when(recipe: Path, condition: Callable[[], bool], *script: str) -> None
     assert not alive, "processes of Ray outlived the driver"
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("kills", [1, 3])
 def test_a_killed_run_ends_like_an_undisturbed_one(
     calm_run: Path, write_recipe: Callable[..., Path], tmp_path: Path, pipeline: Call, kills: int
 ) -> None:
