@@ -352,6 +352,7 @@ def _plan_table(rows: dict[str, pa.ChunkedArray], clips_per_shard: int, seed: in
     for name in PLAN.names:
         if name not in done:
             done[name] = plain(rows.pop(name).take(order))
+            release_memory()
     return pa.table([done[name] for name in PLAN.names], schema=PLAN)
 
 
