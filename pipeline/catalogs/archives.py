@@ -230,7 +230,7 @@ def _listing(archive: str, version: str) -> Listing:
             _check_compression(archive, file)
             file.seek(0)
             found = (_zip_entries if is_zip else _tar_entries)(archive, file)
-            # Of two files with one name the last counts, as if unpacked.
+            # If two members have one name, the later one counts, as it would after unpacking.
             last = {posixpath.normpath(entry.member.name): entry for entry in found}
         entries = [entry for name, entry in last.items() if is_utf8(name)]
         if index:

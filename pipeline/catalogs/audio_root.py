@@ -441,7 +441,8 @@ class ArchiveRoot(AudioRoot):
 
     @cached_property
     def _stems(self) -> dict[str, str]:
-        """Of `a.flac` and `a.wav` in one folder the first in order; none if in two folders."""
+        """The file of each stem: the first in order if a folder has several, such as `a.flac` and
+        `a.wav`; none if several folders have one."""
         found: dict[str, tuple[str, str, str] | None] = {}
         for _, listing, name in self._audio():
             stem, here = _stem(name), (listing.archive, posixpath.dirname(name), name)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from common.errors import AttuneError, one_line
-from common.schema import SPLITS, Record
+from common.schema import Record
 from common.tables import Row, read_table
 from pipeline.catalogs.archives import has_archives
 from pipeline.catalogs.audio_root import ArchiveRoot, AudioRoot
@@ -43,6 +43,7 @@ from pipeline.catalogs.values import (
     SPAN_COLUMNS,
     damaged_name,
     length,
+    row_split,
     says_train,
     span,
     split_of,
@@ -177,10 +178,7 @@ class AudioFolder(Catalog):
         group = None
         try:
             group = text(values, "group")
-            if word := text(values, "split"):
-                split = split_of(word, beside_train=has_train) or ""
-            if not split:
-                raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {word!r:.80}")
+            split = row_split(values, split, beside_train=has_train)
             start, end = span(values)
             texts = texts_of(
                 values, filter(CAPTION_COLUMN.fullmatch, values), dict.fromkeys(_TAGS, ";")

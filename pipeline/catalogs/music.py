@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 from common.errors import AttuneError
 from common.letters import compose
-from common.schema import SPLITS, Record
+from common.schema import Record
 from common.tables import Row, object_row, read_json, read_table
 from common.uris import remote_uri
 from pipeline.catalogs.audio_root import AudioRoot
@@ -31,8 +31,8 @@ from pipeline.catalogs.values import (
     damaged_name,
     length,
     number,
+    row_split,
     span,
-    split_of,
     text,
     texts_of,
 )
@@ -108,10 +108,7 @@ class Music(Catalog):
         artist, bpm = None, values.get("bpm")
         try:
             artist = text(values, "artist")
-            if said := text(values, "split"):
-                split = split_of(said, beside_train=has_train) or ""
-            if not split:
-                raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {said!r:.80}")
+            split = row_split(values, split, beside_train=has_train)
             if text(values, "bpm") and number(bpm) is None:
                 raise ValueError(f"bpm: expected a number, found {bpm!r:.80}")
             start, end = span(values)

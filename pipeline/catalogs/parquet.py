@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field
 from common.config import Section
 from common.errors import AttuneError, one_line
 from common.parquet_values import Value, content_hash, open_parquet, without_nan
-from common.schema import SPLITS, Record
+from common.schema import Record
 from common.storage import open_store
 from common.uris import remote_uri
 from pipeline.catalogs.audio_root import AudioRoot
@@ -43,6 +43,7 @@ from pipeline.catalogs.merging import Survey, survey
 from pipeline.catalogs.values import (
     CAPTION_COLUMN,
     length,
+    row_split,
     says_train,
     span,
     split_of,
@@ -272,10 +273,7 @@ class Parquet(Catalog):
             values = layout.values(row)
             role = {role: values.get(column) for role, column in layout.roles.items()}
             group = text(role, "group") or youtube or group
-            if said := text(role, "split"):
-                split = split_of(said, beside_train=found.has_train) or ""
-            if not split:
-                raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {said!r:.80}")
+            split = row_split(role, split, beside_train=found.has_train)
             start, end = span({name: role[name] for name in ("start", "end") if name in role})
             texts = texts_of(values, layout.captions, layout.tags)
             more = {name: text(role, name) for name in _DESCRIPTION}

@@ -16,6 +16,7 @@ from typing import Any
 
 from common.audio import AUDIO_EXTENSIONS
 from common.errors import one_line
+from common.schema import SPLITS
 
 CAPTION_COLUMN = re.compile(r"(text|caption|description)s?(_\d+)?")
 """Names of columns that hold captions, as people call them."""
@@ -144,6 +145,19 @@ def split_of(value: object, *, beside_train: bool = False) -> str | None:
     if word == "development":
         return "valid" if beside_train else "train"
     return _SPLIT_WORDS.get(word)
+
+
+def row_split(values: Mapping[str, Any], default: str, *, beside_train: bool) -> str:
+    """The split that a row's column `split` says, else the default.
+
+    Raises:
+        ValueError: the column says no split (see `split_of`), or there is no default either.
+    """
+    said = text(values, "split")
+    split = (split_of(said, beside_train=beside_train) or "") if said else default
+    if not split:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {said!r:.80}")
+    return split
 
 
 def says_train(value: object) -> bool:

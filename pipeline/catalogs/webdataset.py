@@ -21,13 +21,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import AttuneError, one_line
-from common.schema import SPLITS, Record
+from common.schema import Record
 from common.tables import json_row
 from common.uris import remote_uri
 from pipeline.catalogs.archives import find_archives, fixed_folder, read_tar
 from pipeline.catalogs.base import Catalog, CatalogPath, Outcome, Refusal, Split, refuse
 from pipeline.catalogs.file_names import has_audio_extension, is_audio, is_rest, is_utf8
-from pipeline.catalogs.values import CAPTION_COLUMN, length, says_train, split_of, text, texts_of
+from pipeline.catalogs.values import (
+    CAPTION_COLUMN,
+    length,
+    row_split,
+    says_train,
+    split_of,
+    text,
+    texts_of,
+)
 
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _TAGS = {"tags": ";", "tag": ";", "keywords": ";", "labels": ";", "label": ";", "cls": ""}
@@ -106,10 +114,7 @@ class WebDataset(Catalog):
         group = None
         try:
             group = text(values, "group")
-            if said := text(values, "split"):
-                split = split_of(said, beside_train=has_train) or ""
-            if not split:
-                raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {said!r:.80}")
+            split = row_split(values, split, beside_train=has_train)
             captions = [name for name in values if CAPTION_COLUMN.fullmatch(name)]
             texts = texts_of(values, [*captions, "txt"], _TAGS)
             about = ("title", "artist", "genre", "license", "license_url")

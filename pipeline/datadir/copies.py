@@ -111,7 +111,7 @@ class CopyFinder:
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """The same number for the same value."""
+    """A number for each value; equal values have equal numbers."""
     return np.unique(column.to_numpy(), return_inverse=True)[1].astype(np.int64)
 
 

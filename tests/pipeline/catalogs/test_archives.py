@@ -76,7 +76,7 @@ def test_names_and_stems_in_an_archive(place: Callable[..., str]) -> None:
     assert root.by_name("b.wav") is root.by_name("y/a.wav") is root.by_name("") is None
     assert content(root.by_name(root.spelling("A\u0308.wav"))) == "top/Ä.wav"
     assert root.similar("A.wav") == ["top/a.wav"]
-    # Of two files with one stem the first in order, as in a folder.
+    # If two files have one stem, the first in order counts, as in a folder.
     assert content(root.by_stem("none", "b")) == "top/sub/b.flac"
     found = root.by_stems(pa.array(["none", "a", "b"]), pa.array(["a", "b", "c"]))
     paths = found.paths.to_pylist()

@@ -1,4 +1,4 @@
-"""The same sound under two names: kept in the strictest split, counted within one."""
+"""A sound under two names: kept in the strictest split, counted within one."""
 
 from __future__ import annotations
 
