@@ -11,7 +11,8 @@ import statistics
 from functools import partial
 
 from benchmarks.measure import Result, seconds
-from common.prompts import PromptForm, installed_model, normalize_prompts
+from common.prompts import PromptForm, normalize_prompts
+from common.spacy_words import installed_model
 
 CAPTIONS = 5000
 ROUNDS = 4

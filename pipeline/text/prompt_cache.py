@@ -31,6 +31,9 @@ import pyarrow.parquet as pq
 import common.lemmas
 import common.letters
 import common.prompts
+import common.spacy_words
+import common.wordnet
+import common.words
 from common.prompts import PromptForm, normalizer_id
 from common.uris import cache_folder
 
@@ -76,13 +79,24 @@ def keep_prompts(made: Mapping[str, str], form: PromptForm) -> None:
         _tidy(path.parent)
 
 
+_SOURCES = (
+    common.prompts,
+    common.words,
+    common.spacy_words,
+    common.wordnet,
+    common.lemmas,
+    common.letters,
+)
+"""The modules that decide a prompt."""
+
+
 def _path(form: PromptForm) -> Path:
     """The file for a form of prompts, this code, and the versions of what it uses."""
     digest = hashlib.blake2b(digest_size=12)
     python = [*sys.version_info[:2], unicodedata.unidata_version]
     key = [asdict(form), normalizer_id(form.policy), python]
     digest.update(json.dumps(key, sort_keys=True).encode())
-    for module in (common.prompts, common.lemmas, common.letters):
+    for module in _SOURCES:
         digest.update(Path(str(module.__file__)).read_bytes())
     return cache_folder() / "prompts" / f"{digest.hexdigest()}.parquet"
 

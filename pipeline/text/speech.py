@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal
 
 from common.letters import IN_WORD, compose
-from common.prompts import NEGATIONS
+from common.words import NEGATIONS
 
 SpeechPolicy = Literal["keep", "word", "term", "wide"]
 """`keep`: nothing is refused.  `word`: the word "speech".  `term`: "speech", also inside a word
